@@ -1,0 +1,210 @@
+"""Lesson 1.4: build, train, evaluate and use a network on 400 real admissions.
+
+Ten-fold cross-validation of a dense network, the same network on unscaled inputs, and
+logistic regression (no hidden layer), on the same folds. Every fold of every repeat
+trains as one lane of one compiled program.
+
+Expected (quick): about 0.70 accuracy for all that see scaled inputs, where always
+saying no gives 0.6825: with three weak predictors, more would be a leak.
+Then: ch1_admission.py --predict GRE GPA RANK
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxstudy import plots
+from jaxstudy.cli import Count, Positive, Settings, experiment
+from jaxstudy.data.dataset import Dataset, dataset, kfold, stacked_subsets
+from jaxstudy.data.tabular import (
+    Applicant,
+    admission_arrays,
+    applicant_row,
+    read_admissions,
+)
+from jaxstudy.model import Model, column_statistics, standardized
+from jaxstudy.models.mlp import mlp
+from jaxstudy.objectives import binary_cross_entropy
+from jaxstudy.optimizers import OPTIMIZERS
+from jaxstudy.run import Run, Saved, warn
+from jaxstudy.statistics import Estimate, bootstrap_interval, mean_interval
+from jaxstudy.training import (
+    Fitted,
+    Lanes,
+    TrainState,
+    fit,
+    init_lanes,
+    make_eval_step,
+    make_train_step,
+)
+from jaxstudy.types import Array, Key
+
+FEATURES = 5
+VARIANTS = ("network", "unscaled network", "logistic regression")
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """The network's layers, how it is trained, and how often it is cross-validated."""
+
+    hidden: tuple[Count, ...] = (64, 128)
+    """Widths of the hidden layers: powers of 2, as the course has it."""
+    epochs: Count = 30
+    """Epochs of the networks; logistic regression gets 300, to converge."""
+    batch_size: Count = 32
+    """Applicants in a gradient step."""
+    rate: Positive = 0.001
+    """Learning rate of Adam."""
+    folds: Count = 10
+    """Parts of the cross-validation."""
+    repeats: Count = 10
+    """Cross-validations, each with folds and weights of its own."""
+    csv: Path | None = None
+    """Another table with the columns admit, gre, gpa, rank."""
+
+
+PRESETS = {
+    "smoke": Config(epochs=3, repeats=2),
+    "quick": Config(),
+    "full": Config(repeats=50),
+}
+
+
+def build(variant: str, hidden: tuple[int, ...]) -> Model:
+    """The three models: logits of x [B, 5]."""
+    linear = variant == "logistic regression"
+    model = mlp(FEATURES, () if linear else hidden, 1)
+    return model if variant.startswith("unscaled") else standardized(model, FEATURES)
+
+
+def with_statistics(state: TrainState, train: Dataset) -> TrainState:
+    """Standardise every lane's inputs by the mean and scale of its training rows."""
+    rows = [
+        np.asarray(r)[np.asarray(v)]
+        for r, v in zip(train.rows, train.valid, strict=True)
+    ]
+    each = [column_statistics(train.arrays["x"][r]) for r in rows]
+    statistics = jax.tree.map(lambda *values: jnp.stack(values), *each)
+    return state._replace(extra={**state.extra, "standardization": statistics})
+
+
+def cross_validate(
+    variant: str, config: Config, train: Dataset, held_out: Dataset, key: Key, run: Run
+) -> Fitted:
+    """Train one variant on every fold of every repeat: one lane each."""
+    linear = variant == "logistic regression"
+    model = build(variant, config.hidden)
+    objective = binary_cross_entropy(model)
+    optimizer = OPTIMIZERS["adam"].make(0.03 if linear else config.rate)
+    init_key, order_key = jax.random.split(key)
+    lanes = len(train.rows)
+    state = init_lanes(model, optimizer, jax.random.split(init_key, lanes))
+    if not variant.startswith("unscaled"):
+        state = with_statistics(state, train)
+    return fit(
+        state,
+        make_train_step(objective, optimizer),
+        train,
+        batch_size=train.rows.shape[1] if linear else config.batch_size,
+        epochs=10 * config.epochs if linear else config.epochs,
+        key=jax.random.split(order_key, lanes),
+        eval_step=make_eval_step(objective),
+        evaluate_on={"validation": held_out},
+        lanes=Lanes(),
+        part=run.part(variant.replace(" ", "_")),
+    )
+
+
+def logits_of(variant: str, config: Config, state: TrainState, x: Array) -> Array:
+    """What every lane says of every row: [L, N]."""
+    model = build(variant, config.hidden)
+
+    def one(params: object, extra: object) -> Array:
+        return model.apply(params, extra, x, train=False, key=None)[0]
+
+    return jax.vmap(one)(state.params, state.extra)
+
+
+def scores(
+    config: Config, logits: Array, y: Array, held_out: Dataset
+) -> dict[str, np.ndarray]:
+    """Accuracy and log-loss of every applicant when held out: [repeats, N] each."""
+    loss = np.logaddexp(0, np.where(y > 0.5, -logits, logits))
+    right = (np.asarray(logits) > 0) == (np.asarray(y) > 0.5)
+    out = {"accuracy": np.full((config.repeats, len(y)), np.nan)}
+    out["log-loss"] = out["accuracy"].copy()
+    for lane in range(len(logits)):
+        rows = np.asarray(held_out.rows[lane])[np.asarray(held_out.valid[lane])]
+        out["accuracy"][lane // config.folds, rows] = right[lane, rows]
+        out["log-loss"][lane // config.folds, rows] = loss[lane, rows]
+    assert not np.isnan(out["accuracy"]).any(), "a fold left somebody out"
+    return out
+
+
+def main(config: Config, run: Run) -> dict[str, Estimate | float]:
+    """Cross-validate the three variants and compare them applicant by applicant."""
+    data = dataset(admission_arrays(read_admissions(config.csv)))
+    n = len(data.rows)
+    splits = [
+        fold
+        for repeat in range(config.repeats)
+        for fold in kfold(n, config.folds, seed=config.seed * 1000 + repeat)
+    ]
+    train = stacked_subsets(data, [rows for rows, _ in splits])
+    held_out = stacked_subsets(data, [rows for _, rows in splits])
+    keys = jax.random.split(jax.random.key(config.seed), len(VARIANTS))
+
+    y = np.asarray(data.arrays["y"])
+    result: dict[str, Estimate | float] = {
+        "majority accuracy": float(max(y.mean(), 1 - y.mean()))
+    }
+    each = {}
+    for variant, key in zip(VARIANTS, keys, strict=True):
+        fitted = cross_validate(variant, config, train, held_out, key, run)
+        logits = logits_of(variant, config, fitted.state, data.arrays["x"])
+        each[variant] = scores(config, logits, y, held_out)
+        for name, values in each[variant].items():
+            result[f"{variant}: {name}"] = bootstrap_interval(
+                values.mean(0), "applicants"
+            )
+            if config.repeats > 1:
+                spread = mean_interval(values.mean(1), "repeats")
+                result[f"{variant}: {name}, by repeat"] = spread
+    for name in ("accuracy", "log-loss"):
+        gap = each["network"][name] - each["logistic regression"][name]
+        result[f"network - logistic regression: {name}"] = bootstrap_interval(
+            gap.mean(0), "applicants, paired"
+        )
+    plots.save_curves(run, VARIANTS, "loss", "log-loss [nats]")
+    plots.save_intervals(run, result, VARIANTS, ("accuracy", "log-loss"))
+    return result
+
+
+def predict(saved: Saved[Config], applicant: Applicant) -> None:
+    """Probability of admission for GRE GPA RANK, from the saved run."""
+    config = saved.config
+    x = jnp.asarray(applicant_row(applicant, read_admissions(config.csv), warn))
+    model = build("network", config.hidden)
+    lanes = config.folds * config.repeats
+    shapes = jax.eval_shape(
+        jax.vmap(model.init), jax.random.split(jax.random.key(0), lanes)
+    )
+    weights = saved.weights(
+        dict(zip(("params", "extra"), shapes, strict=True)), "network"
+    )
+    logits, _ = jax.vmap(
+        lambda params, extra: model.apply(params, extra, x, train=False, key=None)
+    )(weights["params"], weights["extra"])
+    p = np.asarray(jax.nn.sigmoid(logits[:, 0]))
+    print(
+        f"probability of admission {p.mean():.3f} (the {lanes} models of "
+        f"{config.repeats} x {config.folds} folds: sd {p.std(ddof=1):.3f}, "
+        f"{p.min():.3f} to {p.max():.3f})"
+    )
+
+
+if __name__ == "__main__":
+    experiment(main, PRESETS, predict=predict)

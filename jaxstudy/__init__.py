@@ -1,0 +1,1 @@
+"""A deep-learning course as executable JAX research code."""

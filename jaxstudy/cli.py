@@ -1,0 +1,232 @@
+"""The command line of every experiment, and `python -m jaxstudy`.
+
+An experiment is a module with a frozen dataclass of settings, presets of it, and
+`main(config, run) -> metrics`; `experiment(main, PRESETS)` makes it a program.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import os
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import rich.console
+import rich.table
+import tyro
+
+from jaxstudy.run import Options, Run, Saved, Stopped, open_run, read_saved, warn
+from jaxstudy.statistics import Estimate
+from jaxstudy.types import UserError
+
+Count = Annotated[int, pydantic.Field(ge=1)]  # a setting that must be 1 or more
+Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What every experiment's settings have."""
+
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)] = 0
+    """Fixes the weights, the data order and everything else that is random."""
+
+
+Main = Callable[[Any, Run], Mapping[str, Any]]
+Action = Callable[..., None]  # (saved, value) -> None, printing its answer
+
+
+def experiment(main: Main, presets: Mapping[str, Settings], **actions: Action) -> None:
+    """Parse the command line, hold the run folder, run `main`, write its result.
+
+    Each action becomes an option that works on a saved run instead of training: its
+    second parameter's type says what the option takes.
+    """
+    sys.exit(_guarded(lambda: _experiment(main, presets, actions)))
+
+
+def _guarded(work: Callable[[], None]) -> int:
+    """Run something; the exit code: 2 for what the user can put right."""
+    try:
+        work()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(f"{stopped}; --resume goes on", file=sys.stderr)
+        return stopped.exit_code
+    return 0
+
+
+def _experiment(
+    main: Main, presets: Mapping[str, Settings], actions: Mapping[str, Action]
+) -> None:
+    module = inspect.getmodule(main)
+    assert module is not None
+    assert module.__file__ is not None
+    name = Path(module.__file__).stem
+    argv = sys.argv[1:]
+    command = _command(name, presets, actions, argv)
+    asked = tyro.cli(
+        command, prog=f"{name}.py", description=module.__doc__ or "", args=argv,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )  # fmt: skip
+    folder = asked.run_dir or _default_folder(name, asked.preset, asked.settings.seed)
+    for action_name, action in actions.items():
+        value = getattr(asked, action_name)
+        if value is not None:
+            saved = read_saved(folder, type(asked.settings), name)
+            return action(saved, value)
+    _validate(asked.settings, asked.options)
+    _use_compilation_cache()
+    with open_run(
+        folder, name, asked.preset, asked.settings, asked.options,
+        resume=asked.resume, allow_change=asked.allow_change,
+    ) as run:  # fmt: skip
+        if asked.resume and (folder / "result.json").exists():
+            print(f"{folder} was finished; going over it again")
+        metrics = main(asked.settings, run)
+        plain = {
+            k: v.json() if isinstance(v, Estimate) else v for k, v in metrics.items()
+        }
+        result = run.finish(plain)
+    print_result(name, result)
+    print(f"saved in {folder}")
+    return None
+
+
+def _default_folder(name: str, preset: str, seed: int) -> Path:
+    return Path("runs") / name / (preset if seed == 0 else f"{preset}-seed{seed}")
+
+
+def _command(
+    name: str,
+    presets: Mapping[str, Settings],
+    actions: Mapping[str, Action],
+    argv: list[str],
+) -> Any:
+    """The dataclass whose fields are the options, with the right defaults.
+
+    Defaults come from the preset asked for, or, to resume, from the saved run.
+    """
+    first_look = dataclasses.make_dataclass(
+        "FirstLook",
+        [
+            ("preset", str, "quick"),
+            ("run_dir", Path | None, None),
+            ("resume", bool, False),
+            ("seed", int, 0),
+        ],
+    )
+    _suggest_values(presets, argv)
+    quiet = [a for a in argv if a not in ("-h", "--help")]
+    try:
+        seen, _ = tyro.cli(
+            first_look, args=quiet, return_unknown_args=True, console_outputs=False,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )  # fmt: skip
+    except SystemExit:  # the whole parser says what is wrong
+        seen = first_look()
+    preset = seen.preset if seen.preset in presets else "quick"
+    settings, options = presets[preset], Options()
+    if seen.resume:
+        folder = seen.run_dir or _default_folder(name, preset, seen.seed)
+        saved: Saved[Any] = read_saved(folder, type(settings), name)
+        preset, settings, options = saved.preset, saved.config, saved.options
+    fields: list[Any] = [
+        (
+            "preset",
+            Annotated[
+                Literal[tuple(presets)],  # type: ignore[valid-type]
+                tyro.conf.arg(
+                    help="smoke: seconds. quick: a minute. full: the README's"
+                ),
+            ],
+            preset,
+        ),
+        ("run_dir", _option(Path | None, "Folder of the run; runs/NAME/PRESET"), None),
+        (
+            "resume",
+            _option(bool, "Go on with the run in RUN_DIR, by its config"),
+            False,
+        ),
+        ("allow_change", _option(bool, "Resume even if the settings differ"), False),
+    ]
+    for action_name, action in actions.items():
+        hints = typing.get_type_hints(action, include_extras=True)
+        value_type = list(hints.values())[1]
+        help_text = inspect.getdoc(action) or ""
+        fields.append((action_name, _option(value_type | None, help_text), None))
+    fields.append(("settings", tyro.conf.OmitArgPrefixes[type(settings)], settings))
+    fields.append(("options", tyro.conf.OmitArgPrefixes[Options], options))
+    return dataclasses.make_dataclass("Command", fields)
+
+
+def _option(kind: Any, help_text: str) -> Any:
+    return Annotated[kind, tyro.conf.arg(help=help_text)]
+
+
+def _suggest_values(presets: Mapping[str, Settings], argv: list[str]) -> None:
+    """Name the nearest choice where an option got an unknown one."""
+    choices: dict[str, tuple[str, ...]] = {"preset": tuple(presets)}
+    for kind in (type(next(iter(presets.values()))), Options):
+        for field, hint in typing.get_type_hints(kind).items():
+            if typing.get_origin(hint) is Literal:
+                choices[field] = typing.get_args(hint)
+    words = [word for arg in argv for word in arg.split("=", 1)]
+    for flag, value in zip(words, words[1:], strict=False):
+        known = choices.get(flag.removeprefix("--").replace("-", "_"))
+        if flag.startswith("--") and known and value not in known:
+            near = difflib.get_close_matches(value, known, 1, cutoff=0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"{flag} takes {', '.join(known)}, not {value!r}{hint}")
+
+
+def _validate(*records: Any) -> None:
+    """Raise UserError naming the first setting that is out of its range."""
+    for record in records:
+        try:
+            pydantic.TypeAdapter(type(record)).validate_python(dict(vars(record)))
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            flag = str(first["loc"][0]).replace("_", "-")
+            raise UserError(
+                f"--{flag} {first['input']}: {first['msg'].lower()}"
+            ) from error
+
+
+def _use_compilation_cache() -> None:
+    """Keep compiled programs between processes, unless the user set a cache."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update(
+            "jax_compilation_cache_dir", str(Path(home) / "jaxstudy" / "xla")
+        )
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def print_result(name: str, result: Mapping[str, Any]) -> None:
+    """Print a run's metrics as a table."""
+    table = rich.table.Table(title=name, title_justify="left")
+    for heading in ("metric", "value", "95 % interval", "over"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    for metric, value in result["metrics"].items():
+        if isinstance(value, dict):
+            interval = f"{value['low']:.4f} to {value['high']:.4f}"
+            over = f"{value['n']} {value['of']}"
+            table.add_row(metric, f"{value['mean']:.4f}", interval, over)
+        elif isinstance(value, float):
+            table.add_row(metric, f"{value:.6g}", "", "")
+        else:
+            table.add_row(metric, str(value), "", "")
+    rich.console.Console().print(table)
+    times = f"{result['wall_s']:.1f} s, of which compiling {result['compile_s']:.1f} s"
+    print(f"{result['steps']:,} steps; {times}, training {result['train_s']:.1f} s")
+
+
+__all__ = ["Count", "Positive", "Settings", "experiment", "print_result", "warn"]

@@ -1,0 +1,1 @@
+"""Data: arrays that stay on the device, and where they come from."""

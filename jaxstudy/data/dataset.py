@@ -1,0 +1,128 @@
+"""Datasets as resident arrays, and the order in which training visits them."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxstudy.types import Array, Batch, Key
+
+
+class Dataset(NamedTuple):
+    """Some rows of arrays that live on the device.
+
+    arrays: fields [N, ...]; rows [n]: which of the N belong to this set;
+    valid [n]: False where `rows` is only padding (folds of unequal size).
+    Subsets share the arrays: ten folds of a set cost ten index vectors.
+    """
+
+    arrays: Batch
+    rows: Array
+    valid: Array
+
+
+class BatchRows(NamedTuple):
+    """Rows of one or more batches, [..., B], with mask 0 on padding."""
+
+    rows: Array
+    mask: Array
+
+
+def dataset(arrays: Mapping[str, np.ndarray | Array]) -> Dataset:
+    """All rows of some arrays with a common leading axis.
+
+    Raises ValueError when the lengths differ or there is no row.
+    """
+    lengths = {name: len(a) for name, a in arrays.items()}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise ValueError(f"fields need one common length over 0, not {lengths}")
+    n = next(iter(lengths.values()))
+    device_arrays = {name: jnp.asarray(a) for name, a in arrays.items()}
+    return Dataset(device_arrays, jnp.arange(n), jnp.ones(n, bool))
+
+
+def subset(data: Dataset, rows: np.ndarray | Sequence[int]) -> Dataset:
+    """The set with only these rows of the arrays [n]."""
+    rows = jnp.asarray(np.asarray(rows, np.int32))
+    return data._replace(rows=rows, valid=jnp.ones(len(rows), bool))
+
+
+def stacked_subsets(data: Dataset, groups: Sequence[np.ndarray]) -> Dataset:
+    """One subset per lane: rows and valid [L, n], padded to the longest group."""
+    n = max(len(g) for g in groups)
+    rows = np.zeros((len(groups), n), np.int32)
+    valid = np.zeros((len(groups), n), bool)
+    for i, group in enumerate(groups):
+        rows[i, : len(group)] = group
+        valid[i, : len(group)] = True
+    return data._replace(rows=jnp.asarray(rows), valid=jnp.asarray(valid))
+
+
+def steps_per_epoch(n: int, batch_size: int) -> int:
+    """How many batches visit n rows once: the last one may be partly padding."""
+    return -(-n // batch_size)
+
+
+def _batches(rows: Array, valid: Array, batch_size: int) -> BatchRows:
+    """Cut rows [n] into [S, B], padding the last batch."""
+    steps = steps_per_epoch(len(rows), batch_size)
+    pad = steps * batch_size - len(rows)
+    shape = (steps, batch_size)
+    return BatchRows(
+        jnp.pad(rows, (0, pad)).reshape(shape),
+        jnp.pad(valid, (0, pad)).astype(jnp.float32).reshape(shape),
+    )
+
+
+def epoch_batches(data: Dataset, batch_size: int, key: Key, epoch: Array) -> BatchRows:
+    """The batches of one epoch [S, B]: a new permutation that (key, epoch) fixes.
+
+    Each valid row occurs exactly once. Nothing is carried from epoch to epoch, so a
+    resumed run needs only the step it had reached.
+    """
+    order = jax.random.permutation(jax.random.fold_in(key, epoch), len(data.rows))
+    # padding goes last; a stable sort leaves the real rows in their random order
+    order = order[jnp.argsort(~data.valid[order], stable=True)]
+    return _batches(data.rows[order], data.valid[order], batch_size)
+
+
+def ordered_batches(data: Dataset, batch_size: int) -> BatchRows:
+    """The rows in order as batches [S, B], for evaluation."""
+    return _batches(data.rows, data.valid, batch_size)
+
+
+def gather(data: Dataset, batch: BatchRows) -> Batch:
+    """The fields of some rows [B, ...], and their "mask" [B]."""
+    fields = {
+        name: a.at[batch.rows].get(mode="promise_in_bounds")
+        for name, a in data.arrays.items()
+    }
+    return {**fields, "mask": batch.mask}
+
+
+def random_split(n: int, shares: Sequence[float], seed: int) -> tuple[np.ndarray, ...]:
+    """Cut range(n) at random into disjoint, exhaustive parts of about these shares.
+
+    Raises ValueError when the shares do not add up to 1 or a part would be empty.
+    """
+    if not np.isclose(sum(shares), 1) or min(shares) <= 0:
+        raise ValueError(f"shares must be positive and add up to 1, not {shares}")
+    order = np.random.default_rng(seed).permutation(n)
+    parts = np.split(order, np.round(np.cumsum(shares)[:-1] * n).astype(int))
+    if min(len(p) for p in parts) == 0:
+        raise ValueError(f"{n} rows are too few for the shares {shares}")
+    return tuple(np.sort(p) for p in parts)
+
+
+def kfold(n: int, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(training rows, held-out rows) of every fold; held-out parts tile range(n).
+
+    Raises ValueError unless 2 <= folds <= n.
+    """
+    if not 2 <= folds <= n:
+        raise ValueError(f"need 2 to {n} folds for {n} rows, not {folds}")
+    order = np.random.default_rng(seed).permutation(n)
+    parts = [np.sort(p) for p in np.array_split(order, folds)]
+    return [(np.setdiff1d(np.arange(n), part), part) for part in parts]

@@ -1,0 +1,200 @@
+"""Tables: a reader that refuses what it does not understand, and two real data sets."""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from jaxstudy.data.sources import ADMISSIONS, read_bytes
+from jaxstudy.types import UserError
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class Numeric:
+    """A column of finite numbers."""
+
+    name: str
+
+    def parse(self, text: str) -> float:
+        """Raises ValueError saying what is wrong with the text."""
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError("is not a number") from None
+        if math.isnan(value):
+            raise ValueError("is not a number one can compute with")
+        if abs(value) > FLOAT32_MAX:
+            raise ValueError("is too large for a 32-bit number")
+        return value
+
+
+@dataclass(frozen=True)
+class Category:
+    """A column of whole numbers, each one of the classes."""
+
+    name: str
+    classes: tuple[int, ...]
+
+    def parse(self, text: str) -> int:
+        """Raises ValueError saying what is wrong with the text."""
+        value = Numeric(self.name).parse(text)
+        if value not in self.classes:
+            raise ValueError(f"is none of {', '.join(map(str, self.classes))}")
+        return int(value)
+
+
+Column = Numeric | Category
+
+
+def read_table(
+    content: bytes, name: str | Path, columns: Sequence[Column]
+) -> pd.DataFrame:
+    """Read these columns of a CSV file with a header; other columns are ignored.
+
+    Raises UserError naming file, row (1 is the first after the header), line, column
+    and value of the first fault, and how many there are: a missing or doubled column,
+    a ragged row, blank or unreadable or infinite numbers, an unknown class, no rows.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: byte {error.start} is not UTF-8 text") from error
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        lines = [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
+        raise UserError(f"{name}, line {reader.line_num}: {error}") from error
+    if not lines:
+        raise UserError(f"{name} is empty")
+    header = [field.strip() for field in lines[0][1]]
+    for column in columns:
+        if header.count(column.name) != 1:
+            what = (
+                "is missing" if column.name not in header else "occurs more than once"
+            )
+            raise UserError(
+                f"{name}: column {column.name!r} {what}; the header is {header}"
+            )
+    if len(lines) == 1:
+        raise UserError(f"{name} has a header and no row")
+    faults = []
+    values: dict[str, list[float]] = {column.name: [] for column in columns}
+    for number, (line, row) in enumerate(lines[1:], 1):
+        where = f"{name}, row {number} (line {line})"
+        if len(row) != len(header):
+            faults.append(
+                f"{where}: {len(row)} fields where the header has {len(header)}"
+            )
+            continue
+        for column in columns:
+            field = row[header.index(column.name)].strip()
+            try:
+                if not field:
+                    raise ValueError("is blank")
+                values[column.name].append(column.parse(field))
+            except ValueError as error:
+                faults.append(f"{where}, column {column.name!r}: {field!r} {error}")
+    if faults:
+        more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
+        raise UserError(faults[0] + more)
+    return pd.DataFrame(values)
+
+
+class Applicant(NamedTuple):
+    """What admission is predicted from."""
+
+    gre: float
+    gpa: float
+    rank: int
+
+
+RANKS = (1, 2, 3, 4)
+ADMISSION_COLUMNS: tuple[Column, ...] = (
+    Category("admit", (0, 1)),
+    Numeric("gre"),
+    Numeric("gpa"),
+    Category("rank", RANKS),
+)
+ADMISSION_FEATURES = ("gre", "gpa", "rank 2", "rank 3", "rank 4")
+
+
+def read_admissions(path: Path | None = None) -> pd.DataFrame:
+    """The 400 UCLA admissions (admit, gre, gpa, rank), or another file of that form.
+
+    The committed table is checked by its hash and by its sums: copies with a flipped
+    label go about. Raises UserError as `read_table` does, or when one class is absent.
+    """
+    if path is not None:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        table = read_table(content, path, ADMISSION_COLUMNS)
+        if table.admit.nunique() < 2:
+            only = int(table.admit.iloc[0])
+            raise UserError(f"{path}: column 'admit' is {only} in every row")
+        return table
+    table = read_table(read_bytes(ADMISSIONS), ADMISSIONS.path, ADMISSION_COLUMNS)
+    sums = (len(table), table.admit.sum(), table.gre.sum(), round(table.gpa.sum(), 2))
+    ranks = tuple(table["rank"].value_counts().sort_index())
+    if (sums, ranks) != ((400, 127, 235080, 1355.96), (61, 151, 121, 67)):
+        raise UserError(f"{ADMISSIONS.path} has other sums: {sums}, ranks {ranks}")
+    return table
+
+
+def admission_arrays(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """x [N, 5]: gre, gpa and indicators of rank 2, 3, 4 (rank 1 is none); y [N]."""
+    ranks = table["rank"].to_numpy()[:, None] == np.array(RANKS[1:])
+    x = np.concatenate([table[["gre", "gpa"]].to_numpy(), ranks], axis=1)
+    return {
+        "x": x.astype(np.float32),
+        "y": table["admit"].to_numpy(np.float32),
+    }
+
+
+def applicant_row(
+    applicant: Applicant, table: pd.DataFrame, say: Callable
+) -> np.ndarray:
+    """The features [1, 5] of one applicant; `say` hears where this extrapolates.
+
+    Raises UserError when a number is not finite or the rank does not exist.
+    """
+    fields = {"admit": 0}
+    for column in ADMISSION_COLUMNS[1:]:
+        value = getattr(applicant, column.name)
+        try:
+            fields[column.name] = column.parse(str(value))
+        except ValueError as error:
+            raise UserError(
+                f"the applicant's {column.name}: {value} {error}"
+            ) from error
+        low, high = table[column.name].min(), table[column.name].max()
+        if not low <= value <= high:
+            say(
+                f"{column.name} {value:g} lies outside the training data "
+                f"({low:g} to {high:g}): the answer is an extrapolation"
+            )
+    return admission_arrays(pd.DataFrame([fields]))["x"]
+
+
+def read_digits() -> dict[str, np.ndarray]:
+    """The 1797 handwritten digits of scikit-learn: x [N, 64] in 0..1, y [N] in 0..9.
+
+    Their order is the one in which people wrote them: the halves hold other hands.
+    Source: Alpaydin and Kaynak 1998, the UCI optical digits' test set.
+    """
+    from sklearn.datasets import load_digits  # slow to import, and only needed here
+
+    digits = load_digits()
+    return {
+        "x": (digits.data / 16).astype(np.float32),
+        "y": digits.target.astype(np.int32),
+    }

@@ -1,0 +1,97 @@
+"""A model as two pure functions, and the one seam to Flax."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxstudy.types import Array, Key, PyTree
+
+
+class Model(NamedTuple):
+    """A network as two pure functions.
+
+    `init(key) -> (params, extra)`;
+    `apply(params, extra, *inputs, train, key) -> (outputs, extra)`.
+    `extra` is what changes without a gradient: normalisation statistics, carried
+    recurrent state. `key` feeds dropout; evaluation passes None.
+    """
+
+    init: Callable[[Key], tuple[PyTree, PyTree]]
+    apply: Callable[..., tuple[Any, PyTree]]
+
+
+def from_linen(
+    module: nn.Module, *example: Array | jax.ShapeDtypeStruct, capture: bool = False
+) -> Model:
+    """Wrap a linen module whose `__call__` takes `(*inputs, train)`.
+
+    With `capture`, outputs become `(outputs, values)`, where `values` is the
+    collection "intermediates" that the module has sown.
+    """
+    inputs = [jnp.zeros(a.shape, a.dtype) for a in example]
+
+    def init(key: Key) -> tuple[PyTree, PyTree]:
+        variables = dict(module.init({"params": key}, *inputs, train=False))
+        variables.pop("intermediates", None)
+        params = variables.pop("params", {})
+        return params, variables
+
+    def apply(
+        params: PyTree, extra: PyTree, *inputs: Array, train: bool, key: Key | None
+    ) -> tuple[Any, PyTree]:
+        outputs, changed = module.apply(
+            {"params": params, **extra},
+            *inputs,
+            train=train,
+            rngs=None if key is None else {"dropout": key},
+            mutable=[*(extra if train else ()), *(["intermediates"] * capture)],
+        )
+        changed = dict(changed)
+        values = changed.pop("intermediates", {})
+        return ((outputs, values) if capture else outputs), {**extra, **changed}
+
+    return Model(init, apply)
+
+
+class Standardization(NamedTuple):
+    """Column means and standard deviations, [D] each."""
+
+    mean: Array
+    scale: Array
+
+
+def column_statistics(x: Array) -> Standardization:
+    """Mean and population standard deviation of every column of x [N, D].
+
+    A constant column gets scale 1, so that it becomes zero and not NaN.
+    """
+    scale = jnp.std(x, axis=0)
+    return Standardization(jnp.mean(x, axis=0), jnp.where(scale > 0, scale, 1.0))
+
+
+def standardized(model: Model, features: int) -> Model:
+    """Put `(x - mean) / scale` in front of a model; the statistics live in `extra`.
+
+    So they are saved with the model, and a run that learned them from its training
+    rows applies the same ones to every later input. `init` gives mean 0, scale 1;
+    replace `extra["standardization"]` by `column_statistics(training rows)`.
+    """
+
+    def init(key: Key) -> tuple[PyTree, PyTree]:
+        params, extra = model.init(key)
+        identity = Standardization(jnp.zeros(features), jnp.ones(features))
+        return params, {"standardization": identity, "model": extra}
+
+    def apply(
+        params: PyTree, extra: PyTree, x: Array, *, train: bool, key: Key | None
+    ) -> tuple[Any, PyTree]:
+        mean, scale = extra["standardization"]
+        outputs, inner = model.apply(
+            params, extra["model"], (x - mean) / scale, train=train, key=key
+        )
+        return outputs, {**extra, "model": inner}
+
+    return Model(init, apply)

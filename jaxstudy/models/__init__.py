@@ -1,0 +1,1 @@
+"""Networks: each file a factory that returns a `Model`."""

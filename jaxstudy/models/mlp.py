@@ -1,0 +1,62 @@
+"""Dense networks."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxstudy.model import Model, from_linen
+from jaxstudy.types import Array
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "none": lambda x: x,
+    "sigmoid": nn.sigmoid,
+    "tanh": nn.tanh,
+    "relu": nn.relu,
+    "leaky_relu": lambda x: nn.leaky_relu(x, 0.2),  # the slope of the course
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+}
+
+
+class MLP(nn.Module):
+    """Dense layers with an activation between them and none after the last."""
+
+    hidden: tuple[int, ...]
+    outputs: int
+    activation: Callable[[Array], Array]
+    use_bias: bool
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Map x [B, D] to [B, outputs], or to [B] where there is one output."""
+        # Glorot uniform, as Keras has it: the course's Dense layers start like this
+        init = nn.initializers.glorot_uniform()
+        for i, width in enumerate(self.hidden):
+            dense = nn.Dense(
+                width, self.use_bias, kernel_init=init, name=f"hidden_{i + 1}"
+            )
+            x = self.activation(dense(x))
+            self.sow("intermediates", f"hidden_{i + 1}", x)
+        x = nn.Dense(self.outputs, self.use_bias, kernel_init=init, name="output")(x)
+        return x[:, 0] if self.outputs == 1 else x
+
+
+def mlp(
+    features: int,
+    hidden: tuple[int, ...],
+    outputs: int,
+    activation: str = "relu",
+    *,
+    use_bias: bool = True,
+    capture: bool = False,
+) -> Model:
+    """A dense network, h = f(h W + b) for each hidden layer and logits h W + b.
+
+    No hidden layer makes it linear (or logistic) regression. Outputs are logits:
+    [B] if `outputs` is 1, else [B, outputs]. With `capture`, `apply` also returns
+    every hidden layer's values {"hidden_1": ([B, width],), ...}.
+    """
+    module = MLP(tuple(hidden), outputs, ACTIVATIONS[activation], use_bias)
+    example = jax.ShapeDtypeStruct((1, features), jnp.float32)
+    return from_linen(module, example, capture=capture)

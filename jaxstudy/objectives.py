@@ -1,0 +1,79 @@
+"""Objectives: (params, extra, batch, key) -> (loss, (extra, metrics)).
+
+Every metric is a mean over the rows whose mask is 1, so a padded batch weighs exactly
+what its real rows weigh. The key says which mode is meant: with one the model trains
+(dropout on), with None it is evaluated.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import optax
+
+from jaxstudy.model import Model
+from jaxstudy.types import Array, Batch, Key, Mean, Metrics, Objective, PyTree
+
+
+def masked_mean(values: Array, mask: Array) -> Mean:
+    """The mean of values [B] over the rows whose mask [B] is 1."""
+    mask = mask.astype(values.dtype)
+    return Mean(jnp.sum(values * mask), jnp.sum(mask))
+
+
+def mean_value(mean: Mean) -> Array:
+    """Divide, once; a mean over no rows is 0."""
+    return mean.total / jnp.maximum(mean.count, 1)
+
+
+def supervised(
+    model: Model, row_metrics: Callable[[Array, Array], dict[str, Array]]
+) -> Objective:
+    """The objective of a model from x to y, given what to measure on every row.
+
+    `row_metrics(outputs, y)` returns values [B] by name; "loss" is minimised.
+    """
+
+    def objective(
+        params: PyTree, extra: PyTree, batch: Batch, key: Key | None
+    ) -> tuple[Array, tuple[PyTree, Metrics]]:
+        outputs, extra = model.apply(
+            params, extra, batch["x"], train=key is not None, key=key
+        )
+        rows = row_metrics(outputs, batch["y"])
+        metrics = {name: masked_mean(v, batch["mask"]) for name, v in rows.items()}
+        return mean_value(metrics["loss"]), (extra, metrics)
+
+    return objective
+
+
+def binary_cross_entropy(model: Model) -> Objective:
+    """-[y log p + (1 - y) log(1 - p)], p = sigmoid(logit), y [B] in {0, 1}.
+
+    Logits [B]. Metrics: loss in nats, accuracy at the threshold p > 1/2.
+    """
+    return supervised(
+        model,
+        lambda logits, y: {
+            "loss": optax.sigmoid_binary_cross_entropy(logits, y),
+            "accuracy": ((logits > 0) == (y > 0.5)).astype(logits.dtype),
+        },
+    )
+
+
+def cross_entropy(model: Model) -> Objective:
+    """-log softmax(logits)[y] for integer classes y [B], logits [B, K].
+
+    Metrics: loss in nats, accuracy of the most probable class.
+    """
+    return supervised(
+        model,
+        lambda logits, y: {
+            "loss": optax.softmax_cross_entropy_with_integer_labels(logits, y),
+            "accuracy": (jnp.argmax(logits, -1) == y).astype(logits.dtype),
+        },
+    )
+
+
+def squared_error(model: Model) -> Objective:
+    """(output - y)^2 for outputs and y of shape [B]. Metrics: loss."""
+    return supervised(model, lambda outputs, y: {"loss": jnp.square(outputs - y)})

@@ -1,0 +1,583 @@
+"""The run folder: who holds it, what was run, on what, what came of it.
+
+    runs/<experiment>/<name>/
+        config.json environment.json metrics.jsonl checkpoints/ figures/ result.json
+        run.lock while it runs
+
+Nothing here knows about training; `fit` writes through a `Part`.
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Generic, Literal, TypeVar
+
+import jax
+import pydantic
+
+from jaxstudy.checkpoint import Checkpoints, DamagedError, Keep, Restored
+from jaxstudy.types import PyTree, UserError
+
+SCHEMA = 1
+C = TypeVar("C")
+
+
+class Stopped(Exception):  # noqa: N818  (not an error: the user asked for it)
+    """The run was asked to stop by a signal; what it had reached is saved."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.exit_code = 128 + signum
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is kept; nothing here changes what it computes but load_params."""
+
+    save: Literal["state", "params"] = "state"
+    """state: everything, so the run can go on. params: only what predicts."""
+    keep: Literal["last", "every", "best"] = "last"
+    """Which checkpoints stay: the last KEEP_N, every epoch's, or the KEEP_N best."""
+    keep_n: int = 2
+    """How many stay with --keep last or best."""
+    monitor: str = "validation.loss"
+    """The logged metric that --keep best ranks by, as split.name."""
+    mode: Literal["min", "max"] = "min"
+    """Whether a small (min) or a large (max) monitored value is better."""
+    save_every: float = 30.0
+    """Seconds between checkpoints with --keep last."""
+    load_params: Path | None = None
+    """Begin with the weights of this run folder instead of fresh ones."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files, to RUN_DIR/tensorboard."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's text so that a reader sees the old or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def to_json(value: Any) -> str:
+    """One line of strict JSON; what is not finite becomes null."""
+    return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device, cores, flags and git revision: what the numbers depend on."""
+    packages = (
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "numpy",
+        "jaxstudy",
+    )
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "backend": device.platform,
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "system": f"{platform.system()} {platform.machine()}",
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "git": _git_revision(),
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _git_revision() -> str | None:
+    """The commit of the source tree, with "+changes" where files differ from it."""
+    here = Path(__file__).parent
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(here), *args]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@dataclass
+class Timing:
+    """What a training took so far, over every process that worked on it."""
+
+    steps: int = 0
+    examples: int = 0
+    compile_s: float = 0.0
+    train_s: float = 0.0
+
+
+class Part:
+    """One training within a run: its metrics and checkpoints. Most runs have one."""
+
+    def __init__(self, run: "Run", name: str) -> None:
+        self.run, self.name = run, name
+        options = run.options
+        folder = run.folder / "checkpoints"
+        self.checkpoints = Checkpoints(
+            folder / name if name else folder,
+            Keep(options.keep, options.keep_n, options.monitor, options.mode),
+        )
+        self.timing = Timing()
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The metrics logged so far, as they stand in metrics.jsonl."""
+        return [r for r in self.run.rows if r.get("part", "") == self.name]
+
+    def log(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows {"step", "epoch", "split", names...: values} to metrics.jsonl."""
+        tag = {"part": self.name} if self.name else {}
+        self.run.append([{**tag, **row} for row in rows])
+
+    def save(self, step: int, weights: PyTree, training: PyTree) -> None:
+        """Write a checkpoint, unless this step has one."""
+        if step in self.checkpoints.steps():
+            return
+        tree = {"weights": weights}
+        if self.run.options.save == "state":
+            tree["training"] = training
+        facts: dict[str, Any] = {"timing": asdict(self.timing)}
+        if self.checkpoints.keep.which == "best":
+            facts["monitored"] = self._monitored(step)
+        self.checkpoints.save(step, tree, facts)
+
+    def restore(self, weights: PyTree, training: PyTree) -> Restored | None:
+        """The newest good state to go on from; later metrics are dropped.
+
+        Only a resumed run has one. Raises UserError when the checkpoints hold no
+        training state, or none is good.
+        """
+        if not self.run.resumed:
+            return None
+        if self.checkpoints.steps() and self.run.options.save == "params":
+            raise UserError(
+                f"{self.run.folder} was run with --save params, so it cannot go on; "
+                f"start another run with --load-params {self.run.folder}"
+            )
+        tree = {"weights": weights, "training": training}
+        restored = self.checkpoints.newest(tree, warn)
+        reached = -1 if restored is None else restored.step
+        self.run.drop_rows(
+            lambda r: r.get("part", "") == self.name and r["step"] > reached
+        )
+        if restored is not None:
+            self.timing = Timing(**restored.facts["timing"])
+        return restored
+
+    def initial_weights(self, like: PyTree) -> PyTree | None:
+        """The weights that --load-params names, in the structure of `like`."""
+        folder = self.run.options.load_params
+        return None if folder is None else load_weights(folder, like, self.name)
+
+    def _monitored(self, step: int) -> float:
+        split, _, name = self.run.options.monitor.partition(".")
+        for row in reversed(self.rows):
+            if row["step"] == step and row["split"] == split:
+                value = row.get(name)
+                values = value if isinstance(value, list) else [value]
+                if any(v is None for v in values):
+                    return math.nan
+                return sum(values) / len(values)
+        return math.nan
+
+
+@dataclass
+class Run:
+    """A run folder that this process holds, from `open_run`."""
+
+    folder: Path
+    experiment: str
+    preset: str
+    config: Any
+    options: Options
+    resumed: bool = False
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    parts: dict[str, Part] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+    signum: int | None = None
+    _deferred: bool = False
+    _board: Any = None
+
+    @property
+    def figures(self) -> Path:
+        """The folder for PNG figures."""
+        return self._made("figures")
+
+    def _made(self, name: str) -> Path:
+        path = self.folder / name
+        path.mkdir(exist_ok=True)
+        return path
+
+    def part(self, name: str = "") -> Part:
+        """The training of this name; its checkpoints are under checkpoints/NAME."""
+        if name not in self.parts:
+            self.parts[name] = Part(self, name)
+        return self.parts[name]
+
+    def append(self, rows: list[dict[str, Any]]) -> None:
+        """Add rows to metrics.jsonl, on the disk when this returns."""
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.writelines(to_json(row) + "\n" for row in rows)
+        self.rows += rows
+        if self.options.tensorboard:
+            self._write_events(rows)
+
+    def drop_rows(self, drop: Any) -> None:
+        """Take rows out of metrics.jsonl: those after the state one goes on from."""
+        kept = [row for row in self.rows if not drop(row)]
+        if len(kept) != len(self.rows):
+            self.rows = kept
+            text = "".join(to_json(row) + "\n" for row in kept)
+            write_atomically(self.folder / "metrics.jsonl", text)
+
+    def _write_events(self, rows: list[dict[str, Any]]) -> None:
+        if self._board is None:
+            import tensorboardX  # only with --tensorboard
+
+            self._board = tensorboardX.SummaryWriter(str(self._made("tensorboard")))
+        for row in rows:
+            for name, value in row.items():
+                if name in ("part", "split", "step", "epoch") or value is None:
+                    continue
+                values = value if isinstance(value, list) else [value]
+                tag = "/".join(filter(None, (row.get("part"), row["split"], name)))
+                self._board.add_scalar(tag, sum(values) / len(values), row["step"])
+        self._board.flush()
+
+    @contextlib.contextmanager
+    def deferring(self) -> Iterator[None]:
+        """Inside, the first signal only sets `signum`: the loop saves, then stops."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def on_signal(self, signum: int, frame: FrameType | None) -> None:
+        """Stop at the next good moment; at the second signal, at once."""
+        if self.signum is not None:
+            os._exit(128 + signum)
+        self.signum = signum
+        if not self._deferred:
+            raise Stopped(signum)
+        print("\nsaving, then stopping (once more: stop at once)", file=sys.stderr)
+
+    def finish(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Write result.json, the last file of a run, and return what it holds."""
+        timings = [part.timing for part in self.parts.values()]
+        train_s = sum(t.train_s for t in timings)
+        examples = sum(t.examples for t in timings)
+        result = {
+            "schema": SCHEMA,
+            "experiment": self.experiment,
+            "preset": self.preset,
+            "seed": self.config.seed,
+            "metrics": dict(metrics),
+            "steps": sum(t.steps for t in timings),
+            "compile_s": round(sum(t.compile_s for t in timings), 3),
+            "train_s": round(train_s, 3),
+            "wall_s": round(time.monotonic() - self.started, 3),
+            "examples_per_s": round(examples / train_s, 1) if train_s else None,
+        }
+        write_atomically(
+            self.folder / "result.json", json.dumps(_finite(result), indent=1) + "\n"
+        )
+        return result
+
+
+@dataclass(frozen=True)
+class Saved(Generic[C]):
+    """A run on the disk, read knowing only its folder."""
+
+    folder: Path
+    experiment: str
+    preset: str
+    config: C
+    options: Options
+
+    def weights(self, like: PyTree, part: str = "", step: int | None = None) -> PyTree:
+        """The weights of one training; see `load_weights`."""
+        return load_weights(self.folder, like, part, step)
+
+
+def load_weights(
+    folder: Path, like: PyTree, part: str = "", step: int | None = None
+) -> PyTree:
+    """{"params", "extra"} of one training of a saved run, in the structure of `like`.
+
+    The step is the best one where the run kept the best, else the newest good one,
+    unless given. `like` holds arrays or their shapes. Raises UserError where no good
+    checkpoint fits.
+    """
+    options = pydantic.TypeAdapter(Options).validate_python(
+        _read_config(folder)["options"]
+    )
+    keep = Keep(options.keep, options.keep_n, options.monitor, options.mode)
+    where = folder / "checkpoints"
+    checkpoints = Checkpoints(where / part if part else where, keep)
+    steps = list(reversed(checkpoints.steps())) if step is None else [step]
+    if step is None and keep.which == "best":
+        best = checkpoints.best()
+        steps = [best, *(s for s in steps if s != best)] if best is not None else steps
+    problems = []
+    for candidate in steps:
+        try:
+            weights = checkpoints.load(candidate, {"weights": like}).tree["weights"]
+        except DamagedError as error:
+            problems.append(f"{checkpoints.folder / str(candidate)}: {error}")
+            continue
+        if problems:
+            warn(f"{'; '.join(problems)}; step {candidate} is used")
+        return weights
+    detail = f": {'; '.join(problems)}" if problems else ""
+    raise UserError(f"no checkpoint that fits in {checkpoints.folder}{detail}")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"no run in {folder}: there is no {path.name}")
+    try:
+        fields = json.loads(path.read_text())
+        for name in ("experiment", "preset", "config", "options"):
+            fields[name]
+        return fields
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {_first_line(error)}") from error
+
+
+def warn(message: str) -> None:
+    """Say something on standard error that does not stop the run."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def read_saved(folder: Path, config_type: type[C], experiment: str) -> Saved[C]:
+    """Read what config.json of a run folder says.
+
+    Raises UserError when there is no run, or it is another experiment's.
+    """
+    fields = _read_config(folder)
+    if fields["experiment"] != experiment:
+        raise UserError(
+            f"{folder} holds a run of {fields['experiment']}, not of {experiment}"
+        )
+    try:
+        config = pydantic.TypeAdapter(config_type).validate_python(fields["config"])
+        options = pydantic.TypeAdapter(Options).validate_python(fields["options"])
+    except (ValueError, TypeError) as error:
+        path = folder / "config.json"
+        raise UserError(f"{path} does not fit: {_first_line(error)}") from error
+    return Saved(folder, experiment, fields["preset"], config, options)
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def differences(stored: Any, asked: Any) -> list[str]:
+    """Where two dataclasses of one type differ: "epochs: 50 there, 60 here"."""
+    pairs = [
+        (name, value, getattr(asked, name)) for name, value in vars(stored).items()
+    ]
+    return [f"{n}: {old!r} there, {new!r} here" for n, old, new in pairs if old != new]
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; a torn last line (a kill while writing) is dropped."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().splitlines(keepends=True)
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            row["step"], row["split"]  # what every row has
+            rows.append(row)
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines) and not line.endswith(b"\n"):
+                write_atomically(path, "".join(to_json(row) + "\n" for row in rows))
+                break
+            raise UserError(
+                f"{path}, line {number}, is damaged: {line[:80]!r}"
+            ) from error
+    return rows
+
+
+def _describe_config(run: Run) -> str:
+    def plain(value: Any) -> Any:
+        return pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
+
+    fields = {
+        "schema": SCHEMA,
+        "experiment": run.experiment,
+        "preset": run.preset,
+        "config": plain(run.config),
+        "options": plain(run.options),
+    }
+    return json.dumps(fields, indent=1) + "\n"
+
+
+@contextlib.contextmanager
+def open_run(
+    folder: Path,
+    experiment: str,
+    preset: str,
+    config: Any,
+    options: Options | None = None,
+    *,
+    resume: bool = False,
+    allow_change: bool = False,
+) -> Iterator[Run]:
+    """Hold a run folder: lock it, write or compare its config, handle signals.
+
+    Raises UserError when another process holds it, it cannot be written, it holds
+    another config, there is nothing to resume, or there is a run and `resume` is
+    not set. A fresh run that ends by a UserError before it trained leaves no trace.
+    """
+    options = options or Options()
+    if resume and not (folder / "config.json").is_file():
+        raise UserError(f"there is nothing to resume in {folder}: no config.json")
+    created = _make_folder(folder)
+    lock = _lock(folder)
+    run = Run(folder, experiment, preset, config, options, resumed=resume)
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    fresh = False
+    try:
+        if (folder / "config.json").exists():
+            _compare_config(run, allow_change)
+        fresh = not resume
+        for signum in handlers:
+            signal.signal(signum, run.on_signal)
+        if resume:
+            run.rows = _read_rows(folder / "metrics.jsonl")
+            _compare_environment(run)
+        else:
+            text = json.dumps(environment(), indent=1) + "\n"
+            write_atomically(folder / "environment.json", text)
+        write_atomically(folder / "config.json", _describe_config(run))
+        yield run
+    except UserError:
+        if fresh and not run.rows:
+            for name in ("config.json", "environment.json"):
+                (folder / name).unlink(missing_ok=True)
+        raise
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        for part in run.parts.values():
+            part.checkpoints.close()
+        (folder / "run.lock").unlink(missing_ok=True)
+        lock.close()
+        for path in created:  # only those that stayed empty go
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def _compare_config(run: Run, allow_change: bool) -> None:
+    saved = read_saved(run.folder, type(run.config), run.experiment)
+    changed = differences(saved.config, run.config)
+    changed += differences(saved.options, run.options)
+    if not run.resumed:
+        what = f"another config ({'; '.join(changed)})" if changed else "this config"
+        raise UserError(
+            f"{run.folder} already holds a run of {what}; "
+            "--resume goes on with it, --run-dir starts another"
+        )
+    if changed and not allow_change:
+        raise UserError(
+            f"{run.folder} holds a run of another config ({'; '.join(changed)}); "
+            "--allow-change goes on with the new one, --run-dir starts another"
+        )
+
+
+def _make_folder(folder: Path) -> list[Path]:
+    """Create a folder; returns it and the parents that did not exist, deepest first."""
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "run.lock", "a"):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"the run folder {folder} cannot be written: {reason}"
+        ) from error
+    return missing
+
+
+def _lock(folder: Path) -> Any:
+    """An exclusive lock that the system drops when the process dies, however it dies."""
+    path = folder / "run.lock"
+    while True:
+        file = open(path, "a+")  # noqa: SIM115  (open while the run lasts)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            file.close()
+            raise UserError(f"{folder} is in use by process {holder}") from error
+        # a holder that just left may have removed the file under this lock
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                break
+        file.close()
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def _compare_environment(run: Run) -> None:
+    here = environment()
+    try:
+        there = json.loads((run.folder / "environment.json").read_text())
+    except (OSError, ValueError):
+        return warn(f"{run.folder / 'environment.json'} cannot be read")
+    names = [k for k in here if k not in ("git", "cores") and there.get(k) != here[k]]
+    if names:
+        warn(
+            f"{run.folder} was begun with another {', '.join(names)}: "
+            "the same bits are not to be expected"
+        )
