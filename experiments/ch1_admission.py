@@ -81,13 +81,11 @@ def build(variant: str, hidden: tuple[int, ...]) -> Model:
 
 
 def with_statistics(state: TrainState, train: Dataset) -> TrainState:
-    """Standardise every lane's inputs by the mean and scale of its training rows."""
-    rows = [
-        np.asarray(r)[np.asarray(v)]
-        for r, v in zip(train.rows, train.valid, strict=True)
-    ]
-    each = [column_statistics(train.arrays["x"][r]) for r in rows]
-    statistics = jax.tree.map(lambda *values: jnp.stack(values), *each)
+    """Standardise every lane's inputs by the statistics of its training rows."""
+    x = train.arrays["x"]
+    statistics = jax.jit(
+        jax.vmap(lambda rows, valid: column_statistics(x[rows], valid))
+    )(train.rows, train.valid)
     return state._replace(extra={**state.extra, "standardization": statistics})
 
 
@@ -129,11 +127,11 @@ def logits_of(variant: str, config: Config, state: TrainState, x: Array) -> Arra
 
 
 def scores(
-    config: Config, logits: Array, y: Array, held_out: Dataset
+    config: Config, logits: Array, y: np.ndarray, held_out: Dataset
 ) -> dict[str, np.ndarray]:
     """Accuracy and log-loss of every applicant when held out: [repeats, N] each."""
     loss = np.logaddexp(0, np.where(y > 0.5, -logits, logits))
-    right = (np.asarray(logits) > 0) == (np.asarray(y) > 0.5)
+    right = (np.asarray(logits) > 0) == (y > 0.5)
     out = {"accuracy": np.full((config.repeats, len(y)), np.nan)}
     out["log-loss"] = out["accuracy"].copy()
     for lane in range(len(logits)):
@@ -183,10 +181,12 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     return result
 
 
-def predict(saved: Saved[Config], applicant: Applicant) -> None:
+def predict(saved: Saved[Config], applicant: tuple[float, float, int]) -> None:
     """Probability of admission for GRE GPA RANK, from the saved run."""
     config = saved.config
-    x = jnp.asarray(applicant_row(applicant, read_admissions(config.csv), warn))
+    x = jnp.asarray(
+        applicant_row(Applicant(*applicant), read_admissions(config.csv), warn)
+    )
     model = build("network", config.hidden)
     lanes = config.folds * config.repeats
     shapes = jax.eval_shape(

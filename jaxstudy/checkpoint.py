@@ -16,11 +16,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint.experimental.v1 as ocp
+import orbax.checkpoint.experimental.v1
 
-from jaxstudy.types import PyTree, UserError
+from jaxstudy.types import Array, PyTree, UserError
 
-_policies = ocp.training.preservation_policies
+# its annotations do not hold: policies do not fit its own protocol
+ocp: Any = orbax.checkpoint.experimental.v1
+_policies: Any = ocp.training.preservation_policies
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Keep:
             return -math.inf
         return value if self.mode == "max" else -value
 
-    def policy(self) -> _policies.PreservationPolicy:
+    def policy(self) -> Any:
         """The orbax policy that does this."""
         if self.which == "every":
             return _policies.PreserveAll()
@@ -66,15 +68,15 @@ class DamagedError(Exception):
 
 def _plain(tree: PyTree) -> PyTree:
     """Typed keys as their integers: what can be written and hashed."""
-    is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
+    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
     return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree)
 
 
 def _typed(plain: PyTree, like: PyTree) -> PyTree:
     """The inverse of `_plain`, given the original's leaves or their shapes."""
 
-    def restore(x: np.ndarray, original: Any) -> jax.Array:
-        if jax.dtypes.issubdtype(original.dtype, jax.dtypes.prng_key):
+    def restore(x: np.ndarray, original: Any) -> Array:
+        if jnp.issubdtype(original.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(jnp.array(x))
         return jnp.array(x)  # a copy: what the device may overwrite must be its own
 
@@ -106,7 +108,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: Keep | None = None) -> None:
         self.folder = Path(folder).absolute()
         self.keep = keep or Keep()
-        self._writer: ocp.training.Checkpointer | None = None
+        self._writer: Any = None
 
     def steps(self) -> list[int]:
         """The steps there are, ascending, damaged ones included."""

@@ -7,6 +7,8 @@ An experiment is a module with a frozen dataclass of settings, presets of it, an
 import dataclasses
 import difflib
 import inspect
+import itertools
+import json
 import os
 import sys
 import typing
@@ -19,7 +21,7 @@ import rich.console
 import rich.table
 import tyro
 
-from jaxstudy.run import Options, Run, Saved, Stopped, open_run, read_saved, warn
+from jaxstudy.run import Options, Run, Saved, Stopped, open_run, read_saved
 from jaxstudy.statistics import Estimate
 from jaxstudy.types import UserError
 
@@ -45,10 +47,10 @@ def experiment(main: Main, presets: Mapping[str, Settings], **actions: Action) -
     Each action becomes an option that works on a saved run instead of training: its
     second parameter's type says what the option takes.
     """
-    sys.exit(_guarded(lambda: _experiment(main, presets, actions)))
+    sys.exit(guarded(lambda: _experiment(main, presets, actions)))
 
 
-def _guarded(work: Callable[[], None]) -> int:
+def guarded(work: Callable[[], None]) -> int:
     """Run something; the exit code: 2 for what the user can put right."""
     try:
         work()
@@ -80,14 +82,14 @@ def _experiment(
         if value is not None:
             saved = read_saved(folder, type(asked.settings), name)
             return action(saved, value)
-    _validate(asked.settings, asked.options)
+    _validate(asked.settings, asked.saving)
+    if asked.resume and _already_finished(folder, name, asked):
+        return None
     _use_compilation_cache()
     with open_run(
-        folder, name, asked.preset, asked.settings, asked.options,
+        folder, name, asked.preset, asked.settings, asked.saving,
         resume=asked.resume, allow_change=asked.allow_change,
     ) as run:  # fmt: skip
-        if asked.resume and (folder / "result.json").exists():
-            print(f"{folder} was finished; going over it again")
         metrics = main(asked.settings, run)
         plain = {
             k: v.json() if isinstance(v, Estimate) else v for k, v in metrics.items()
@@ -96,6 +98,19 @@ def _experiment(
     print_result(name, result)
     print(f"saved in {folder}")
     return None
+
+
+def _already_finished(folder: Path, name: str, asked: Any) -> bool:
+    """Print the result of a run that has one and was asked for nothing else."""
+    saved: Saved[Any] = read_saved(folder, type(asked.settings), name)
+    path = folder / "result.json"
+    if (saved.config, saved.options) != (asked.settings, asked.saving):
+        return False
+    if not path.exists():
+        return False
+    print_result(name, json.loads(path.read_text()))
+    print(f"{folder} was finished before")
+    return True
 
 
 def _default_folder(name: str, preset: str, seed: int) -> Path:
@@ -147,7 +162,13 @@ def _command(
             ],
             preset,
         ),
-        ("run_dir", _option(Path | None, "Folder of the run; runs/NAME/PRESET"), None),
+        (
+            "run_dir",
+            _option(
+                Path | None, "Folder of the run (default: runs/NAME/PRESET)", "PATH"
+            ),
+            None,
+        ),
         (
             "resume",
             _option(bool, "Go on with the run in RUN_DIR, by its config"),
@@ -159,14 +180,16 @@ def _command(
         hints = typing.get_type_hints(action, include_extras=True)
         value_type = list(hints.values())[1]
         help_text = inspect.getdoc(action) or ""
-        fields.append((action_name, _option(value_type | None, help_text), None))
+        metavar = " ".join(word for word in help_text.split() if word.isupper())
+        option = _option(value_type | None, help_text, metavar or None)
+        fields.append((action_name, option, None))
     fields.append(("settings", tyro.conf.OmitArgPrefixes[type(settings)], settings))
-    fields.append(("options", tyro.conf.OmitArgPrefixes[Options], options))
+    fields.append(("saving", tyro.conf.OmitArgPrefixes[Options], options))
     return dataclasses.make_dataclass("Command", fields)
 
 
-def _option(kind: Any, help_text: str) -> Any:
-    return Annotated[kind, tyro.conf.arg(help=help_text)]
+def _option(kind: Any, help_text: str, metavar: str | None = None) -> Any:
+    return Annotated[kind, tyro.conf.arg(help=help_text, metavar=metavar)]
 
 
 def _suggest_values(presets: Mapping[str, Settings], argv: list[str]) -> None:
@@ -177,7 +200,7 @@ def _suggest_values(presets: Mapping[str, Settings], argv: list[str]) -> None:
             if typing.get_origin(hint) is Literal:
                 choices[field] = typing.get_args(hint)
     words = [word for arg in argv for word in arg.split("=", 1)]
-    for flag, value in zip(words, words[1:], strict=False):
+    for flag, value in itertools.pairwise(words):
         known = choices.get(flag.removeprefix("--").replace("-", "_"))
         if flag.startswith("--") and known and value not in known:
             near = difflib.get_close_matches(value, known, 1, cutoff=0.4)
@@ -202,7 +225,7 @@ def _use_compilation_cache() -> None:
     """Keep compiled programs between processes, unless the user set a cache."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update(
             "jax_compilation_cache_dir", str(Path(home) / "jaxstudy" / "xla")
@@ -217,16 +240,16 @@ def print_result(name: str, result: Mapping[str, Any]) -> None:
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     for metric, value in result["metrics"].items():
         if isinstance(value, dict):
-            interval = f"{value['low']:.4f} to {value['high']:.4f}"
+            interval = f"{value['low']:.4g} to {value['high']:.4g}"
             over = f"{value['n']} {value['of']}"
-            table.add_row(metric, f"{value['mean']:.4f}", interval, over)
+            table.add_row(metric, f"{value['mean']:.4g}", interval, over)
         elif isinstance(value, float):
             table.add_row(metric, f"{value:.6g}", "", "")
         else:
             table.add_row(metric, str(value), "", "")
-    rich.console.Console().print(table)
+    console = rich.console.Console()
+    if not console.is_terminal:  # a pipe or a file has no width to fit into
+        console.width = 120
+    console.print(table)
     times = f"{result['wall_s']:.1f} s, of which compiling {result['compile_s']:.1f} s"
     print(f"{result['steps']:,} steps; {times}, training {result['train_s']:.1f} s")
-
-
-__all__ = ["Count", "Positive", "Settings", "experiment", "print_result", "warn"]

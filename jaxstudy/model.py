@@ -63,13 +63,16 @@ class Standardization(NamedTuple):
     scale: Array
 
 
-def column_statistics(x: Array) -> Standardization:
+def column_statistics(x: Array, valid: Array) -> Standardization:
     """Mean and population standard deviation of every column of x [N, D].
 
-    A constant column gets scale 1, so that it becomes zero and not NaN.
+    Only rows whose `valid` [N] is true count. A constant column gets scale 1, so that
+    it becomes zero and not NaN.
     """
-    scale = jnp.std(x, axis=0)
-    return Standardization(jnp.mean(x, axis=0), jnp.where(scale > 0, scale, 1.0))
+    weights = valid.astype(x.dtype)[:, None]
+    mean = jnp.sum(x * weights, 0) / jnp.sum(weights)
+    variance = jnp.sum(jnp.square(x - mean) * weights, 0) / jnp.sum(weights)
+    return Standardization(mean, jnp.where(variance > 0, jnp.sqrt(variance), 1.0))
 
 
 def standardized(model: Model, features: int) -> Model:
@@ -77,7 +80,7 @@ def standardized(model: Model, features: int) -> Model:
 
     So they are saved with the model, and a run that learned them from its training
     rows applies the same ones to every later input. `init` gives mean 0, scale 1;
-    replace `extra["standardization"]` by `column_statistics(training rows)`.
+    replace `extra["standardization"]` by `column_statistics` of the training rows.
     """
 
     def init(key: Key) -> tuple[PyTree, PyTree]:

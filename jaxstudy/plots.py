@@ -1,7 +1,7 @@
 """Figures, as PNG files in the run folder."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -12,6 +12,19 @@ from matplotlib.figure import Figure
 
 from jaxstudy.run import Run
 from jaxstudy.statistics import Estimate
+
+Line = tuple[Sequence[float], Sequence[float] | Sequence[Estimate]]  # x, y
+
+
+class Panel(NamedTuple):
+    """One set of axes: lines by label, each y a number or an estimate."""
+
+    title: str
+    xlabel: str
+    ylabel: str
+    lines: Mapping[str, Line]
+    scales: tuple[str, str] = ("linear", "linear")
+
 
 COLOURS = plt.rcParams["axes.prop_cycle"].by_key()["color"]
 
@@ -26,9 +39,11 @@ def curve(rows: Sequence[Mapping[str, Any]], split: str, name: str) -> np.ndarra
     """The logged values of one split: columns epoch, median, 10 % and 90 % of lanes."""
     table = []
     for row in rows:
-        if row["split"] == split and row.get(name) is not None:
-            values = np.atleast_1d(np.array(row[name], float))
-            table.append([row["epoch"], *np.nanquantile(values, [0.5, 0.1, 0.9])])
+        if row["split"] == split:
+            values = np.atleast_1d(np.array(row.get(name), float))
+            values = values[np.isfinite(values)]
+            if len(values):
+                table.append([row["epoch"], *np.quantile(values, [0.5, 0.1, 0.9])])
     return np.array(table).reshape(-1, 4)
 
 
@@ -38,7 +53,7 @@ def save_curves(run: Run, names: Sequence[str], metric: str, label: str) -> None
     Where a part has lanes: their median, and the band that holds 80 % of them.
     """
     figure, axes = plt.subplots(
-        1, len(names), figsize=(4 * len(names), 3.2), squeeze=False, sharey=True
+        1, len(names), figsize=(4 * len(names), 3.2), squeeze=False
     )
     for axis, name in zip(axes[0], names, strict=True):
         rows = run.part(name.replace(" ", "_")).rows
@@ -73,3 +88,67 @@ def save_intervals(
         axis.grid(alpha=0.3)
     np.atleast_1d(axes)[0].invert_yaxis()
     save(figure, run, "intervals")
+
+
+def save_network(
+    run: Run,
+    layers: Sequence[Sequence[str]],
+    edges: Mapping[tuple[tuple[int, int], tuple[int, int]], str],
+    title: str,
+) -> None:
+    """A small network as network.png: units by layer, an arrow with a label per edge.
+
+    An edge ((layer, unit), (layer, unit)) names its two ends.
+    """
+
+    def place(unit: tuple[int, int]) -> tuple[float, float]:
+        layer, i = unit
+        return 2.6 * layer, 1.5 * ((len(layers[layer]) - 1) / 2 - i)
+
+    figure, axis = plt.subplots(figsize=(8, 5))
+    for ends, label in edges.items():
+        (x0, y0), (x1, y1) = map(place, ends)
+        axis.plot([x0, x1], [y0, y1], color="0.7", linewidth=1, zorder=1)
+        share = 0.32  # near its source, where arrows that cross are still apart
+        axis.text(
+            x0 + share * (x1 - x0), y0 + share * (y1 - y0), label,
+            ha="center", va="center", fontsize=8, zorder=2,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )  # fmt: skip
+    for depth, units in enumerate(layers):
+        for i, text in enumerate(units):
+            x, y = place((depth, i))
+            axis.plot(
+                x, y, "o", markersize=62, color="#dbe9f6", mec=COLOURS[0], zorder=3
+            )
+            axis.text(x, y, text, ha="center", va="center", fontsize=9, zorder=4)
+    axis.set(title=title)
+    axis.margins(0.18)
+    axis.axis("off")
+    save(figure, run, "network")
+
+
+def save_lines(run: Run, name: str, panels: Sequence[Panel]) -> None:
+    """Panels of lines side by side as NAME.png; estimates get a band."""
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4.6 * len(panels), 3.8), squeeze=False
+    )
+    for axis, panel in zip(axes[0], panels, strict=True):
+        for label, (x, y) in panel.lines.items():
+            estimates = [v for v in y if isinstance(v, Estimate)]
+            middle = [v.mean for v in estimates] or y
+            (line,) = axis.plot(x, middle, "o-", markersize=3, label=label)
+            if estimates:
+                low, high = [v.low for v in estimates], [v.high for v in estimates]
+                axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15)
+        xscale, yscale = panel.scales
+        axis.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
+        axis.set_xscale(xscale, **({"base": 2} if xscale == "log" else {}))
+        axis.set_yscale(yscale)
+        axis.grid(alpha=0.3)
+        if xscale == "log":
+            ticks = sorted({v for x, _ in panel.lines.values() for v in x})
+            axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes[0][-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.tight_layout()
+    save(figure, run, name)

@@ -34,7 +34,7 @@ SCHEMA = 1
 C = TypeVar("C")
 
 
-class Stopped(Exception):  # noqa: N818  (not an error: the user asked for it)
+class Stopped(Exception):
     """The run was asked to stop by a signal; what it had reached is saved."""
 
     def __init__(self, signum: int) -> None:
@@ -67,7 +67,7 @@ class Options:
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file's text so that a reader sees the old or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -114,7 +114,7 @@ def environment() -> dict[str, Any]:
 
 def _processor() -> str:
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor()
@@ -216,9 +216,9 @@ class Part:
             if row["step"] == step and row["split"] == split:
                 value = row.get(name)
                 values = value if isinstance(value, list) else [value]
-                if any(v is None for v in values):
-                    return math.nan
-                return sum(values) / len(values)
+                finite = [v for v in values if v is not None]
+                whole = len(finite) == len(values)
+                return sum(finite) / len(finite) if whole else math.nan
         return math.nan
 
 
@@ -257,7 +257,7 @@ class Run:
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Add rows to metrics.jsonl, on the disk when this returns."""
-        with open(self.folder / "metrics.jsonl", "a") as file:
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.writelines(to_json(row) + "\n" for row in rows)
         self.rows += rows
         if self.options.tensorboard:
@@ -379,9 +379,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no run in {folder}: there is no {path.name}")
     try:
-        fields = json.loads(path.read_text())
-        for name in ("experiment", "preset", "config", "options"):
-            fields[name]
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"experiment", "preset", "config", "options"} - set(fields)
+        if missing:
+            raise KeyError(f"no {', '.join(sorted(missing))}")
         return fields
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {_first_line(error)}") from error
@@ -432,7 +433,8 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            row["step"], row["split"]  # what every row has
+            if not isinstance(row["step"], int) or not isinstance(row["split"], str):
+                raise ValueError("not a row of metrics")
             rows.append(row)
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines) and not line.endswith(b"\n"):
@@ -547,7 +549,7 @@ def _make_folder(folder: Path) -> list[Path]:
 
 
 def _lock(folder: Path) -> Any:
-    """An exclusive lock that the system drops when the process dies, however it dies."""
+    """An exclusive lock, which the system drops however the process dies."""
     path = folder / "run.lock"
     while True:
         file = open(path, "a+")  # noqa: SIM115  (open while the run lasts)
@@ -572,7 +574,7 @@ def _lock(folder: Path) -> Any:
 def _compare_environment(run: Run) -> None:
     here = environment()
     try:
-        there = json.loads((run.folder / "environment.json").read_text())
+        there = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return warn(f"{run.folder / 'environment.json'} cannot be read")
     names = [k for k in here if k not in ("git", "cores") and there.get(k) != here[k]]

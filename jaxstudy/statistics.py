@@ -20,7 +20,7 @@ class Estimate(NamedTuple):
         return self._asdict()
 
     def __str__(self) -> str:
-        return f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}]"
+        return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
 def mean_interval(values: np.ndarray, of: str) -> Estimate:

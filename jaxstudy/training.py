@@ -52,7 +52,7 @@ class TrainState(NamedTuple):
 
 
 TrainStep = Callable[..., tuple[TrainState, Metrics]]  # (state, batch, *lane)
-EvalStep = Callable[[TrainState, Batch], Metrics]
+EvalStep = Callable[..., Metrics]  # (state, batch, *lane)
 
 
 def init_state(model: Model, tx: optax.GradientTransformation, key: Key) -> TrainState:
@@ -93,13 +93,15 @@ class Lanes(NamedTuple):
     """Independent trainings with a common leading axis L, as one compiled program.
 
     The state, the data order key and the rows of the data sets have the axis; so has
-    each array in `args`, which the step receives after its batch. "exact" runs lane
+    each array in `args`, which the steps receive after their batch. "exact" runs lane
     after lane (`lax.map`), every one bit-identical to itself alone, and is the faster
-    on a CPU; "fast" runs them abreast (`vmap`), for accelerators.
+    on a CPU; "fast" runs them abreast (`vmap`), for accelerators. A lane whose loss is
+    not finite stops the run, unless it `may_diverge`: then it goes on as it is.
     """
 
     args: tuple[Array, ...] = ()
     mode: Literal["exact", "fast"] = "exact"
+    may_diverge: bool = False
 
 
 def map_lanes(fn: Callable[..., Any], lane: PyTree, mode: str = "exact") -> Any:
@@ -150,13 +152,21 @@ def run_steps(
 
 
 def evaluate(
-    eval_step: EvalStep, state: TrainState, data: Dataset, batch_size: int
+    eval_step: EvalStep,
+    state: TrainState,
+    data: Dataset,
+    args: tuple[Array, ...] = (),
+    *,
+    batch_size: int,
 ) -> Metrics:
     """The summed metrics of every row of a set, in batches: pure."""
     batches = ordered_batches(data, batch_size)
     if len(batches.rows) == 1:
-        return eval_step(state, gather(data, jax.tree.map(lambda a: a[0], batches)))
-    metrics = jax.lax.map(lambda rows: eval_step(state, gather(data, rows)), batches)
+        only = jax.tree.map(lambda a: a[0], batches)
+        return eval_step(state, gather(data, only), *args)
+    metrics = jax.lax.map(
+        lambda rows: eval_step(state, gather(data, rows), *args), batches
+    )
     return jax.tree.map(lambda a: jnp.sum(a, 0), metrics)
 
 
@@ -209,7 +219,9 @@ def _chunk_program(
         if eval_step is None:
             return {}
         return {
-            name: evaluate(eval_step, state, data, eval_batch_size)
+            name: evaluate(
+                eval_step, state, data, inputs.args, batch_size=eval_batch_size
+            )
             for name, data in inputs.evaluate.items()
         }
 
@@ -262,6 +274,27 @@ def _over_lanes(
     return mapped
 
 
+def measure(
+    eval_step: EvalStep,
+    state: TrainState,
+    data: Dataset,
+    *,
+    batch_size: int = 4096,
+    lanes: Lanes | None = None,
+) -> dict[str, Any]:
+    """Every metric of a set, compiled: numbers, or lists [L] where there are lanes."""
+
+    def program(state: TrainState, inputs: _Inputs) -> Metrics:
+        return evaluate(
+            eval_step, state, inputs.train, inputs.args, batch_size=batch_size
+        )
+
+    args = lanes.args if lanes else ()
+    mapped = _over_lanes(program, lanes.mode) if lanes else program
+    metrics = jax.jit(mapped)(state, _Inputs(state.key, args, data, {}))
+    return _values(jax.tree.map(lambda a: a[..., None], jax.device_get(metrics)), 0)
+
+
 class Fitted(NamedTuple):
     """What training came to: the state, and the rows logged on the way."""
 
@@ -286,8 +319,9 @@ def fit(
 ) -> Fitted:
     """Train for some epochs: the only training loop.
 
-    Each epoch visits every row of `train` once, in an order fixed by (key, epoch), and
-    then evaluates every row of every set in `evaluate_on`. A chunk of at most
+    Each epoch visits every row of `train` once, in an order fixed by (key, epoch).
+    Every row of every set in `evaluate_on` is evaluated before the first step and after
+    each epoch. A chunk of at most
     `chunk_steps` steps (a part of an epoch, or several whole ones with their
     evaluations) is one compiled program that donates the state; the metrics of the
     chunk come back when it ends, and become one row for each set. With a `part`, rows
@@ -327,6 +361,16 @@ def fit(
     advance = lowered.compile()
     timing.compile_s += time.perf_counter() - began
 
+    if step == 0:
+        head = {"step": 0, "epoch": 0.0}
+        for split, data in inputs.evaluate.items():
+            assert eval_step is not None
+            values = measure(
+                eval_step, state, data, batch_size=eval_batch_size, lanes=lanes
+            )
+            rows.append({**head, "split": split, **values})
+        if part is not None:
+            part.log(rows)
     lane_count = state.step.size
     per_lane_rows = 1 if train.rows.ndim == 2 else lane_count
     examples_per_step = int(np.sum(train.valid)) * per_lane_rows / per_epoch
@@ -337,7 +381,8 @@ def fit(
             began = time.perf_counter()
             state, outputs = advance(state, inputs)
             trained, failed, sets = jax.device_get(outputs)
-            _stop_if_not_finite(failed)
+            if not (lanes and lanes.may_diverge):
+                _stop_if_not_finite(failed)
             new = _rows(step, chunk, per_epoch, trained, sets)
             step += chunk.steps * chunk.repeats
             rows += new
@@ -419,14 +464,17 @@ def _stop_if_not_finite(failed: np.ndarray) -> None:
     )
 
 
-def _values(metrics: Metrics, repeat: int) -> dict[str, float | list[float]]:
-    """Each metric as a number, or as a list [L] of one for each lane."""
+def _values(metrics: Metrics, repeat: int) -> dict[str, Any]:
+    """Each metric as a number, or as a list [L] of one for each lane; None for NaN."""
 
-    def divide(mean: Any) -> float | list[float]:
+    def number(value: np.float32) -> float | None:
+        # the shortest text that reads back as this float32, so a resumed run agrees
+        return float(str(value)) if np.isfinite(value) else None
+
+    def divide(mean: Any) -> Any:
         count = np.maximum(mean.count[..., repeat], 1)
-        value = (mean.total[..., repeat] / count).astype(np.float32)
-        # the shortest text that reads back as this float32
-        return np.reshape([float(str(x)) for x in value.flat], value.shape).tolist()
+        value = np.asarray(mean.total[..., repeat] / count, np.float32)
+        return [number(v) for v in value] if value.ndim else number(value[()])
 
     return {name: divide(mean) for name, mean in metrics.items()}
 
@@ -471,7 +519,8 @@ class _Progress:
         self.bar.stop()
 
     def update(self, step: int, speed: float, rows: list[dict[str, Any]]) -> None:
-        loss = np.mean([row["loss"] for row in rows if row["split"] == "train"][-1])
+        last = [row["loss"] for row in rows if row["split"] == "train"][-1]
+        loss = np.nanmedian(np.atleast_1d(np.array(last, float)))
         self.bar.update(
             self.task,
             completed=step,

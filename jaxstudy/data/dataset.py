@@ -45,8 +45,8 @@ def dataset(arrays: Mapping[str, np.ndarray | Array]) -> Dataset:
 
 def subset(data: Dataset, rows: np.ndarray | Sequence[int]) -> Dataset:
     """The set with only these rows of the arrays [n]."""
-    rows = jnp.asarray(np.asarray(rows, np.int32))
-    return data._replace(rows=rows, valid=jnp.ones(len(rows), bool))
+    chosen = jnp.asarray(np.asarray(rows, np.int32))
+    return data._replace(rows=chosen, valid=jnp.ones(len(chosen), bool))
 
 
 def stacked_subsets(data: Dataset, groups: Sequence[np.ndarray]) -> Dataset:

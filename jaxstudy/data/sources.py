@@ -22,10 +22,10 @@ ADMISSIONS = Source(
     sha256="54509b840d56237df595c1e600af61f6c3aa40f637f124cd5f9989d0177c7708",
     origin=(
         "UCLA Institute for Digital Research and Education, the graduate admissions "
-        "example of its logit-regression page (simulated applicants, by its own word); "
-        "values as in the file binary.csv.gz of the PyPI package arch 8.0.0 (SHA-256 of "
-        "the unpacked file 23ece4a1ae3a274dec9cbc545cceb623ac5a47c9bd251f4adc613a9025441"
-        "fa0), written without needless decimals and doubled line ends"
+        "of its page on logistic regression (made-up applicants, as it says); values "
+        "as in binary.csv.gz of the PyPI package arch 8.0.0, whose unpacked SHA-256 is "
+        "23ece4a1ae3a274dec9cbc545cceb623ac5a47c9bd251f4adc613a9025441fa0, written "
+        "without needless decimals and doubled line ends"
     ),
     command="git checkout -- jaxstudy/data/ucla_admissions.csv",
 )

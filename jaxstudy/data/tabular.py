@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -167,7 +167,7 @@ def applicant_row(
 
     Raises UserError when a number is not finite or the rank does not exist.
     """
-    fields = {"admit": 0}
+    fields: dict[str, float] = {"admit": 0}
     for column in ADMISSION_COLUMNS[1:]:
         value = getattr(applicant, column.name)
         try:
@@ -193,7 +193,7 @@ def read_digits() -> dict[str, np.ndarray]:
     """
     from sklearn.datasets import load_digits  # slow to import, and only needed here
 
-    digits = load_digits()
+    digits: Any = load_digits()
     return {
         "x": (digits.data / 16).astype(np.float32),
         "y": digits.target.astype(np.int32),

@@ -36,8 +36,9 @@ class MLP(nn.Module):
             dense = nn.Dense(
                 width, self.use_bias, kernel_init=init, name=f"hidden_{i + 1}"
             )
-            x = self.activation(dense(x))
-            self.sow("intermediates", f"hidden_{i + 1}", x)
+            z = dense(x)
+            self.sow("intermediates", f"z{i + 1}", z)
+            x = self.activation(z)
         x = nn.Dense(self.outputs, self.use_bias, kernel_init=init, name="output")(x)
         return x[:, 0] if self.outputs == 1 else x
 
@@ -46,7 +47,7 @@ def mlp(
     features: int,
     hidden: tuple[int, ...],
     outputs: int,
-    activation: str = "relu",
+    activation: Callable[[Array], Array] = nn.relu,
     *,
     use_bias: bool = True,
     capture: bool = False,
@@ -55,8 +56,8 @@ def mlp(
 
     No hidden layer makes it linear (or logistic) regression. Outputs are logits:
     [B] if `outputs` is 1, else [B, outputs]. With `capture`, `apply` also returns
-    every hidden layer's values {"hidden_1": ([B, width],), ...}.
+    every hidden layer's z = h W + b, as {"z1": ([B, width],), ...}.
     """
-    module = MLP(tuple(hidden), outputs, ACTIVATIONS[activation], use_bias)
+    module = MLP(tuple(hidden), outputs, activation, use_bias)
     example = jax.ShapeDtypeStruct((1, features), jnp.float32)
     return from_linen(module, example, capture=capture)

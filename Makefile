@@ -1,0 +1,48 @@
+# make study: every lesson, on real data, and a report.  make test: the tests.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: study full test lint torture bench readme clean
+.DEFAULT_GOAL := study
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) -e .
+	@touch $@
+
+.venv/installed-test: .venv/installed
+	$(PIP) -e ".[test]"
+	@touch $@
+
+.venv-bench/installed: pyproject.toml constraints.txt benchmarks/peers.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -e . -r benchmarks/peers.txt
+	@touch $@
+
+study: .venv/installed  ## every lesson at the quick preset, then runs/report.html
+	$(BIN)/python -m jaxstudy study
+
+full: .venv/installed  ## every lesson at the full preset: the figures of the README
+	$(BIN)/python -m jaxstudy study --preset full
+
+readme: .venv/installed  ## put the measured figures of runs/ and benchmarks/ into the README
+	$(BIN)/python benchmarks/readme.py
+
+test: .venv/installed-test  ## the tests
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-test  ## ruff and pyright
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+torture: .venv/installed-test  ## kill a run at 24 random moments; the end must be the same
+	$(BIN)/python tests/torture.py --kills 24
+
+bench: .venv-bench/installed  ## speed beside Keras and PyTorch
+	.venv-bench/bin/python benchmarks/speed.py
+
+clean:  ## remove the environments (runs stay)
+	rm -rf .venv .venv-bench

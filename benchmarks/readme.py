@@ -1,0 +1,155 @@
+"""Put measured figures into the README: from results/*.json, and from nowhere else.
+
+`make full` runs the lessons; this copies what their runs wrote to results/, and writes
+the tables between the README's markers. `--check` only says whether they are up to date.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+
+sys.path.insert(0, str(Path(__file__).parent))
+import speed
+
+from jaxstudy.run import write_atomically
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Lesson(NamedTuple):
+    """A row of the README: what it shows, and which of its metrics say so."""
+
+    number: str
+    experiment: str
+    shows: str
+    metrics: dict[str, str]  # name in the row: name in result.json
+
+
+LESSONS = (
+    Lesson(
+        "1.1",
+        "ch1_forward",
+        "A 3-2-1 network by hand: every product, every gradient, three ways",
+        {
+            "by hand - `Model.apply`": "forward: largest difference",
+            "chain rule - `jax.grad`": "jax.grad - chain rule: largest difference",
+            "chain rule - finite differences": "finite differences - chain rule: largest",
+        },
+    ),
+    Lesson(
+        "1.2",
+        "ch1_activations",
+        "Six activations, 1 to 16 layers: who still learns, where the gradient goes",
+        {
+            "test log-loss at 4 hidden layers: none": "none, 4 hidden: test log-loss",
+            "sigmoid": "sigmoid, 4 hidden: test log-loss",
+            "tanh": "tanh, 4 hidden: test log-loss",
+            "relu": "relu, 4 hidden: test log-loss",
+            "none is one affine map to": "none = one affine map: largest difference",
+        },
+    ),
+    Lesson(
+        "1.4",
+        "ch1_admission",
+        "400 real admissions: a network, cross-validated beside logistic regression",
+        {
+            "accuracy: network": "network: accuracy",
+            "logistic regression": "logistic regression: accuracy",
+            "always no": "majority accuracy",
+            "log-loss, network minus regression": (
+                "network - logistic regression: log-loss"
+            ),
+        },
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """Update the README's tables from the full runs."""
+
+    runs: Path = Path("runs")
+    """Where the run folders are."""
+    check: bool = False
+    """Write nothing; exit with 1 if the README is not what the results say."""
+
+
+def shown(value: Any) -> str:
+    """A metric as the README has it: with its interval and n, where it has one."""
+    if isinstance(value, dict):
+        interval = f"[{value['low']:.3f}, {value['high']:.3f}]"
+        return f"**{value['mean']:.3f}** {interval} (n = {value['n']} {value['of']})"
+    return f"**{value:.3g}**" if isinstance(value, float) else f"**{value}**"
+
+
+def store(runs: Path, experiment: str) -> None:
+    """Copy what a full run wrote into results/, if there is one."""
+    folder = runs / experiment / "full"
+    if (folder / "result.json").exists():
+        names = ("config", "environment", "result")
+        content = {n: json.loads((folder / f"{n}.json").read_text()) for n in names}
+        text = json.dumps(content, indent=1) + "\n"
+        write_atomically(ROOT / "results" / f"{experiment}.json", text)
+
+
+def lessons_table() -> str:
+    """One row per lesson, from results/*.json."""
+    lines = [
+        "| | shows | command | measured (95 % interval) | time | on |",
+        "|---|---|---|---|---|---|",
+    ]
+    for lesson in LESSONS:
+        stored = json.loads(
+            (ROOT / "results" / f"{lesson.experiment}.json").read_text()
+        )
+        result, environment = stored["result"], stored["environment"]
+        metrics = result["metrics"]
+        parts = [f"{name} {shown(metrics[m])}" for name, m in lesson.metrics.items()]
+        command = f"`python experiments/{lesson.experiment}.py --preset full`"
+        time = f"{result['wall_s']:.0f} s" if result["wall_s"] >= 1 else "1 s"
+        hardware = f"{environment['cores']} cores, {environment['processor']}"
+        cells = (lesson.number, lesson.shows, command, "; ".join(parts), time, hardware)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def speed_table() -> str:
+    """The tables of benchmarks/results/*.json."""
+    files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    return "\n\n".join(speed.table(json.loads(path.read_text())) for path in files)
+
+
+def fill(text: str, name: str, table: str) -> str:
+    """Replace what stands between the markers of this name."""
+    begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n{table}\n{end}{after}"
+
+
+def rendered(text: str) -> str:
+    """The README with its tables as the results say."""
+    return fill(fill(text, "lessons", lessons_table()), "speed", speed_table())
+
+
+def main(command: Command) -> int:
+    """Store, render, write or compare."""
+    readme = ROOT / "README.md"
+    if not command.check:
+        (ROOT / "results").mkdir(exist_ok=True)
+        for lesson in LESSONS:
+            store(command.runs, lesson.experiment)
+    text = readme.read_text()
+    new = rendered(text)
+    if command.check:
+        return int(new != text)
+    write_atomically(readme, new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Command)))

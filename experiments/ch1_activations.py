@@ -1,0 +1,295 @@
+"""Lesson 1.2: what an activation does to a network, and to its gradient.
+
+Dense networks of depth 1 to 16 on 8x8 handwritten digits with six activations. "none"
+leaves a linear network, however deep; sigmoid and tanh saturate, so the gradient
+vanishes on its way down; ReLU passes it, but a unit that is never positive is dead.
+All activations, learning rates and seeds of one depth train as one compiled program.
+Each (activation, depth) has its own rate, chosen on the validation set by the mean of
+the tuning seeds; the figures are of other seeds, on the test set.
+
+Expected (quick): sigmoid learns nothing from depth 4 on (log-loss ln 10 = 2.303),
+"none" is as good at 16 layers as at 1, the others are better until they get deep.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pydantic
+
+from jaxstudy import plots
+from jaxstudy.cli import Count, Positive, Settings, experiment
+from jaxstudy.data.dataset import Dataset, dataset, random_split, subset
+from jaxstudy.data.tabular import read_digits
+from jaxstudy.model import Model
+from jaxstudy.models.mlp import ACTIVATIONS, mlp
+from jaxstudy.objectives import cross_entropy
+from jaxstudy.run import Run
+from jaxstudy.statistics import Estimate, mean_interval
+from jaxstudy.training import (
+    EvalStep,
+    Lanes,
+    TrainState,
+    TrainStep,
+    fit,
+    init_lanes,
+    make_eval_step,
+    make_train_step,
+    measure,
+)
+from jaxstudy.types import Array, Batch, Mean, Metrics
+
+NAMES = tuple(ACTIVATIONS)
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """The networks, and the learning rates they choose from."""
+
+    depths: tuple[Count, ...] = (1, 2, 4, 8, 16)
+    """Numbers of hidden layers."""
+    width: Count = 32
+    """Units in each hidden layer."""
+    rates: tuple[Positive, ...] = (0.01, 0.03, 0.1, 0.3)
+    """Learning rates of SGD to choose from."""
+    tuning_seeds: Count = 3
+    """Seeds that choose the rate."""
+    seeds: Annotated[int, pydantic.Field(ge=2)] = 5
+    """Other seeds, that are reported."""
+    epochs: Count = 20
+    """Passes over the training set."""
+    batch_size: Count = 64
+    """Digits in a gradient step."""
+
+
+PRESETS = {
+    "smoke": Config(
+        depths=(1, 3), rates=(0.03, 0.1), tuning_seeds=1, seeds=2, epochs=2
+    ),
+    "quick": Config(),
+    "full": Config(seeds=10, epochs=60, rates=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0)),
+}
+
+
+class Data(NamedTuple):
+    """The three sets: test is the half that other hands wrote."""
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+
+
+def load() -> Data:
+    """The first half of the digits to learn from, a fifth of it to choose by."""
+    digits = read_digits()
+    half = len(digits["y"]) // 2
+    train, validation = random_split(half, (0.8, 0.2), seed=0)
+    rest = np.arange(half, len(digits["y"]))
+    mean, scale = digits["x"][train].mean(), digits["x"][train].std()
+    scaled = dataset({"x": (digits["x"] - mean) / scale, "y": digits["y"]})
+    return Data(*(subset(scaled, rows) for rows in (train, validation, rest)))
+
+
+def build(depth: int, width: int) -> tuple[TrainStep, EvalStep, EvalStep]:
+    """Steps for any activation and rate: training, probing, and plain evaluation."""
+
+    def activate(which: Array, z: Array) -> Array:
+        return jax.lax.switch(which, list(ACTIVATIONS.values()), z)
+
+    def model(which: Array, capture: bool = False) -> Model:
+        hidden = (width,) * depth
+        return mlp(64, hidden, 10, lambda z: activate(which, z), capture=capture)
+
+    def train_step(
+        state: TrainState, batch: Batch, which: Array, rate: Array
+    ) -> tuple[TrainState, Metrics]:
+        objective = cross_entropy(model(which))
+        return make_train_step(objective, optax.sgd(rate))(state, batch)
+
+    def probe(state: TrainState, batch: Batch, which: Array, rate: Array) -> Metrics:
+        """Also the gradient's norm at each layer, and the share of dead units.
+
+        A unit is dead when its activation's slope is under 1e-3 on every row: nothing
+        that it did wrong can reach its weights.
+        """
+        params, extra = state.params, state.extra
+        objective = cross_entropy(model(which))
+        grads, (_, metrics) = jax.grad(objective, has_aux=True)(
+            params, extra, batch, None
+        )
+        norms = {
+            f"gradient norm {name}": Mean(jnp.linalg.norm(g["kernel"]), jnp.float32(1))
+            for name, g in grads.items()
+        }
+        (_, values), _ = model(which, capture=True).apply(
+            params, extra, batch["x"], train=False, key=None
+        )
+        z = jnp.stack(
+            [values[f"z{i + 1}"][0] for i in range(depth)]
+        )  # [layer, B, unit]
+        _, slope = jax.jvp(lambda z: activate(which, z), (z,), (jnp.ones_like(z),))
+        dead = jnp.sum(jnp.all(jnp.abs(slope) < 1e-3, axis=1), dtype=jnp.float32)
+        share = Mean(dead, jnp.float32(depth * width))
+        return {**metrics, **norms, "dead share": share}
+
+    def plain(state: TrainState, batch: Batch, which: Array, rate: Array) -> Metrics:
+        return make_eval_step(cross_entropy(model(which)))(state, batch)
+
+    return train_step, probe, plain
+
+
+def affine_difference(params: dict, depth: int, width: int, x: np.ndarray) -> float:
+    """max |network(x) - (x W + b)| of a network without activations, in float64."""
+    w, b = np.eye(64), np.zeros(64)
+    for layer in (*(f"hidden_{i + 1}" for i in range(depth)), "output"):
+        w, b = (
+            w @ params[layer]["kernel"],
+            b @ params[layer]["kernel"] + params[layer]["bias"],
+        )
+    with jax.enable_x64(True):
+        none = mlp(64, (width,) * depth, 10, ACTIVATIONS["none"])
+        logits, _ = none.apply(params, {}, x, train=False, key=None)
+        return float(np.abs(np.asarray(logits) - (x @ w + b)).max())
+
+
+class Outcome(NamedTuple):
+    """What one depth came to; arrays [activation, seed], of the reported seeds."""
+
+    rate: np.ndarray
+    loss: np.ndarray
+    start: dict[str, np.ndarray]
+    end: dict[str, np.ndarray]
+    affine: float
+
+
+def choose(losses: np.ndarray, tuning_seeds: int) -> np.ndarray:
+    """The best rate's number for each activation, by the mean of the tuning seeds.
+
+    `losses` are of the validation set, [activation, rate, seed]; a rate at which any of
+    those seeds diverged has a mean of infinity.
+    """
+    return np.argmin(np.mean(losses[..., :tuning_seeds], axis=-1), axis=1)
+
+
+def train_depth(config: Config, depth: int, data: Data, run: Run) -> Outcome:
+    """Train every activation at every rate with every seed, choose rates, and test."""
+    shape = (len(NAMES), len(config.rates), config.tuning_seeds + config.seeds)
+    which, rate, seed = (jnp.asarray(i.ravel()) for i in np.indices(shape))
+    lanes = Lanes((which, jnp.asarray(config.rates)[rate]), may_diverge=True)
+    # lanes of one seed share weights and batches, whatever else they differ in
+    seeds = jax.random.split(jax.random.key(config.seed), (shape[2], 2))[seed]
+    train_step, probe, plain = build(depth, config.width)
+    model = mlp(64, (config.width,) * depth, 10)
+    fitted = fit(
+        init_lanes(model, optax.sgd(0.1), seeds[:, 0]),
+        train_step,
+        data.train,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        key=seeds[:, 1],
+        eval_step=probe,
+        evaluate_on={"validation": data.validation},
+        lanes=lanes,
+        part=run.part(f"depth {depth}"),
+    )
+
+    def worst_if_none(values: list) -> np.ndarray:
+        return np.array([np.inf if v is None else v for v in values], float).reshape(
+            shape
+        )
+
+    looks = [row for row in fitted.rows if row["split"] == "validation"]
+    best = choose(worst_if_none(looks[-1]["loss"]), config.tuning_seeds)
+
+    def reported(values: list) -> np.ndarray:
+        chosen = worst_if_none(values)[np.arange(len(NAMES)), best]
+        return chosen[:, config.tuning_seeds :]
+
+    names = [n for n in looks[0] if n.startswith(("gradient", "dead"))]
+    lane = np.ravel_multi_index((NAMES.index("none"), best[0], 0), shape)
+    params = jax.tree.map(
+        lambda a: np.asarray(a[lane], np.float64), fitted.state.params
+    )
+    rows = np.asarray(data.test.arrays["x"], np.float64)[data.test.rows]
+    return Outcome(
+        np.array(config.rates)[best],
+        reported(measure(plain, fitted.state, data.test, lanes=lanes)["loss"]),
+        {name: reported(looks[0][name]) for name in names},
+        {name: reported(looks[-1][name]) for name in names},
+        affine_difference(params, depth, config.width, rows),
+    )
+
+
+def main(config: Config, run: Run) -> dict[str, Estimate | float | str]:
+    """Every depth in turn; the table and the figures."""
+    data = load()
+    outcomes = {d: train_depth(config, d, data, run) for d in config.depths}
+    result: dict[str, Estimate | float | str] = {}
+    for i, name in enumerate(NAMES):
+        for depth, outcome in outcomes.items():
+            label = f"{name}, {depth} hidden: "
+            losses, diverged = outcome.loss[i], int(np.sum(np.isinf(outcome.loss[i])))
+            result[label + "test log-loss"] = (
+                f"diverged in {diverged} of {len(losses)} seeds"
+                if diverged
+                else mean_interval(losses, "seeds")
+            )
+            result[label + "learning rate"] = float(outcome.rate[i])
+    worst = max(outcome.affine for outcome in outcomes.values())
+    result["none = one affine map: largest difference"] = worst
+    draw(run, outcomes, result)
+    return result
+
+
+def draw(run: Run, outcomes: dict[int, Outcome], result: dict) -> None:
+    """Log-loss and dead units by depth; the gradient's way down the deepest network."""
+    depths, deepest = list(outcomes), max(outcomes)
+    layers = range(1, deepest + 1)
+
+    def loss(name: str) -> plots.Line:
+        each = {d: result[f"{name}, {d} hidden: test log-loss"] for d in depths}
+        kept = {d: v for d, v in each.items() if isinstance(v, Estimate)}
+        return list(kept), list(kept.values())
+
+    def dead(name: str) -> plots.Line:
+        shares = [outcomes[d].end["dead share"][NAMES.index(name)] for d in depths]
+        return depths, [float(np.mean(share)) for share in shares]
+
+    def gradient(name: str, when: dict[str, np.ndarray]) -> plots.Line:
+        norms = [when[f"gradient norm hidden_{i}"][NAMES.index(name)] for i in layers]
+        return layers, [float(np.median(norm)) for norm in norms]
+
+    def panel(
+        title: str, ylabel: str, line: Callable[[str], plots.Line]
+    ) -> plots.Panel:
+        by_layer = ylabel.startswith("gradient")
+        xlabel, scales = "hidden layers", ("log", "linear")
+        if by_layer:
+            xlabel, scales = f"layer of {deepest}", ("linear", "log")
+        return plots.Panel(title, xlabel, ylabel, {n: line(n) for n in NAMES}, scales)
+
+    start, end = outcomes[deepest].start, outcomes[deepest].end
+    plots.save_lines(
+        run,
+        "depth",
+        [
+            panel("test", "log-loss [nats]", loss),
+            panel("after training", "share of dead units", dead),
+        ],
+    )
+    plots.save_lines(
+        run,
+        "gradients",
+        [
+            panel("at the start", "gradient norm", lambda n: gradient(n, start)),
+            panel("after training", "gradient norm", lambda n: gradient(n, end)),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    experiment(main, PRESETS)

@@ -1,0 +1,65 @@
+"""What all tests share: the environment, a tiny training, and processes of scripts."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# Before jax, keras or matplotlib are imported. The cache is this session's own: a
+# killed process may leave a torn entry, which jax would then find for ever.
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("MPLBACKEND", "Agg")
+_own_cache = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+if _own_cache:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxstudy-xla-")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+Process = subprocess.Popen[str]
+
+
+def pytest_sessionfinish() -> None:
+    if _own_cache:  # never of a worker: it inherits the environment
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture
+def start() -> Any:
+    """Start `python FILE ARGUMENTS` from the repository; what still runs is killed."""
+    started: list[Process] = []
+
+    def start(file: Path, arguments: Sequence[object] = ()) -> Process:
+        process = subprocess.Popen(
+            [sys.executable, str(file), *map(str, arguments)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+Start = Callable[..., Process]
+
+
+def contents(folder: Path) -> Mapping[str, bytes]:
+    """Every file below a folder, by its path: to see that nothing changed."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -1,0 +1,524 @@
+"""Checkpoints: exactly the bits that were saved, or a refusal that says why."""
+
+import gc
+import json
+import math
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import contents
+
+from jaxstudy.checkpoint import Checkpoints, DamagedError, Keep, Restored
+from jaxstudy.types import UserError
+
+# what orbax leaves behind when it fails to read: tasks that nobody awaits any more
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+Tree = dict[str, Any]
+STEPS = (1, 2, 3)
+LOSSES = {1: 0.5, 2: 0.25, 3: 0.75, 4: 0.375}
+
+
+def tree(step: int) -> Tree:
+    """Weights and training state: large and small, of many types, and typed keys."""
+    key = jax.random.key(step)
+    params = {
+        "kernel": jax.random.normal(key, (64, 32)),
+        "bias": jnp.arange(4.0) + step,
+        "half": jnp.full((3, 2), step, jnp.bfloat16),
+    }
+    moments = ({"kernel": jax.random.uniform(key, (64, 32))}, jnp.bool_(step % 2))
+    return {
+        "weights": {"params": params, "extra": {}},
+        "training": {
+            "step": jnp.int32(step),
+            "opt_state": moments,
+            "key": jax.random.split(key, 2),
+        },
+    }
+
+
+def facts(step: int, name: str = "validation.loss") -> dict[str, Any]:
+    monitored = {"name": name, "value": LOSSES.get(step)}
+    return {"timing": {"steps": step}, "monitored": monitored}
+
+
+def bits(t: Any) -> list[tuple[str, Any, Any, bytes]]:
+    """Everything there is to a pytree: paths, shapes, types and bytes."""
+    out = []
+    for path, x in jax.tree_util.tree_leaves_with_path(t):
+        plain = x
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            plain = jax.random.key_data(x)
+        host = np.asarray(plain)
+        name = jax.tree_util.keystr(path)
+        out.append((name, host.shape, x.dtype, host.tobytes()))
+    return out
+
+
+def shapes(t: Any) -> Any:
+    return jax.eval_shape(lambda: t)
+
+
+def save(folder: Path, keep: Keep, steps: Any = STEPS) -> None:
+    checkpoints = Checkpoints(folder, keep)
+    for step in steps:
+        checkpoints.save(step, tree(step), facts(step))
+    checkpoints.close()
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Steps 1, 2 and 3; not to be changed."""
+    folder = tmp_path_factory.mktemp("three")
+    save(folder, Keep("every"))
+    return folder
+
+
+@pytest.fixture
+def folder(three: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of `three`, to be damaged."""
+    yield shutil.copytree(three, tmp_path / "checkpoints")
+    gc.collect()
+
+
+def files(folder: Path, step: int) -> list[Path]:
+    inside = (folder / str(step)).rglob("*")
+    return sorted(p.relative_to(folder) for p in inside if p.is_file())
+
+
+def assert_is(restored: Restored | None, step: int) -> None:
+    assert restored is not None
+    assert restored.step == step
+    assert bits(restored.tree) == bits(tree(step))
+    assert restored.facts == facts(step)
+
+
+# what was saved comes back
+
+
+def test_round_trip(three: Path) -> None:
+    for step in STEPS:
+        assert_is(Checkpoints(three).load(step, tree(0)), step)
+
+
+def test_shapes_are_enough_to_load(three: Path) -> None:
+    assert_is(Checkpoints(three).load(2, shapes(tree(0))), 2)
+
+
+def test_weights_alone(three: Path) -> None:
+    like = {"weights": tree(0)["weights"]}
+    loaded = Checkpoints(three).load(2, like)
+    assert bits(loaded.tree) == bits({"weights": tree(2)["weights"]})
+
+
+def test_a_relative_folder(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(three.parent)
+    assert_is(Checkpoints(Path(three.name)).load(3, tree(0)), 3)
+
+
+def test_loaded_arrays_may_be_donated(three: Path) -> None:
+    loaded = Checkpoints(three).load(2, tree(0)).tree["weights"]
+    jax.jit(lambda t: jax.tree.map(lambda x: x + 1, t), donate_argnums=0)(loaded)
+    assert_is(Checkpoints(three).load(2, tree(0)), 2)
+
+
+def test_saving_does_not_touch_the_state(tmp_path: Path) -> None:
+    state = tree(1)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, {})
+    checkpoints.close()
+    assert bits(state) == bits(tree(1))
+
+
+def test_nothing_is_pickled(three: Path) -> None:
+    for name, data in contents(three).items():
+        assert not name.endswith((".pkl", ".pickle", ".npy", ".npz")), name
+        assert not data.startswith((b"\x80\x03", b"\x80\x04", b"\x80\x05")), name
+
+
+def test_no_source_file_pickles() -> None:
+    root = Path(__file__).resolve().parents[1]
+    sources = [p for d in ("jaxstudy", "experiments") for p in (root / d).rglob("*.py")]
+    assert len(sources) > 10
+    for path in sources:
+        text = path.read_text()
+        for word in ("import pickle", "allow_pickle=True", "joblib", "dill", "marshal"):
+            assert word not in text, path
+
+
+def test_no_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "none")
+    assert checkpoints.steps() == []
+    assert checkpoints.newest(tree(0), pytest.fail) is None
+    assert checkpoints.best() is None
+    assert not (tmp_path / "none").exists()
+
+
+# which stay
+
+
+def kept(folder: Path, keep: Keep, losses: dict[int, float | None]) -> list[int]:
+    checkpoints = Checkpoints(folder, keep)
+    for step, loss in losses.items():
+        monitored = {"name": keep.monitor, "value": loss}
+        checkpoints.save(step, {"weights": jnp.ones(2)}, {"monitored": monitored})
+    checkpoints.close()
+    return checkpoints.steps()
+
+
+FOUR: dict[int, float | None] = {10: 0.5, 20: 0.25, 30: 0.75, 40: 0.375}
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [
+        (Keep("every"), [10, 20, 30, 40]),
+        (Keep("last", 1), [40]),
+        (Keep("last", 2), [30, 40]),
+        (Keep("last", 9), [10, 20, 30, 40]),
+        (Keep("best", 1), [20, 40]),
+        (Keep("best", 2), [20, 40]),
+        (Keep("best", 3), [10, 20, 40]),
+        (Keep("best", 1, mode="max"), [30, 40]),
+        (Keep("best", 2, mode="max"), [10, 30, 40]),
+    ],
+)
+def test_which_stay(tmp_path: Path, keep: Keep, expected: list[int]) -> None:
+    assert kept(tmp_path, keep, FOUR) == expected
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", 20), ("max", 30)])
+def test_the_best(tmp_path: Path, mode: Any, best: int) -> None:
+    keep = Keep("best", 2, mode=mode)
+    kept(tmp_path, keep, FOUR)
+    assert Checkpoints(tmp_path, keep).best() == best
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_never_scores(mode: Any, bad: float) -> None:
+    assert Keep("best", mode=mode).score(bad) == -math.inf
+    assert Keep("best", mode=mode).score(1e300) > -math.inf
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_what_has_no_finite_value_never_counts_as_best(
+    tmp_path: Path, mode: Any
+) -> None:
+    keep = Keep("best", 2, mode=mode)
+    losses = {10: None, 20: 0.5, 30: None, 40: None}
+    assert kept(tmp_path, keep, losses) == [20, 40]
+    assert Checkpoints(tmp_path, keep).best() == 20
+
+
+def test_ranking_goes_on_after_a_restart(tmp_path: Path) -> None:
+    keep = Keep("best", 1)
+    kept(tmp_path, keep, {10: 0.25, 20: 0.5})
+    assert kept(tmp_path, keep, {30: 0.375, 40: 0.75}) == [10, 40]
+
+
+def test_values_of_another_metric_do_not_rank(tmp_path: Path) -> None:
+    kept(tmp_path, Keep("best", 2), {10: 0.25, 20: 0.5})
+    keep = Keep("best", 2, "validation.accuracy", "max")
+    assert kept(tmp_path, keep, {30: 0.1, 40: 0.2}) == [30, 40]
+    assert Checkpoints(tmp_path, keep).best() == 40
+
+
+# damage
+
+
+def flip(data: bytes, bit: int) -> bytes:
+    damaged = bytearray(data)
+    damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)
+
+
+def damages(path: Path, rng: random.Random, flips: int) -> dict[str, bytes | None]:
+    """What may become of a file; None: it is gone."""
+    data = path.read_bytes()
+    end = 8 * len(data) - 1
+    places = {0, end, *(rng.randint(0, end) for _ in range(flips))}
+    return {
+        "missing": None,
+        "empty": b"",
+        "half": data[: len(data) // 2],
+        "one byte short": data[:-1],
+        **{f"bit {bit} flipped": flip(data, bit) for bit in sorted(places)},
+    }
+
+
+def put(path: Path, data: bytes | None) -> None:
+    path.unlink(missing_ok=True)
+    if data is not None:
+        path.write_bytes(data)
+
+
+def test_damage_anywhere_is_found_or_harmless(folder: Path) -> None:
+    """The campaign: every file, every kind of damage; never other bits or errors."""
+    rng = random.Random(0)
+    checkpoints = Checkpoints(folder)
+    expected = bits(tree(3)), facts(3)
+    refused: dict[str, int] = {}
+    assert len(files(folder, 3)) >= 10
+    for name in files(folder, 3):
+        path = folder / name
+        original = path.read_bytes()
+        for kind, data in damages(path, rng, flips=5).items():
+            put(path, data)
+            try:
+                restored = checkpoints.load(3, tree(0))
+            except DamagedError as error:
+                assert "\n" not in str(error), (name, kind)
+                refused[name.parts[1]] = refused.get(name.parts[1], 0) + 1
+            else:
+                found = bits(restored.tree), restored.facts
+                assert found == expected, (name, kind)
+        put(path, original)
+    assert set(refused) >= {"_CHECKPOINT_METADATA", "training", "weights"}, refused
+    assert_is(checkpoints.load(3, tree(0)), 3)
+
+
+def test_a_flipped_bit_of_the_description_is_found_wherever_it_is(
+    folder: Path,
+) -> None:
+    """The names, types, hashes, times and values that we keep ourselves."""
+    path = folder / "3" / "_CHECKPOINT_METADATA"
+    data = path.read_bytes()
+    ours = json.dumps(json.loads(data)["custom_metadata"]).encode()
+    start = data.index(ours)
+    rng = random.Random(0)
+    checkpoints = Checkpoints(folder)
+    for place in rng.sample(range(start, start + len(ours)), 200):
+        put(path, flip(data, 8 * place + rng.randrange(8)))
+        try:
+            assert_is(checkpoints.load(3, tree(0)), 3)
+        except DamagedError:
+            pass
+
+
+def largest_array_file(folder: Path, step: int, part: str) -> Path:
+    return max((folder / str(step) / part).rglob("d/*"), key=lambda p: p.stat().st_size)
+
+
+def damage_weights(folder: Path, step: int) -> None:
+    path = largest_array_file(folder, step, "weights")
+    data = path.read_bytes()
+    put(path, flip(data, 4 * len(data)))
+
+
+def truncate_training(folder: Path, step: int) -> None:
+    path = largest_array_file(folder, step, "training")
+    data = path.read_bytes()
+    put(path, data[: len(data) // 2])
+
+
+def forget_description(folder: Path, step: int) -> None:
+    (folder / str(step) / "_CHECKPOINT_METADATA").unlink()
+
+
+def empty_description(folder: Path, step: int) -> None:
+    put(folder / str(step) / "_CHECKPOINT_METADATA", b"")
+
+
+def empty_folder(folder: Path, step: int) -> None:
+    shutil.rmtree(folder / str(step))
+    (folder / str(step)).mkdir()
+
+
+def lose_weights(folder: Path, step: int) -> None:
+    shutil.rmtree(folder / str(step) / "weights")
+
+
+DAMAGES = [
+    damage_weights,
+    truncate_training,
+    forget_description,
+    empty_description,
+    empty_folder,
+    lose_weights,
+]
+Damage = Callable[[Path, int], None]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_newest_good_one_is_used_and_the_bad_one_named(
+    folder: Path, damage: Damage
+) -> None:
+    damage(folder, 3)
+    before = contents(folder / "3")
+    said: list[str] = []
+    checkpoints = Checkpoints(folder, Keep("every"))
+    assert_is(checkpoints.newest(tree(0), said.append), 2)
+    assert len(said) == 1
+    assert said[0].startswith(f"checkpoint {folder / '3'}: ")
+    assert said[0].endswith("; going on from step 2")
+    assert "\n" not in said[0]
+    # set aside as it was, and the step can be saved again
+    assert checkpoints.steps() == [1, 2]
+    assert contents(folder / "damaged-3") == before
+    for step in (3, 4):
+        checkpoints.save(step, tree(step), facts(step))
+    checkpoints.close()
+    assert checkpoints.steps() == [1, 2, 3, 4]
+    assert_is(Checkpoints(folder).newest(tree(0), pytest.fail), 4)
+    assert_is(Checkpoints(folder).load(3, tree(0)), 3)
+
+
+def test_two_bad_ones_are_both_named(folder: Path) -> None:
+    damage_weights(folder, 3)
+    truncate_training(folder, 2)
+    said: list[str] = []
+    assert_is(Checkpoints(folder).newest(tree(0), said.append), 1)
+    assert [str(folder / "3") in said[0], str(folder / "2") in said[1]] == [True, True]
+    assert sorted(os.listdir(folder)) == ["1", "damaged-2", "damaged-3"]
+
+
+def test_damage_again_at_the_same_step_keeps_both(folder: Path) -> None:
+    for _ in range(2):
+        damage_weights(folder, 3)
+        checkpoints = Checkpoints(folder, Keep("every"))
+        assert_is(checkpoints.newest(tree(0), lambda _: None), 2)
+        checkpoints.save(3, tree(3), facts(3))
+        checkpoints.close()
+    assert sorted(os.listdir(folder)) == ["1", "2", "3", "damaged-3", "damaged-3-2"]
+
+
+def test_none_good_stops_and_changes_nothing(folder: Path) -> None:
+    for step, damage in zip(STEPS, DAMAGES, strict=False):
+        damage(folder, step)
+    before = contents(folder)
+    with pytest.raises(UserError, match="no checkpoint is good") as error:
+        Checkpoints(folder).newest(tree(0), pytest.fail)
+    for step in STEPS:
+        assert f"checkpoint {folder / str(step)}: " in str(error.value)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("keep", [Keep("every"), Keep("last", 4), Keep("best", 4)])
+def test_an_old_damaged_step_does_not_stop_saving(three: Path, keep: Keep) -> None:
+    """Whatever is wrong with a step one does not need, training goes on."""
+    rng = random.Random(1)
+    folder = three.parent / f"old-{keep.which}"
+    parts = {name.parts[1] for name in files(three, 2)}
+    for part in ["", *sorted(parts)]:  # all files at once, then those of one part
+        damaged = [name for name in files(three, 2) if part in ("", name.parts[1])]
+        for kind in ("missing", "empty", "half", "flipped"):
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(three, folder)
+            for name in damaged:
+                of_file = damages(folder / name, rng, flips=1)
+                if kind == "flipped":
+                    put(folder / name, list(of_file.values())[-2])
+                else:
+                    put(folder / name, of_file[kind])
+            checkpoints = Checkpoints(folder, keep)
+            assert_is(checkpoints.newest(tree(0), pytest.fail), 3)
+            checkpoints.save(4, tree(4), facts(4))
+            checkpoints.close()
+            assert {3, 4} <= set(checkpoints.steps()), (part, kind)
+    assert_is(Checkpoints(folder).newest(tree(0), pytest.fail), 4)
+    shutil.rmtree(folder)
+    gc.collect()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_step_is_not_the_best(folder: Path, damage: Damage) -> None:
+    keep = Keep("best", 3)
+    assert Checkpoints(folder, keep).best() == 2
+    damage(folder, 2)
+    best = Checkpoints(folder, keep).best()
+    # best() reads descriptions alone: who loads it will see that the arrays are bad
+    assert best == (1 if "CHECKPOINT" not in str(files(folder, 2)) else best)
+
+
+@pytest.mark.parametrize("damage", [forget_description, empty_description])
+def test_the_damaged_best_makes_room_for_the_next(
+    folder: Path, damage: Damage
+) -> None:
+    damage(folder, 2)
+    checkpoints = Checkpoints(folder, Keep("best", 1))
+    checkpoints.save(4, tree(4), facts(4))
+    assert checkpoints.best() == 4
+    checkpoints.close()
+    assert checkpoints.steps() == [4]
+
+
+def test_a_torn_save_is_no_step(folder: Path) -> None:
+    """A kill while orbax writes leaves a temporary folder; the next save removes it."""
+    torn = folder / "4.orbax-checkpoint-tmp-17"
+    shutil.copytree(folder / "3", torn)
+    checkpoints = Checkpoints(folder, Keep("every"))
+    assert checkpoints.steps() == [1, 2, 3]
+    assert_is(checkpoints.newest(tree(0), pytest.fail), 3)
+    checkpoints.save(4, tree(4), facts(4))
+    checkpoints.close()
+    assert sorted(os.listdir(folder)) == ["1", "2", "3", "4"]
+
+
+# another state
+
+
+def with_kernel(kernel: Any) -> Tree:
+    other = tree(0)
+    other["weights"]["params"]["kernel"] = kernel
+    return other
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (
+            with_kernel(jnp.zeros((64, 33))),
+            r"weights/params/kernel has shape \[64, 32\], not \[64, 33\]",
+        ),
+        (
+            with_kernel(jnp.zeros((64, 32), jnp.bfloat16)),
+            "weights/params/kernel has dtype float32, not bfloat16",
+        ),
+        (
+            with_kernel(jnp.zeros((64, 32), jnp.int32)),
+            "weights/params/kernel has dtype float32, not int32",
+        ),
+        (
+            with_kernel({"nested": jnp.zeros((64, 32))}),
+            "weights/params/kernel/nested is missing",
+        ),
+    ],
+)
+def test_another_shape_or_type_is_named(
+    three: Path, other: Tree, expected: str
+) -> None:
+    with pytest.raises(DamagedError, match=f"^{expected}$"):
+        Checkpoints(three).load(3, other)
+    before = contents(three)
+    with pytest.raises(UserError, match="no checkpoint is good") as error:
+        Checkpoints(three).newest(other, pytest.fail)
+    assert expected.replace("\\", "") in str(error.value)
+    assert contents(three) == before
+
+
+def test_weights_without_training_are_no_state(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"weights": tree(1)["weights"]}, {})
+    checkpoints.close()
+    with pytest.raises(DamagedError, match="^training/key is missing$"):
+        checkpoints.load(1, tree(0))
+    loaded = checkpoints.load(1, {"weights": tree(0)["weights"]})
+    assert bits(loaded.tree) == bits({"weights": tree(1)["weights"]})
+
+
+def test_a_step_that_is_not_there(three: Path) -> None:
+    with pytest.raises(DamagedError, match="cannot be read"):
+        Checkpoints(three).load(9, tree(0))

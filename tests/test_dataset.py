@@ -1,0 +1,223 @@
+"""The order in which training visits a set, and how a set is cut into parts."""
+
+import functools
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from jaxstudy.data.dataset import (
+    BatchRows,
+    Dataset,
+    dataset,
+    epoch_batches,
+    gather,
+    kfold,
+    ordered_batches,
+    random_split,
+    stacked_subsets,
+    steps_per_epoch,
+    subset,
+)
+from jaxstudy.types import Array, Key
+
+# Every new pair of sizes compiles something: few examples, but of any shape.
+compiling = settings(max_examples=20, deadline=None)
+pure = settings(max_examples=200, deadline=None)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def batches_of(
+    rows: Array, valid: Array, size: int, key: Key, epoch: Array
+) -> BatchRows:
+    """One compilation for each pair of sizes, where each operation would need one."""
+    return epoch_batches(Dataset({}, rows, valid), size, key, epoch)
+
+
+def real(batches: BatchRows) -> np.ndarray:
+    """The rows that are not padding, in order."""
+    return np.asarray(batches.rows)[np.asarray(batches.mask) == 1]
+
+
+@compiling
+@given(
+    valid=st.lists(st.booleans(), min_size=1, max_size=40),
+    size=st.integers(1, 50),
+    seed=st.integers(0, 2**32 - 1),
+    epoch=st.integers(0, 2**31 - 1),
+)
+def test_an_epoch_visits_every_real_row_once(
+    valid: list[bool], size: int, seed: int, epoch: int
+) -> None:
+    """Also where padding stands among the rows, as in a lane of a short fold."""
+    n = len(valid)
+    rows = np.random.default_rng(0).permutation(1000)[:n]
+    batches = batches_of(
+        jnp.asarray(rows),
+        jnp.asarray(valid),
+        size,
+        jax.random.key(seed),
+        jnp.int32(epoch),
+    )
+    assert batches.rows.shape == batches.mask.shape == (steps_per_epoch(n, size), size)
+    assert set(np.unique(batches.mask)) <= {0, 1}
+    assert sorted(real(batches)) == sorted(rows[np.asarray(valid)])
+    # padding stands at the end, so only the last batches with real rows are short
+    flat = np.ravel(batches.mask)
+    assert np.all(flat[: sum(valid)] == 1)
+    # promised to be in bounds wherever they are gathered
+    assert set(np.ravel(batches.rows)) <= {*rows, 0}
+
+
+@compiling
+@given(
+    valid=st.lists(st.booleans(), min_size=1, max_size=40),
+    size=st.integers(1, 50),
+)
+def test_evaluation_visits_every_real_row_in_order(
+    valid: list[bool], size: int
+) -> None:
+    rows = np.random.default_rng(0).permutation(1000)[: len(valid)]
+    data = Dataset({}, jnp.asarray(rows), jnp.asarray(valid))
+    assert list(real(ordered_batches(data, size))) == list(rows[np.asarray(valid)])
+
+
+def test_the_order_is_a_function_of_key_and_epoch() -> None:
+    rows, valid = jnp.arange(40), jnp.ones(40, bool)
+
+    def order(seed: int, epoch: int) -> tuple[int, ...]:
+        key = jax.random.key(seed)
+        return tuple(real(batches_of(rows, valid, 8, key, jnp.int32(epoch))).tolist())
+
+    orders = {(seed, epoch): order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)}
+    assert len(set(orders.values())) == 4
+    assert order(1, 1) == orders[1, 1]
+    assert order(0, 0) != tuple(range(40))
+
+
+def test_every_row_is_as_likely_in_every_place() -> None:
+    keys = jax.random.split(jax.random.key(0), 3000)
+    valid = jnp.asarray([True, True, False, True, True, True])
+    data = Dataset({}, jnp.arange(6), valid)
+    batches = jax.vmap(lambda key: epoch_batches(data, 3, key, jnp.int32(0)))(keys)
+    order = np.asarray(batches.rows).reshape(3000, 6)[:, :5]
+    counts = np.stack([np.bincount(place, minlength=6) for place in order.T])
+    assert not counts[:, 2].any()
+    # 3000 draws of probability 1/5: sd 22
+    assert np.abs(counts[:, [0, 1, 3, 4, 5]] - 600).max() < 5 * 22
+
+
+def arrays(n: int) -> dict[str, np.ndarray]:
+    return {
+        "x": np.arange(3 * n, dtype=np.float32).reshape(n, 3),
+        "y": np.arange(n, dtype=np.int32) + 100,
+    }
+
+
+def test_gather_brings_the_fields_of_the_rows() -> None:
+    data = dataset(arrays(7))
+    batch = gather(data, BatchRows(jnp.asarray([5, 0, 5]), jnp.asarray([1.0, 1, 0])))
+    assert sorted(batch) == ["mask", "x", "y"]
+    np.testing.assert_array_equal(batch["x"], arrays(7)["x"][[5, 0, 5]])
+    np.testing.assert_array_equal(batch["y"], [105, 100, 105])
+    np.testing.assert_array_equal(batch["mask"], [1, 1, 0])
+
+
+def test_subsets_share_the_arrays() -> None:
+    data = dataset(arrays(7))
+    part = subset(data, [6, 2])
+    assert part.arrays is data.arrays
+    np.testing.assert_array_equal(part.rows, [6, 2])
+    np.testing.assert_array_equal(part.valid, [True, True])
+    stacked = stacked_subsets(data, [np.array([1, 2, 3]), np.array([4])])
+    assert stacked.arrays is data.arrays
+    assert stacked.rows.shape == stacked.valid.shape == (2, 3)
+    np.testing.assert_array_equal(stacked.valid, [[1, 1, 1], [1, 0, 0]])
+    for lane, want in enumerate(([1, 2, 3], [4])):
+        got = stacked.rows[lane][stacked.valid[lane]]
+        np.testing.assert_array_equal(got, want)
+
+
+def test_fields_of_other_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="'x': 3, 'y': 2"):
+        dataset({"x": np.zeros((3, 1)), "y": np.zeros(2)})
+    with pytest.raises(ValueError, match="length over 0"):
+        dataset({"x": np.zeros((0, 1))})
+
+
+@given(n=st.integers(1, 10**6), size=st.integers(1, 10**6))
+def test_steps_per_epoch_is_the_ceiling(n: int, size: int) -> None:
+    steps = steps_per_epoch(n, size)
+    assert (steps - 1) * size < n <= steps * size
+
+
+@pure
+@given(
+    n=st.integers(1, 500),
+    weights=st.lists(st.integers(1, 20), min_size=1, max_size=5),
+    seed=st.integers(0, 2**32),
+)
+def test_a_split_is_disjoint_exhaustive_and_of_its_shares(
+    n: int, weights: list[int], seed: int
+) -> None:
+    shares = [w / sum(weights) for w in weights]
+    try:
+        parts = random_split(n, shares, seed)
+    except ValueError:
+        # only where rounding may leave a part with nothing
+        assert min(shares) * n < 1
+        return
+    assert sorted(np.concatenate(parts)) == list(range(n))
+    for part, weight in zip(parts, weights, strict=True):
+        assert len(part) > 0
+        assert abs(len(part) - Fraction(weight, sum(weights)) * n) <= 1
+        assert list(part) == sorted(part)
+    again = random_split(n, shares, seed)
+    assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
+
+
+def test_a_split_depends_on_its_seed() -> None:
+    first, second = (random_split(100, (0.7, 0.3), seed)[1] for seed in (0, 1))
+    assert not np.array_equal(first, second)
+    assert list(first) != list(range(70, 100))
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.4), (0.7, 0.7), (1.5, -0.5), (1.0, 0.0)])
+def test_shares_that_are_none_are_refused(shares: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="add up to 1"):
+        random_split(100, shares, 0)
+
+
+def test_too_few_rows_for_the_shares_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 rows are too few"):
+        random_split(3, (0.9, 0.1), 0)
+
+
+@pure
+@given(n=st.integers(2, 300), folds=st.integers(2, 20), seed=st.integers(0, 2**32))
+def test_folds_tile_the_rows(n: int, folds: int, seed: int) -> None:
+    assume(folds <= n)
+    splits = kfold(n, folds, seed)
+    assert len(splits) == folds
+    held_out = [held for _, held in splits]
+    assert sorted(np.concatenate(held_out)) == list(range(n))
+    sizes = [len(held) for held in held_out]
+    assert max(sizes) - min(sizes) <= 1
+    for train, held in splits:
+        assert sorted([*train, *held]) == list(range(n))
+
+
+def test_folds_depend_on_their_seed() -> None:
+    (_, first), (_, second) = kfold(50, 5, 0)[0], kfold(50, 5, 1)[0]
+    assert not np.array_equal(first, second)
+    assert np.array_equal(first, kfold(50, 5, 0)[0][1])
+
+
+@pytest.mark.parametrize("folds", [-1, 0, 1, 11])
+def test_folds_that_cannot_be_are_refused(folds: int) -> None:
+    with pytest.raises(ValueError, match="need 2 to 10 folds for 10 rows"):
+        kfold(10, folds, 0)

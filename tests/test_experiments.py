@@ -1,0 +1,178 @@
+"""Every lesson at the smoke preset: what it writes, and its row in the README."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from jaxstudy import cli
+from jaxstudy.data.dataset import kfold
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("ch*.py"))
+
+
+def load(folder: str, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and tyro look types up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Run a lesson once, in this process; later calls get the same folder."""
+    folders: dict[str, Path] = {}
+    root = tmp_path_factory.mktemp("runs")
+
+    def run(name: str) -> Path:
+        if name not in folders:
+            folder = root / name / "smoke"
+            module = load("experiments", name)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(
+                    sys,
+                    "argv",
+                    [f"{name}.py", "--preset", "smoke", "--run-dir", str(folder)],
+                )
+                with pytest.raises(SystemExit) as ended:
+                    cli.experiment(module.main, module.PRESETS)
+            assert ended.value.code == 0
+            folders[name] = folder
+        return folders[name]
+
+    return run
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_smoke_preset_writes_a_whole_run(name: str, smoke: Any) -> None:
+    folder = smoke(name)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["experiment"] == name
+    assert result["preset"] == "smoke"
+    assert result["metrics"]
+    assert json.loads((folder / "config.json").read_text())["experiment"] == name
+    assert json.loads((folder / "environment.json").read_text())["packages"]["jax"]
+    assert not (folder / "run.lock").exists()
+    figures = list((folder / "figures").glob("*.png"))
+    assert figures
+    for figure in figures:  # not blank: a good share of pixels is not background
+        pixels = matplotlib.image.imread(figure)[..., :3]
+        assert np.mean(np.abs(pixels - pixels[0, 0]).sum(-1) > 0.1) > 0.01, figure
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_presets_and_readme_row(name: str) -> None:
+    module = load("experiments", name)
+    assert set(module.PRESETS) == {"smoke", "quick", "full"}
+    assert module.__doc__ is not None
+    assert "Lesson" in module.__doc__
+    assert "Expected" in module.__doc__
+    assert f"experiments/{name}.py" in (ROOT / "README.md").read_text()
+
+
+def test_readme_says_what_the_results_say() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "readme.py"), "--check"]
+    assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_forward_pass_and_gradients_agree(smoke: Any) -> None:
+    result = json.loads((smoke("ch1_forward") / "result.json").read_text())
+    metrics = result["metrics"]
+    assert metrics["forward: largest difference"] < 1e-14
+    assert metrics["jax.grad - chain rule: largest difference"] < 1e-13
+    assert metrics["finite differences - chain rule: largest"] < 1e-7
+    assert metrics["loss after one step"] < metrics["loss"]
+
+
+def test_activations_log_probes_of_every_layer(smoke: Any) -> None:
+    folder = smoke("ch1_activations")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    deep = [
+        r for r in rows if r.get("part") == "depth 3" and r["split"] == "validation"
+    ]
+    names = {f"gradient norm hidden_{i}" for i in (1, 2, 3)} | {"dead share", "loss"}
+    assert all(names <= set(row) for row in deep)
+    assert [row["epoch"] for row in deep] == [0, 1, 2]
+    config = load("experiments", "ch1_activations").PRESETS["smoke"]
+    seeds = config.tuning_seeds + config.seeds
+    shape = (6, len(config.rates), seeds)
+    norms = np.reshape(deep[0]["gradient norm hidden_1"], shape)
+    # at the start, rates do not matter, and sigmoid's gradient is the smallest
+    assert np.array_equal(norms[:, 0], norms[:, 1])
+    assert np.argmin(np.median(norms[:, 0], axis=-1)) == 1
+    result = json.loads((folder / "result.json").read_text())["metrics"]
+    assert result["none = one affine map: largest difference"] < 1e-12
+
+
+def test_activations_choose_rates_by_the_tuning_seeds_alone() -> None:
+    module = load("experiments", "ch1_activations")
+    losses = np.random.default_rng(0).uniform(size=(6, 4, 8))
+    losses[2, 1, 0] = np.inf  # a diverged lane is the worst
+    chosen = module.choose(losses, 3)
+    spoiled = losses.copy()
+    spoiled[..., 3:] = -1e9 * np.random.default_rng(1).uniform(size=(6, 4, 5))
+    assert np.array_equal(module.choose(spoiled, 3), chosen)
+    expected = [int(np.argmin([np.mean(r[:3]) for r in each])) for each in losses]
+    assert chosen.tolist() == expected
+
+
+def test_activations_sets_are_disjoint_and_exhaustive() -> None:
+    module = load("experiments", "ch1_activations")
+    data = module.load()
+    train, validation, test = (set(np.asarray(d.rows).tolist()) for d in data)
+    assert not train & validation
+    assert not (train | validation) & test
+    assert len(train | validation | test) == 1797
+
+
+def test_admission_scores_everybody_once_per_repeat(smoke: Any) -> None:
+    metrics = json.loads((smoke("ch1_admission") / "result.json").read_text())[
+        "metrics"
+    ]
+    assert metrics["majority accuracy"] == pytest.approx(0.6825)
+    assert metrics["network: accuracy"]["n"] == 400
+    held_out = np.concatenate([rows for _, rows in kfold(400, 10, seed=0)])
+    assert sorted(held_out.tolist()) == list(range(400))
+
+
+def test_predict_from_the_saved_run(
+    smoke: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = smoke("ch1_admission")
+    module = load("experiments", "ch1_admission")
+
+    def ask(*words: str) -> tuple[Any, str, str]:
+        argv = ["ch1_admission.py", "--run-dir", str(folder), "--predict", *words]
+        monkeypatch.setattr(sys, "argv", [*argv, "--preset", "smoke"])
+        with pytest.raises(SystemExit) as ended:
+            cli.experiment(module.main, module.PRESETS, predict=module.predict)
+        out, err = capsys.readouterr()
+        return ended.value.code, out, err
+
+    code, good, _ = ask("800", "4.0", "1")
+    assert code == 0
+    code, poor, _ = ask("300", "2.5", "4")
+    assert code == 0
+    chance = [float(text.split("admission ")[1].split()[0]) for text in (good, poor)]
+    assert 0 < chance[1] < chance[0] < 1
+    assert "2 x 10 folds" in good
+    code, _, error = ask("700", "3.7", "5")
+    assert code == 2
+    assert "rank: 5 is none of 1, 2, 3, 4" in error
+    code, _, error = ask("700", "inf", "1")
+    assert code == 2
+    assert "gpa" in error
+    _, _, error = ask("700", "9.0", "1")
+    assert "gpa 9 lies outside the training data (2.26 to 4)" in error

@@ -1,0 +1,186 @@
+"""Imports point downwards: every module may import only what stands above it here."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Lowest first. A module may import from lower lines only, never from its own line;
+# a folder stands for its modules that have no line of their own.
+ORDER = (
+    {"types"},
+    {"model", "ops", "features", "data.sources", "data.dataset"},
+    {"models", "objectives", "optimizers", "data"},
+    {"checkpoint"},
+    {"run"},
+    {"training"},
+    {"adversarial", "study", "sampling", "statistics"},
+    {"plots", "report"},
+    {"cli"},
+    {"__main__"},
+)
+FLAX = {"model", "models"}
+ORBAX = {"checkpoint"}
+OUTSIDE = {"experiments", "tests", "benchmarks"}
+UNSAFE = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
+OLD_FLAX = ("flax.training", "flax.nnx", "flax.optim")
+
+
+def place(module: str) -> str:
+    """The name under which a module of jaxstudy stands in ORDER."""
+    listed = set().union(*ORDER)
+    return module if module in listed else module.partition(".")[0]
+
+
+def level(module: str) -> int:
+    """The line of ORDER that holds a module."""
+    for number, names in enumerate(ORDER):
+        if place(module) in names:
+            return number
+    raise AssertionError(f"jaxstudy.{module} has no place in ORDER")
+
+
+def imported(tree: ast.AST) -> list[str]:
+    """Every module a source imports, anywhere in it: "a.b" and, for names, "a.b.c"."""
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            # `from jaxstudy import plots` imports a module; from a module, a name
+            whole = base in ("jaxstudy", "jaxstudy.data", "jaxstudy.models", *OUTSIDE)
+            names += [f"{base}.{a.name}" for a in node.names] if whole else [base]
+    return names
+
+
+def unsafe(tree: ast.AST) -> list[str]:
+    """What could run code that came with the data."""
+    found = [n for n in imported(tree) if n.partition(".")[0] in UNSAFE]
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        if isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec"):
+            found.append(f"{node.func.id}()")
+        for keyword in node.keywords:
+            value = getattr(keyword.value, "value", True)
+            if keyword.arg == "allow_pickle" and value is not False:
+                found.append("allow_pickle")
+    return found
+
+
+def faults(module: str, source: str) -> list[str]:
+    """What a module of the library ("training"), or a script ("experiments.x"), does
+    that the layers forbid."""
+    tree = ast.parse(source)
+    inside = module.partition(".")[0] not in OUTSIDE
+    package = place(module)
+    out = []
+    for name in imported(tree):
+        top, _, rest = name.partition(".")
+        if top == "" or not name[0].isalpha():
+            out.append(f"relative import {name}")
+        elif top in OUTSIDE and (inside or top == "experiments"):
+            out.append(f"imports {name}")
+        elif top == "flax" and package not in FLAX:
+            out.append("imports flax")
+        elif top == "orbax" and package not in ORBAX:
+            out.append("imports orbax")
+        elif top == "jaxstudy" and inside and level(rest) >= level(module):
+            out.append(f"imports {name}, which is not below it")
+        if name.startswith(OLD_FLAX):
+            out.append(f"imports {name}")
+    return out + [f"uses {what}" for what in unsafe(tree)]
+
+
+def modules() -> dict[str, Path]:
+    """The library's modules and the scripts, by name."""
+    found = {}
+    for path in sorted(ROOT.joinpath("jaxstudy").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT / "jaxstudy").with_suffix("").parts)
+        found[name.removesuffix("__init__").removesuffix(".")] = path
+    for path in sorted(ROOT.joinpath("experiments").rglob("*.py")):
+        found[f"experiments.{path.stem}"] = path
+    return found
+
+
+MODULES = modules()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_keeps_to_the_layers(module: str) -> None:
+    source = MODULES[module].read_text()
+    if module in ("", "data", "models"):  # the packages themselves hold nothing
+        assert len(ast.parse(source).body) == 1, "a package's __init__ is a docstring"
+    else:
+        assert faults(module, source) == []
+
+
+SCRIPTS = [p for d in sorted(OUTSIDE) for p in sorted(ROOT.joinpath(d).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
+def test_nothing_unpickles_or_evaluates_text(path: Path) -> None:
+    assert unsafe(ast.parse(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("types", "from jaxstudy.model import Model"),
+        ("model", "import jaxstudy.training"),
+        ("model", "from jaxstudy import training"),
+        ("run", "def f():\n    from jaxstudy.training import fit"),
+        ("models.mlp", "from jaxstudy.models.cnn import cnn"),
+        ("data.tabular", "from jaxstudy.data import images"),
+        ("data.dataset", "from jaxstudy.data.tabular import read_table"),
+        ("objectives", "from jaxstudy.optimizers import OPTIMIZERS"),
+        ("checkpoint", "from jaxstudy.run import Run"),
+        ("training", "from jaxstudy.statistics import Estimate"),
+        ("plots", "from jaxstudy.cli import experiment"),
+        ("training", "from . import model"),
+        ("training", "from .model import Model"),
+        ("training", "import flax.linen as nn"),
+        ("training", "from orbax import checkpoint"),
+        ("models.mlp", "from flax.training.train_state import TrainState"),
+        ("model", "from flax import nnx\nimport flax.nnx"),
+        ("cli", "import experiments.ch1_admission"),
+        ("cli", "from experiments import ch1_admission"),
+        ("training", "import tests.test_training"),
+        ("training", "from benchmarks.speed import main"),
+        ("experiments.b", "from experiments.a import build"),
+        ("experiments.b", "from experiments import a"),
+        ("experiments.b", "from .a import build"),
+        ("experiments.b", "import flax"),
+        ("run", "import pickle"),
+        ("run", "from pickle import loads"),
+        ("run", "value = eval(text)"),
+        ("run", "def f(text):\n    exec(text)"),
+        ("run", "np.load(path, allow_pickle=True)"),
+        ("run", "np.load(path, allow_pickle=flag)"),
+    ],
+)
+def test_a_breach_is_seen(module: str, source: str) -> None:
+    assert faults(module, source)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("model", "import flax.linen as nn\nfrom jaxstudy.types import Array"),
+        ("models.mlp", "from jaxstudy.model import from_linen\nimport flax"),
+        ("data.tabular", "from jaxstudy.data.sources import read_bytes"),
+        ("training", "from jaxstudy.data.dataset import gather"),
+        ("checkpoint", "import orbax.checkpoint"),
+        ("experiments.b", "from jaxstudy import plots\nfrom jaxstudy.cli import x"),
+        ("run", "np.load(path, allow_pickle=False)\nmodel.eval()"),
+    ],
+)
+def test_what_is_allowed_is_not_a_breach(module: str, source: str) -> None:
+    assert faults(module, source) == []
+
+
+def test_a_module_without_a_place_is_named() -> None:
+    with pytest.raises(AssertionError, match="newcomer has no place"):
+        faults("newcomer", "from jaxstudy.types import Array")

@@ -1,0 +1,962 @@
+"""The run folder: held by one, nothing lost, and what is resumed ends the same."""
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from conftest import ROOT, contents
+from tiny import PER_EPOCH, Config
+
+from jaxstudy import run as run_module
+from jaxstudy.checkpoint import Checkpoints, Keep
+from jaxstudy.run import (
+    Options,
+    Run,
+    Stopped,
+    _read_rows,
+    load_weights,
+    open_run,
+    read_saved,
+    to_json,
+    write_atomically,
+)
+from jaxstudy.training import TrainState
+from jaxstudy.types import UserError
+
+CONFIG = Config(kind="noisy")
+EACH = Options(save_every=0)  # a checkpoint after every chunk, the last two stay
+LAST = CONFIG.epochs * PER_EPOCH
+
+
+def go(
+    folder: Path,
+    config: Config = CONFIG,
+    options: Options = EACH,
+    *,
+    preset: str = "quick",
+    **how: bool,
+) -> TrainState:
+    """Run the tiny training in a folder; the state it ends with."""
+    with open_run(folder, "tiny", preset, config, options, **how) as run:
+        fitted = tiny.train(run, config)
+        run.finish({"loss": fitted.rows[-1]["loss"]})
+    return fitted.state
+
+
+def bits(state: Any) -> list[bytes]:
+    plain = state._replace(key=jax.random.key_data(state.key))
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(plain)]
+
+
+def weight_bits(weights: Any) -> list[bytes]:
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(weights)]
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps_of(folder: Path) -> list[int]:
+    return Checkpoints(folder / "checkpoints").steps()
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What an uninterrupted run comes to."""
+
+    folder: Path
+    bits: list[bytes]
+    metrics: bytes
+
+    def assert_same(self, folder: Path, state: TrainState) -> None:
+        assert bits(state) == self.bits
+        assert (folder / "metrics.jsonl").read_bytes() == self.metrics
+        mine, theirs = (
+            json.loads((f / "result.json").read_text()) for f in (folder, self.folder)
+        )
+        for key in ("experiment", "preset", "seed", "metrics", "steps"):
+            assert mine[key] == theirs[key]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    state = go(folder)
+    return Reference(folder, bits(state), (folder / "metrics.jsonl").read_bytes())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "tiny"
+
+
+class Crash(Exception):
+    """Stands for a kill: nothing of the program expects it."""
+
+
+def crash_at(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, after: bool
+) -> None:
+    """Let the call-th call of a method crash, before or after it did its work."""
+    original = getattr(owner, name)
+    calls = iter(range(1, 1000))
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        number = next(calls)
+        if number == call and not after:
+            raise Crash
+        result = original(*args, **kwargs)
+        if number == call:
+            raise Crash
+        return result
+
+    monkeypatch.setattr(owner, name, wrapper)
+
+
+# what is in the folder
+
+
+def test_a_whole_run(whole: Reference) -> None:
+    folder = whole.folder
+    assert sorted(os.listdir(folder)) == [
+        "checkpoints",
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "result.json",
+    ]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["config"] == {
+        "seed": 0, "epochs": 4, "rate": 0.05, "hidden": 4, "parts": 1,
+        "kind": "noisy", "spins": 0,
+    }  # fmt: skip
+    assert set(config["options"]) == {f.name for f in dataclasses.fields(Options)}
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["packages"]["jax"] == jax.__version__
+    assert environment["backend"] == jax.default_backend()
+    result = json.loads((folder / "result.json").read_text())
+    assert result["steps"] == LAST
+    assert result["seed"] == 0
+    assert result["metrics"] == {"loss": rows_of(folder)[-1]["loss"]}
+    assert steps_of(folder) == [LAST - PER_EPOCH, LAST]
+    steps = [r["step"] for r in rows_of(folder) if r["split"] == "train"]
+    assert steps == [3, 6, 9, 12]
+
+
+def test_the_same_config_gives_the_same_bits(whole: Reference, folder: Path) -> None:
+    whole.assert_same(folder, go(folder))
+
+
+def test_another_seed_gives_other_bits(whole: Reference, folder: Path) -> None:
+    state = go(folder, dataclasses.replace(CONFIG, seed=1))
+    assert bits(state) != whole.bits
+
+
+def test_nothing_is_pickled(whole: Reference) -> None:
+    for name, data in contents(whole.folder).items():
+        assert not name.endswith((".pkl", ".pickle", ".npy", ".npz")), name
+        assert not data.startswith((b"\x80\x03", b"\x80\x04", b"\x80\x05")), name
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, np.float64("nan")])
+def test_json_is_strict(bad: float) -> None:
+    assert to_json({"a": [bad, (1.5, bad)], "b": {"c": bad}}) == (
+        '{"a": [null, [1.5, null]], "b": {"c": null}}'
+    )
+
+
+def test_a_failed_write_leaves_the_old_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file.json"
+    write_atomically(path, "old")
+    with monkeypatch.context() as patch:
+        crash_at(patch, os, "replace", 1, after=False)
+        with pytest.raises(Crash):
+            write_atomically(path, "new")
+    assert path.read_text() == "old"
+    write_atomically(path, "newer")
+    assert path.read_text() == "newer"
+
+
+# interrupted anywhere, resumed: the same end
+
+CRASHES = [
+    *((Run, "append", call, after) for call in (1, 3, 5) for after in (False, True)),
+    *((Checkpoints, "save", call, after) for call in (1, 4) for after in (False, True)),
+    (Run, "finish", 1, False),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "call", "after"), CRASHES)
+def test_a_crashed_run_ends_the_same(
+    whole: Reference,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    call: int,
+    after: bool,
+) -> None:
+    with monkeypatch.context() as patch:
+        crash_at(patch, owner, name, call, after)
+        with pytest.raises(Crash):
+            go(folder)
+    assert not (folder / "result.json").exists()
+    whole.assert_same(folder, go(folder, resume=True))
+
+
+@pytest.mark.parametrize("keep", ["every", "best"])
+def test_a_crashed_run_keeps_the_same(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: Any
+) -> None:
+    options = Options(keep=keep, keep_n=1, monitor="train.loss")
+    expected = go(tmp_path / "whole", options=options)
+    with monkeypatch.context() as patch:
+        crash_at(patch, Checkpoints, "save", 3, after=False)
+        with pytest.raises(Crash):
+            go(folder, options=options)
+    assert bits(go(folder, options=options, resume=True)) == bits(expected)
+    assert steps_of(folder) == steps_of(tmp_path / "whole")
+    kept = contents(folder), contents(tmp_path / "whole")
+    assert kept[0]["metrics.jsonl"] == kept[1]["metrics.jsonl"]
+
+
+def test_crashes_one_after_the_other(
+    whole: Reference, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for attempt in range(3):
+        with monkeypatch.context() as patch:
+            crash_at(patch, Run, "append", 2, after=bool(attempt % 2))
+            with pytest.raises(Crash):
+                go(folder, resume=attempt > 0)
+    whole.assert_same(folder, go(folder, resume=True))
+
+
+def test_resuming_what_is_finished_changes_nothing(
+    whole: Reference, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(whole.folder, tmp_path / "run")
+    before = contents(folder)
+    whole.assert_same(folder, go(folder, resume=True))
+    after = contents(folder)
+    for name in before:
+        if name != "result.json":  # it says how long this took
+            assert after[name] == before[name], name
+
+
+@pytest.mark.parametrize("cut", [1, 2, 40, "line end", "row"])
+def test_a_torn_last_line_is_dropped(
+    whole: Reference, folder: Path, monkeypatch: pytest.MonkeyPatch, cut: Any
+) -> None:
+    """A kill while rows were written, after the checkpoint of the epoch before."""
+    with monkeypatch.context() as patch:
+        crash_at(patch, Checkpoints, "save", 3, after=False)
+        with pytest.raises(Crash):
+            go(folder)
+    path = folder / "metrics.jsonl"
+    data = path.read_bytes()
+    last = len(data) - len(data.splitlines(keepends=True)[-1])
+    path.write_bytes(data[: {"line end": len(data) - 1, "row": last}.get(cut, -cut)])
+    whole.assert_same(folder, go(folder, resume=True))
+
+
+def test_rows_are_read_wherever_the_file_is_torn(
+    whole: Reference, tmp_path: Path
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = whole.metrics.splitlines(keepends=True)[:3]
+    data = b"".join(lines)
+    rows = [json.loads(line) for line in lines]
+    for end in range(len(data) + 1):
+        path.write_bytes(data[:end])
+        read = _read_rows(path)
+        assert read == rows[: len(read)]
+        assert len(read) >= data[:end].count(b"\n")
+        # what follows goes onto a line of its own
+        with path.open("ab") as file:
+            file.write(lines[0])
+        assert _read_rows(path) == [*read, rows[0]]
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b"{}", b'{"step": 1}', b"\xff", b""])
+def test_a_damaged_line_is_named_and_nothing_changes(
+    whole: Reference, tmp_path: Path, text: bytes
+) -> None:
+    folder = shutil.copytree(whole.folder, tmp_path / "run")
+    lines = whole.metrics.splitlines()
+    lines[2] = text
+    (folder / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    before = contents(folder)
+    with pytest.raises(UserError, match="line 3, is damaged"):
+        go(folder, resume=True)
+    assert contents(folder) == before
+
+
+def test_leftovers_of_a_kill_are_cleared(whole: Reference, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole.folder, tmp_path / "run")
+    for name in ("config.json", "metrics.jsonl", "result.json"):
+        (folder / f".{name}.4711").write_text("{")
+    whole.assert_same(folder, go(folder, resume=True))
+    assert sorted(os.listdir(folder)) == sorted(os.listdir(whole.folder))
+
+
+# damaged checkpoints
+
+
+def damage(folder: Path, step: int) -> None:
+    where = folder / "checkpoints" / str(step) / "weights"
+    for path in where.rglob("d/*"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 4
+        path.write_bytes(data)
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_damaged_checkpoint_is_named_and_the_end_is_the_same(
+    whole: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(whole.folder, tmp_path / "run")
+    damage(folder, LAST)
+    whole.assert_same(folder, go(folder, resume=True))
+    said = capsys.readouterr().err
+    assert f"warning: checkpoint {folder / 'checkpoints' / str(LAST)}: " in said
+    assert f"going on from step {LAST - PER_EPOCH}\n" in said
+    assert steps_of(folder) == [LAST - PER_EPOCH, LAST]
+    weights = load_weights(folder, tiny.weights_like(CONFIG))
+    theirs = load_weights(whole.folder, tiny.weights_like(CONFIG))
+    assert weight_bits(weights) == weight_bits(theirs)
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_no_good_checkpoint_stops_and_nothing_is_lost(
+    whole: Reference, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(whole.folder, tmp_path / "run")
+    for step in steps_of(folder):
+        damage(folder, step)
+    before = contents(folder)
+    with pytest.raises(UserError, match="no checkpoint is good") as error:
+        go(folder, resume=True)
+    assert str(LAST) in str(error.value)
+    assert contents(folder) == before
+    with pytest.raises(UserError, match="no checkpoint that fits"):
+        load_weights(folder, tiny.weights_like(CONFIG))
+
+
+# signals
+
+
+def signal_at(
+    monkeypatch: pytest.MonkeyPatch, signum: int, append: int, name: str = "append"
+) -> None:
+    """Send a signal to this process right after some rows were logged."""
+    original = getattr(Run, name)
+    calls = iter(range(1, 1000))
+
+    def wrapper(run: Run, *args: Any) -> Any:
+        result = original(run, *args)
+        if next(calls) == append:
+            os.kill(os.getpid(), signum)
+        return result
+
+    monkeypatch.setattr(Run, name, wrapper)
+
+
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+@pytest.mark.parametrize("append", [1, 2, 3, 5])
+def test_a_signal_saves_and_stops(
+    whole: Reference,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    signum: int,
+    code: int,
+    append: int,
+) -> None:
+    """At once before the first chunk (append 1), else when the chunk is saved."""
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        signal_at(patch, signum, append)
+        with pytest.raises(Stopped) as stopped:
+            go(folder, options=Options())  # which would save at the end alone
+    assert stopped.value.exit_code == code
+    reached = (append - 1) * PER_EPOCH
+    assert steps_of(folder) == ([reached] if reached else [])
+    assert max(row["step"] for row in rows_of(folder)) == reached
+    assert not (folder / "result.json").exists()
+    assert not (folder / "run.lock").exists()
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    whole.assert_same(folder, go(folder, options=Options(), resume=True))
+
+
+def test_a_signal_in_the_last_chunk_of_a_part_stops_before_the_next(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(CONFIG, parts=2)
+    one_chunk = dataclasses.replace(config, epochs=1)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(Stopped),
+        open_run(folder, "tiny", "quick", one_chunk, EACH) as run,
+    ):
+        signal_at(patch, signal.SIGTERM, 2)
+        tiny.main(one_chunk, run)
+    assert {row["part"] for row in rows_of(folder)} == {"part0"}
+    with open_run(folder, "tiny", "quick", one_chunk, EACH, resume=True) as run:
+        losses = tiny.main(one_chunk, run)
+    with open_run(tmp_path / "whole", "tiny", "quick", one_chunk, EACH) as run:
+        assert tiny.main(one_chunk, run) == losses
+    metrics = [(f / "metrics.jsonl").read_bytes() for f in (folder, tmp_path / "whole")]
+    assert metrics[0] == metrics[1]
+
+
+def test_handlers_are_put_back(folder: Path) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    wakeup = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
+    with open_run(folder, "tiny", "quick", CONFIG):
+        assert signal.getsignal(signal.SIGINT) != before[0]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert signal.set_wakeup_fd(wakeup) == wakeup
+
+
+# who may have the folder
+
+
+def test_a_run_in_use(folder: Path) -> None:
+    with open_run(folder, "tiny", "quick", CONFIG):
+        before = contents(folder)
+        for how in ({}, {"resume": True}, {"resume": True, "allow_change": True}):
+            with pytest.raises(UserError) as error:
+                go(folder, **how)
+            expected = f"{folder} is in use by process {os.getpid()}"
+            assert str(error.value) == expected
+        assert contents(folder) == before
+    assert not (folder / "run.lock").exists()
+    go(folder, resume=True)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from jaxstudy.run import open_run
+sys.path.insert(0, sys.argv[2])
+from tiny import Config
+with open_run(Path(sys.argv[1]), "tiny", "quick", Config(kind="noisy")):
+    print("held", flush=True)
+    sys.stdin.read() if sys.argv[3:] else __import__("time").sleep(60)
+"""
+
+
+def test_a_run_in_use_by_another_process_and_then_killed(
+    whole: Reference, folder: Path, tmp_path: Path, start: Any
+) -> None:
+    script = tmp_path / "hold.py"
+    script.write_text(HOLD)
+    process = start(script, [folder, ROOT / "tests"])
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=f"is in use by process {process.pid}$"):
+        go(folder)
+    process.kill()
+    process.wait()
+    assert (folder / "run.lock").exists()  # and is not in the way
+    whole.assert_same(folder, go(folder, options=Options(), resume=True))
+    assert not (folder / "run.lock").exists()
+
+
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """Be a user whom permissions bind, where the tests run as root."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    yield
+    if root:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def open_path(tmp_path: Path) -> Path:
+    """A folder that everybody can reach."""
+    for path in (tmp_path, *tmp_path.parents):
+        if path.owner() == tmp_path.owner() and "pytest" in path.name:
+            path.chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o000])
+@pytest.mark.parametrize("below", ["run", "a/b/run"])
+def test_a_folder_that_cannot_be_written(
+    open_path: Path, request: pytest.FixtureRequest, mode: int, below: str
+) -> None:
+    closed = open_path / "closed"
+    closed.mkdir()
+    closed.chmod(mode)
+    request.getfixturevalue("nobody")
+    with pytest.raises(UserError) as error:
+        go(closed / below)
+    os.seteuid(os.getuid())
+    closed.chmod(0o755)
+    assert str(error.value) == (
+        f"the run folder {closed / below} cannot be written: Permission denied"
+    )
+    assert os.listdir(closed) == []
+
+
+@pytest.mark.parametrize("below", ["", "run", "a/run"])
+def test_a_file_in_the_way(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="cannot be written"):
+        go(tmp_path / "file" / below)
+    assert contents(tmp_path) == {"file": b"mine"}
+
+
+# what the folder holds
+
+
+def test_nothing_to_resume(folder: Path) -> None:
+    with pytest.raises(UserError) as error:
+        go(folder, resume=True)
+    expected = f"there is nothing to resume in {folder}: no config.json"
+    assert str(error.value) == expected
+    assert not folder.parent.exists()
+
+
+def test_nothing_to_resume_in_a_folder_of_other_things(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(UserError, match="nothing to resume"):
+        go(tmp_path, resume=True)
+    assert contents(tmp_path) == {"notes": b"mine"}
+
+
+def refused(folder: Path, *args: Any, **how: Any) -> str:
+    """Start something there that is refused; nothing changes."""
+    before = contents(folder)
+    with pytest.raises(UserError) as error:
+        go(folder, *args, **how)
+    assert contents(folder) == before
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_run_is_not_overwritten(whole: Reference) -> None:
+    assert "already holds a run of this config" in refused(whole.folder)
+
+
+def test_another_config_is_not_mixed_in(whole: Reference) -> None:
+    other = dataclasses.replace(CONFIG, rate=0.1, epochs=9)
+    for how in ({}, {"resume": True}, {"allow_change": True}):
+        message = refused(whole.folder, other, **how)
+        assert str(whole.folder) in message
+        assert "epochs: 4 there, 9 here; rate: 0.05 there, 0.1 here" in message
+    assert "--allow-change" in refused(whole.folder, other, resume=True)
+
+
+def test_another_option_is_shown(whole: Reference) -> None:
+    message = refused(whole.folder, CONFIG, Options(save_every=0, keep="best"))
+    assert "keep: 'last' there, 'best' here" in message
+
+
+def test_another_preset_is_shown(whole: Reference) -> None:
+    message = refused(whole.folder, preset="full", resume=True)
+    assert "preset: 'quick' there, 'full' here" in message
+
+
+def test_a_change_that_is_allowed_goes_on(whole: Reference, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole.folder, tmp_path / "run")
+    longer = dataclasses.replace(CONFIG, epochs=6)
+    state = go(folder, longer, resume=True, allow_change=True)
+    assert bits(state) == bits(go(tmp_path / "at once", longer))
+    metrics = [(f / "metrics.jsonl").read_bytes() for f in (folder, tmp_path / "at once")]
+    assert metrics[0] == metrics[1]
+    assert read_saved(folder, Config, "tiny").config == longer
+
+
+def test_a_change_that_cannot_go_on_changes_nothing(
+    whole: Reference, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(whole.folder, tmp_path / "run")
+    wider = dataclasses.replace(CONFIG, hidden=5)
+    message = refused(folder, wider, resume=True, allow_change=True)
+    assert "weights/params/hidden_1/bias has shape [4], not [5]" in message
+    whole.assert_same(folder, go(folder, resume=True))
+
+
+def edit_config(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    path = folder / "config.json"
+    fields = json.loads(path.read_text())
+    edit(fields)
+    path.write_text(json.dumps(fields))
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (lambda f: f.update(experiment="ch9"), "a run of ch9, not of tiny"),
+        (lambda f: f.pop("options"), "config.json cannot be read"),
+        (lambda f: f["config"].update(epochs="many"), "config.json does not fit"),
+        (lambda f: f["config"].update(epochs=-1), "config.json does not fit"),
+        (lambda f: f["config"].update(epoch=3), "config.json does not fit.*epoch"),
+        (lambda f: f["options"].update(keep="all"), "config.json does not fit"),
+        (lambda f: f["options"].update(keeep="last"), "config.json does not fit.*keeep"),
+        (lambda f: f.update(schema=99), "schema"),
+    ],
+)
+def test_a_config_that_does_not_fit(
+    whole: Reference, tmp_path: Path, edit: Any, expected: str
+) -> None:
+    folder = shutil.copytree(whole.folder, tmp_path / "run")
+    edit_config(folder, edit)
+    before = contents(folder)
+    for resume in (False, True):
+        with pytest.raises(UserError, match=expected) as error:
+            go(folder, resume=resume)
+        assert str(folder) in str(error.value)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\ud800"])
+def test_a_config_that_cannot_be_read(
+    whole: Reference, tmp_path: Path, text: str
+) -> None:
+    folder = shutil.copytree(whole.folder, tmp_path / "run")
+    (folder / "config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    before = contents(folder)
+    for resume in (False, True):
+        with pytest.raises(UserError, match="config.json cannot be read"):
+            go(folder, resume=resume)
+    with pytest.raises(UserError, match="config.json cannot be read"):
+        load_weights(folder, tiny.weights_like(CONFIG))
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "result.json"])
+def test_what_another_run_left_is_not_mixed_with_a_fresh_one(
+    whole: Reference, tmp_path: Path, name: str
+) -> None:
+    """A folder whose config.json was lost is not taken for an empty one."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    source = whole.folder / name
+    (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+    assert name in refused(folder)
+
+
+def test_another_environment_is_said(
+    whole: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(whole.folder, tmp_path / "run")
+    path = folder / "environment.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps(fields | {"device": "abacus"}))
+    go(folder, resume=True)
+    assert "was begun with another device: the same bits are not" in (
+        capsys.readouterr().err
+    )
+
+
+# a run that fails
+
+
+def test_a_user_error_before_training_leaves_no_trace(folder: Path) -> None:
+    with (
+        pytest.raises(UserError, match="no such table"),
+        open_run(folder, "tiny", "quick", CONFIG),
+    ):
+        raise UserError("no such table")
+    assert not folder.parent.exists()
+
+
+def test_a_user_error_leaves_what_was_there(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "notes").write_text("mine")
+    with pytest.raises(UserError), open_run(folder, "tiny", "quick", CONFIG):
+        raise UserError("no such table")
+    assert contents(folder) == {"notes": b"mine"}
+
+
+def test_a_loss_that_is_not_finite_names_its_step(folder: Path) -> None:
+    diverging = dataclasses.replace(CONFIG, rate=1e25, epochs=9)
+    with pytest.raises(UserError, match=r"loss (at|after) step \d+ was not finite"):
+        go(folder, diverging)
+    assert not (folder / "result.json").exists()
+    for row in rows_of(folder) if (folder / "metrics.jsonl").exists() else []:
+        assert row["loss"] is not None
+
+
+def test_a_loss_that_stops_being_finite_keeps_what_was_good(
+    whole: Reference, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(whole.folder, tmp_path / "run")
+    diverging = dataclasses.replace(CONFIG, rate=1e30, epochs=9)
+    with pytest.raises(UserError, match=r"not finite") as error:
+        go(folder, diverging, resume=True, allow_change=True)
+    assert str(error.value).count("step") == 1
+    assert max(row["step"] for row in rows_of(folder)) >= LAST
+    assert all(row["loss"] is not None for row in rows_of(folder))
+    for step in steps_of(folder):
+        weights = load_weights(folder, tiny.weights_like(CONFIG), step=step)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(weights)), step
+    go(folder, dataclasses.replace(CONFIG, epochs=6), resume=True, allow_change=True)
+
+
+def test_weights_ruined_by_the_last_step_are_no_result(folder: Path) -> None:
+    """The training loss of a step says nothing of what the step then does."""
+    once = dataclasses.replace(CONFIG, epochs=1, rate=1e38)
+    with pytest.raises(UserError, match="not finite"):
+        go(folder, once)
+    assert not (folder / "result.json").exists()
+    assert steps_of(folder) == []
+
+
+# options
+
+
+def test_parameters_alone_predict_but_do_not_go_on(
+    whole: Reference, folder: Path
+) -> None:
+    options = Options(save="params", save_every=0)
+    go(folder, options=options)
+    like = tiny.weights_like(CONFIG)
+    weights = load_weights(folder, like)
+    assert weight_bits(weights) == weight_bits(load_weights(whole.folder, like))
+    sizes = [sum(map(len, contents(f).values())) for f in (folder, whole.folder)]
+    assert sizes[0] < sizes[1]
+    assert not list(folder.glob("checkpoints/*/training"))
+    message = refused(folder, options=options, resume=True)
+    assert "--save params" in message
+    assert f"--load-params {folder}" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (Options(keep="every"), [3, 6, 9, 12]),
+        (Options(keep="last", keep_n=3, save_every=0), [6, 9, 12]),
+        (Options(keep="last"), [12]),
+        (Options(keep="best", keep_n=1, monitor="train.loss", mode="max"), [3, 12]),
+    ],
+)
+def test_which_checkpoints_stay(
+    folder: Path, options: Options, expected: list[int]
+) -> None:
+    go(folder, options=options)
+    assert steps_of(folder) == expected
+
+
+@pytest.mark.parametrize("monitor", ["train.loss", "validation.loss"])
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_best_by_any_logged_metric(folder: Path, monitor: str, mode: Any) -> None:
+    options = Options(keep="best", keep_n=1, monitor=monitor, mode=mode)
+    config = dataclasses.replace(CONFIG, rate=0.7)  # so that it goes up and down
+    go(folder, config, options)
+    split, _, name = monitor.partition(".")
+    values = {
+        r["step"]: r[name] for r in rows_of(folder) if r["split"] == split and r["step"]
+    }
+    best = (min if mode == "min" else max)(values, key=values.__getitem__)
+    assert steps_of(folder) == sorted({best, LAST})
+    keep = Keep("best", 1, monitor, mode)
+    assert Checkpoints(folder / "checkpoints", keep).best() == best
+    # what predicts is the best, not the last
+    saved = read_saved(folder, Config, "tiny")
+    like = tiny.weights_like(config)
+    assert weight_bits(saved.weights(like)) == weight_bits(
+        saved.weights(like, step=best)
+    )
+
+
+@pytest.mark.parametrize("monitor", ["validation.accuracy", "test.loss", "loss", ""])
+def test_a_metric_that_is_not_logged(folder: Path, monitor: str) -> None:
+    with pytest.raises(UserError) as error:
+        go(folder, options=Options(keep="best", monitor=monitor))
+    assert str(error.value) == (
+        f"--monitor {monitor}: not logged here, only train.loss, validation.loss"
+    )
+    assert not folder.parent.exists()
+
+
+def test_a_run_is_known_by_its_folder_alone(whole: Reference) -> None:
+    saved = read_saved(whole.folder, Config, "tiny")
+    assert (saved.config, saved.options, saved.preset) == (CONFIG, EACH, "quick")
+    like = tiny.weights_like(saved.config)
+    fresh = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+    weights = saved.weights(fresh)
+    assert jax.tree.structure(weights) == jax.tree.structure(like)
+    # the flattened state is step, then the weights
+    assert weight_bits(weights)[0] in whole.bits
+
+
+def test_another_experiments_run_is_not_taken(whole: Reference) -> None:
+    with pytest.raises(UserError, match="holds a run of tiny, not of ch1_admission"):
+        read_saved(whole.folder, Config, "ch1_admission")
+
+
+def test_beginning_with_loaded_parameters(whole: Reference, folder: Path) -> None:
+    first = dataclasses.replace(CONFIG, epochs=1, rate=1e-30)
+    go(folder, first, Options(load_params=whole.folder))
+    like = tiny.weights_like(CONFIG)
+    # a rate that moves nothing: the weights are those that were loaded
+    theirs = load_weights(whole.folder, like)
+    assert weight_bits(load_weights(folder, like)) == weight_bits(theirs)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "expected"),
+    [
+        (shutil.rmtree, "no run in .*run: there is no config.json"),
+        (lambda f: shutil.rmtree(f / "checkpoints"), "no checkpoint that fits in"),
+        (
+            lambda f: edit_config(f, lambda c: c["options"].update(keep_n="x")),
+            "config.json does not fit",
+        ),
+    ],
+)
+def test_parameters_that_cannot_be_loaded(
+    whole: Reference, folder: Path, tmp_path: Path, prepare: Any, expected: str
+) -> None:
+    source = shutil.copytree(whole.folder, tmp_path / "run")
+    prepare(source)
+    with pytest.raises(UserError, match=expected):
+        go(folder, options=Options(load_params=source))
+    assert not folder.parent.exists()
+
+
+def test_parameters_of_another_shape(whole: Reference, folder: Path) -> None:
+    wider = dataclasses.replace(CONFIG, hidden=5)
+    with pytest.raises(UserError) as error:
+        go(folder, wider, Options(load_params=whole.folder))
+    expected = "weights/params/hidden_1/bias has shape [4], not [5]"
+    assert expected in str(error.value)
+    assert not folder.parent.exists()
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_parameters_of_the_newest_good_step(
+    whole: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(whole.folder, tmp_path / "run")
+    like = tiny.weights_like(CONFIG)
+    before = load_weights(folder, like, step=LAST - PER_EPOCH)
+    damage(folder, LAST)
+    assert weight_bits(load_weights(folder, like)) == weight_bits(before)
+    said = capsys.readouterr().err
+    assert str(folder / "checkpoints" / str(LAST)) in said
+    assert f"step {LAST - PER_EPOCH} is used" in said
+    with pytest.raises(UserError, match="no checkpoint that fits"):
+        load_weights(folder, like, step=LAST)
+
+
+def test_two_parts_have_their_own_rows_and_checkpoints(folder: Path) -> None:
+    config = dataclasses.replace(CONFIG, parts=2)
+    with open_run(folder, "tiny", "quick", config, EACH) as run:
+        tiny.main(config, run)
+        result = run.finish({})
+    assert result["steps"] == 2 * LAST
+    for name in ("part0", "part1"):
+        assert Checkpoints(folder / "checkpoints" / name).steps() == [9, 12]
+        own = [r["step"] for r in rows_of(folder) if r["part"] == name]
+        assert own == sorted(own)
+        assert own[-1] == LAST
+
+
+def test_event_files(folder: Path) -> None:
+    go(folder, options=Options(tensorboard=True))
+    (events,) = (folder / "tensorboard").iterdir()
+    data = events.read_bytes()
+    assert b"train/loss" in data
+    assert b"validation/loss" in data
+
+
+def test_files_are_readable_by_others(whole: Reference) -> None:
+    """An atomic write does not leave the mode of a private temporary file."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    for name in ("config.json", "metrics.jsonl", "result.json"):
+        mode = stat.S_IMODE((whole.folder / name).stat().st_mode)
+        assert mode == 0o666 & ~mask, name
+
+
+def test_the_lock_is_asked_again_when_its_holder_has_just_left(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file one has locked may be gone by then: the lock would hold nobody off."""
+    original, calls = run_module.fcntl.flock, iter(range(9))
+
+    def flock(file: Any, how: int) -> None:
+        original(file, how)
+        if next(calls) == 0:
+            (folder / "run.lock").unlink()
+
+    monkeypatch.setattr(run_module.fcntl, "flock", flock)
+    with open_run(folder, "tiny", "quick", CONFIG):
+        assert next(calls) == 2
+        with pytest.raises(UserError, match="in use"):
+            go(folder)
+
+
+# processes: exit codes, and the second signal
+
+
+def wait_for(path: Path, process: Any, timeout: float = 60) -> None:
+    end = time.monotonic() + timeout
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, f"no {path}"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_a_process_saves_and_exits(
+    folder: Path, start: Any, signum: int, code: int
+) -> None:
+    arguments = ["--run-dir", folder, "--epochs", 100000, "--keep", "last"]
+    process = start(ROOT / "tests" / "tiny.py", arguments)
+    wait_for(folder / "metrics.jsonl", process)
+    time.sleep(0.3)
+    process.send_signal(signum)
+    out, error = process.communicate(timeout=30)
+    assert process.returncode == code, error
+    assert "--resume goes on" in error
+    assert "Traceback" not in error
+    assert out == ""
+    (step,) = steps_of(folder)
+    assert max(row["step"] for row in rows_of(folder)) == step
+    assert not (folder / "run.lock").exists()
+
+
+def test_a_second_signal_exits_at_once_even_from_a_compiled_program(
+    folder: Path, start: Any
+) -> None:
+    arguments = ["--run-dir", folder, "--spins", 2_000_000_000, "--save-every", 0]
+    process = start(ROOT / "tests" / "tiny.py", arguments)
+    wait_for(folder / "metrics.jsonl", process)  # the evaluation before the first step
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=20)
+    assert time.monotonic() - began < 2
+    assert process.returncode == 130
+    assert "once more: stop at once" in error

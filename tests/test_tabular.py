@@ -1,0 +1,346 @@
+"""Tables: every finite number comes through, every fault is named where it is."""
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from jaxstudy.data import tabular
+from jaxstudy.data.sources import ADMISSIONS
+from jaxstudy.data.tabular import (
+    Applicant,
+    Category,
+    Numeric,
+    admission_arrays,
+    applicant_row,
+    read_admissions,
+    read_digits,
+    read_table,
+)
+from jaxstudy.types import UserError
+
+COLUMNS = (Category("class", (0, 1)), Numeric("a"), Numeric("b"))
+HEADER = ["class", "a", "b"]
+GOOD = [["0", "1.5", "-2"], ["1", "0", "1e3"], ["1", "7", "8"]]
+
+finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
+
+
+def as_csv(rows: list[list[str]], header: list[str] = HEADER) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([header, *rows])
+    return text.getvalue().encode()
+
+
+def fault(content: bytes) -> str:
+    with pytest.raises(UserError) as error:
+        read_table(content, "t.csv", COLUMNS)
+    message = str(error.value)
+    assert message.startswith("t.csv")
+    assert "\n" not in message
+    return message
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 1), finite, finite), min_size=1, max_size=20),
+    st.permutations(range(4)),
+    st.booleans(),
+)
+def test_every_table_of_finite_numbers_round_trips(
+    rows: list[tuple[int, float, float]], order: list[int], byte_order_mark: bool
+) -> None:
+    header = [[*HEADER, "ignored"][i] for i in order]
+    text = [[[*map(repr, row), "any text"][i] for i in order] for row in rows]
+    content = as_csv(text, header)
+    if byte_order_mark:
+        content = b"\xef\xbb\xbf" + content
+    table = read_table(content, "t.csv", COLUMNS)
+    assert list(table.columns) == HEADER
+    expected = np.array(rows, np.float32)
+    np.testing.assert_array_equal(table.to_numpy(np.float32), expected)
+
+
+BAD = {
+    "": "is blank",
+    "  ": "is blank",
+    "x": "is not a number",
+    "1,5": "is not a number",
+    "1_000": "is not a number",
+    "--1": "is not a number",
+    "0x10": "is not a number",
+    "1 2": "is not a number",
+    "nan": "is not a number one can compute with",
+    "NaN": "is not a number one can compute with",
+    "inf": "is too large for a 32-bit number",
+    "-Infinity": "is too large for a 32-bit number",
+    "1e400": "is too large for a 32-bit number",
+    "-1e39": "is too large for a 32-bit number",
+    "9" * 400: "is too large for a 32-bit number",
+}
+
+
+@given(
+    st.lists(st.tuples(finite, finite), min_size=1, max_size=12),
+    st.sampled_from(sorted(BAD)),
+    st.data(),
+)
+def test_a_bad_cell_is_named_with_its_row_and_column(
+    rows: list[tuple[float, float]], bad: str, data: st.DataObject
+) -> None:
+    cells = [["1", *map(repr, row)] for row in rows]
+    row = data.draw(st.integers(0, len(cells) - 1))
+    column = data.draw(st.integers(0, 2))
+    cells[row][column] = bad
+    message = fault(as_csv(cells))
+    where = f"t.csv, row {row + 1} (line {row + 2}), column {HEADER[column]!r}: "
+    assert message == f"{where}{bad.strip()!r} {BAD[bad]}"
+
+
+@given(
+    st.text("01234567890.eE+-_ naifINFx\t;'", max_size=8),
+    st.sampled_from(["a", "b", "class"]),
+)
+def test_a_cell_is_a_finite_number_or_a_fault(cell: str, name: str) -> None:
+    row = ["1", "2", "3"]
+    row[HEADER.index(name)] = cell
+    try:
+        table = read_table(as_csv([row]), "t.csv", COLUMNS)
+    except UserError as error:
+        assert f"row 1 (line 2), column {name!r}: {cell.strip()!r}" in str(error)
+        return
+    value = table[name].iloc[0]
+    assert np.isfinite(np.float32(value))
+    assert value == float(cell)
+    assert "_" not in cell
+
+
+@given(st.integers(), st.integers(0, 2))
+def test_a_label_is_one_of_the_classes(label: int, row: int) -> None:
+    assume(label not in (0, 1))
+    cells = [list(cells) for cells in GOOD]
+    cells[row][0] = str(label)
+    message = fault(as_csv(cells))
+    assert message.startswith(f"t.csv, row {row + 1} (line {row + 2}), column 'class':")
+    assert repr(str(label)) in message
+
+
+@pytest.mark.parametrize("label", ["0.5", "-1", "2", "1.0000001"])
+def test_labels_between_and_beyond_the_classes(label: str) -> None:
+    message = fault(as_csv([[label, "1", "2"]]))
+    assert message == (
+        f"t.csv, row 1 (line 2), column 'class': {label!r} is none of 0, 1"
+    )
+
+
+@given(st.integers(0, 2), st.integers(0, 6), st.integers(0, 2))
+def test_a_ragged_row_is_named(row: int, width: int, extra_blank_lines: int) -> None:
+    assume(width not in (0, 3))
+    cells = [list(cells) for cells in GOOD]
+    cells[row] = ["1"] * width
+    lines = as_csv(cells).splitlines(keepends=True)
+    content = b"".join([lines[0], *[b"\r\n"] * extra_blank_lines, *lines[1:]])
+    message = fault(content)
+    line = row + 2 + extra_blank_lines
+    assert message == (
+        f"t.csv, row {row + 1} (line {line}): {width} fields where the header has 3"
+    )
+
+
+def test_all_faults_are_counted() -> None:
+    cells = [["2", "x", ""], ["1", "2"], ["1", "2", "3"]]
+    message = fault(as_csv(cells))
+    assert message.startswith("t.csv, row 1 (line 2), column 'class': '2'")
+    assert message.endswith("(and 3 more faults)")
+
+
+@pytest.mark.parametrize("name", HEADER)
+def test_a_missing_column(name: str) -> None:
+    header = [h.upper() if h == name else h for h in HEADER]
+    message = fault(as_csv(GOOD, header))
+    assert message == f"t.csv: column {name!r} is missing; the header is {header}"
+
+
+@pytest.mark.parametrize("name", HEADER)
+def test_a_doubled_column(name: str) -> None:
+    header = [*HEADER, f" {name} "]
+    message = fault(as_csv([[*row, "1"] for row in GOOD], header))
+    assert f"column {name!r} occurs more than once" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "t.csv is empty"),
+        (b"\n\n", "t.csv is empty"),
+        (b"\xef\xbb\xbf", "t.csv is empty"),
+        (b"class,a,b\n", "t.csv has a header and no row"),
+        (b"class,a,b\n\n\n", "t.csv has a header and no row"),
+        (b"class,a,b\n1,2,\xff\n", "t.csv: byte 14 is not UTF-8 text"),
+        ("class,a,b\n1,2,3\n".encode("utf-16"), "t.csv: byte 0 is not UTF-8 text"),
+    ],
+)
+def test_what_is_no_table(content: bytes, expected: str) -> None:
+    assert fault(content) == expected
+
+
+def test_an_open_quote_is_named_by_its_line() -> None:
+    assert fault(b'class,a,b\n1,2,3\n1,"2,3\n').startswith("t.csv, line 3: ")
+
+
+def test_quotes_and_lines_within_a_field() -> None:
+    content = b'class,a,b,note\n1,2,3,"two\nlines"\n1,"4",x,\n'
+    message = fault(content)
+    assert message == "t.csv, row 2 (line 4), column 'b': 'x' is not a number"
+
+
+def test_the_admissions() -> None:
+    table = read_admissions()
+    assert list(table.columns) == ["admit", "gre", "gpa", "rank"]
+    assert table.shape == (400, 4)
+    assert table.admit.sum() == 127
+    assert table.gre.sum() == 235080
+    assert round(table.gpa.sum(), 2) == 1355.96
+    assert table["rank"].value_counts().to_dict() == {1: 61, 2: 151, 3: 121, 4: 67}
+    # the table that goes with the published logit regression
+    admitted = table[table.admit == 1]["rank"].value_counts().to_dict()
+    assert admitted == {1: 33, 2: 54, 3: 28, 4: 12}
+    assert (table.gre.min(), table.gre.max()) == (220, 800)
+    assert (table.gpa.min(), table.gpa.max()) == (2.26, 4.0)
+    assert (table.gre % 20 == 0).all()
+
+
+def test_a_flipped_label_of_the_admissions_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = ADMISSIONS.path.read_bytes()
+    lines = content.split(b"\n")
+    lines[7] = (b"0" if lines[7][:1] == b"1" else b"1") + lines[7][1:]
+    # past the hash, so that it is the sums that notice
+    monkeypatch.setattr(tabular, "read_bytes", lambda _: b"\n".join(lines))
+    with pytest.raises(UserError, match="has other sums"):
+        read_admissions()
+
+
+def test_two_swapped_ranks_of_the_admissions_are_found_by_the_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dataclasses
+
+    table = read_admissions()
+    table.loc[[0, 1], "rank"] = table.loc[[1, 0], "rank"].to_numpy()
+    path = tmp_path / "ucla.csv"
+    table.to_csv(path, index=False)
+    monkeypatch.setattr(
+        tabular, "ADMISSIONS", dataclasses.replace(ADMISSIONS, path=path)
+    )
+    with pytest.raises(UserError, match="has SHA-256"):
+        read_admissions()
+
+
+def test_another_file_of_that_form(tmp_path: Path) -> None:
+    path = tmp_path / "other.csv"
+    path.write_text("rank,gpa,gre,admit\n2,3.5,600,1\n1,3,500.5,0\n")
+    table = read_admissions(path)
+    assert table.to_dict("list") == {
+        "admit": [1, 0],
+        "gre": [600.0, 500.5],
+        "gpa": [3.5, 3.0],
+        "rank": [2, 1],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, "cannot be read: No such file"),
+        ("", "is empty"),
+        ("admit,gre,gpa\n1,2,3\n", "column 'rank' is missing"),
+        ("admit,gre,gpa,rank\n1,2,3,5\n", "column 'rank': '5' is none of 1, 2, 3, 4"),
+        ("admit,gre,gpa,rank\n1,2,3,4\n1,2,3,4\n", "'admit' is 1 in every row"),
+        ("admit,gre,gpa,rank\n0,2,3,4\n", "'admit' is 0 in every row"),
+    ],
+)
+def test_faults_of_another_file(
+    tmp_path: Path, text: str | None, expected: str
+) -> None:
+    path = tmp_path / "other.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError) as error:
+        read_admissions(path)
+    assert str(path) in str(error.value)
+    assert expected in str(error.value)
+
+
+def test_a_folder_for_a_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        read_admissions(tmp_path)
+
+
+def test_admission_arrays() -> None:
+    table = pd.DataFrame(
+        {
+            "admit": [1, 0, 0, 1],
+            "gre": [1.0, 2, 3, 4],
+            "gpa": [5.0, 6, 7, 8],
+            "rank": [1, 2, 3, 4],
+        }
+    )
+    arrays = admission_arrays(table)
+    expected = [[1, 5, 0, 0, 0], [2, 6, 1, 0, 0], [3, 7, 0, 1, 0], [4, 8, 0, 0, 1]]
+    np.testing.assert_array_equal(arrays["x"], np.float32(expected))
+    np.testing.assert_array_equal(arrays["y"], np.float32([1, 0, 0, 1]))
+    assert arrays["x"].dtype == arrays["y"].dtype == np.float32
+
+
+@pytest.mark.parametrize("row", [0, 1, 57, 399])
+def test_an_applicant_of_the_table_has_the_row_of_the_table(row: int) -> None:
+    table = read_admissions()
+    fields = table.iloc[row]
+    said: list[str] = []
+    x = applicant_row(
+        Applicant(fields.gre, fields.gpa, int(fields["rank"])), table, said.append
+    )
+    np.testing.assert_array_equal(x[0], admission_arrays(table)["x"][row])
+    assert said == []
+
+
+def test_extrapolation_is_said() -> None:
+    table = read_admissions()
+    said: list[str] = []
+    applicant_row(Applicant(200, 4.5, 1), table, said.append)
+    assert len(said) == 2
+    assert "gre 200 lies outside the training data (220 to 800)" in said[0]
+    assert "gpa 4.5 lies outside the training data (2.26 to 4)" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("applicant", "expected"),
+    [
+        (Applicant(float("nan"), 3, 1), "gre: nan is not a number one can compute"),
+        (Applicant(500, float("inf"), 1), "gpa: inf is too large"),
+        (Applicant(500, 3, 0), "rank: 0 is none of 1, 2, 3, 4"),
+        (Applicant(500, 3, 5), "rank: 5 is none of 1, 2, 3, 4"),
+    ],
+)
+def test_an_impossible_applicant(applicant: Applicant, expected: str) -> None:
+    with pytest.raises(UserError, match=f"the applicant's {expected}"):
+        applicant_row(applicant, read_admissions(), print)
+
+
+def test_digits() -> None:
+    digits = read_digits()
+    assert digits["x"].shape == (1797, 64)
+    assert digits["x"].dtype == np.float32
+    assert (digits["x"].min(), digits["x"].max()) == (0, 1)
+    counts = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert np.bincount(digits["y"]).tolist() == counts
+    # sixteenths, exactly: no value was blurred on the way
+    sixteenths = digits["x"] * 16
+    np.testing.assert_array_equal(sixteenths, np.round(sixteenths))
+    assert digits["x"].sum() * 16 == 561718

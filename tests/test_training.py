@@ -1,0 +1,685 @@
+"""The step, the loop, and what jit, scan, map, donation and sharding make of them."""
+
+import functools
+import os
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxstudy.data.dataset import Dataset, dataset, kfold, stacked_subsets, subset
+from jaxstudy.data.tabular import admission_arrays, read_admissions
+from jaxstudy.model import Model, column_statistics, from_linen, standardized
+from jaxstudy.models.mlp import mlp
+from jaxstudy.objectives import binary_cross_entropy, squared_error
+from jaxstudy.optimizers import OPTIMIZERS
+from jaxstudy.training import (
+    EvalStep,
+    Fitted,
+    Lanes,
+    TrainState,
+    TrainStep,
+    fit,
+    init_lanes,
+    init_state,
+    make_eval_step,
+    make_train_step,
+    measure,
+    plan_chunk,
+)
+from jaxstudy.types import Array, Batch, Mean, Metrics, PyTree, UserError
+
+# 52 rows in batches of 10: six steps an epoch, the last with two rows and padding.
+N, BATCH, PER_EPOCH, EPOCHS = 52, 10, 6, 4
+TOTAL = EPOCHS * PER_EPOCH
+MODEL = mlp(3, (8,), 1)
+OBJECTIVE = binary_cross_entropy(MODEL)
+TX = optax.adam(0.01)
+
+
+@functools.cache
+def rows_of_two_classes() -> Dataset:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(N, 3))
+    y = x[:, 0] + rng.normal(size=N) > 0
+    return dataset({"x": x.astype(np.float32), "y": y.astype(np.float32)})
+
+
+def run(
+    state: TrainState, train_step: TrainStep, eval_step: EvalStep, **options: Any
+) -> Fitted:
+    """`fit` on the 52 rows, evaluated on the same."""
+    data = rows_of_two_classes()
+    if "key" not in options:
+        options["key"] = jax.random.key(1)
+    defaults = {
+        "train": data,
+        "evaluate_on": {"validation": data},
+        "batch_size": BATCH,
+        "epochs": EPOCHS,
+        "eval_batch_size": 16,
+    }
+    return fit(state, train_step, eval_step=eval_step, **(defaults | options))
+
+
+def fresh() -> TrainState:
+    return init_state(MODEL, TX, jax.random.key(0))
+
+
+def bits(tree: PyTree) -> list[bytes]:
+    """Every leaf as bytes, keys included: what "the same bits" means."""
+
+    def raw(leaf: Array) -> bytes:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        return np.asarray(leaf).tobytes()
+
+    return [raw(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+class Trained(NamedTuple):
+    """A finished run, and the state it began with."""
+
+    first: TrainState
+    fitted: Fitted
+
+
+@functools.cache
+def trained(chunk_steps: int) -> Trained:
+    """One run for each kind of chunk. Its steps may be traced once, and it says so."""
+    chex.clear_trace_counter()
+    partial = chunk_steps < PER_EPOCH
+    first = fresh()
+    # evaluation is also compiled for step 0; within an epoch, its shapes are asked for
+    return Trained(
+        first,
+        run(
+            first,
+            chex.assert_max_traces(make_train_step(OBJECTIVE, TX), n=1),
+            chex.assert_max_traces(make_eval_step(OBJECTIVE), n=3 if partial else 2),
+            chunk_steps=chunk_steps,
+        ),
+    )
+
+
+# one step; part of an epoch; an epoch; two epochs at a time
+CHUNKS = (1, 3, 6, 12)
+
+
+@pytest.mark.parametrize("chunk_steps", CHUNKS)
+def test_chunks_of_any_size_give_the_same_bits(chunk_steps: int) -> None:
+    """And trace the step once, however many chunks there are: `trained` asserts it."""
+    fitted, reference = trained(chunk_steps).fitted, trained(6).fitted
+    assert bits(fitted.state) == bits(reference.state)
+
+    def evaluations(fitted: Fitted) -> list[dict[str, Any]]:
+        return [row for row in fitted.rows if row["split"] == "validation"]
+
+    assert evaluations(fitted) == evaluations(reference)
+    assert [r["step"] for r in evaluations(fitted)] == [0, 6, 12, 18, 24]
+    assert [r["epoch"] for r in evaluations(fitted)] == [0, 1, 2, 3, 4]
+    train = [row for row in fitted.rows if row["split"] == "train"]
+    length = min(chunk_steps, PER_EPOCH)
+    assert [r["step"] for r in train] == list(range(length, TOTAL + 1, length))
+    assert fitted.state.step == TOTAL
+    losses = [row["loss"] for row in evaluations(fitted)]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_a_second_trace_would_be_seen() -> None:
+    chex.clear_trace_counter()
+    step = jax.jit(chex.assert_max_traces(make_train_step(OBJECTIVE, TX), n=1))
+    step(fresh(), batch(10))
+    step(fresh(), batch(10))
+    with pytest.raises(AssertionError, match="is traced > 1 times"):
+        step(fresh(), batch(11))
+
+
+def batch(n: int) -> Batch:
+    data = rows_of_two_classes()
+    return {k: v[:n] for k, v in data.arrays.items()} | {"mask": jnp.ones(n)}
+
+
+def test_jitted_equals_unjitted() -> None:
+    model, tx = mlp(3, (), 1), optax.sgd(0.1, momentum=0.9)
+    objective = binary_cross_entropy(model)
+    step, evaluate = make_train_step(objective, tx), make_eval_step(objective)
+    rows, state = batch(10), init_state(model, tx, jax.random.key(0))
+    with jax.enable_x64(True):
+        rows, params = jax.tree.map(
+            lambda a: jnp.asarray(a, jnp.float64), (rows, state.params)
+        )
+        state = state._replace(params=params, opt_state=tx.init(params))
+        compiled = plain = (state, None)
+        for _ in range(3):
+            compiled = jax.jit(step)(compiled[0], rows)
+            plain = step(plain[0], rows)
+        compiled += (jax.jit(evaluate)(compiled[0], rows),)
+        plain += (evaluate(plain[0], rows),)
+        assert bits((compiled[0].step, compiled[0].key)) == bits(
+            (plain[0].step, plain[0].key)
+        )
+        floats = [(t[0].params, t[0].opt_state, *t[1:]) for t in (compiled, plain)]
+        for a, b in zip(*map(jax.tree.leaves, floats), strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15)
+        assert compiled[0].step == 3
+
+
+def test_the_first_state_is_donated_and_nothing_else() -> None:
+    first, fitted = trained(3)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(fitted.state))
+    data = rows_of_two_classes()
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(data))
+    measure(make_eval_step(OBJECTIVE), fitted.state, data)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(fitted.state))
+
+
+def test_no_tracer_leaks() -> None:
+    step = make_train_step(OBJECTIVE, TX)
+    evaluate = make_eval_step(OBJECTIVE)
+    kept = []
+
+    def leaking(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        kept.append(state.params)
+        return step(state, batch)
+
+    with jax.checking_leaks():
+        run(fresh(), step, evaluate, chunk_steps=3, epochs=1)
+        with pytest.raises(Exception, match="Leaked trace"):
+            run(fresh(), leaking, evaluate, chunk_steps=3, epochs=1)
+
+
+def test_nothing_is_transferred_but_by_name() -> None:
+    """A CPU's own memory is not guarded against reading; on a GPU reading is, too."""
+    step, evaluate = make_train_step(OBJECTIVE, TX), make_eval_step(OBJECTIVE)
+    state, again, key = fresh(), fresh(), jax.random.key(1)
+    on_the_host = again._replace(step=np.int32(0))
+    data = rows_of_two_classes()
+    with jax.transfer_guard("disallow"):
+        run(state, step, evaluate, key=key, epochs=2)
+        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+            run(on_the_host, step, evaluate, key=key, epochs=2)
+        measure(evaluate, again, data)
+
+
+# What fit visits: the state is the log of the rows that every step was given.
+
+
+def log_rows(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    rows = jnp.where(batch["mask"] > 0, batch["row"], -1)
+    seen = state.extra.at[state.step].set(rows)
+    metrics = {"loss": Mean(jnp.float32(0), jnp.float32(1))}
+    return state._replace(step=state.step + 1, extra=seen), metrics
+
+
+def empty_log(step: int, total: int = TOTAL) -> TrainState:
+    """-2 where no step was taken; -1 where a row was padding."""
+    log = jnp.full((total, BATCH), -2, jnp.int32)
+    return TrainState(jnp.int32(step), {}, log, {}, jax.random.key(0))
+
+
+@functools.cache
+def visited(start: int, **options: Any) -> np.ndarray:
+    """The log [steps, B] of a run that goes on from a step."""
+    data = dataset({"row": np.arange(N, dtype=np.int32)})
+    fitted = fit(
+        empty_log(start), log_rows, data, batch_size=BATCH, epochs=EPOCHS,
+        key=jax.random.key(1), **options,
+    )  # fmt: skip
+    return np.asarray(fitted.state.extra)
+
+
+def test_each_epoch_visits_every_row_once_in_a_new_order() -> None:
+    log = visited(0).reshape(EPOCHS, -1)
+    for epoch in log:
+        assert sorted(epoch[epoch >= 0]) == list(range(N))
+        assert np.sum(epoch == -1) == PER_EPOCH * BATCH - N
+    assert len({tuple(epoch) for epoch in log}) == EPOCHS
+
+
+@pytest.mark.parametrize("start", [1, 4, 12, 15])
+def test_a_run_goes_on_with_the_same_rows_from_any_step(start: int) -> None:
+    log, whole = visited(start), visited(0)
+    assert np.all(log[:start] == -2)
+    np.testing.assert_array_equal(log[start:], whole[start:])
+
+
+def test_a_finished_run_is_left_alone() -> None:
+    state = empty_log(TOTAL)
+    fitted = fit(
+        state, log_rows, dataset({"row": np.arange(N)}), batch_size=BATCH,
+        epochs=EPOCHS, key=jax.random.key(1),
+    )  # fmt: skip
+    assert fitted == (state, [])
+    assert not state.extra.is_deleted()
+
+
+@settings(max_examples=1000, deadline=None)
+@given(
+    per_epoch=st.integers(1, 2000),
+    epochs=st.integers(1, 200),
+    share=st.floats(0, 1, exclude_max=True),
+    aligned=st.booleans(),
+    chunk_steps=st.integers(1, 3000),
+    every_epoch=st.booleans(),
+)
+def test_chunks_reach_every_epochs_end_and_the_last_step(
+    per_epoch: int,
+    epochs: int,
+    share: float,
+    aligned: bool,
+    chunk_steps: int,
+    every_epoch: bool,
+) -> None:
+    total = per_epoch * epochs
+    start = int(share * total)
+    if aligned:
+        start -= start % per_epoch
+    steps, repeats = plan_chunk(per_epoch, epochs, start, chunk_steps, every_epoch)
+    assert steps >= 1
+    assert repeats >= 1
+    assert steps * repeats <= chunk_steps
+    assert per_epoch % steps == 0  # so a scan never crosses an epoch's end
+    assert start % steps == 0
+    assert (total - start) % (steps * repeats) == 0
+    if repeats > 1:
+        assert steps == per_epoch
+        assert not every_epoch
+    if start % per_epoch == 0 and per_epoch <= chunk_steps:
+        assert steps == per_epoch
+        longer = range(repeats + 1, epochs + 1)
+        left = (total - start) // per_epoch
+        if start == 0 and not every_epoch:  # and none longer would do
+            assert not any(left % r == 0 and r * steps <= chunk_steps for r in longer)
+
+
+# Lanes: several trainings in one program.
+
+
+def step_with_rate(
+    state: TrainState, batch: Batch, rate: Array
+) -> tuple[TrainState, Metrics]:
+    return make_train_step(OBJECTIVE, optax.adam(rate))(state, batch)
+
+
+def evaluate_with_rate(state: TrainState, batch: Batch, rate: Array) -> Metrics:
+    return make_eval_step(OBJECTIVE)(state, batch)
+
+
+RATES = (0.001, 0.003, 0.01)
+
+
+@functools.cache
+def folds() -> tuple[Dataset, Dataset]:
+    """Three unequal folds, stacked: training rows 34, 35, 35 and those held out."""
+    data = rows_of_two_classes()
+    splits = kfold(N, 3, seed=0)
+    train = stacked_subsets(data, [rows for rows, _ in splits])
+    assert train.valid.sum(1).tolist() == [34, 35, 35]
+    return train, stacked_subsets(data, [rows for _, rows in splits])
+
+
+def lane_keys() -> tuple[Array, Array]:
+    return jax.random.split(jax.random.key(0), 3), jax.random.split(
+        jax.random.key(1), 3
+    )
+
+
+@functools.cache
+def trained_lanes(mode: str) -> Fitted:
+    chex.clear_trace_counter()
+    weight_keys, order_keys = lane_keys()
+    train, held_out = folds()
+    assert mode in ("exact", "fast")
+    return run(
+        init_lanes(MODEL, TX, weight_keys),
+        chex.assert_max_traces(step_with_rate, n=1),
+        chex.assert_max_traces(evaluate_with_rate, n=2),
+        train=train,
+        evaluate_on={"validation": held_out},
+        key=order_keys,
+        lanes=Lanes((jnp.asarray(RATES),), mode),
+    )
+
+
+def one_lane(data: Dataset, lane: int) -> Dataset:
+    return data._replace(rows=data.rows[lane], valid=data.valid[lane])
+
+
+@pytest.mark.parametrize("lane", [0, 2])
+def test_an_exact_lane_has_the_bits_of_its_run_alone(lane: int) -> None:
+    """Lane 0 has a shorter fold; the run alone has its rate as a plain number."""
+    weight_keys, order_keys = lane_keys()
+    train, held_out = folds()
+    alone = run(
+        init_state(MODEL, TX, weight_keys[lane]),
+        make_train_step(OBJECTIVE, optax.adam(RATES[lane])),
+        make_eval_step(OBJECTIVE),
+        train=one_lane(train, lane),
+        evaluate_on={"validation": one_lane(held_out, lane)},
+        key=order_keys[lane],
+    )
+    lanes = trained_lanes("exact")
+    assert bits(jax.tree.map(lambda a: a[lane], lanes.state)) == bits(alone.state)
+    for row, want in zip(lanes.rows, alone.rows, strict=True):
+        mine = {k: v[lane] if isinstance(v, list) else v for k, v in row.items()}
+        assert mine == want
+
+
+def test_fast_lanes_are_close_to_exact_ones() -> None:
+    exact, fast = trained_lanes("exact"), trained_lanes("fast")
+    first = init_lanes(MODEL, TX, lane_keys()[0])
+    for a, b, start in zip(
+        *map(jax.tree.leaves, (exact.state.params, fast.state.params, first.params)),
+        strict=True,
+    ):
+        # 16 steps, each adding a few roundings of gradients near 1 to weights near 1
+        np.testing.assert_allclose(a, b, rtol=0, atol=16 * 8 * np.finfo("f4").eps)
+        assert np.abs(a - start).max() > 0.01
+    assert [r["split"] for r in fast.rows] == [r["split"] for r in exact.rows]
+    for a, b in zip(fast.rows, exact.rows, strict=True):
+        np.testing.assert_allclose(a["loss"], b["loss"], atol=1e-5)
+
+
+def test_lanes_begin_with_the_bits_of_init_state() -> None:
+    keys = lane_keys()[0]
+    lanes = init_lanes(MODEL, TX, keys)
+    for lane, key in enumerate(keys):
+        alone = init_state(MODEL, TX, key)
+        assert bits(jax.tree.map(lambda a, i=lane: a[i], lanes)) == bits(alone)
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_a_lane_visits_its_own_rows_and_no_padding(mode: Any) -> None:
+    groups = [np.arange(0, 31), np.arange(10, 50), np.arange(40, 77)]
+    data = stacked_subsets(dataset({"row": np.arange(80, dtype=np.int32)}), groups)
+    state = jax.tree.map(lambda a: jnp.stack([a] * 3), empty_log(0, total=8))
+    fitted = fit(
+        state, log_rows, data, batch_size=BATCH, epochs=2,
+        key=jax.random.split(jax.random.key(1), 3), lanes=Lanes(mode=mode),
+    )  # fmt: skip
+    for log, group in zip(np.asarray(fitted.state.extra), groups, strict=True):
+        epochs = log.reshape(2, -1)
+        assert not np.array_equal(*epochs)
+        for epoch in epochs:
+            assert sorted(epoch[epoch >= 0]) == list(group)
+
+
+# Evaluation.
+
+
+def numpy_loss(params: PyTree, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """-log p(y) of every row, in float64."""
+    layers = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    h = np.maximum(x @ layers["hidden_1"]["kernel"] + layers["hidden_1"]["bias"], 0)
+    logits = (h @ layers["output"]["kernel"] + layers["output"]["bias"])[:, 0]
+    return np.logaddexp(0, np.where(y > 0.5, -logits, logits))
+
+
+@pytest.mark.parametrize("size", [1, 7, 13, 45, 46, 4096])
+def test_evaluation_covers_every_row(size: int) -> None:
+    """46 rows: with a remainder, without one, in one batch, in one with padding."""
+    data = rows_of_two_classes()
+    rows = np.delete(np.arange(N), [0, 3, 11, 20, 30, 51])
+    state = trained(6).fitted.state
+    got = measure(make_eval_step(OBJECTIVE), state, subset(data, rows), batch_size=size)
+    x, y = (np.asarray(data.arrays[k])[rows] for k in "xy")
+    losses = numpy_loss(state.params, x, y)
+    assert got["loss"] == pytest.approx(losses.mean(), rel=1e-6)
+    assert got["accuracy"] == pytest.approx(np.mean(losses < np.log(2)), rel=1e-6)
+
+
+def test_logged_numbers_are_the_means_over_the_chunk() -> None:
+    """One epoch at rate 0: the training loss is that of the data, remainder and all."""
+    still = make_train_step(OBJECTIVE, optax.sgd(0.0))
+    state = init_state(MODEL, optax.sgd(0.0), jax.random.key(0))
+    arrays = rows_of_two_classes().arrays
+    x, y = (np.asarray(arrays[k]) for k in "xy")
+    want = numpy_loss(state.params, x, y).mean()
+    rows = run(state, still, make_eval_step(OBJECTIVE), epochs=1).rows
+    assert [(r["split"], r["step"]) for r in rows] == [
+        ("validation", 0),
+        ("train", 6),
+        ("validation", 6),
+    ]
+    assert [r["loss"] for r in rows] == pytest.approx([want] * 3, rel=1e-6)
+
+
+# A known answer: logistic regression on the UCLA admissions.
+
+
+def logistic_regression(x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
+    """Deviance, and the intercept and slopes in the units of x."""
+    model = standardized(mlp(x.shape[1], (), 1), x.shape[1])
+    data = dataset({"x": x, "y": y})
+    tx = OPTIMIZERS["nesterov"].make(1.0)
+    state = init_state(model, tx, jax.random.key(0))
+    statistics = column_statistics(data.arrays["x"], data.valid)
+    mean, scale = map(np.float64, statistics)  # before they are donated
+    state = state._replace(extra=state.extra | {"standardization": statistics})
+    objective = binary_cross_entropy(model)
+    fitted = fit(
+        state, make_train_step(objective, tx), data, batch_size=len(x), epochs=500,
+        key=jax.random.key(1), eval_step=make_eval_step(objective),
+        evaluate_on={"all": data},
+    )  # fmt: skip
+    layer = jax.tree.map(np.float64, fitted.state.params["output"])
+    slopes = layer["kernel"][:, 0] / scale
+    intercept = layer["bias"][0] - slopes @ mean
+    deviance = 2 * len(x) * fitted.rows[-1]["loss"]
+    return deviance, np.array([intercept, *slopes])
+
+
+def test_logistic_regression_has_the_published_answer() -> None:
+    arrays = admission_arrays(read_admissions())
+    deviance, coefficients = logistic_regression(arrays["x"], arrays["y"])
+    assert deviance == pytest.approx(458.5175, abs=1e-3)
+    published = [-3.989979, 0.002264, 0.804038, -0.675443, -1.340204, -1.551464]
+    np.testing.assert_allclose(coefficients, published, rtol=0, atol=1e-3)
+    assert coefficients[1] == pytest.approx(0.002264, abs=1e-6)  # a small unit
+
+
+def test_the_intercept_alone_has_the_null_deviance() -> None:
+    arrays = admission_arrays(read_admissions())
+    deviance, coefficients = logistic_regression(arrays["x"] * 0, arrays["y"])
+    assert deviance == pytest.approx(499.9765, abs=1e-3)
+    assert coefficients[0] == pytest.approx(np.log(127 / 273), abs=1e-4)
+
+
+# What goes wrong is said.
+
+
+def failing(lane: Array, bad: tuple[int, int]) -> TrainStep:
+    """A step whose loss is NaN at step bad[0] of lane bad[1]."""
+
+    def step(
+        state: TrainState, batch: Batch, *args: Array
+    ) -> tuple[TrainState, Metrics]:
+        state, _ = log_rows(state, batch)
+        here = (state.step - 1 == bad[0]) & ((args or (lane,))[0] == bad[1])
+        loss = jnp.where(here, jnp.nan, jnp.float32(1))
+        return state, {"loss": Mean(loss, jnp.float32(1))}
+
+    return step
+
+
+@pytest.mark.parametrize("chunk_steps", [2, 512])
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
+    chunk_steps: int,
+) -> None:
+    data = dataset({"row": np.arange(N)})
+    with pytest.raises(UserError, match="the loss at step 15 was not finite; the run"):
+        fit(
+            empty_log(0), failing(jnp.int32(0), (15, 0)), data, batch_size=BATCH,
+            epochs=EPOCHS, key=jax.random.key(1), chunk_steps=chunk_steps,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("may_diverge", [False, True])
+def test_a_lane_that_is_not_finite_is_named_or_let_be(may_diverge: bool) -> None:
+    lanes = Lanes((jnp.arange(3),), "exact", may_diverge)
+
+    def three() -> Fitted:
+        return fit(
+            jax.tree.map(lambda a: jnp.stack([a] * 3), empty_log(0)),
+            failing(jnp.int32(0), (15, 1)), dataset({"row": np.arange(N)}),
+            batch_size=BATCH, epochs=EPOCHS, lanes=lanes,
+            key=jax.random.split(jax.random.key(1), 3),
+        )  # fmt: skip
+
+    if not may_diverge:
+        message = r"step 15 was not finite in 1 of 3 lanes \(the first is 1\)"
+        with pytest.raises(UserError, match=message):
+            three()
+        return
+    losses = {row["step"]: row["loss"] for row in three().rows}
+    assert np.isnan(losses[18][1])
+    del losses[18][1]
+    assert losses == {6: [1, 1, 1], 12: [1, 1, 1], 18: [1, 1], 24: [1, 1, 1]}
+
+
+def test_arguments_that_do_not_fit_together_are_refused() -> None:
+    data = dataset({"row": np.arange(N)})
+    key = jax.random.key(0)
+
+    def call(train: Dataset = data, **options: Any) -> None:
+        options = {"batch_size": BATCH, "epochs": 1} | options
+        fit(empty_log(0), log_rows, train, key=key, **options)
+
+    for name in ("batch_size", "epochs"):
+        with pytest.raises(ValueError, match="need batch_size and epochs >= 1"):
+            call(**{name: 0})
+    with pytest.raises(ValueError, match="evaluate_on needs an eval_step"):
+        call(evaluate_on={"test": data})
+    unequal = stacked_subsets(data, [np.arange(20), np.arange(10)])
+    with pytest.raises(ValueError, match=r"number of batches over 0, not \[1, 2\]"):
+        call(unequal, lanes=Lanes())
+    with pytest.raises(ValueError, match=r"number of batches over 0, not \[0\]"):
+        call(subset(data, []))
+
+
+# Randomness.
+
+
+class Dropping(nn.Module):
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        return nn.Dense(1)(x)[:, 0]
+
+
+@functools.cache
+def dropping() -> tuple[Model, TrainStep, TrainState]:
+    """A model with dropout, a compiled step that keeps its weights, and its state."""
+    model = from_linen(Dropping(), jax.ShapeDtypeStruct((1, 64), jnp.float32))
+    tx = optax.sgd(0.0)
+    step = jax.jit(make_train_step(squared_error(model), tx))
+    return model, step, init_state(model, tx, jax.random.key(0))
+
+
+def test_every_step_has_a_key_of_its_own() -> None:
+    _, step, state = dropping()
+    rows = {"x": jnp.ones((8, 64)), "y": jnp.zeros(8), "mask": jnp.ones(8)}
+
+    def losses(state: TrainState, steps: int) -> list[float]:
+        out = []
+        for _ in range(steps):
+            state, metrics = step(state, rows)
+            out.append(float(metrics["loss"].total))
+        return out
+
+    first = losses(state, 5)
+    assert len(set(first)) == 5
+    assert losses(state, 5) == first  # a function of the state alone
+    assert losses(state._replace(step=jnp.int32(3)), 2) == first[3:]
+    other = losses(state._replace(key=jax.random.key(9)), 5)
+    assert not set(first) & set(other)
+
+
+def test_evaluation_draws_nothing() -> None:
+    model, _, state = dropping()
+    x = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
+    rows = {"x": jnp.asarray(x), "y": jnp.zeros(8), "mask": jnp.ones(8)}
+    metrics = make_eval_step(squared_error(model))(state, rows)
+    layer = jax.tree.map(np.asarray, state.params["Dense_0"])
+    want = np.square(x @ layer["kernel"][:, 0] + layer["bias"][0]).sum()
+    assert metrics["loss"].total == pytest.approx(want, rel=1e-5)
+    with pytest.raises(Exception, match='needs PRNG for "dropout"'):
+        model.apply(state.params, state.extra, rows["x"], train=True, key=None)
+
+
+def test_one_key_fixes_a_state() -> None:
+    first, again = (init_state(MODEL, TX, jax.random.key(3)) for _ in range(2))
+    assert bits(first) == bits(again)
+    other = init_state(MODEL, TX, jax.random.key(4))
+    assert bits(first.key) != bits(other.key)
+    assert bits(first.params) != bits(other.params)
+    assert first.step == 0
+    # the weights' key and the steps' key are not the same
+    assert bits(first.key) != bits(jax.random.key(3))
+
+
+# Several devices: a sharded batch needs no other step.
+
+
+def sharded_steps() -> None:
+    """Runs in a process with four devices, called by the test below."""
+    assert jax.device_count() == 4
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    rng = np.random.default_rng(0)
+    step = jax.jit(make_train_step(OBJECTIVE, TX))
+    single = fresh()
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    spread = jax.device_put(fresh(), everywhere)
+    for _ in range(5):
+        x = rng.normal(size=(40, 3)).astype(np.float32)
+        rows = {"x": x, "y": (x[:, 0] > 0).astype(np.float32)}
+        rows["mask"] = (np.arange(40) < 37).astype(np.float32)  # uneven over devices
+        shards = jax.device_put(rows, NamedSharding(mesh, PartitionSpec("data")))
+        assert [s.data.shape for s in shards["x"].addressable_shards] == [(10, 3)] * 4
+        single, metrics = step(single, jax.device_put(rows, jax.devices()[0]))
+        spread, spread_metrics = step(spread, shards)
+        got, want = jax.device_get((spread_metrics["loss"], metrics["loss"]))
+        assert got.count == want.count == 37
+        assert got.total == pytest.approx(want.total, rel=1e-5)
+    for a, b in zip(
+        jax.tree.leaves(spread.params), jax.tree.leaves(single.params), strict=True
+    ):
+        assert a.sharding.is_fully_replicated
+        assert len(a.addressable_shards) == 4
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+    moved = np.abs(
+        single.params["output"]["kernel"] - fresh().params["output"]["kernel"]
+    )
+    assert moved.max() > 0.01
+    print("equal on four devices")
+
+
+def test_the_step_runs_unchanged_on_a_sharded_batch() -> None:
+    flags = "--xla_force_host_platform_device_count=4"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", __file__],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("equal on four devices\n")
+
+
+if __name__ == "__main__":
+    sharded_steps()
