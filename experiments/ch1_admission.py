@@ -11,10 +11,12 @@ Then: ch1_admission.py --predict GRE GPA RANK
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 
 from jaxstudy import plots
 from jaxstudy.cli import Count, Positive, Settings, experiment
@@ -40,7 +42,7 @@ from jaxstudy.training import (
     make_eval_step,
     make_train_step,
 )
-from jaxstudy.types import Array, Key
+from jaxstudy.types import Array, Key, UserError
 
 FEATURES = 5
 VARIANTS = ("network", "unscaled network", "logistic regression")
@@ -58,7 +60,7 @@ class Config(Settings):
     """Applicants in a gradient step."""
     rate: Positive = 0.001
     """Learning rate of Adam."""
-    folds: Count = 10
+    folds: Annotated[int, pydantic.Field(ge=2)] = 10
     """Parts of the cross-validation."""
     repeats: Count = 10
     """Cross-validations, each with folds and weights of its own."""
@@ -146,6 +148,8 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     """Cross-validate the three variants and compare them applicant by applicant."""
     data = dataset(admission_arrays(read_admissions(config.csv)))
     n = len(data.rows)
+    if config.folds > n:
+        raise UserError(f"--folds {config.folds}: there are only {n} applicants")
     splits = [
         fold
         for repeat in range(config.repeats)

@@ -3,12 +3,18 @@
 Orbax writes each step into a temporary folder and renames it, so a killed save leaves
 no half step. It does not notice a flipped bit, though, and casts dtypes silently:
 beside every step we keep the shape, dtype and SHA-256 of each leaf, and compare.
+Which steps stay we decide here too: orbax's Checkpointer reads the metadata of every
+old step, and a damaged one would stop a run that does not need it.
 """
 
+import contextlib
 import hashlib
+import json
+import logging
 import math
+import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,9 +26,7 @@ import orbax.checkpoint.experimental.v1
 
 from jaxstudy.types import Array, PyTree, UserError
 
-# its annotations do not hold: policies do not fit its own protocol
 ocp: Any = orbax.checkpoint.experimental.v1
-_policies: Any = ocp.training.preservation_policies
 
 
 @dataclass(frozen=True)
@@ -40,18 +44,18 @@ class Keep:
             return -math.inf
         return value if self.mode == "max" else -value
 
-    def policy(self) -> Any:
-        """The orbax policy that does this."""
+    def stay(self, scores: Mapping[int, float]) -> set[int]:
+        """The steps that stay, given the score of each: -inf where it has none."""
+        steps = sorted(scores)
         if self.which == "every":
-            return _policies.PreserveAll()
+            return set(steps)
         if self.which == "last":
-            return _policies.LatestN(self.n)
-        best = _policies.BestN(
-            get_metric_fn=lambda metrics: self.score(metrics["monitored"]),
-            n=self.n,
-            keep_checkpoints_without_metrics=False,
+            return set(steps[-self.n :])
+        ranked = sorted(
+            (step for step in steps if scores[step] > -math.inf),
+            key=lambda step: (scores[step], step),
         )
-        return _policies.AnyPreservationPolicy([_policies.LatestN(1), best])
+        return {*steps[-1:], *ranked[-self.n :]}
 
 
 class Restored(NamedTuple):
@@ -98,6 +102,36 @@ def _sha256(x: Any) -> str:
     return hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()
 
 
+def _sha256_of_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+class _Silent(logging.Filter):
+    """Drops what orbax logs on the way to an exception that we report ourselves."""
+
+    loading = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Drop all while loading; later, what its abandoned tasks still have to say."""
+        return not (self.loading or "was never retrieved" in record.getMessage())
+
+    @contextlib.contextmanager
+    def silence(self) -> Iterator[None]:
+        """Inside, neither logs nor warnings."""
+        self.loading = True
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            self.loading = False
+
+
+_silent = _Silent()
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(_silent)
+
+
 class Checkpoints:
     """The checkpoints of one training run, under one folder.
 
@@ -108,7 +142,6 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: Keep | None = None) -> None:
         self.folder = Path(folder).absolute()
         self.keep = keep or Keep()
-        self._writer: Any = None
 
     def steps(self) -> list[int]:
         """The steps there are, ascending, damaged ones included."""
@@ -119,28 +152,31 @@ class Checkpoints:
     def save(self, step: int, tree: dict[str, PyTree], facts: dict[str, Any]) -> None:
         """Write one step, then drop those that are not to be kept.
 
-        `facts` is JSON beside it; facts["monitored"] ranks it where the best stay.
+        `facts` is JSON beside it; facts["monitored"] = {"name", "value"} ranks it
+        where the best stay: a value that is not finite, or of another name than the
+        one to monitor, never counts.
         """
-        if self._writer is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._writer = ocp.training.Checkpointer(
-                self.folder,
-                preservation_policy=self.keep.policy(),
-                cleanup_tmp_directories=True,
-            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for pattern in ("*.orbax-checkpoint-tmp*", ".dropped-*"):  # left by a kill
+            for leftover in self.folder.glob(pattern):
+                shutil.rmtree(leftover)
         host = jax.device_get(_plain(tree))
         leaves = {
             name: _describe(x) | {"sha256": _sha256(x)}
             for name, x in _leaves(host).items()
         }
-        monitored = facts.get("monitored")
-        self._writer.save_checkpointables(
-            step,
+        description = {"leaves": leaves, "facts": facts}
+        ocp.save_checkpointables(
+            self.folder / str(step),
             host,
-            force=True,
-            metrics=None if monitored is None else {"monitored": monitored},
-            custom_metadata={"leaves": leaves, "facts": facts},
+            custom_metadata=description | {"sha256": _sha256_of_json(description)},
         )
+        scores = self._scores()
+        for old in scores.keys() - self.keep.stay(scores):
+            # renamed first, so that a kill leaves no half of a step
+            doomed = self.folder / f".dropped-{old}"
+            (self.folder / str(old)).rename(doomed)
+            shutil.rmtree(doomed)
 
     def load(self, step: int, like: dict[str, PyTree]) -> Restored:
         """Read the parts named in `like` (arrays or their shapes) of one step.
@@ -149,13 +185,8 @@ class Checkpoints:
         """
         folder = self.folder / str(step)
         plain = jax.eval_shape(_plain, like)
-        try:
-            facts = ocp.checkpointables_metadata(folder).custom_metadata
-            saved, monitored = facts["leaves"], facts["facts"]
-        except Exception as error:
-            raise DamagedError(
-                f"its description cannot be read ({_brief(error)})"
-            ) from error
+        description = self._describe_step(step)
+        saved = description["leaves"]
         for name, leaf in _leaves(plain).items():
             if name not in saved:
                 raise DamagedError(f"{name} is missing")
@@ -166,8 +197,7 @@ class Checkpoints:
                         f"{name} has {what} {found.get(what)}, not {expected[what]}"
                     )
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with _silent.silence():
                 host = ocp.load_checkpointables(folder, _numpy_like(plain))
         except Exception as error:
             raise DamagedError(
@@ -178,7 +208,36 @@ class Checkpoints:
                 raise DamagedError(f"{name} came back as {_describe(x)}")
             if _sha256(x) != saved[name].get("sha256"):
                 raise DamagedError(f"the SHA-256 of {name} differs")
-        return Restored(step, _typed(host, like), monitored)
+        return Restored(step, _typed(host, like), description["facts"])
+
+    def _describe_step(self, step: int) -> dict[str, Any]:
+        """{"leaves", "facts"} of one step, proved. Raises DamagedError."""
+        try:
+            # not through orbax, which would open every array for it
+            text = (self.folder / str(step) / "_CHECKPOINT_METADATA").read_bytes()
+            description = json.loads(text)["custom_metadata"]
+            sha256 = description.pop("sha256")
+        except Exception as error:
+            raise DamagedError(
+                f"its description cannot be read ({_brief(error)})"
+            ) from error
+        if _sha256_of_json(description) != sha256:
+            raise DamagedError("the SHA-256 of its description differs")
+        return description
+
+    def _scores(self) -> dict[int, float]:
+        """The score of every step: -inf where it has none, or is damaged."""
+        scores = dict.fromkeys(self.steps(), -math.inf)
+        if self.keep.which == "best":
+            for step in scores:
+                with contextlib.suppress(DamagedError):
+                    monitored = self._describe_step(step)["facts"].get("monitored")
+                    if monitored and monitored["name"] == self.keep.monitor:
+                        value = monitored["value"]
+                        scores[step] = self.keep.score(
+                            math.nan if value is None else value
+                        )
+        return scores
 
     def newest(
         self, like: dict[str, PyTree], warn: Callable[[str], None]
@@ -208,16 +267,8 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the best monitored value, or None where none has one."""
-        scores = {}
-        for step in self.steps():
-            try:
-                facts = ocp.checkpointables_metadata(self.folder / str(step))
-                value = facts.custom_metadata["facts"]["monitored"]
-            except Exception:  # a damaged step cannot be the best
-                continue
-            if value is not None and math.isfinite(value):
-                scores[step] = self.keep.score(value)
-        return max(scores, key=scores.__getitem__) if scores else None
+        scores = {s: x for s, x in self._scores().items() if x > -math.inf}
+        return max(scores, key=lambda step: (scores[step], step)) if scores else None
 
     def _set_aside(self, step: int) -> None:
         target, i = self.folder / f"damaged-{step}", 1
@@ -225,12 +276,6 @@ class Checkpoints:
             i += 1
             target = self.folder / f"damaged-{step}-{i}"
         (self.folder / str(step)).rename(target)
-
-    def close(self) -> None:
-        """Wait for what is being written."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
 
 
 def _numpy_like(tree: PyTree) -> PyTree:

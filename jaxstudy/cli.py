@@ -104,7 +104,8 @@ def _already_finished(folder: Path, name: str, asked: Any) -> bool:
     """Print the result of a run that has one and was asked for nothing else."""
     saved: Saved[Any] = read_saved(folder, type(asked.settings), name)
     path = folder / "result.json"
-    if (saved.config, saved.options) != (asked.settings, asked.saving):
+    there = saved.preset, saved.config, saved.options
+    if there != (asked.preset, asked.settings, asked.saving):
         return False
     if not path.exists():
         return False

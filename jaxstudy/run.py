@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import jax
 import pydantic
@@ -50,13 +50,13 @@ class Options:
     """state: everything, so the run can go on. params: only what predicts."""
     keep: Literal["last", "every", "best"] = "last"
     """Which checkpoints stay: the last KEEP_N, every epoch's, or the KEEP_N best."""
-    keep_n: int = 2
+    keep_n: Annotated[int, pydantic.Field(ge=1)] = 2
     """How many stay with --keep last or best."""
     monitor: str = "validation.loss"
     """The logged metric that --keep best ranks by, as split.name."""
     mode: Literal["min", "max"] = "min"
     """Whether a small (min) or a large (max) monitored value is better."""
-    save_every: float = 30.0
+    save_every: Annotated[float, pydantic.Field(ge=0)] = 30.0
     """Seconds between checkpoints with --keep last."""
     load_params: Path | None = None
     """Begin with the weights of this run folder instead of fresh ones."""
@@ -179,7 +179,9 @@ class Part:
             tree["training"] = training
         facts: dict[str, Any] = {"timing": asdict(self.timing)}
         if self.checkpoints.keep.which == "best":
-            facts["monitored"] = self._monitored(step)
+            name, value = self.checkpoints.keep.monitor, self._monitored(step)
+            finite = value if math.isfinite(value) else None
+            facts["monitored"] = {"name": name, "value": finite}
         self.checkpoints.save(step, tree, facts)
 
     def restore(self, weights: PyTree, training: PyTree) -> Restored | None:
@@ -233,6 +235,7 @@ class Run:
     options: Options
     resumed: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)
+    changed: bool = False  # whether this process wrote metrics
     parts: dict[str, Part] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     signum: int | None = None
@@ -256,7 +259,8 @@ class Run:
         return self.parts[name]
 
     def append(self, rows: list[dict[str, Any]]) -> None:
-        """Add rows to metrics.jsonl, on the disk when this returns."""
+        """Add rows to metrics.jsonl, in the file when this returns."""
+        self.changed = True
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.writelines(to_json(row) + "\n" for row in rows)
         self.rows += rows
@@ -267,7 +271,7 @@ class Run:
         """Take rows out of metrics.jsonl: those after the state one goes on from."""
         kept = [row for row in self.rows if not drop(row)]
         if len(kept) != len(self.rows):
-            self.rows = kept
+            self.rows, self.changed = kept, True
             text = "".join(to_json(row) + "\n" for row in kept)
             write_atomically(self.folder / "metrics.jsonl", text)
 
@@ -293,6 +297,8 @@ class Run:
             yield
         finally:
             self._deferred = False
+        if self.signum is not None:  # it came too late for the loop to see it
+            raise Stopped(self.signum)
 
     def on_signal(self, signum: int, frame: FrameType | None) -> None:
         """Stop at the next good moment; at the second signal, at once."""
@@ -350,9 +356,7 @@ def load_weights(
     unless given. `like` holds arrays or their shapes. Raises UserError where no good
     checkpoint fits.
     """
-    options = pydantic.TypeAdapter(Options).validate_python(
-        _read_config(folder)["options"]
-    )
+    options = _record(Options, "options", folder)
     keep = Keep(options.keep, options.keep_n, options.monitor, options.mode)
     where = folder / "checkpoints"
     checkpoints = Checkpoints(where / part if part else where, keep)
@@ -376,10 +380,12 @@ def load_weights(
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"no run in {folder}: there is no {path.name}")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
+        if fields["schema"] != SCHEMA:
+            raise ValueError(f"schema {fields['schema']}, not {SCHEMA}")
         missing = {"experiment", "preset", "config", "options"} - set(fields)
         if missing:
             raise KeyError(f"no {', '.join(sorted(missing))}")
@@ -403,13 +409,22 @@ def read_saved(folder: Path, config_type: type[C], experiment: str) -> Saved[C]:
         raise UserError(
             f"{folder} holds a run of {fields['experiment']}, not of {experiment}"
         )
+    config = _record(config_type, "config", folder)
+    options = _record(Options, "options", folder)
+    return Saved(folder, experiment, fields["preset"], config, options)
+
+
+def _record(kind: type[C], name: str, folder: Path) -> C:
+    """The dataclass that one field of config.json describes."""
+    stored = _read_config(folder)[name]
     try:
-        config = pydantic.TypeAdapter(config_type).validate_python(fields["config"])
-        options = pydantic.TypeAdapter(Options).validate_python(fields["options"])
+        unknown = set(stored) - set(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+        if unknown:
+            raise ValueError(f"unknown {name} {', '.join(sorted(unknown))}")
+        return pydantic.TypeAdapter(kind).validate_python(stored)
     except (ValueError, TypeError) as error:
         path = folder / "config.json"
         raise UserError(f"{path} does not fit: {_first_line(error)}") from error
-    return Saved(folder, experiment, fields["preset"], config, options)
 
 
 def _first_line(error: Exception) -> str:
@@ -438,11 +453,12 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
             rows.append(row)
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines) and not line.endswith(b"\n"):
-                write_atomically(path, "".join(to_json(row) + "\n" for row in rows))
                 break
             raise UserError(
                 f"{path}, line {number}, is damaged: {line[:80]!r}"
             ) from error
+    if lines and not lines[-1].endswith(b"\n"):  # torn, be it only of its line end
+        write_atomically(path, "".join(to_json(row) + "\n" for row in rows))
     return rows
 
 
@@ -478,37 +494,40 @@ def open_run(
     not set. A fresh run that ends by a UserError before it trained leaves no trace.
     """
     options = options or Options()
-    if resume and not (folder / "config.json").is_file():
+    path = folder / "config.json"
+    if resume and not os.path.isfile(path):
         raise UserError(f"there is nothing to resume in {folder}: no config.json")
     created = _make_folder(folder)
     lock = _lock(folder)
     run = Run(folder, experiment, preset, config, options, resumed=resume)
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    fresh = False
+    fresh, before = False, None
     try:
-        if (folder / "config.json").exists():
-            _compare_config(run, allow_change)
+        _check_contents(run, allow_change)
         fresh = not resume
+        for leftover in folder.glob(".*.json*.[0-9]*"):  # of a kill while writing
+            leftover.unlink()
         for signum in handlers:
             signal.signal(signum, run.on_signal)
         if resume:
             run.rows = _read_rows(folder / "metrics.jsonl")
             _compare_environment(run)
+            before = path.read_text(encoding="utf-8")
         else:
             text = json.dumps(environment(), indent=1) + "\n"
             write_atomically(folder / "environment.json", text)
-        write_atomically(folder / "config.json", _describe_config(run))
+        write_atomically(path, _describe_config(run))
         yield run
     except UserError:
         if fresh and not run.rows:
             for name in ("config.json", "environment.json"):
                 (folder / name).unlink(missing_ok=True)
+        if before is not None and not run.changed:
+            write_atomically(path, before)
         raise
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
-        for part in run.parts.values():
-            part.checkpoints.close()
         (folder / "run.lock").unlink(missing_ok=True)
         lock.close()
         for path in created:  # only those that stayed empty go
@@ -516,10 +535,20 @@ def open_run(
                 path.rmdir()
 
 
-def _compare_config(run: Run, allow_change: bool) -> None:
+def _check_contents(run: Run, allow_change: bool) -> None:
+    if not os.path.exists(run.folder / "config.json"):
+        for name in ("metrics.jsonl", "checkpoints", "result.json"):
+            if (run.folder / name).exists():
+                raise UserError(
+                    f"{run.folder} has {name} of a run without config.json; "
+                    "--run-dir starts another"
+                )
+        return
     saved = read_saved(run.folder, type(run.config), run.experiment)
     changed = differences(saved.config, run.config)
     changed += differences(saved.options, run.options)
+    if saved.preset != run.preset:
+        changed.append(f"preset: {saved.preset!r} there, {run.preset!r} here")
     if not run.resumed:
         what = f"another config ({'; '.join(changed)})" if changed else "this config"
         raise UserError(
@@ -535,7 +564,8 @@ def _compare_config(run: Run, allow_change: bool) -> None:
 
 def _make_folder(folder: Path) -> list[Path]:
     """Create a folder; returns it and the parents that did not exist, deepest first."""
-    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    # not Path.exists, which raises where a parent may not be searched
+    missing = [p for p in (folder, *folder.parents) if not os.path.exists(p)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "run.lock", "a"):
@@ -574,7 +604,9 @@ def _lock(folder: Path) -> Any:
 def _compare_environment(run: Run) -> None:
     here = environment()
     try:
-        there = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
+        there = json.loads(
+            (run.folder / "environment.json").read_text(encoding="utf-8")
+        )
     except (OSError, ValueError):
         return warn(f"{run.folder / 'environment.json'} cannot be read")
     names = [k for k in here if k not in ("git", "cores") and there.get(k) != here[k]]

@@ -120,23 +120,14 @@ def run_steps(
     train_step: TrainStep,
     state: TrainState,
     data: Dataset,
-    key: Key,
+    batches: BatchRows,
     args: tuple[Array, ...],
-    *,
-    batch_size: int,
-    length: int,
 ) -> tuple[TrainState, Metrics, Array]:
-    """`length` steps that stay within one epoch, as one scan: pure.
+    """One step for each of the batches [S, B], as one scan: pure.
 
     Returns the state, the summed metrics, and the first step whose loss was not
     finite (NEVER where all were).
     """
-    per_epoch = steps_per_epoch(len(data.rows), batch_size)
-    batches = epoch_batches(data, batch_size, key, state.step // per_epoch)
-    first = state.step % per_epoch
-    batches = jax.tree.map(
-        lambda a: jax.lax.dynamic_slice_in_dim(a, first, length), batches
-    )
 
     def body(
         carry: tuple[TrainState, Array], rows: BatchRows
@@ -228,11 +219,17 @@ def _chunk_program(
     def program(state: TrainState, inputs: _Inputs) -> Any:
         per_epoch = steps_per_epoch(len(inputs.train.rows), batch_size)
 
-        def body(state: TrainState, _: None) -> Any:
+        def order(epoch: Array) -> BatchRows:
+            batches = epoch_batches(inputs.train, batch_size, inputs.key, epoch)
+            first = state.step % per_epoch
+            return jax.tree.map(
+                lambda a: jax.lax.dynamic_slice_in_dim(a, first, chunk.steps), batches
+            )
+
+        def body(state: TrainState, batches: BatchRows) -> Any:
             state, train, failed = run_steps(
-                train_step, state, inputs.train, inputs.key, inputs.args,
-                batch_size=batch_size, length=chunk.steps,
-            )  # fmt: skip
+                train_step, state, inputs.train, batches, inputs.args
+            )
             if chunk.steps == per_epoch:
                 sets = measure(state, inputs)
             else:  # zeros are never read where the epoch goes on
@@ -244,7 +241,9 @@ def _chunk_program(
                 )
             return state, (train, failed, sets)
 
-        return jax.lax.scan(body, state, None, length=chunk.repeats)
+        # all orders at once: in the loop, shuffling takes a fifth of a small step
+        epochs = state.step // per_epoch + jnp.arange(chunk.repeats)
+        return jax.lax.scan(body, state, jax.vmap(order)(epochs))
 
     return program
 
@@ -292,7 +291,8 @@ def measure(
     args = lanes.args if lanes else ()
     mapped = _over_lanes(program, lanes.mode) if lanes else program
     metrics = jax.jit(mapped)(state, _Inputs(state.key, args, data, {}))
-    return _values(jax.tree.map(lambda a: a[..., None], jax.device_get(metrics)), 0)
+    one = jax.tree.map(lambda a: a[..., None], jax.device_get(metrics))
+    return {name: values[0] for name, values in _values(one).items()}
 
 
 class Fitted(NamedTuple):
@@ -381,9 +381,10 @@ def fit(
             began = time.perf_counter()
             state, outputs = advance(state, inputs)
             trained, failed, sets = jax.device_get(outputs)
+            new = _rows(step, chunk, per_epoch, trained, sets)
             if not (lanes and lanes.may_diverge):
                 _stop_if_not_finite(failed)
-            new = _rows(step, chunk, per_epoch, trained, sets)
+                _stop_if_evaluation_not_finite(new)
             step += chunk.steps * chunk.repeats
             rows += new
             took = time.perf_counter() - began
@@ -464,17 +465,29 @@ def _stop_if_not_finite(failed: np.ndarray) -> None:
     )
 
 
-def _values(metrics: Metrics, repeat: int) -> dict[str, Any]:
-    """Each metric as a number, or as a list [L] of one for each lane; None for NaN."""
+def _stop_if_evaluation_not_finite(rows: list[dict[str, Any]]) -> None:
+    """The last step can ruin the weights with no later training loss to show it."""
+    for row in rows:
+        if None in np.atleast_1d(np.array(row["loss"], object)):
+            raise UserError(
+                f"the {row['split']} loss after step {row['step']} was not finite; "
+                "the run stops there: try a smaller learning rate"
+            )
+
+
+def _values(metrics: Metrics) -> dict[str, list[Any]]:
+    """Each metric [..., repeats] by repeat: a number, or a list [L]; None for NaN."""
 
     def number(value: np.float32) -> float | None:
         # the shortest text that reads back as this float32, so a resumed run agrees
         return float(str(value)) if np.isfinite(value) else None
 
-    def divide(mean: Any) -> Any:
-        count = np.maximum(mean.count[..., repeat], 1)
-        value = np.asarray(mean.total[..., repeat] / count, np.float32)
-        return [number(v) for v in value] if value.ndim else number(value[()])
+    def divide(mean: Any) -> list[Any]:
+        values = np.asarray(mean.total / np.maximum(mean.count, 1), np.float32)
+        return [
+            [number(v) for v in value] if value.ndim else number(value)
+            for value in np.moveaxis(values, -1, 0)
+        ]
 
     return {name: divide(mean) for name, mean in metrics.items()}
 
@@ -484,12 +497,14 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """The rows of one chunk: {"step", "epoch", "split", names...: values}."""
     rows = []
+    splits = {name: _values(m) for name, m in {"train": trained, **sets}.items()}
     for repeat in range(chunk.repeats):
         step += chunk.steps
-        at_end = step % per_epoch == 0
-        for split, metrics in {"train": trained, **(sets if at_end else {})}.items():
+        for split, values in splits.items():
+            if split != "train" and step % per_epoch:
+                continue  # only the end of an epoch is evaluated
             head = {"step": step, "epoch": round(step / per_epoch, 6), "split": split}
-            rows.append(head | _values(metrics, repeat))
+            rows.append(head | {name: v[repeat] for name, v in values.items()})
     return rows
 
 

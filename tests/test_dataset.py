@@ -26,8 +26,8 @@ from jaxstudy.data.dataset import (
 from jaxstudy.types import Array, Key
 
 # Every new pair of sizes compiles something: few examples, but of any shape.
-compiling = settings(max_examples=20, deadline=None)
-pure = settings(max_examples=200, deadline=None)
+compiling = settings(max_examples=12, deadline=None)
+pure = settings(max_examples=120, deadline=None)
 
 
 @functools.partial(jax.jit, static_argnums=2)

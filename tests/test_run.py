@@ -257,7 +257,7 @@ def test_resuming_what_is_finished_changes_nothing(
             assert after[name] == before[name], name
 
 
-@pytest.mark.parametrize("cut", [1, 2, 40, "line end", "row"])
+@pytest.mark.parametrize("cut", [1, 2, 40, "row"])
 def test_a_torn_last_line_is_dropped(
     whole: Reference, folder: Path, monkeypatch: pytest.MonkeyPatch, cut: Any
 ) -> None:
@@ -269,7 +269,7 @@ def test_a_torn_last_line_is_dropped(
     path = folder / "metrics.jsonl"
     data = path.read_bytes()
     last = len(data) - len(data.splitlines(keepends=True)[-1])
-    path.write_bytes(data[: {"line end": len(data) - 1, "row": last}.get(cut, -cut)])
+    path.write_bytes(data[: last if cut == "row" else len(data) - cut])
     whole.assert_same(folder, go(folder, resume=True))
 
 
@@ -410,18 +410,18 @@ def test_a_signal_in_the_last_chunk_of_a_part_stops_before_the_next(
 ) -> None:
     config = dataclasses.replace(CONFIG, parts=2)
     one_chunk = dataclasses.replace(config, epochs=1)
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(Stopped),
-        open_run(folder, "tiny", "quick", one_chunk, EACH) as run,
-    ):
+
+    def go_on(where: Path, resume: bool) -> dict[str, float]:
+        with open_run(where, "tiny", "quick", one_chunk, EACH, resume=resume) as run:
+            return tiny.main(one_chunk, run)
+
+    with monkeypatch.context() as patch:
         signal_at(patch, signal.SIGTERM, 2)
-        tiny.main(one_chunk, run)
+        with pytest.raises(Stopped):
+            go_on(folder, resume=False)
     assert {row["part"] for row in rows_of(folder)} == {"part0"}
-    with open_run(folder, "tiny", "quick", one_chunk, EACH, resume=True) as run:
-        losses = tiny.main(one_chunk, run)
-    with open_run(tmp_path / "whole", "tiny", "quick", one_chunk, EACH) as run:
-        assert tiny.main(one_chunk, run) == losses
+    resumed = go_on(folder, resume=True)
+    assert resumed == go_on(tmp_path / "whole", resume=False)
     metrics = [(f / "metrics.jsonl").read_bytes() for f in (folder, tmp_path / "whole")]
     assert metrics[0] == metrics[1]
 
@@ -449,7 +449,7 @@ def test_a_run_in_use(folder: Path) -> None:
             assert str(error.value) == expected
         assert contents(folder) == before
     assert not (folder / "run.lock").exists()
-    go(folder, resume=True)
+    go(folder, options=Options(), resume=True)
 
 
 HOLD = """
@@ -583,7 +583,9 @@ def test_a_change_that_is_allowed_goes_on(whole: Reference, tmp_path: Path) -> N
     longer = dataclasses.replace(CONFIG, epochs=6)
     state = go(folder, longer, resume=True, allow_change=True)
     assert bits(state) == bits(go(tmp_path / "at once", longer))
-    metrics = [(f / "metrics.jsonl").read_bytes() for f in (folder, tmp_path / "at once")]
+    metrics = [
+        (f / "metrics.jsonl").read_bytes() for f in (folder, tmp_path / "at once")
+    ]
     assert metrics[0] == metrics[1]
     assert read_saved(folder, Config, "tiny").config == longer
 
@@ -594,7 +596,7 @@ def test_a_change_that_cannot_go_on_changes_nothing(
     folder = shutil.copytree(whole.folder, tmp_path / "run")
     wider = dataclasses.replace(CONFIG, hidden=5)
     message = refused(folder, wider, resume=True, allow_change=True)
-    assert "weights/params/hidden_1/bias has shape [4], not [5]" in message
+    assert "hidden_1/bias has shape [4], not [5]" in message
     whole.assert_same(folder, go(folder, resume=True))
 
 
@@ -614,7 +616,10 @@ def edit_config(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
         (lambda f: f["config"].update(epochs=-1), "config.json does not fit"),
         (lambda f: f["config"].update(epoch=3), "config.json does not fit.*epoch"),
         (lambda f: f["options"].update(keep="all"), "config.json does not fit"),
-        (lambda f: f["options"].update(keeep="last"), "config.json does not fit.*keeep"),
+        (
+            lambda f: f["options"].update(keeep="last"),
+            "config.json does not fit.*keeep",
+        ),
         (lambda f: f.update(schema=99), "schema"),
     ],
 )
@@ -639,9 +644,9 @@ def test_a_config_that_cannot_be_read(
     (folder / "config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     before = contents(folder)
     for resume in (False, True):
-        with pytest.raises(UserError, match="config.json cannot be read"):
+        with pytest.raises(UserError, match=r"config.json cannot be read"):
             go(folder, resume=resume)
-    with pytest.raises(UserError, match="config.json cannot be read"):
+    with pytest.raises(UserError, match=r"config.json cannot be read"):
         load_weights(folder, tiny.weights_like(CONFIG))
     assert contents(folder) == before
 

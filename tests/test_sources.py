@@ -44,7 +44,7 @@ def test_other_lengths_are_found(source: Source, content: bytes) -> None:
 
 def test_what_is_missing_comes_with_its_command(source: Source) -> None:
     source.path.unlink()
-    with pytest.raises(UserError, match="is missing .*this brings it: make table"):
+    with pytest.raises(UserError, match=r"is missing .*this brings it: make table"):
         read_bytes(source)
 
 

@@ -82,6 +82,9 @@ def test_an_estimate_in_json_and_in_text() -> None:
     estimate = Estimate(0.5, 0.25, 0.75, 10, "seeds")
     fields = {"mean": 0.5, "low": 0.25, "high": 0.75, "n": 10, "of": "seeds"}
     assert json.loads(json.dumps(estimate.json())) == fields
-    assert str(estimate) == "0.5000 [0.2500, 0.7500]"
+    assert str(estimate) == "0.5 [0.25, 0.75]"
+    assert str(Estimate(2 / 3, 1e-7 / 3, 1e5 / 3, 10, "seeds")) == (
+        "0.6667 [3.333e-08, 3.333e+04]"
+    )
     measured = mean_interval(np.array([1, 2], np.float32), "runs")
     assert json.loads(json.dumps(measured.json()))["n"] == 2  # no numpy scalars

@@ -111,7 +111,11 @@ def test_a_cell_is_a_finite_number_or_a_fault(cell: str, name: str) -> None:
     try:
         table = read_table(as_csv([row]), "t.csv", COLUMNS)
     except UserError as error:
-        assert f"row 1 (line 2), column {name!r}: {cell.strip()!r}" in str(error)
+        message = str(error)
+    else:
+        message = ""
+    if message:
+        assert f"row 1 (line 2), column {name!r}: {cell.strip()!r}" in message
         return
     value = table[name].iloc[0]
     assert np.isfinite(np.float32(value))

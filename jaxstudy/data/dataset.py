@@ -82,9 +82,9 @@ def epoch_batches(data: Dataset, batch_size: int, key: Key, epoch: Array) -> Bat
     Each valid row occurs exactly once. Nothing is carried from epoch to epoch, so a
     resumed run needs only the step it had reached.
     """
-    order = jax.random.permutation(jax.random.fold_in(key, epoch), len(data.rows))
-    # padding goes last; a stable sort leaves the real rows in their random order
-    order = order[jnp.argsort(~data.valid[order], stable=True)]
+    bits = jax.random.bits(jax.random.fold_in(key, epoch), data.rows.shape)
+    # one sort: by 31 random bits, and padding, which has the 32nd, goes last
+    order = jnp.argsort(jnp.where(data.valid, bits >> 1, jnp.uint32(1 << 31)))
     return _batches(data.rows[order], data.valid[order], batch_size)
 
 

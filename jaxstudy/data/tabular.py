@@ -26,7 +26,7 @@ class Numeric:
     def parse(self, text: str) -> float:
         """Raises ValueError saying what is wrong with the text."""
         try:
-            value = float(text)
+            value = float("_" if "_" in text else text)  # 1_000 is Python, not data
         except ValueError:
             raise ValueError("is not a number") from None
         if math.isnan(value):

@@ -1,0 +1,407 @@
+"""The command line: what is wrong is said in one sentence, with exit code 2."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import tiny
+from conftest import ROOT, contents
+
+from jaxstudy import cli
+from jaxstudy.run import Stopped
+from jaxstudy.types import UserError
+
+
+class Answer(NamedTuple):
+    """What a program came to."""
+
+    code: int
+    out: str
+    error: str
+
+
+Call = Callable[..., Answer]
+
+
+@pytest.fixture
+def call(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> Call:
+    """Call the tiny experiment with some arguments, in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["tiny.py", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.experiment(tiny.main, tiny.PRESETS, predict=tiny.predict)
+        said = capsys.readouterr()
+        code = ended.value.code
+        assert isinstance(code, int | None)
+        return Answer(code or 0, said.out, said.err)
+
+    return call
+
+
+def refused(answer: Answer) -> str:
+    """The one sentence of an answer that is an error."""
+    assert answer.code == 2
+    assert answer.error.startswith("error: ")
+    assert answer.error.count("\n") == 1
+    return answer.error.removeprefix("error: ").rstrip("\n")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the smoke preset; not to be changed."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    arguments = ["tiny.py", "--preset", "smoke", "--run-dir", str(folder)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit) as ended:
+            cli.experiment(tiny.main, tiny.PRESETS, predict=tiny.predict)
+    assert not ended.value.code
+    return folder
+
+
+def test_a_run_by_its_defaults(call: Call, tmp_path: Path) -> None:
+    answer = call("--preset", "smoke", "--seed", 3)
+    assert answer.code == 0
+    folder = tmp_path / "runs" / "tiny" / "smoke-seed3"
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["seed"], result["preset"], result["steps"]) == (3, "smoke", 6)
+    assert "loss 0" in answer.out
+    assert "runs/tiny/smoke-seed3" in answer.out
+
+
+def test_every_setting_is_an_option(call: Call) -> None:
+    answer = call("--help")
+    assert answer.code == 0
+    for flag in (
+        "preset", "run-dir", "seed", "resume", "allow-change", "predict",
+        "epochs", "rate", "hidden", "kind",
+        "save", "keep", "keep-n", "monitor", "mode", "save-every", "load-params",
+        "tensorboard",
+    ):  # fmt: skip
+        assert f"--{flag}" in answer.out, flag
+    assert "Learning rate." in answer.out
+    assert "(default: 0.05)" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "suggested"),
+    [
+        ("--epoch", "--epochs"),
+        ("--resum", "--resume"),
+        ("--keepn", "--keep-n"),
+        ("--load-param", "--load-params"),
+        ("--allow-changes", "--allow-change"),
+    ],
+)
+def test_an_unknown_flag_gets_a_suggestion(
+    call: Call, tmp_path: Path, wrong: str, suggested: str
+) -> None:
+    answer = call(wrong, "3")
+    assert answer.code == 2
+    assert wrong in answer.error
+    assert suggested in answer.error.replace(wrong, "", 1)
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--preset", "smok"], "did you mean 'smoke'?"),
+        (["--preset=fulll"], "did you mean 'full'?"),
+        (
+            ["--keep", "bets"],
+            "--keep takes last, every, best, not 'bets'; did you mean",
+        ),
+        (["--keep=all"], "--keep takes last, every, best, not 'all'"),
+        (["--save", "param"], "did you mean 'params'?"),
+        (["--mode", "mni"], "did you mean 'min'?"),
+        (
+            ["--kind", "nosy"],
+            "--kind takes plain, noisy, not 'nosy'; did you mean 'noi",
+        ),
+        (["--keep", "--keep-n", "3"], "--keep takes last, every, best, not '--keep-n'"),
+    ],
+)
+def test_an_unknown_choice_gets_a_suggestion(
+    call: Call, tmp_path: Path, arguments: list[str], expected: str
+) -> None:
+    assert expected in refused(call(*arguments))
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag", "value"),
+    [
+        (["--epochs", "0"], "--epochs", "0"),
+        (["--epochs", "-3"], "--epochs", "-3"),
+        (["--rate", "0"], "--rate", "0"),
+        (["--rate", "nan"], "--rate", "nan"),
+        (["--rate", "1e400"], "--rate", "inf"),
+        (["--seed", "-1"], "--seed", "-1"),
+        (["--seed", "4294967296"], "--seed", "4294967296"),
+        (["--keep-n", "0"], "--keep-n", "0"),
+        (["--keep-n", "-2"], "--keep-n", "-2"),
+        (["--save-every", "-1"], "--save-every", "-1"),
+        (["--save-every", "nan"], "--save-every", "nan"),
+    ],
+)
+def test_a_value_out_of_range(
+    call: Call, tmp_path: Path, arguments: list[str], flag: str, value: str
+) -> None:
+    sentence = refused(call("--preset", "smoke", *arguments))
+    assert sentence.startswith(f"{flag} {value}")
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("value", ["many", "1.5", "", "1e3"])
+def test_a_value_of_another_type(call: Call, tmp_path: Path, value: str) -> None:
+    answer = call("--epochs", value)
+    assert answer.code == 2
+    assert "--epochs" in answer.error
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--resume"], "no run in runs/tiny/quick"),
+        (["--resume", "--run-dir", "nowhere"], "no run in nowhere"),
+        (["--predict", "1", "2", "--run-dir", "nowhere"], "no run in nowhere"),
+        (["--load-params", "nowhere"], "no run in nowhere"),
+        (
+            ["--keep", "best", "--monitor", "validation.los"],
+            "--monitor validation.los: not logged here",
+        ),
+    ],
+)
+def test_what_is_not_there(
+    call: Call, tmp_path: Path, arguments: list[str], expected: str
+) -> None:
+    assert expected in refused(call(*arguments))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_not_overwritten(call: Call, finished: Path) -> None:
+    before = contents(finished)
+    where = ["--run-dir", finished]
+    same = refused(call(*where, "--preset", "smoke"))
+    assert "already holds a run of this config" in same
+    other = refused(call(*where, "--preset", "smoke", "--rate", "0.1"))
+    assert "rate: 0.05 there, 0.1 here" in other
+    changed = refused(call(*where, "--resume", "--rate", "0.1", "--keep", "best"))
+    assert "rate: 0.05 there, 0.1 here" in changed
+    assert "keep: 'last' there, 'best' here" in changed
+    assert "--allow-change" in changed
+    preset = refused(call(*where, "--resume", "--preset", "full"))
+    assert "preset: 'smoke' there, 'full' here" in preset
+    assert contents(finished) == before
+
+
+def test_a_finished_run_prints_its_result_again(call: Call, finished: Path) -> None:
+    before = contents(finished)
+    answer = call("--resume", "--run-dir", finished)
+    assert answer.code == 0
+    assert "was finished before" in answer.out
+    assert "loss 0" in answer.out
+    assert contents(finished) == before
+
+
+def test_a_run_goes_on_knowing_its_folder_alone(call: Call, tmp_path: Path) -> None:
+    """Every setting comes from the folder: none is given, none is the default."""
+    settings = ["--epochs", 3, "--rate", 0.1, "--hidden", 6, "--seed", 5]
+    keeping = ["--keep", "every", "--kind", "noisy"]
+    assert call("--run-dir", "whole", *settings, *keeping).code == 0
+    shutil.copytree("whole", "part")
+    for step in (9, 6):
+        shutil.rmtree(tmp_path / "part" / "checkpoints" / str(step))
+    (tmp_path / "part" / "result.json").unlink()
+    answer = call("--resume", "--run-dir", "part")
+    assert answer.code == 0, answer.error
+    whole, part = contents(tmp_path / "whole"), contents(tmp_path / "part")
+    for name in ("config.json", "metrics.jsonl"):
+        assert part[name] == whole[name], name
+    results = [json.loads(files["result.json"]) for files in (whole, part)]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    predictions = [
+        call("--predict", 1, 2, "--run-dir", f).out for f in ("whole", "part")
+    ]
+    assert predictions[0] == predictions[1]
+    assert predictions[0].startswith("predicted ")
+
+
+def test_a_change_that_is_allowed(call: Call, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    where = ["--run-dir", "run", "--resume"]
+    assert call(*where, "--epochs", 4, "--allow-change").code == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["config"]["epochs"] == 4
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["steps"] == 12
+
+
+def test_loaded_parameters_predict_the_same(call: Call, finished: Path) -> None:
+    begin = ["--load-params", finished, "--rate", 1e-30, "--epochs", 1]
+    assert call("--run-dir", "next", *begin).code == 0
+    predictions = [
+        call("--predict", 1, 2, "--run-dir", f).out for f in (finished, "next")
+    ]
+    assert predictions[0] == predictions[1]
+
+
+def test_parameters_alone_predict_the_same(call: Call, finished: Path) -> None:
+    made = call("--preset", "smoke", "--save", "params", "--run-dir", "params")
+    assert made.code == 0
+    predictions = [
+        call("--predict", 1, 2, "--run-dir", f).out for f in (finished, "params")
+    ]
+    assert predictions[0] == predictions[1]
+    (Path("params") / "result.json").unlink()
+    assert "--save params" in refused(call("--resume", "--run-dir", "params"))
+
+
+@pytest.mark.parametrize("values", [["1"], ["1", "x"], ["1", "2", "3"]])
+def test_what_cannot_be_predicted_from(
+    call: Call, finished: Path, values: list[str]
+) -> None:
+    answer = call("--run-dir", finished, "--predict", *values)
+    assert answer.code == 2
+    assert answer.out == ""
+
+
+def test_a_loss_that_is_not_finite(call: Call, tmp_path: Path) -> None:
+    sentence = refused(call("--rate", 1e30, "--run-dir", "run"))
+    assert "loss" in sentence
+    assert "step" in sentence
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("the table is empty"), 2, "error: the table is empty\n"),
+        (Stopped(15), 143, "stopped by SIGTERM; --resume goes on\n"),
+        (Stopped(2), 130, "stopped by SIGINT; --resume goes on\n"),
+    ],
+)
+def test_exit_codes(
+    capsys: pytest.CaptureFixture[str], error: Exception, code: int, said: str
+) -> None:
+    def work() -> None:
+        raise error
+
+    assert cli.guarded(work) == code
+    assert capsys.readouterr().err == said
+
+
+def test_what_nobody_expected_is_not_hidden() -> None:
+    def work() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cli.guarded(work)
+
+
+# lesson 1.4, whose table is the user's
+
+
+@pytest.fixture
+def admission(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> Call:
+    import importlib.util
+
+    path = ROOT / "experiments" / "ch1_admission.py"
+    spec = importlib.util.spec_from_file_location("ch1_admission", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "ch1_admission", module)
+    spec.loader.exec_module(module)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["ch1_admission.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.experiment(module.main, module.PRESETS, predict=module.predict)
+        said = capsys.readouterr()
+        code = ended.value.code
+        assert isinstance(code, int | None)
+        return Answer(code or 0, said.out, said.err)
+
+    return call
+
+
+TABLE = "admit,gre,gpa,rank\n" + "1,500,3.1,2\n0,600,2.9,3\n" * 6
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "t.csv is empty"),
+        (TABLE.replace("gpa", "gap"), "t.csv: column 'gpa' is missing"),
+        (TABLE.replace("gpa", "gre"), "t.csv: column 'gre' occurs more than once"),
+        (
+            TABLE + "1,abc,3,1\n",
+            "t.csv, row 13 (line 14), column 'gre': 'abc' is not a number",
+        ),
+        (TABLE + "1,,3,1\n", "t.csv, row 13 (line 14), column 'gre': '' is blank"),
+        (
+            TABLE + "1,500,1e400,1\n",
+            "t.csv, row 13 (line 14), column 'gpa': '1e400' is too large",
+        ),
+        (
+            TABLE + "1,500,NaN,1\n",
+            "t.csv, row 13 (line 14), column 'gpa': 'NaN' is not a number",
+        ),
+        (
+            TABLE + "2,500,3,1\n",
+            "t.csv, row 13 (line 14), column 'admit': '2' is none of 0, 1",
+        ),
+        (TABLE + "1,500,3\n", "t.csv, row 13 (line 14): 3 fields where the header has"),
+        (TABLE.replace("\n0", "\n1"), "t.csv: column 'admit' is 1 in every row"),
+        (None, "t.csv cannot be read: No such file or directory"),
+    ],
+)
+def test_a_bad_table(
+    admission: Call, tmp_path: Path, text: str | None, expected: str
+) -> None:
+    if text is not None:
+        (tmp_path / "t.csv").write_text(text)
+    before = contents(tmp_path)
+    sentence = refused(admission("--csv", "t.csv", "--preset", "smoke"))
+    assert sentence.startswith(expected)
+    assert contents(tmp_path) == before
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--folds", "1"], "--folds 1"),
+        (["--folds", "13"], "--folds 13"),
+        (["--folds", "500"], "--folds 500"),
+        (["--hidden", "0"], "--hidden 0"),
+    ],
+)
+def test_folds_and_layers_that_cannot_be(
+    admission: Call, tmp_path: Path, arguments: list[str], expected: str
+) -> None:
+    (tmp_path / "t.csv").write_text(TABLE)
+    before = contents(tmp_path)
+    sentence = refused(admission("--csv", "t.csv", "--preset", "smoke", *arguments))
+    assert sentence.startswith(expected)
+    assert contents(tmp_path) == before
