@@ -7,8 +7,9 @@ All activations, learning rates and seeds of one depth train as one compiled pro
 Each (activation, depth) has its own rate, chosen on the validation set by the mean of
 the tuning seeds; the figures are of other seeds, on the test set.
 
-Expected (quick): sigmoid learns nothing from depth 4 on (log-loss ln 10 = 2.303),
-"none" is as good at 16 layers as at 1, the others are better until they get deep.
+Expected (quick, two minutes): sigmoid learns nothing from depth 4 on (log-loss about
+ln 10 = 2.303); one or two layers of anything else reach 0.25 to 0.28; by 16 layers of
+plain SGD, ReLU and its kin have stopped learning, and tanh and "none" still do.
 """
 
 from collections.abc import Callable
@@ -71,7 +72,7 @@ PRESETS = {
         depths=(1, 3), rates=(0.03, 0.1), tuning_seeds=1, seeds=2, epochs=2
     ),
     "quick": Config(),
-    "full": Config(seeds=10, epochs=60, rates=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0)),
+    "full": Config(tuning_seeds=5, seeds=10, epochs=30),
 }
 
 

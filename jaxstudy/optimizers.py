@@ -28,7 +28,7 @@ class Optimizer:
 
 OPTIMIZERS: dict[str, Optimizer] = {
     "sgd": Optimizer(
-        optax.sgd,
+        lambda rate: optax.sgd(rate),
         rate=0.1,
         rule="p -= a g",
         source="Robbins and Monro 1951",

@@ -82,7 +82,8 @@ def make_train_step(
 def make_eval_step(objective: Objective) -> EvalStep:
     """The objective's metrics in evaluation mode, (state, batch) -> metrics."""
 
-    def eval_step(state: TrainState, batch: Batch) -> Metrics:
+    def eval_step(state: TrainState, batch: Batch, *lane: Array) -> Metrics:
+        del lane  # what only the training step depends on, a learning rate say
         _, (_, metrics) = objective(state.params, state.extra, batch, None)
         return metrics
 
@@ -151,7 +152,7 @@ def evaluate(
     batch_size: int,
 ) -> Metrics:
     """The summed metrics of every row of a set, in batches: pure."""
-    batches = ordered_batches(data, batch_size)
+    batches = ordered_batches(data, min(batch_size, len(data.rows)))
     if len(batches.rows) == 1:
         only = jax.tree.map(lambda a: a[0], batches)
         return eval_step(state, gather(data, only), *args)
@@ -373,7 +374,7 @@ def fit(
             part.log(rows)
     lane_count = state.step.size
     per_lane_rows = 1 if train.rows.ndim == 2 else lane_count
-    examples_per_step = int(np.sum(train.valid)) * per_lane_rows / per_epoch
+    examples_per_step = int(np.sum(jax.device_get(train.valid))) * per_lane_rows / per_epoch
     saved_at = time.monotonic()
     deferring = part.run.deferring() if part else contextlib.nullcontext()
     with deferring, _Progress(part.name if part else "", step, total, per_epoch) as bar:
@@ -409,6 +410,7 @@ def fit(
 def _common_steps(train: Dataset, batch_size: int) -> int:
     """Steps per epoch; a lane with fewer would train on batches without a row."""
     counts = np.atleast_1d(np.sum(jax.device_get(train.valid), axis=-1))
+    counts = [*counts, train.rows.shape[-1]]  # the program goes by the padded length
     steps = {steps_per_epoch(int(n), batch_size) for n in counts}
     if len(steps) != 1 or 0 in steps:
         raise ValueError(
@@ -535,7 +537,9 @@ class _Progress:
 
     def update(self, step: int, speed: float, rows: list[dict[str, Any]]) -> None:
         last = [row["loss"] for row in rows if row["split"] == "train"][-1]
-        loss = np.nanmedian(np.atleast_1d(np.array(last, float)))
+        values = np.atleast_1d(np.array(last, float))
+        finite = values[np.isfinite(values)]
+        loss = np.median(finite) if finite.size else np.nan
         self.bar.update(
             self.task,
             completed=step,

@@ -45,19 +45,30 @@ def dataset(arrays: Mapping[str, np.ndarray | Array]) -> Dataset:
 
 def subset(data: Dataset, rows: np.ndarray | Sequence[int]) -> Dataset:
     """The set with only these rows of the arrays [n]."""
+    _check_rows(data, rows)
     chosen = jnp.asarray(np.asarray(rows, np.int32))
     return data._replace(rows=chosen, valid=jnp.ones(len(chosen), bool))
 
 
 def stacked_subsets(data: Dataset, groups: Sequence[np.ndarray]) -> Dataset:
     """One subset per lane: rows and valid [L, n], padded to the longest group."""
+    for group in groups:
+        _check_rows(data, group)
     n = max(len(g) for g in groups)
     rows = np.zeros((len(groups), n), np.int32)
     valid = np.zeros((len(groups), n), bool)
     for i, group in enumerate(groups):
-        rows[i, : len(group)] = group
+        # padding repeats the group: batch statistics must not see another's rows
+        rows[i] = np.resize(group, n)
         valid[i, : len(group)] = True
     return data._replace(rows=jnp.asarray(rows), valid=jnp.asarray(valid))
+
+
+def _check_rows(data: Dataset, rows: np.ndarray | Sequence[int]) -> None:
+    """Raise ValueError where there is no such row: a gather would take another."""
+    n = len(next(iter(data.arrays.values())))
+    if len(rows) == 0 or np.min(rows) < 0 or np.max(rows) >= n:
+        raise ValueError(f"rows must be some of 0 to {n - 1}")
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -71,7 +82,7 @@ def _batches(rows: Array, valid: Array, batch_size: int) -> BatchRows:
     pad = steps * batch_size - len(rows)
     shape = (steps, batch_size)
     return BatchRows(
-        jnp.pad(rows, (0, pad)).reshape(shape),
+        jnp.pad(rows, (0, pad), mode="wrap").reshape(shape),
         jnp.pad(valid, (0, pad)).astype(jnp.float32).reshape(shape),
     )
 
