@@ -1,7 +1,7 @@
 """Put measured figures into the README: from results/*.json, and from nowhere else.
 
-`make full` runs the lessons; this copies what their runs wrote to results/, and writes
-the tables between the README's markers. `--check` only says whether they are up to date.
+`make full` runs the lessons; this copies what they wrote to results/, and writes the
+tables between the README's markers. `--check` only says whether they are up to date.
 """
 
 import json
@@ -37,7 +37,7 @@ LESSONS = (
         {
             "by hand - `Model.apply`": "forward: largest difference",
             "chain rule - `jax.grad`": "jax.grad - chain rule: largest difference",
-            "chain rule - finite differences": "finite differences - chain rule: largest",
+            "chain rule - differences": "finite differences - chain rule: largest",
         },
     ),
     Lesson(

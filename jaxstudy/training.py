@@ -374,7 +374,9 @@ def fit(
             part.log(rows)
     lane_count = state.step.size
     per_lane_rows = 1 if train.rows.ndim == 2 else lane_count
-    examples_per_step = int(np.sum(jax.device_get(train.valid))) * per_lane_rows / per_epoch
+    examples_per_step = (
+        int(np.sum(jax.device_get(train.valid))) * per_lane_rows / per_epoch
+    )
     saved_at = time.monotonic()
     deferring = part.run.deferring() if part else contextlib.nullcontext()
     with deferring, _Progress(part.name if part else "", step, total, per_epoch) as bar:
