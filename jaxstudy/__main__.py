@@ -1,5 +1,6 @@
 """`python -m jaxstudy`: run the lessons, make the report."""
 
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -33,6 +34,20 @@ class Report:
     """Where the run folders are."""
 
 
+def run_to_its_end(command: list[str]) -> int:
+    """Run a program; on a signal, let it save and stop before this one does."""
+    child = subprocess.Popen(command)
+    previous = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    try:
+        while True:
+            try:
+                return child.wait()
+            except KeyboardInterrupt:  # the terminal sent it to the child as well
+                continue
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def study(command: Study) -> None:
     """Run the experiments one after the other; name those that failed at the end."""
     failed = []
@@ -43,10 +58,11 @@ def study(command: Study) -> None:
         if (folder / "config.json").exists():
             arguments.append("--resume")
         print(f"\n== {script.stem} ({command.preset})", flush=True)
-        done = subprocess.run([sys.executable, str(script), *arguments], check=False)
-        if done.returncode >= 128 or done.returncode < 0:
-            raise UserError(f"{script.stem} was stopped; the same command goes on")
-        if done.returncode:
+        code = run_to_its_end([sys.executable, str(script), *arguments])
+        if code >= 128 or code < 0:
+            print(f"{script.stem} was stopped; the same command goes on")
+            sys.exit(code if code > 0 else 128 - code)
+        if code:
             failed.append(script.stem)
     page = write_report(command.runs)
     print(f"\nreport: {page}")

@@ -609,7 +609,7 @@ def _compare_environment(run: Run) -> None:
         )
     except (OSError, ValueError):
         return warn(f"{run.folder / 'environment.json'} cannot be read")
-    names = [k for k in here if k not in ("git", "cores") and there.get(k) != here[k]]
+    names = [k for k in here if k != "cores" and there.get(k) != here[k]]
     if names:
         warn(
             f"{run.folder} was begun with another {', '.join(names)}: "

@@ -329,7 +329,8 @@ def fit(
     and checkpoints are written there, and a resumed run goes on from its newest good
     checkpoint. `state` must not be used afterwards: its memory is reused.
 
-    Raises UserError when a loss is not finite, naming the step; Stopped after a signal,
+    Raises UserError when a loss is not finite, naming the step, and when lanes have
+    different numbers of batches; Stopped after a signal,
     with the state saved; ValueError where the arguments do not fit together.
     """
     if batch_size < 1 or epochs < 1:
@@ -411,12 +412,13 @@ def fit(
 
 def _common_steps(train: Dataset, batch_size: int) -> int:
     """Steps per epoch; a lane with fewer would train on batches without a row."""
-    counts = np.atleast_1d(np.sum(jax.device_get(train.valid), axis=-1))
-    counts = [*counts, train.rows.shape[-1]]  # the program goes by the padded length
-    steps = {steps_per_epoch(int(n), batch_size) for n in counts}
-    if len(steps) != 1 or 0 in steps:
-        raise ValueError(
-            f"every lane needs the same number of batches over 0, not {sorted(steps)}"
+    valid = np.atleast_1d(np.sum(jax.device_get(train.valid), axis=-1))
+    counts = [int(n) for n in (*valid, train.rows.shape[-1])]  # the last with padding
+    steps = {steps_per_epoch(n, batch_size) for n in counts}
+    if len(steps) != 1:
+        raise UserError(
+            f"training sets of {min(counts)} to {max(counts)} rows do not make the same "
+            f"number of batches of {batch_size}: choose another batch size"
         )
     return steps.pop()
 

@@ -442,7 +442,8 @@ def test_handlers_are_put_back(folder: Path) -> None:
 def test_a_run_in_use(folder: Path) -> None:
     with open_run(folder, "tiny", "quick", CONFIG):
         before = contents(folder)
-        for how in ({}, {"resume": True}, {"resume": True, "allow_change": True}):
+        hows: list[Any] = [{}, {"resume": True}, {"resume": True, "allow_change": True}]
+        for how in hows:
             with pytest.raises(UserError) as error:
                 go(folder, **how)
             expected = f"{folder} is in use by process {os.getpid()}"

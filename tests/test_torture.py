@@ -27,7 +27,7 @@ def test_a_difference_would_be_seen(
     whole = campaign[0] / "whole"
     other = shutil.copytree(whole, tmp_path / "other")
     if what == "array":  # the step before in place of the last
-        steps = sorted((other / "checkpoints" / "network").iterdir(), key=by_number)
+        steps = sorted((other / "checkpoints" / "part0").iterdir(), key=by_number)
         shutil.rmtree(steps[-1])
         shutil.copytree(steps[-2], steps[-1])
     elif what == "metric":
@@ -39,7 +39,7 @@ def test_a_difference_would_be_seen(
         result["metrics"][name] = "other"
         (other / "result.json").write_text(json.dumps(result))
     else:
-        (other / "checkpoints" / "network" / "5.orbax-checkpoint-tmp").mkdir()
+        (other / "checkpoints" / "part0" / "5.orbax-checkpoint-tmp").mkdir()
     assert torture.differences(whole, whole) == []
     assert torture.differences(whole, other) != []
 

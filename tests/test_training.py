@@ -583,10 +583,15 @@ def test_arguments_that_do_not_fit_together_are_refused() -> None:
     with pytest.raises(ValueError, match="evaluate_on needs an eval_step"):
         call(evaluate_on={"test": data})
     unequal = stacked_subsets(data, [np.arange(20), np.arange(10)])
-    with pytest.raises(ValueError, match=r"number of batches over 0, not \[1, 2\]"):
+    with pytest.raises(UserError, match="sets of 10 to 20 rows .* batches of 10"):
         call(train=unequal, lanes=Lanes())
-    with pytest.raises(ValueError, match=r"number of batches over 0, not \[0\]"):
-        call(train=subset(data, []))
+    padded = data._replace(valid=jnp.arange(N) < 20)
+    with pytest.raises(UserError, match="sets of 20 to 52 rows .* batches of 10"):
+        call(train=padded)
+    with pytest.raises(ValueError, match="rows must be some of 0 to 51"):
+        subset(data, [])
+    with pytest.raises(ValueError, match="rows must be some of 0 to 51"):
+        stacked_subsets(data, [np.arange(3), np.array([52])])
 
 
 # Randomness.

@@ -48,7 +48,7 @@ def train(run: Run, config: Config, name: str = "", seed: int = 0) -> Fitted:
     """Fit a line through 24 points, every epoch a chunk."""
     key, order = jax.random.split(jax.random.key(config.seed + seed))
     x = np.random.default_rng(0).normal(size=(32, 2)).astype(np.float32)
-    data = dataset({"x": x, "y": x @ np.float32([1, -2])})
+    data = dataset({"x": x, "y": x @ np.array([1, -2], np.float32)})
     model = mlp(2, (config.hidden,), 1)
     error = squared_error(model)
 

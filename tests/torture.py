@@ -24,22 +24,24 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "experiments" / "ch1_admission.py"
-# a prime number of epochs, of which few fit into a chunk: so each epoch is a chunk
-FULL = ("--epochs", "17", "--batch-size", "6")
-SMALL = ("--epochs", "11", "--batch-size", "4")
-COMMON = (
-    "--preset", "smoke", "--repeats", "1", "--folds", "2", "--hidden", "8",
+# Arguments of what is killed: a prime number of epochs, of which few fit into a chunk,
+# so that each epoch is a chunk. SMALL has less to import, and is for the tests.
+FULL = (
+    "experiments/ch1_admission.py", "--preset", "smoke", "--repeats", "1",
+    "--folds", "2", "--hidden", "8", "--epochs", "17", "--batch-size", "6",
+    "--save-every", "0",
+)  # fmt: skip
+SMALL = (
+    "tests/tiny.py", "--kind", "noisy", "--parts", "2", "--epochs", "13",
     "--save-every", "0",
 )  # fmt: skip
 
 
 def command(folder: Path, settings: Sequence[str]) -> list[str]:
     """Start the run in a folder, or go on with it where there is a config."""
-    line = [sys.executable, str(SCRIPT), "--run-dir", str(folder)]
-    if (folder / "config.json").exists():
-        return [*line, "--resume"]
-    return [*line, *COMMON, *settings]
+    script, *rest = settings
+    how = ["--resume"] if (folder / "config.json").exists() else rest
+    return [sys.executable, script, "--run-dir", str(folder), *how]
 
 
 def environment(cache: Path) -> dict[str, str]:
@@ -125,8 +127,10 @@ def arrays(folder: Path) -> dict[str, tuple[Any, ...]]:
     import orbax.checkpoint.experimental.v1 as ocp
 
     out = {}
-    for step in sorted(folder.glob("checkpoints/*/[0-9]*")):
-        tree = ocp.load_checkpointables(step)
+    for step in sorted(folder.glob("checkpoints/*/*")):
+        if not step.name.isdecimal():
+            continue
+        tree = ocp.load_checkpointables(str(step))
         for path, x in jax.tree_util.tree_leaves_with_path(tree):
             name = f"{step.parent.name}/{step.name}{jax.tree_util.keystr(path)}"
             host = np.asarray(x)
