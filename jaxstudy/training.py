@@ -417,8 +417,8 @@ def _common_steps(train: Dataset, batch_size: int) -> int:
     steps = {steps_per_epoch(n, batch_size) for n in counts}
     if len(steps) != 1:
         raise UserError(
-            f"training sets of {min(counts)} to {max(counts)} rows do not make the same "
-            f"number of batches of {batch_size}: choose another batch size"
+            f"training sets of {min(counts)} to {max(counts)} rows do not make the "
+            f"same number of batches of {batch_size}: choose another batch size"
         )
     return steps.pop()
 
