@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,21 @@ import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 Process = subprocess.Popen[str]
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """64-bit numbers in JAX and in Keras, for as long as a test lasts."""
+    import jax
+    import keras  # slow, and only some tests need it
+
+    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    with jax.enable_x64(True):
+        yield
+    keras.config.set_floatx(floatx)
+    keras.config.set_dtype_policy(policy)
 
 
 def pytest_sessionfinish() -> None:

@@ -1,7 +1,7 @@
 """Dense networks against Keras, and the seam between Flax and two pure functions."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -30,18 +30,6 @@ TWINS: dict[str, Any] = {
 # A few dozen roundings of numbers near 1. Keras takes the tanh of float64 in float32.
 F64: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-13}
 F32: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-6}
-
-
-@pytest.fixture
-def float64() -> Iterator[None]:
-    """64-bit numbers in JAX and in Keras, for as long as a test lasts."""
-    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    with jax.enable_x64(True):
-        yield
-    keras.config.set_floatx(floatx)
-    keras.config.set_dtype_policy(policy)
 
 
 def initial(model: Model, seed: int = 0) -> tuple[PyTree, PyTree]:

@@ -1,5 +1,5 @@
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -62,18 +62,6 @@ Y = {
     "classes": RNG.integers(0, 4, 32),
     "squared": RNG.normal(size=32),
 }
-
-
-@pytest.fixture
-def float64() -> Iterator[None]:
-    """64-bit numbers in JAX and in Keras, for as long as a test lasts."""
-    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    with jax.enable_x64(True):
-        yield
-    keras.config.set_floatx(floatx)
-    keras.config.set_dtype_policy(policy)
 
 
 def batch(name: str, mask: np.ndarray | None = None) -> Batch:

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -34,18 +34,6 @@ TWINS: dict[str, tuple[dict[str, float], Callable[[float], keras.Optimizer]]] = 
     "adam": ({"eps": 0.0}, lambda rate: keras.optimizers.Adam(rate, epsilon=0.0)),
     "adamw": ({"eps": 0.0}, lambda rate: keras.optimizers.AdamW(rate, epsilon=0.0)),
 }
-
-
-@pytest.fixture
-def float64() -> Iterator[None]:
-    """64-bit numbers in JAX and in Keras, for as long as a test lasts."""
-    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    with jax.enable_x64(True):
-        yield
-    keras.config.set_floatx(floatx)
-    keras.config.set_dtype_policy(policy)
 
 
 def gradients(steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]:
