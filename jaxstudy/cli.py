@@ -47,7 +47,14 @@ def experiment(main: Main, presets: Mapping[str, Settings], **actions: Action) -
     Each action becomes an option that works on a saved run instead of training: its
     second parameter's type says what the option takes.
     """
-    sys.exit(guarded(lambda: _experiment(main, presets, actions)))
+    code = guarded(lambda: _experiment(main, presets, actions))
+    if (
+        code > 128
+    ):  # all is saved, and XLA may still compile: an exit would tear it down
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def guarded(work: Callable[[], None]) -> int:

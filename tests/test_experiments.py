@@ -2,8 +2,11 @@
 
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -135,6 +138,25 @@ def test_activations_sets_are_disjoint_and_exhaustive() -> None:
     assert not train & validation
     assert not (train | validation) & test
     assert len(train | validation | test) == 1797
+
+
+def test_a_stop_outside_training_has_its_exit_code_too(tmp_path: Path) -> None:
+    """While XLA compiles, where a usual exit crashed the interpreter."""
+    folder = tmp_path / "run"
+    script = str(ROOT / "experiments" / "ch1_activations.py")
+    command = [sys.executable, script, "--preset", "smoke", "--run-dir", str(folder)]
+    cold = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    process = subprocess.Popen(command, env=cold)
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "config.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+    assert not (folder / "result.json").exists()
 
 
 def test_admission_scores_everybody_once_per_repeat(smoke: Any) -> None:
