@@ -140,7 +140,10 @@ def test_activations_sets_are_disjoint_and_exhaustive() -> None:
     assert len(train | validation | test) == 1797
 
 
-def test_a_stop_outside_training_has_its_exit_code_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [2.5, 5.0])
+def test_a_stop_outside_training_has_its_exit_code_too(
+    seconds: float, tmp_path: Path
+) -> None:
     """While XLA compiles, where a usual exit crashed the interpreter."""
     folder = tmp_path / "run"
     script = str(ROOT / "experiments" / "ch1_activations.py")
@@ -151,7 +154,7 @@ def test_a_stop_outside_training_has_its_exit_code_too(tmp_path: Path) -> None:
         deadline = time.monotonic() + 120
         while not (folder / "config.json").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        time.sleep(2)
+        time.sleep(seconds)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
     finally:
