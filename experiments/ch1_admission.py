@@ -5,7 +5,8 @@ logistic regression (no hidden layer), on the same folds. Every fold of every re
 trains as one lane of one compiled program.
 
 Expected (quick): about 0.70 accuracy for all that see scaled inputs, where always
-saying no gives 0.6825: with three weak predictors, more would be a leak.
+saying no gives 0.6825: with three weak predictors, more would be a leak. The network's
+validation loss is lowest after about three epochs, and rises: it overfits.
 Then: ch1_admission.py --predict GRE GPA RANK
 """
 

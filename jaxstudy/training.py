@@ -322,16 +322,16 @@ def fit(
 
     Each epoch visits every row of `train` once, in an order fixed by (key, epoch).
     Every row of every set in `evaluate_on` is evaluated before the first step and after
-    each epoch. A chunk of at most
-    `chunk_steps` steps (a part of an epoch, or several whole ones with their
-    evaluations) is one compiled program that donates the state; the metrics of the
-    chunk come back when it ends, and become one row for each set. With a `part`, rows
-    and checkpoints are written there, and a resumed run goes on from its newest good
-    checkpoint. `state` must not be used afterwards: its memory is reused.
+    each epoch. A chunk of at most `chunk_steps` steps (a part of an epoch, or several
+    whole ones with their evaluations) is one compiled program that donates the state;
+    the metrics of the chunk come back when it ends, and become one row for each set.
+    With a `part`, rows and checkpoints are written there, and a resumed run goes on
+    from its newest good checkpoint. `state` must not be used afterwards: its memory is
+    reused.
 
     Raises UserError when a loss is not finite, naming the step, and when lanes have
-    different numbers of batches; Stopped after a signal,
-    with the state saved; ValueError where the arguments do not fit together.
+    different numbers of batches; Stopped after a signal, with the state saved;
+    ValueError where the arguments do not fit together.
     """
     if batch_size < 1 or epochs < 1:
         raise ValueError(f"need batch_size and epochs >= 1: {batch_size}, {epochs}")
