@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,10 +149,13 @@ class Timing:
 
 
 class Part:
-    """One training within a run: its metrics and checkpoints. Most runs have one."""
+    """One training within a run: its metrics and checkpoints. Most runs have one.
 
-    def __init__(self, run: "Run", name: str) -> None:
-        self.run, self.name = run, name
+    Without `save_end` nothing is saved when it ends, only on the way.
+    """
+
+    def __init__(self, run: "Run", name: str, save_end: bool = True) -> None:
+        self.run, self.name, self.save_end = run, name, save_end
         options = run.options
         folder = run.folder / "checkpoints"
         self.checkpoints = Checkpoints(
@@ -164,6 +168,10 @@ class Part:
     def rows(self) -> list[dict[str, Any]]:
         """The metrics logged so far, as they stand in metrics.jsonl."""
         return [r for r in self.run.rows if r.get("part", "") == self.name]
+
+    def forget_checkpoints(self) -> None:
+        """Remove the checkpoints: what they were for is in the metrics."""
+        shutil.rmtree(self.checkpoints.folder, ignore_errors=True)
 
     def log(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows {"step", "epoch", "split", names...: values} to metrics.jsonl."""
@@ -252,10 +260,10 @@ class Run:
         path.mkdir(exist_ok=True)
         return path
 
-    def part(self, name: str = "") -> Part:
+    def part(self, name: str = "", *, save_end: bool = True) -> Part:
         """The training of this name; its checkpoints are under checkpoints/NAME."""
         if name not in self.parts:
-            self.parts[name] = Part(self, name)
+            self.parts[name] = Part(self, name, save_end)
         return self.parts[name]
 
     def append(self, rows: list[dict[str, Any]]) -> None:

@@ -5,6 +5,7 @@ the state, and touches the device only at chunk ends.
 """
 
 import contextlib
+import functools
 import math
 import sys
 import time
@@ -17,10 +18,14 @@ import numpy as np
 import optax
 import rich.console
 import rich.progress as rp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxstudy.data.dataset import (
+    SHUFFLED,
     BatchRows,
     Dataset,
+    Order,
     epoch_batches,
     gather,
     ordered_batches,
@@ -53,6 +58,8 @@ class TrainState(NamedTuple):
 
 TrainStep = Callable[..., tuple[TrainState, Metrics]]  # (state, batch, *lane)
 EvalStep = Callable[..., Metrics]  # (state, batch, *lane)
+# (step reached, steps of all lanes a second, new rows)
+Progress = Callable[[int, float, list[dict[str, Any]]], None]
 
 
 def init_state(model: Model, tx: optax.GradientTransformation, key: Key) -> TrainState:
@@ -82,7 +89,7 @@ def make_train_step(
 def make_eval_step(objective: Objective) -> EvalStep:
     """The objective's metrics in evaluation mode, (state, batch) -> metrics."""
 
-    def eval_step(state: TrainState, batch: Batch, *lane: Array) -> Metrics:
+    def eval_step(state: TrainState, batch: Batch, *lane: PyTree) -> Metrics:
         del lane  # what only the training step depends on, a learning rate say
         _, (_, metrics) = objective(state.params, state.extra, batch, None)
         return metrics
@@ -90,22 +97,31 @@ def make_eval_step(objective: Objective) -> EvalStep:
     return eval_step
 
 
+Mode = Literal["exact", "fast"]
+
+
 class Lanes(NamedTuple):
     """Independent trainings with a common leading axis L, as one compiled program.
 
-    The state, the data order key and the rows of the data sets have the axis; so has
-    each array in `args`, which the steps receive after their batch. "exact" runs lane
-    after lane (`lax.map`), every one bit-identical to itself alone, and is the faster
-    on a CPU; "fast" runs them abreast (`vmap`), for accelerators. A lane whose loss is
-    not finite stops the run, unless it `may_diverge`: then it goes on as it is.
+    The state has the axis, and so has each array in `args` (a pytree), which the
+    steps receive after their batch. The data order keys [S], and with them sets with
+    rows [S, n], may be fewer, S dividing L: lane i has those of i modulo S, so that
+    lanes are trained in pairs or groups on the same batches.
+
+    "exact" runs lane after lane (`lax.map`), every one bit-identical to itself alone,
+    and is the faster on a CPU; "fast" runs them abreast (`vmap`), for accelerators and
+    for tiny models. A lane whose loss is not finite stops the run, unless it
+    `may_diverge`: then it goes on as it is. The devices of this process share the lanes
+    among them, as many as divide their number, unless `devices` names others.
     """
 
-    args: tuple[Array, ...] = ()
-    mode: Literal["exact", "fast"] = "exact"
+    args: tuple[PyTree, ...] = ()
+    mode: Mode = "exact"
     may_diverge: bool = False
+    devices: tuple[jax.Device, ...] | None = None
 
 
-def map_lanes(fn: Callable[..., Any], lane: PyTree, mode: str = "exact") -> Any:
+def map_lanes(fn: Callable[..., Any], lane: PyTree, mode: Mode = "exact") -> Any:
     """`fn` of every lane of a pytree [L, ...]: `lax.map` if exact, `vmap` if fast."""
     return jax.vmap(fn)(lane) if mode == "fast" else jax.lax.map(fn, lane)
 
@@ -122,7 +138,7 @@ def run_steps(
     state: TrainState,
     data: Dataset,
     batches: BatchRows,
-    args: tuple[Array, ...],
+    args: tuple[PyTree, ...],
 ) -> tuple[TrainState, Metrics, Array]:
     """One step for each of the batches [S, B], as one scan: pure.
 
@@ -147,7 +163,7 @@ def evaluate(
     eval_step: EvalStep,
     state: TrainState,
     data: Dataset,
-    args: tuple[Array, ...] = (),
+    args: tuple[PyTree, ...] = (),
     *,
     batch_size: int,
 ) -> Metrics:
@@ -163,10 +179,14 @@ def evaluate(
 
 
 class _Inputs(NamedTuple):
-    """What a chunk reads and never changes."""
+    """What a chunk reads and never changes, and the step it begins with.
 
+    Lanes share the step: if it were each lane's own, so would be its batches.
+    """
+
+    step: Array
     key: Key
-    args: tuple[Array, ...]
+    args: tuple[PyTree, ...]
     train: Dataset
     evaluate: dict[str, Dataset]
 
@@ -204,6 +224,7 @@ def _chunk_program(
     eval_step: EvalStep | None,
     batch_size: int,
     eval_batch_size: int,
+    order: Order,
 ) -> Callable[[TrainState, _Inputs], Any]:
     """A pure function (state, inputs) -> (state, (train, failed, evaluations))."""
 
@@ -218,11 +239,11 @@ def _chunk_program(
         }
 
     def program(state: TrainState, inputs: _Inputs) -> Any:
-        per_epoch = steps_per_epoch(len(inputs.train.rows), batch_size)
+        per_epoch = steps_per_epoch(len(inputs.train.rows), batch_size, order)
 
-        def order(epoch: Array) -> BatchRows:
-            batches = epoch_batches(inputs.train, batch_size, inputs.key, epoch)
-            first = state.step % per_epoch
+        def visit(epoch: Array) -> BatchRows:
+            batches = epoch_batches(inputs.train, batch_size, inputs.key, epoch, order)
+            first = inputs.step % per_epoch
             return jax.tree.map(
                 lambda a: jax.lax.dynamic_slice_in_dim(a, first, chunk.steps), batches
             )
@@ -236,42 +257,122 @@ def _chunk_program(
             else:  # zeros are never read where the epoch goes on
                 shapes = jax.eval_shape(measure, state, inputs)
                 sets = jax.lax.cond(
-                    state.step % per_epoch == 0,
+                    (inputs.step + chunk.steps) % per_epoch == 0,
                     lambda: measure(state, inputs),
                     lambda: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes),
                 )
             return state, (train, failed, sets)
 
         # all orders at once: in the loop, shuffling takes a fifth of a small step
-        epochs = state.step // per_epoch + jnp.arange(chunk.repeats)
-        return jax.lax.scan(body, state, jax.vmap(order)(epochs))
+        epochs = inputs.step // per_epoch + jnp.arange(chunk.repeats)
+        return jax.lax.scan(body, state, jax.vmap(visit)(epochs))
 
     return program
 
 
+def _abstract(a: Array) -> jax.ShapeDtypeStruct:
+    # typed keys have no weak type, arrays of numpy no sharding
+    weak, sharding = getattr(a, "weak_type", False), getattr(a, "sharding", None)
+    return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding, weak_type=weak)
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(work: tuple[Any, ...], structure: Any, leaves: tuple[Any, ...]) -> Any:
+    """The compiled chunk for arguments of these shapes, and what it puts out.
+
+    Fitting again with the same functions and shapes compiles nothing again.
+    """
+    *chunk, lanes = work
+    program = _chunk_program(*chunk)
+    if lanes:
+        program = _over_lanes(program, lanes)
+    arguments = jax.tree.unflatten(structure, leaves)
+    lowered = jax.jit(program, donate_argnums=0).lower(*arguments)
+    return lowered.compile(), lowered.out_info[1]
+
+
 def _over_lanes(
-    program: Callable[[TrainState, _Inputs], Any], mode: str
+    program: Callable[[TrainState, _Inputs], Any], lanes: Lanes
 ) -> Callable[[TrainState, _Inputs], Any]:
     """The program of every lane; the data sets' arrays are common to all."""
 
+    def one(lane: tuple[TrainState, Any], group: tuple[Key, Any], inputs: Any) -> Any:
+        (state, args), (key, own) = lane, group
+        sets = {
+            name: data._replace(**own.get(name, {}))
+            for name, data in {"": inputs.train, **inputs.evaluate}.items()
+        }
+        train = sets.pop("")
+        return program(state, _Inputs(inputs.step, key, args, train, sets))
+
+    def after_each_other(lane: Any, group: Any, inputs: _Inputs) -> Any:
+        """Lanes [L] as a loop; lanes number their group, to find it in [S]."""
+
+        def nth(lane: tuple[TrainState, Any, Array]) -> Any:
+            *state, which = lane
+            return one(tuple(state), jax.tree.map(lambda a: a[which], group), inputs)
+
+        return jax.lax.map(nth, lane)
+
+    def abreast(lane: Any, group: Any, inputs: _Inputs) -> Any:
+        """Lanes [L / S, S]; the inner vmap leaves a group's batches unmapped."""
+        inner = jax.vmap(one, in_axes=(0, None, None))
+        return jax.vmap(inner, in_axes=(1, 0, None), out_axes=1)(lane, group, inputs)
+
     def mapped(state: TrainState, inputs: _Inputs) -> Any:
-        everything = {"": inputs.train, **inputs.evaluate}
-        arrays = {name: data.arrays for name, data in everything.items()}
-
-        def one(lane: tuple[TrainState, Key, tuple[Array, ...], dict[str, Any]]) -> Any:
-            state, key, args, rows = lane
-            sets = {name: Dataset(arrays[name], *rows[name]) for name in rows}
-            return program(state, _Inputs(key, args, sets.pop(""), sets))
-
-        count = state.step.size
-
-        def per_lane(a: Array) -> Array:
-            return a if a.ndim == 2 else jnp.broadcast_to(a, (count, *a.shape))
-
-        rows = {n: (per_lane(d.rows), per_lane(d.valid)) for n, d in everything.items()}
-        return map_lanes(one, (state, inputs.key, inputs.args, rows), mode)
+        sets = {"": inputs.train, **inputs.evaluate}
+        own = {
+            name: {"rows": data.rows, "valid": data.valid}
+            for name, data in sets.items()
+            if data.rows.ndim == 2
+        }
+        count, groups = state.step.size, inputs.key.size
+        lane, group = (state, inputs.args), (inputs.key, own)
+        common = inputs._replace(args=())
+        if lanes.mode == "exact":
+            run, shape = after_each_other, (count,)
+            lane = (*lane, jnp.arange(count) % groups)
+            split, mine = P("lanes"), P()
+        else:
+            run, shape = abreast, (count // groups, groups)
+            lane = jax.tree.map(lambda a: a.reshape(shape + a.shape[1:]), lane)
+            alone = count == groups
+            split = P(None, "lanes") if alone else P("lanes")
+            mine = P("lanes") if alone else P()
+        mesh = _mesh(lanes, count, groups)
+        if mesh is not None:
+            run = jax.shard_map(
+                run, mesh=mesh, in_specs=(split, mine, P()), out_specs=split,
+                check_vma=False,  # the loops begin with constants, alike everywhere
+            )  # fmt: skip
+        out = run(lane, group, common)
+        return jax.tree.map(lambda a: a.reshape((count, *a.shape[len(shape) :])), out)
 
     return mapped
+
+
+def _mesh(lanes: Lanes, count: int, groups: int) -> jax.sharding.Mesh | None:
+    """As many of the devices as divide the lanes evenly; None for a single one.
+
+    Abreast, the lanes of one group step stay together, to share their batches.
+    """
+    whole = lanes.mode == "exact" or count == groups
+    devices = jax.local_devices() if lanes.devices is None else lanes.devices
+    n = _largest_divisor(count if whole else count // groups, len(devices))
+    return jax.sharding.Mesh(devices[:n], ("lanes",)) if n > 1 else None
+
+
+def _place(
+    state: TrainState, inputs: _Inputs, lanes: Lanes | None
+) -> tuple[TrainState, _Inputs]:
+    """Put lanes on their devices, and what they share on each."""
+    mesh = _mesh(lanes, state.step.size, inputs.key.size) if lanes else None
+    if mesh is None:
+        return state, jax.device_put(inputs)
+    split, everywhere = (NamedSharding(mesh, spec) for spec in (P("lanes"), P()))
+    args = jax.device_put(inputs.args, split)
+    inputs = jax.device_put(inputs._replace(args=()), everywhere)
+    return jax.device_put(state, split), inputs._replace(args=args)
 
 
 def measure(
@@ -283,17 +384,26 @@ def measure(
     lanes: Lanes | None = None,
 ) -> dict[str, Any]:
     """Every metric of a set, compiled: numbers, or lists [L] where there are lanes."""
+    groups = len(data.rows) if data.rows.ndim == 2 else None
+    key = state.key[:groups] if lanes else state.key
+    inputs = _Inputs(np.int32(0), key, lanes.args if lanes else (), data, {})
+    shared = lanes._replace(args=()) if lanes else None
+    measured = _measured(eval_step, batch_size, shared)
+    metrics = measured(*_place(state, inputs, lanes))
+    one = jax.tree.map(lambda a: a[..., None], jax.device_get(metrics))
+    return {name: values[0] for name, values in _values(one).items()}
+
+
+@functools.lru_cache(maxsize=4)
+def _measured(eval_step: EvalStep, batch_size: int, lanes: Lanes | None) -> Any:
+    """The jitted evaluation, the same one for the same function."""
 
     def program(state: TrainState, inputs: _Inputs) -> Metrics:
         return evaluate(
             eval_step, state, inputs.train, inputs.args, batch_size=batch_size
         )
 
-    args = lanes.args if lanes else ()
-    mapped = _over_lanes(program, lanes.mode) if lanes else program
-    metrics = jax.jit(mapped)(state, _Inputs(state.key, args, data, {}))
-    one = jax.tree.map(lambda a: a[..., None], jax.device_get(metrics))
-    return {name: values[0] for name, values in _values(one).items()}
+    return jax.jit(_over_lanes(program, lanes) if lanes else program)
 
 
 class Fitted(NamedTuple):
@@ -316,17 +426,21 @@ def fit(
     eval_batch_size: int = 4096,
     lanes: Lanes | None = None,
     part: Part | None = None,
+    progress: Progress | None = None,
+    order: Order = SHUFFLED,
+    evaluate_first: bool = True,
     chunk_steps: int = 512,
 ) -> Fitted:
     """Train for some epochs: the only training loop.
 
-    Each epoch visits every row of `train` once, in an order fixed by (key, epoch).
-    Every row of every set in `evaluate_on` is evaluated before the first step and after
-    each epoch. A chunk of at most `chunk_steps` steps (a part of an epoch, or several
+    Each epoch visits every row of `train` once, in an order fixed by (key, epoch), or
+    as `order` says. Every row of every set in `evaluate_on` is evaluated after each
+    epoch, and before the first step unless `evaluate_first` is false. A chunk of at most `chunk_steps` steps (a part of an epoch, or several
     whole ones with their evaluations) is one compiled program that donates the state;
     the metrics of the chunk come back when it ends, and become one row for each set.
     With a `part`, rows and checkpoints are written there, and a resumed run goes on
-    from its newest good checkpoint. `state` must not be used afterwards: its memory is
+    from its newest good checkpoint. `progress` hears of each chunk in the place of the
+    progress bar. `state` must not be used afterwards: its memory is
     reused.
 
     Raises UserError when a loss is not finite, naming the step, and when lanes have
@@ -335,10 +449,11 @@ def fit(
     """
     if batch_size < 1 or epochs < 1:
         raise ValueError(f"need batch_size and epochs >= 1: {batch_size}, {epochs}")
-    inputs = _Inputs(key, lanes.args if lanes else (), train, dict(evaluate_on or {}))
+    sets = dict(evaluate_on or {})
+    inputs = _Inputs(np.int32(0), key, lanes.args if lanes else (), train, sets)
     if inputs.evaluate and eval_step is None:
         raise ValueError("evaluate_on needs an eval_step")
-    per_epoch = _common_steps(train, batch_size)
+    per_epoch = _common_steps(train, batch_size, order)
     total = epochs * per_epoch
     timing = part.timing if part else Timing()
     rows: list[dict[str, Any]] = []
@@ -352,18 +467,17 @@ def fit(
     keep = part.checkpoints.keep if part else None
     every_epoch = keep is not None and keep.which != "last"
     chunk = plan_chunk(per_epoch, epochs, step, chunk_steps, every_epoch)
-    program = _chunk_program(chunk, train_step, eval_step, batch_size, eval_batch_size)
-    if lanes:
-        program = _over_lanes(program, lanes.mode)
-    inputs = jax.device_put(inputs)
+    state, inputs = _place(state, inputs, lanes)
     began = time.perf_counter()
-    lowered = jax.jit(program, donate_argnums=0).lower(state, inputs)
+    shared = lanes._replace(args=()) if lanes else None
+    work = (chunk, train_step, eval_step, batch_size, eval_batch_size, order, shared)
+    leaves, structure = jax.tree.flatten((state, inputs))
+    advance, outputs = _compiled(work, structure, tuple(map(_abstract, leaves)))
     if keep is not None and keep.which == "best":
-        _check_monitored(keep.monitor, lowered.out_info[1])
-    advance = lowered.compile()
+        _check_monitored(keep.monitor, outputs)
     timing.compile_s += time.perf_counter() - began
 
-    if step == 0:
+    if step == 0 and evaluate_first:
         head = {"step": 0, "epoch": 0.0}
         for split, data in inputs.evaluate.items():
             assert eval_step is not None
@@ -374,16 +488,18 @@ def fit(
         if part is not None:
             part.log(rows)
     lane_count = state.step.size
-    per_lane_rows = 1 if train.rows.ndim == 2 else lane_count
-    examples_per_step = (
-        int(np.sum(jax.device_get(train.valid))) * per_lane_rows / per_epoch
-    )
+    visits = lane_count // (len(train.rows) if train.rows.ndim == 2 else 1)
+    visited = int(np.sum(jax.device_get(train.valid))) * visits / per_epoch
+    examples_per_step = min(visited, batch_size * lane_count)
     saved_at = time.monotonic()
     deferring = part.run.deferring() if part else contextlib.nullcontext()
-    with deferring, _Progress(part.name if part else "", step, total, per_epoch) as bar:
+    bar = _Bar(part.name if part else "", total, per_epoch, progress is None)
+    progress = progress or bar.advance
+    with deferring, bar:
         while step < total:
             began = time.perf_counter()
-            state, outputs = advance(state, inputs)
+            now = jax.device_put(np.int32(step), inputs.step.sharding)
+            state, outputs = advance(state, inputs._replace(step=now))
             trained, failed, sets = jax.device_get(outputs)
             new = _rows(step, chunk, per_epoch, trained, sets)
             if not (lanes and lanes.may_diverge):
@@ -395,14 +511,15 @@ def fit(
             timing.train_s += took
             timing.steps += chunk.steps * chunk.repeats * lane_count
             timing.examples += round(examples_per_step * chunk.steps * chunk.repeats)
-            bar.update(step, chunk.steps * chunk.repeats * lane_count / took, new)
+            progress(step, chunk.steps * chunk.repeats * lane_count / took, new)
             if part is None:
                 continue
             part.log(new)
             stopping = part.run.signum
             due = time.monotonic() - saved_at >= part.run.options.save_every
             at_epoch_end = step % per_epoch == 0
-            if step == total or stopping or (at_epoch_end if every_epoch else due):
+            end = step == total and part.save_end
+            if end or stopping or (at_epoch_end if every_epoch else due):
                 _save(state, step, part)
                 saved_at = time.monotonic()
             if stopping and step < total:
@@ -410,16 +527,18 @@ def fit(
     return Fitted(state, rows)
 
 
-def _common_steps(train: Dataset, batch_size: int) -> int:
+def _common_steps(train: Dataset, batch_size: int, order: Order) -> int:
     """Steps per epoch; a lane with fewer would train on batches without a row."""
     valid = np.atleast_1d(np.sum(jax.device_get(train.valid), axis=-1))
     counts = [int(n) for n in (*valid, train.rows.shape[-1])]  # the last with padding
-    steps = {steps_per_epoch(n, batch_size) for n in counts}
+    steps = {steps_per_epoch(n, batch_size, order) for n in counts}
     if len(steps) != 1:
         raise UserError(
             f"training sets of {min(counts)} to {max(counts)} rows do not make the "
             f"same number of batches of {batch_size}: choose another batch size"
         )
+    if 0 in steps:
+        raise UserError(f"{min(counts)} rows do not make one batch of {batch_size}")
     return steps.pop()
 
 
@@ -514,10 +633,10 @@ def _rows(
     return rows
 
 
-class _Progress:
-    """Epoch, loss, steps/s and the time left, on a terminal only."""
+class _Bar:
+    """Epoch, loss, steps/s and the time left, if shown, and on a terminal only."""
 
-    def __init__(self, name: str, step: int, total: int, per_epoch: int) -> None:
+    def __init__(self, name: str, total: int, per_epoch: int, shown: bool) -> None:
         self.per_epoch = per_epoch
         self.bar = rp.Progress(
             rp.TextColumn("{task.description}"),
@@ -526,20 +645,18 @@ class _Progress:
             rp.TextColumn("{task.fields[speed]} steps/s"),
             rp.TimeRemainingColumn(),
             console=rich.console.Console(stderr=True),
-            disable=not sys.stderr.isatty(),
+            disable=not (shown and sys.stderr.isatty()),
         )
-        self.task = self.bar.add_task(
-            name, completed=step, total=total, epoch="", loss="", speed=""
-        )
+        self.task = self.bar.add_task(name, total=total, epoch="", loss="", speed="")
 
-    def __enter__(self) -> "_Progress":
+    def __enter__(self) -> "_Bar":
         self.bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.bar.stop()
 
-    def update(self, step: int, speed: float, rows: list[dict[str, Any]]) -> None:
+    def advance(self, step: int, speed: float, rows: list[dict[str, Any]]) -> None:
         last = [row["loss"] for row in rows if row["split"] == "train"][-1]
         values = np.atleast_1d(np.array(last, float))
         finite = values[np.isfinite(values)]

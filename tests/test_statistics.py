@@ -1,10 +1,34 @@
+import itertools
 import json
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from jaxstudy.statistics import Estimate, bootstrap_interval, mean_interval
+from jaxstudy.statistics import (
+    Estimate,
+    algoperf_score,
+    bootstrap_interval,
+    holm,
+    interquartile_mean,
+    iqm_interval,
+    mean_interval,
+    paired_test,
+    performance_profile,
+    probability_better,
+    probability_better_interval,
+)
+
+inf, nan = math.inf, math.nan
+some = settings(max_examples=60, deadline=None)
+# few values, so that there are ties, and runs that diverged
+losses = st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.5, inf])
 
 
 def test_mean_interval_by_hand() -> None:
@@ -88,3 +112,347 @@ def test_an_estimate_in_json_and_in_text() -> None:
     )
     measured = mean_interval(np.array([1, 2], np.float32), "runs")
     assert json.loads(json.dumps(measured.json()))["n"] == 2  # no numpy scalars
+
+
+def test_interquartile_mean_by_hand() -> None:
+    assert interquartile_mean(np.array([7, 1, 2, 100, 4, 5, 6, -50])) == 4.25
+    assert interquartile_mean(np.array([[inf, 1], [2, 4]])) == 3  # one of 4 is cut
+    assert interquartile_mean(np.array([inf, 1, inf, 4])) == inf
+    assert interquartile_mean(np.array([1, 5, 9])) == 5  # nothing is cut from 3
+
+
+@some
+@given(st.lists(st.floats(-1e6, 1e6) | st.just(inf), min_size=1, max_size=13))
+def test_interquartile_mean_weighs_the_sorted_values(values: list[float]) -> None:
+    cut = Fraction(len(values), 4) // 1
+    weights = [cut <= i < len(values) - cut for i in range(len(values))]
+    kept = [v for v, w in zip(sorted(values), weights, strict=True) if w]
+    want = sum(kept) / sum(weights)
+    assert interquartile_mean(np.array(values)) == pytest.approx(want, abs=1e-7)
+
+
+def quantiles(resampled: list[float] | np.ndarray) -> np.ndarray:
+    return np.quantile(resampled, [0.025, 0.975])
+
+
+def test_iqm_interval_resamples_within_strata() -> None:
+    rng = np.random.default_rng(5)
+    scores = np.array([[0], [1], [4]]) + rng.exponential(size=(3, 6))
+
+    def by_hand(seed: int) -> np.ndarray:
+        draw, means = np.random.default_rng(seed).integers, []
+        for _ in range(2000):
+            pooled = np.sort([row[draw(0, 6, 6)] for row in scores], axis=None)
+            means.append(pooled[4:-4].mean())
+        return quantiles(means)
+
+    got = iqm_interval(scores, "seeds")
+    want = [by_hand(seed) for seed in range(6)]
+    spread = np.std(want, axis=0, ddof=1)
+    assert np.all(np.abs([got.low, got.high] - np.mean(want, 0)) < 5 * spread)
+    assert got.mean == pytest.approx(np.sort(scores, None)[4:-4].mean(), rel=1e-12)
+    assert (got.n, got.of) == (6, "seeds")
+    # the means of the strata would be resampled too, were all 18 pooled before
+    level = np.repeat([[0.1], [2.3], [4.5], [5.1]], 6, axis=1)
+    got = iqm_interval(level, "seeds", resamples=200)
+    assert got.low == got.mean == got.high == pytest.approx((2.3 + 4.5) / 2)
+
+
+def test_probability_better_interval_resamples_pairs_within_strata() -> None:
+    rng = np.random.default_rng(6)
+    seeds = np.array([[0], [3]]) + rng.normal(size=(2, 7))
+    a, b = seeds + rng.normal(size=(2, 2, 7)) / 3 + [[[0]], [[0.4]]]
+    a[0, 2] = b[1, 3] = inf
+
+    def by_hand(seed: int) -> np.ndarray:
+        draw, means = np.random.default_rng(seed).integers, []
+        for _ in range(2000):
+            shares = []
+            for x, y in zip(a, b, strict=True):
+                i = draw(0, 7, 7)
+                x, y = x[i][:, None], y[i]
+                shares.append(np.mean(x < y) + np.mean(x == y) / 2)
+            means.append(np.mean(shares))
+        return quantiles(means)
+
+    got = probability_better_interval(a, b, "seeds")
+    want = [by_hand(seed) for seed in range(6)]
+    spread = np.std(want, axis=0, ddof=1)
+    assert np.all(np.abs([got.low, got.high] - np.mean(want, 0)) < 5 * spread + 1e-9)
+    assert got.mean == probability_better(a, b)
+    assert (got.n, got.of) == (7, "seeds")
+    # A run against itself is a tie in every resample, if the same runs are drawn.
+    same = probability_better_interval(a[0], a[0], "seeds", resamples=200)
+    assert same == (0.5, 0.5, 0.5, 7, "seeds")
+
+
+def test_stratified_intervals_are_functions_of_their_seed() -> None:
+    a, b = np.random.default_rng(2).normal(size=(2, 3, 8))
+    for interval in (
+        lambda seed: iqm_interval(a, "runs", seed=seed, resamples=500),
+        lambda seed: probability_better_interval(a, b, "runs", seed, resamples=500),
+    ):
+        first = interval(3)
+        assert interval(3) == first != interval(4)
+        assert first.low < first.mean < first.high
+
+
+def covered(intervals: list[Estimate], truth: float) -> None:
+    """Percentile intervals of 12 runs cover less than 0.95, but not by much."""
+    n, hits = len(intervals), sum(i.low <= truth <= i.high for i in intervals)
+    low, high = scipy.stats.binom.ppf([1e-4, 1 - 1e-4], n, [0.88, 0.96])
+    assert low <= hits <= high
+
+
+def test_iqm_interval_covers() -> None:
+    rng = np.random.default_rng(0)
+    scores = np.array([[-2], [0], [2]]) + rng.normal(size=(300, 3, 12))
+    covered([iqm_interval(s, "runs", resamples=500) for s in scores], 0)
+
+
+def test_probability_better_interval_covers() -> None:
+    rng = np.random.default_rng(0)
+    seeds, own = rng.normal(size=(300, 1, 2, 12)), rng.normal(size=(300, 2, 2, 12))
+    pairs = seeds + own + [[[0]], [[0.8]]]
+    # runs of different seeds: a variance of 2 each
+    truth = float(scipy.stats.norm.cdf(0.8 / 2))
+    intervals = [
+        probability_better_interval(a, b, "runs", resamples=500) for a, b in pairs
+    ]
+    covered(intervals, truth)
+
+
+def test_iqm_interval_of_equal_scores_has_no_width() -> None:
+    for value in (0.1, 0.25, -3e7):
+        got = iqm_interval(np.full((3, 7), value), "seeds", resamples=100)
+        assert got.low == got.mean == got.high == pytest.approx(value, rel=1e-14)
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> list[list[list[float]]]:
+    """Losses of two methods, [strata, n] and [strata, m]."""
+    strata, n, m = (draw(st.integers(1, high)) for high in (3, 5, 5))
+    rows = [st.lists(losses, min_size=k, max_size=k) for k in (n, m)]
+    return [draw(st.lists(row, min_size=strata, max_size=strata)) for row in rows]
+
+
+@some
+@given(runs())
+def test_probability_better_counts_pairs(methods: list[list[list[float]]]) -> None:
+    shares = []
+    for row_a, row_b in zip(*methods, strict=True):
+        wins = [(x < y) + (x == y) / 2 for x in row_a for y in row_b]
+        shares.append(sum(wins) / len(wins))
+    want = sum(shares) / len(shares)
+    a, b = map(np.array, methods)
+    assert probability_better(a, b) == pytest.approx(want, abs=1e-12)
+    assert probability_better(b, a) == pytest.approx(1 - want, abs=1e-12)
+    assert probability_better(a[0], b[0]) == pytest.approx(shares[0], abs=1e-12)
+
+
+def test_lower_is_better_and_inf_is_worst() -> None:
+    assert probability_better(np.array([1, 2]), np.array([3, inf])) == 1
+    assert probability_better(np.array([inf]), np.array([3.0])) == 0
+    assert probability_better(np.array([inf]), np.array([inf])) == 0.5
+
+
+def wilcoxon(d: np.ndarray) -> float:
+    """The exact two-sided p value by scipy's recursion; no ties, no zeros."""
+    test: Any = scipy.stats.wilcoxon(d, method="exact")
+    return test.pvalue
+
+
+def signed_ranks_twice(d: list[float]) -> list[int]:
+    """2 sign(d_i) rank(|d_i|), which is whole, from the definition of a rank."""
+    size = [abs(x) for x in d]
+    twice = [2 * sum(y < x for y in size) + size.count(x) + 1 for x in size]
+    return [t * ((x > 0) - (x < 0)) for t, x in zip(twice, d, strict=True)]
+
+
+@some
+@given(st.lists(st.tuples(losses, losses), min_size=2, max_size=8))
+@example([(inf, inf), (inf, inf)])
+@example([(1.0, 2.0), (0.0, inf), (inf, inf), (1.0, 1.0), (2.0, 3.5), (3.5, 0.0)])
+def test_paired_test_enumerates_all_flips(pairs: list[tuple[float, float]]) -> None:
+    terms = signed_ranks_twice([0 if x == y else x - y for x, y in pairs])
+    sums = [
+        sum(s * t for s, t in zip(signs, terms, strict=True))
+        for signs in itertools.product([1, -1], repeat=len(pairs))
+    ]
+    want = sum(abs(t) >= abs(sum(terms)) for t in sums) / 2 ** len(pairs)
+    a, b = np.array(pairs).T
+    assert paired_test(a, b) == (want, 2 / 2 ** len(pairs), len(pairs), True)
+
+
+@some
+@given(
+    st.lists(
+        st.floats(-1e9, 1e9).filter(bool), min_size=2, max_size=11, unique_by=abs
+    )
+)  # fmt: skip
+def test_paired_test_without_ties_is_wilcoxons(d: list[float]) -> None:
+    got = paired_test(np.array(d), np.zeros(len(d)))
+    assert got.p == pytest.approx(wilcoxon(np.array(d)), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [[1, 2, 3, 4, 5, 6], [0.1, 0.1, 0.2, 0.2, 0.2, 0.7], [0, 0, 1, 2, inf, inf]],
+    ids=["distinct", "ties", "zeros and infs"],
+)
+def test_paired_test_is_valid_under_its_null(size: list[float]) -> None:
+    """P(p <= alpha) <= alpha for any alpha, and equal at the p that occur."""
+    flips = np.array(list(itertools.product([1, -1], repeat=len(size))))
+    zero = np.zeros(len(size))
+    p = np.array([paired_test(d, zero).p for d in flips * size])
+    assert np.array_equal(p, [np.mean(p <= alpha) for alpha in p])
+    assert len(set(p)) >= 5  # and not all are 1
+
+
+def test_more_than_16_pairs_are_flipped_at_random() -> None:
+    rng = np.random.default_rng(0)
+    tails = []
+    for n in (17, 20, 24):
+        d = rng.normal(0.3, 1, n)
+        got = paired_test(d, np.zeros(n))
+        assert got[1:] == (2e-5, n, False)
+        assert paired_test(d, np.zeros(n)) == got
+        q = wilcoxon(d) / 2
+        tails.append((got.p / 2 - q) / math.sqrt(q * (1 - q) / 99_999))
+    assert np.all(np.abs(tails) < 5)
+
+
+@pytest.mark.parametrize("n", [2, 3, 7, 16, 40])
+def test_the_smallest_p_is_attained(n: int) -> None:
+    """By pairs of one sign: none of the random flips of 40 would be as extreme."""
+    worse, better = 1.0 + np.arange(n), np.zeros(n)
+    for got in (paired_test(worse, better), paired_test(better, worse)):
+        assert got.p == got.smallest_p == (2 / 2**n if n <= 16 else 2 / 100_000)
+        assert (got.n, got.exact) == (n, n <= 16)
+
+
+def test_holm_by_hand() -> None:
+    got = holm(np.array([0.01, 0.04, 0.03, 0.005]))
+    assert got == pytest.approx([0.03, 0.06, 0.06, 0.02], rel=1e-12)
+    assert holm(np.array([0.6, 0.7])).tolist() == [1, 1]
+
+
+@some
+@given(
+    st.lists(
+        st.sampled_from([0.0, 0.01, 0.02, 0.2, 0.3, 0.9]) | st.floats(0, 1),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_holm_is_closed_bonferroni(p: list[float]) -> None:
+    """p_i is adjusted to the largest Bonferroni p of any set of hypotheses with i."""
+    n, got = len(p), holm(np.array(p))
+    subsets = [s for k in range(n) for s in itertools.combinations(range(n), k + 1)]
+    bonferroni = {s: min(1.0, len(s) * min(p[j] for j in s)) for s in subsets}
+    assert got.tolist() == [
+        max(value for s, value in bonferroni.items() if i in s) for i in range(n)
+    ]
+    assert np.all(np.diff(got[np.argsort(p)]) >= 0)
+    assert np.all((got >= p) & (got <= np.minimum(1, n * np.array(p))))
+
+
+@st.composite
+def hits(draw: st.DrawFn) -> np.ndarray:
+    """Steps to a target [methods, problems]: few values, some never reached."""
+    methods, problems = draw(st.integers(1, 4)), draw(st.integers(1, 5))
+    steps = st.sampled_from([100, 110, 115, 140, 200, 300, 1000, inf])
+    rows = st.lists(steps, min_size=problems, max_size=problems)
+    return np.array(draw(st.lists(rows, min_size=methods, max_size=methods)), float)
+
+
+@some
+@given(hits(), st.lists(st.integers(100, 500), max_size=4))
+@example(np.array([[100.0], [115.0]]), [115])  # 1.15 * 100 < 115, in floats
+def test_performance_profile_counts_problems(
+    times: np.ndarray, hundredths: list[int]
+) -> None:
+    got = performance_profile(times, np.array(hundredths) / 100)
+    assert got.shape == (len(times), len(hundredths))
+    for row, method in zip(got, times, strict=True):
+        for share, tau in zip(row, hundredths, strict=True):
+            solved = 0
+            for t, best in zip(method.tolist(), times.min(0).tolist(), strict=True):
+                solved += t < inf and 100 * t <= tau * best
+            assert share == pytest.approx(solved / times.shape[1], abs=1e-12)
+
+
+@some
+@given(hits(), st.sampled_from([1.5, 4.0, 20.0]))
+def test_algoperf_score_integrates_the_profile(
+    times: np.ndarray, tau_max: float
+) -> None:
+    cells = 4000
+    taus = 1 + (tau_max - 1) * (np.arange(cells) + 0.5) / cells
+    want = performance_profile(times, taus).mean(1)
+    # a step is misplaced by half a cell at most
+    assert np.abs(algoperf_score(times, tau_max) - want).max() <= 0.5001 / cells
+
+
+def test_profile_and_score_by_hand() -> None:
+    times = np.array([[1, 2, inf, inf], [2, 1, inf, 5]])
+    # ratios 1 2 - - and 2 1 - 1: a problem that nobody solves stays in the 4
+    want = [[0.25, 0.25, 0.5, 0.5], [0.5, 0.5, 0.75, 0.75]]
+    assert performance_profile(times, np.array([1, 1.9, 2, inf])).tolist() == want
+    assert algoperf_score(times) == pytest.approx([5 / 12, 8 / 12], rel=1e-12)
+    assert algoperf_score(times, 1.5).tolist() == [0.25, 0.5]
+
+
+ones, two = np.ones, np.array([1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("why", "refused"),
+    [
+        ("number or", lambda: interquartile_mean(np.array([]))),
+        ("number or", lambda: interquartile_mean(np.array([1, nan]))),
+        ("number or", lambda: interquartile_mean(np.array([1, -inf]))),
+        ("two or more", lambda: iqm_interval(ones(5), "runs")),
+        ("two or more", lambda: iqm_interval(ones((0, 5)), "runs")),
+        ("two or more", lambda: iqm_interval(ones((5, 1)), "runs")),
+        ("finite", lambda: iqm_interval(np.array([[1, inf]]), "runs")),
+        ("finite", lambda: iqm_interval(np.array([[1, nan]]), "runs")),
+        (r"are \[strata, n", lambda: probability_better(ones((2, 3)), ones((1, 3)))),
+        (r"are \[strata, n", lambda: probability_better(ones((2, 3)), ones(3))),
+        (
+            r"are \[strata, n",
+            lambda: probability_better(ones((1, 2, 3)), ones((1, 2, 3))),
+        ),
+        (r"are \[strata, n", lambda: probability_better(np.array(1.0), two)),
+        (r"are \[strata, n", lambda: probability_better(two, np.array([]))),
+        ("is NaN", lambda: probability_better(two, two * nan)),
+        ("two paired", lambda: probability_better_interval(two, ones(3), "runs")),
+        (
+            "two paired",
+            lambda: probability_better_interval(ones((2, 1)), ones((2, 1)), "runs"),
+        ),
+        ("is NaN", lambda: probability_better_interval(two * nan, two, "runs")),
+        ("two pairs", lambda: paired_test(two, ones(3))),
+        ("two pairs", lambda: paired_test(two, ones(1))),
+        ("two pairs", lambda: paired_test(ones((2, 3)), ones((2, 3)))),
+        ("two pairs", lambda: paired_test(ones(1), ones(1))),
+        ("is NaN", lambda: paired_test(two, np.array([1, nan]))),
+        ("from 0 to 1", lambda: holm(np.array(0.1))),
+        ("from 0 to 1", lambda: holm(ones((2, 2)))),
+        ("from 0 to 1", lambda: holm(np.array([0.1, nan]))),
+        ("from 0 to 1", lambda: holm(np.array([0.1, -0.1]))),
+        ("from 0 to 1", lambda: holm(np.array([0.1, 1.1]))),
+        ("positive or inf", lambda: performance_profile(two, two)),
+        ("positive or inf", lambda: performance_profile(ones((2, 0)), two)),
+        ("taus are", lambda: performance_profile(ones((2, 2)), two[None])),
+        ("positive or inf", lambda: performance_profile(np.array([[1, nan]]), two)),
+        ("positive or inf", lambda: algoperf_score(two)),
+        ("positive or inf", lambda: algoperf_score(np.array([[1.0, 0.0]]))),
+        ("positive or inf", lambda: algoperf_score(np.array([[1.0, -1.0]]))),
+        ("above 1", lambda: algoperf_score(ones((2, 2)), 1.0)),
+        ("above 1", lambda: algoperf_score(ones((2, 2)), inf)),
+    ],
+)
+def test_what_has_no_answer_is_refused(why: str, refused: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match=why):
+        refused()

@@ -71,14 +71,32 @@ def _check_rows(data: Dataset, rows: np.ndarray | Sequence[int]) -> None:
         raise ValueError(f"rows must be some of 0 to {n - 1}")
 
 
-def steps_per_epoch(n: int, batch_size: int) -> int:
-    """How many batches visit n rows once: the last one may be partly padding."""
-    return -(-n // batch_size)
+class Order(NamedTuple):
+    """How an epoch visits the rows.
+
+    reshuffle: a new permutation each epoch, else the order of `rows` every time;
+    drop_remainder: whole batches only, so that each epoch leaves some rows out, else
+    the last batch is padded.
+    """
+
+    reshuffle: bool = True
+    drop_remainder: bool = False
 
 
-def _batches(rows: Array, valid: Array, batch_size: int) -> BatchRows:
-    """Cut rows [n] into [S, B], padding the last batch."""
-    steps = steps_per_epoch(len(rows), batch_size)
+SHUFFLED = Order()
+
+
+def steps_per_epoch(n: int, batch_size: int, order: Order = SHUFFLED) -> int:
+    """How many batches an epoch over n rows has; none is 0 whole ones of too few."""
+    return n // batch_size if order.drop_remainder else -(-n // batch_size)
+
+
+def _batches(
+    rows: Array, valid: Array, batch_size: int, order: Order = SHUFFLED
+) -> BatchRows:
+    """Cut rows [n] into [S, B], padding or dropping the last batch."""
+    steps = steps_per_epoch(len(rows), batch_size, order)
+    rows, valid = rows[: steps * batch_size], valid[: steps * batch_size]
     pad = steps * batch_size - len(rows)
     shape = (steps, batch_size)
     return BatchRows(
@@ -87,16 +105,20 @@ def _batches(rows: Array, valid: Array, batch_size: int) -> BatchRows:
     )
 
 
-def epoch_batches(data: Dataset, batch_size: int, key: Key, epoch: Array) -> BatchRows:
+def epoch_batches(
+    data: Dataset, batch_size: int, key: Key, epoch: Array, order: Order = SHUFFLED
+) -> BatchRows:
     """The batches of one epoch [S, B]: a new permutation that (key, epoch) fixes.
 
-    Each valid row occurs exactly once. Nothing is carried from epoch to epoch, so a
-    resumed run needs only the step it had reached.
+    Each valid row occurs exactly once, unless `order` says otherwise. Nothing is
+    carried from epoch to epoch, so a resumed run needs only the step it had reached.
     """
+    if not order.reshuffle:
+        return _batches(data.rows, data.valid, batch_size, order)
     bits = jax.random.bits(jax.random.fold_in(key, epoch), data.rows.shape)
     # one sort: by 31 random bits, and padding, which has the 32nd, goes last
-    order = jnp.argsort(jnp.where(data.valid, bits >> 1, jnp.uint32(1 << 31)))
-    return _batches(data.rows[order], data.valid[order], batch_size)
+    ranks = jnp.argsort(jnp.where(data.valid, bits >> 1, jnp.uint32(1 << 31)))
+    return _batches(data.rows[ranks], data.valid[ranks], batch_size, order)
 
 
 def ordered_batches(data: Dataset, batch_size: int) -> BatchRows:

@@ -1,0 +1,506 @@
+"""A study: problems x optimizers x hyperparameters x seeds, and who does how well.
+
+Every optimizer gets the same number of trials on a problem, from one sequence of
+points. The trial whose validation loss has the lowest median over the tuning seeds is
+chosen; then other seeds train with what was chosen, and only those are reported. The
+seeds fix the start and the order of the batches, so optimizers are compared in pairs.
+
+All trials of an optimizer on a problem are lanes of one compiled program, in which the
+optimizer is built from traced hyperparameters.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.console
+import rich.progress as rp
+import scipy.stats
+
+from jaxstudy.data.dataset import epoch_batches, steps_per_epoch
+from jaxstudy.optimizers import Optimizer, Space
+from jaxstudy.problems import Problem
+from jaxstudy.run import Run, to_json, write_atomically
+from jaxstudy.training import (
+    EvalStep,
+    Lanes,
+    Mode,
+    TrainState,
+    TrainStep,
+    fit,
+    make_eval_step,
+    make_train_step,
+    map_lanes,
+    measure,
+)
+from jaxstudy.types import Array, Batch, Key, Metrics, PyTree, UserError
+
+SCHEMA = 1
+LEAST_TUNING_SEEDS = 3
+LEAST_SEEDS = 5
+Points = dict[str, np.ndarray]  # values [P] of each hyperparameter
+Record = dict[str, Any]  # as study.json has it
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How optimizers are compared: the same for all of them.
+
+    Raises UserError when the statistics would need more than this.
+    """
+
+    trials: int = 10
+    """Points of each optimizer's space, on every problem."""
+    search: Literal["quasi-random", "grid"] = "quasi-random"
+    """A Halton sequence over the space, or evenly spaced values of its one axis."""
+    tuning_seeds: int = LEAST_TUNING_SEEDS
+    """Seeds of every trial; their median chooses."""
+    seeds: int = 10
+    """Other seeds, with what was chosen: these are reported."""
+    budgets: tuple[int, ...] = (1, 5, 10)
+    """Also report what had been chosen after so many trials."""
+    epochs: int | None = None
+    """Epochs on every problem, instead of its own number."""
+    seed: int = 0
+    """Fixes all of the above."""
+    mode: Mode = "exact"
+    """Lane after lane, each with the bits of its run alone, or abreast."""
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise UserError(
+                "the grid is empty: an optimizer needs at least one trial, "
+                f"not {self.trials}"
+            )
+        if self.tuning_seeds < LEAST_TUNING_SEEDS:
+            raise UserError(
+                f"a median to choose by needs {LEAST_TUNING_SEEDS} tuning seeds or "
+                f"more, not {self.tuning_seeds}"
+            )
+        if self.seeds < LEAST_SEEDS:
+            raise UserError(
+                f"{self.seeds} seeds are too few to compare by: the smallest p that "
+                f"{self.seeds} pairs can give is {2.0 ** (1 - self.seeds):g}; "
+                f"{LEAST_SEEDS} or more are needed"
+            )
+
+    def all_budgets(self) -> tuple[int, ...]:
+        """The numbers of trials to report for; the last is all of them."""
+        return (*sorted({k for k in self.budgets if k < self.trials}), self.trials)
+
+
+class Entrant(NamedTuple):
+    """An optimizer in a study: what of it is tuned and where, and what is set."""
+
+    optimizer: Optimizer
+    space: Space
+    fixed: Mapping[str, float] = {}
+
+
+def points(entrant: Entrant, protocol: Protocol, problem: str) -> Points:
+    """The trials of an optimizer on a problem: values [P] of each hyperparameter.
+
+    All optimizers read the same sequence, the first coordinate being the rate. Raises
+    UserError for a grid over more than one axis.
+    """
+    names = list(entrant.space)
+    if protocol.search == "grid":
+        if len(names) != 1:
+            raise UserError(f"a grid has one axis, not {len(names)}")
+        unit = np.linspace(0, 1, protocol.trials)[:, None]
+    else:
+        # of the problem's name, so that another problem more changes nothing here
+        seed = [protocol.seed, *problem.encode()]
+        sequence = scipy.stats.qmc.Halton(8, rng=np.random.default_rng(seed))
+        unit = sequence.random(protocol.trials)
+    if not names:
+        raise UserError("there is nothing to tune: the space is empty")
+    tuned = {n: entrant.space[n].value(unit[:, i]) for i, n in enumerate(names)}
+    fixed = {n: np.full(protocol.trials, v) for n, v in entrant.fixed.items()}
+    return {n: v.astype(np.float32) for n, v in {**tuned, **fixed}.items()}
+
+
+def at_edge(tried: np.ndarray, best: int) -> bool:
+    """Whether the best trial has the smallest or the largest value that was tried."""
+    return len(tried) > 1 and bool(tried[best] in (tried.min(), tried.max()))
+
+
+def choose(losses: np.ndarray, budgets: Sequence[int]) -> list[int]:
+    """The best of the first k trials for each k, by the median over the seeds.
+
+    Validation losses [P, T]; a run that diverged counts as infinitely bad.
+    """
+    medians = np.median(np.nan_to_num(losses, nan=np.inf, posinf=np.inf), axis=1)
+    return [int(np.argmin(medians[:k])) for k in budgets]
+
+
+def seed_keys(protocol: Protocol, numbers: Sequence[int]) -> tuple[Key, Key]:
+    """Of each seed a key for the start and one for the order of the batches: [S]."""
+    root = jax.random.key(protocol.seed)
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(root, i)))(
+        jnp.asarray(numbers)
+    )
+    return keys[:, 0], keys[:, 1]
+
+
+class Block(NamedTuple):
+    """The compiled functions of an optimizer on a problem.
+
+    The steps receive a point, {hyperparameter: value}, after their batch.
+    """
+
+    train_step: TrainStep
+    eval_step: EvalStep
+    init: Any  # (params, extra, key, point) -> TrainState
+
+
+def make_block(problem: Problem, entrant: Entrant) -> Block:
+    """Build the optimizer within each step, so that one program serves every point."""
+
+    def train_step(
+        state: TrainState, batch: Batch, point: Mapping[str, Array]
+    ) -> tuple[TrainState, Metrics]:
+        tx = entrant.optimizer.make(**point)
+        return make_train_step(problem.objective, tx)(state, batch)
+
+    evaluate = make_eval_step(problem.objective)
+
+    def eval_step(
+        state: TrainState, batch: Batch, point: Mapping[str, Array]
+    ) -> Metrics:
+        del point
+        return evaluate(evaluated(state, entrant), batch)
+
+    def init(
+        params: PyTree, extra: PyTree, key: Key, point: Mapping[str, Array]
+    ) -> TrainState:
+        opt_state = entrant.optimizer.make(**point).init(params)
+        return TrainState(jnp.int32(0), params, extra, opt_state, key)
+
+    return Block(train_step, eval_step, init)
+
+
+def evaluated(state: TrainState, entrant: Entrant) -> TrainState:
+    """The state with the parameters that the optimizer would have evaluated."""
+    params = entrant.optimizer.weights(state.opt_state, state.params)
+    return state._replace(params=params)
+
+
+class Common(NamedTuple):
+    """The functions of a problem that all optimizers share, compiled once."""
+
+    evaluate: EvalStep
+    init: Callable[[Key], tuple[PyTree, PyTree]]  # of keys [S]
+
+
+def make_common(problem: Problem) -> Common:
+    """Evaluation and initialisation."""
+    init = jax.jit(lambda keys: map_lanes(problem.model.init, keys))
+    return Common(make_eval_step(problem.objective), init)
+
+
+def start_lanes(common: Common, block: Block, keys: Key, lanes: Lanes) -> TrainState:
+    """States [P * S] at every point from every seed: seeds vary fastest.
+
+    Each is what `init_state` makes of the seed's key.
+    """
+    split = jax.vmap(jax.random.split)(keys)
+    params, extra = common.init(split[:, 0])
+    count = len(jax.tree.leaves(lanes.args)[0])
+    start = (params, extra, split[:, 1])
+    tiled = jax.tree.map(lambda a: tile(a, count), start)
+    return jax.vmap(block.init)(*tiled, *lanes.args)
+
+
+def tile(a: Array, count: int) -> Array:
+    """Repeat [S, ...] as a whole until there are `count`."""
+    return jnp.concatenate([a] * (count // len(a)))
+
+
+def as_lanes(at: Points, seeds: int, protocol: Protocol) -> Lanes:
+    """Lanes [P * S] of these points, each with every seed."""
+    args = {name: jnp.asarray(np.repeat(v, seeds)) for name, v in at.items()}
+    return Lanes((args,), protocol.mode, may_diverge=True)
+
+
+def steps_of(problem: Problem) -> int:
+    """Steps of an epoch."""
+    return steps_per_epoch(len(problem.train.rows), problem.batch_size, problem.order)
+
+
+CHUNK_SECONDS = 3.0  # about, between two moments at which a study can stop
+STEP_SECONDS, FLOPS = 2e-5, 1e10  # what a small step takes at least; a core's speed
+
+
+def step_seconds(problem: Problem, params: int) -> float:
+    """Roughly what a step of one lane takes: for chunks and for the time left."""
+    return STEP_SECONDS + 6 * params * problem.batch_size / FLOPS
+
+
+class Trained(NamedTuple):
+    """Losses of all lanes, NaN where diverged: curves [E, P, S]; test set [P, S]."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray | None
+
+
+class StudyBar:
+    """How far a study is, and the time left: on a terminal only."""
+
+    def __init__(self, blocks: int) -> None:
+        self.bar = rp.Progress(
+            rp.TextColumn("{task.description}"),
+            rp.BarColumn(),
+            rp.TextColumn("{task.percentage:.0f} %"),
+            rp.TimeRemainingColumn(elapsed_when_finished=True),
+            console=rich.console.Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        self.task = self.bar.add_task("", total=blocks)
+        self.begun = -1
+
+    def __enter__(self) -> "StudyBar":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.stop()
+
+    def begin(self, name: str) -> None:
+        """The next block begins."""
+        self.begun += 1
+        self.bar.update(self.task, completed=self.begun, description=name)
+
+    def within(self, share: float) -> None:
+        """So much of the block is done."""
+        self.bar.update(self.task, completed=self.begun + share)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One optimizer on one problem."""
+
+    problem_name: str
+    problem: Problem
+    entrant_name: str
+    entrant: Entrant
+    common: Common
+    protocol: Protocol
+    run: Run
+
+    def train(
+        self,
+        at: Points,
+        numbers: Sequence[int],
+        stage: str,
+        block: Block,
+        bar: StudyBar,
+    ) -> Trained:
+        """Train every point from every seed, unless the run has done so already.
+
+        Only the stage "report" ever evaluates the test set, when training is over.
+        """
+        name = f"{stage} {self.problem_name} {self.entrant_name}"
+        bar.begin(name)
+        part = self.run.part(name, save_end=False)
+        last = "test" if stage == "report" else "validation"
+        shape = (len(next(iter(at.values()))), len(numbers))
+        problem = self.problem
+        if not any(
+            row["split"] == last and row["epoch"] == problem.epochs for row in part.rows
+        ):
+            start, order = seed_keys(self.protocol, numbers)
+            lanes = as_lanes(at, len(numbers), self.protocol)
+            state = start_lanes(self.common, block, start, lanes)
+            count = state.step.size
+            if self.protocol.mode == "exact":
+                # so that the reported lanes find the program of the tuned ones, if
+                # they are as many; abreast, the lanes of a seed share its batches
+                order = tile(order, count)
+            size = sum(a.size for a in jax.tree.leaves(state.params)) // count
+            total = problem.epochs * steps_of(problem)
+            fitted = fit(
+                state,
+                block.train_step,
+                problem.train,
+                batch_size=problem.batch_size,
+                epochs=problem.epochs,
+                key=order,
+                eval_step=block.eval_step,
+                evaluate_on={"validation": problem.validation},
+                lanes=lanes,
+                part=part,
+                progress=lambda step, *_: bar.within(step / total),
+                order=problem.order,
+                evaluate_first=False,
+                chunk_steps=max(
+                    1, int(CHUNK_SECONDS / step_seconds(problem, size) / count)
+                ),
+            )
+            if stage == "report":
+                part.log([self.measure_test(fitted.state, lanes, part.rows[-1])])
+        part.forget_checkpoints()
+        return Trained(*(curve(part.rows, split, shape) for split in Trained._fields))
+
+    def measure_test(
+        self, state: TrainState, lanes: Lanes, last: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The row of the test set, of the parameters one would use."""
+        weights = jax.vmap(self.entrant.optimizer.weights)
+        state = state._replace(
+            params=weights(state.opt_state, state.params), opt_state=()
+        )
+        values = measure(
+            self.common.evaluate, state, self.problem.test, lanes=lanes._replace(args=())
+        )
+        head = {"step": last["step"], "epoch": last["epoch"], "split": "test"}
+        return {**head, **values}
+
+
+def curve(
+    rows: Sequence[Mapping[str, Any]], split: str, shape: tuple[int, int]
+) -> np.ndarray:
+    """Losses [E, P, S] of a split by epoch, the mean of an epoch's rows; or [P, S]."""
+    epochs: dict[int, list[np.ndarray]] = {}
+    for row in rows:
+        if row["split"] == split:
+            losses = np.array(row["loss"], float).reshape(shape)
+            epochs.setdefault(math.ceil(row["epoch"]), []).append(losses)
+    out = np.array([np.mean(epochs[e], axis=0) for e in sorted(epochs)])
+    return out[-1] if split == "test" and len(out) else out
+
+
+def check_order(problem: Problem, key: Key) -> None:
+    """Assert that each epoch is a permutation, and a new one unless it is not to be."""
+    first, second = (
+        np.asarray(
+            epoch_batches(
+                problem.train, problem.batch_size, key, jnp.int32(e), problem.order
+            ).rows
+        )
+        for e in (0, 1)
+    )
+    n = len(problem.train.rows)
+    for rows in (first.ravel()[:n], second.ravel()[:n]):
+        assert len(np.unique(rows)) == len(rows), "a row came twice in an epoch"
+    same = np.array_equal(first, second)
+    assert same != problem.order.reshuffle, "epochs must differ where reshuffled"
+
+
+def run_study(
+    problems: Mapping[str, Problem],
+    entrants: Mapping[str, Entrant],
+    protocol: Protocol,
+    run: Run,
+) -> Record:
+    """Tune and report every entrant on every problem; the record is study.json.
+
+    A resumed run repeats nothing that its metrics hold.
+    """
+    if not problems or not entrants:
+        raise UserError("a study needs a problem and an optimizer")
+    if protocol.epochs is not None:
+        problems = {
+            name: replace(problem, epochs=protocol.epochs)
+            for name, problem in problems.items()
+        }
+    cells = []
+    with StudyBar(2 * len(problems) * len(entrants)) as bar:
+        for name, problem in problems.items():
+            common = make_common(problem)
+            check_order(problem, seed_keys(protocol, [0])[1][0])
+            for entrant_name, entrant in entrants.items():
+                cell = Cell(
+                    name, problem, entrant_name, entrant, common, protocol, run
+                )
+                cells.append(run_cell(cell, bar))
+    record = {
+        "schema": SCHEMA,
+        "protocol": asdict(protocol),
+        "problems": {name: describe(p, protocol) for name, p in problems.items()},
+        "optimizers": {
+            name: {
+                "rule": e.optimizer.rule,
+                "source": e.optimizer.source,
+                "space": {n: asdict(log) for n, log in e.space.items()},
+                "fixed": dict(e.fixed),
+            }
+            for name, e in entrants.items()
+        },
+        "cells": cells,
+    }
+    write_atomically(run.folder / "study.json", to_json(record) + "\n")
+    return record
+
+
+def run_cell(cell: Cell, bar: StudyBar) -> Record:
+    """Tune, choose, report: what study.json says of one optimizer on one problem."""
+    protocol, problem = cell.protocol, cell.problem
+    tuning_seeds = range(protocol.tuning_seeds)
+    seeds = range(protocol.tuning_seeds, protocol.tuning_seeds + protocol.seeds)
+    block = make_block(problem, cell.entrant)
+    at = points(cell.entrant, protocol, cell.problem_name)
+
+    tuned = cell.train(at, tuning_seeds, "tune", block, bar)
+    budgets = protocol.all_budgets()
+    chosen = choose(tuned.validation[-1], budgets)
+
+    best = {name: values[chosen] for name, values in at.items()}
+    reported = cell.train(best, seeds, "report", block, bar)
+    assert reported.test is not None
+    late = math.ceil(0.75 * problem.epochs) - 1
+    return {
+        "problem": cell.problem_name,
+        "optimizer": cell.entrant_name,
+        "points": {name: values.tolist() for name, values in at.items()},
+        "tuning": {
+            "seeds": list(tuning_seeds),
+            "validation": listed(tuned.validation[-1]),
+            "validation at 3/4": listed(tuned.validation[late]),
+        },
+        "reported": {
+            str(k): {
+                "point": chosen[i],
+                "at_edge": [
+                    name for name in cell.entrant.space
+                    if at_edge(at[name][:k], chosen[i])
+                ],
+                "seeds": list(seeds),
+                "test": listed(reported.test[i]),
+                "train": listed(reported.train[:, i]),
+                "validation": listed(reported.validation[:, i]),
+            }
+            for i, k in enumerate(budgets)
+        },
+    }  # fmt: skip
+
+
+def listed(values: np.ndarray) -> Any:
+    """Nested lists, as numbers of 32 bits; None for what is not finite."""
+    if values.ndim:
+        return [listed(v) for v in values]
+    return float(str(np.float32(values))) if np.isfinite(values) else None
+
+
+def describe(problem: Problem, protocol: Protocol) -> Record:
+    """What study.json says of a problem; "start" is the loss before training."""
+    params, extra = problem.model.init(seed_keys(protocol, [0])[0][0])
+    key = jax.random.key(0)
+    state = TrainState(jnp.int32(0), params, extra, (), key)
+    evaluate = make_eval_step(problem.objective)
+    return {
+        "title": problem.title,
+        "parameters": sum(a.size for a in jax.tree.leaves(params)),
+        "batch_size": problem.batch_size,
+        "epochs": problem.epochs,
+        "steps_per_epoch": steps_of(problem),
+        "reshuffle": problem.order.reshuffle,
+        "target": problem.target,
+        "start": measure(evaluate, state, problem.test)["loss"],
+    }
