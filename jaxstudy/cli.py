@@ -4,6 +4,7 @@ An experiment is a module with a frozen dataclass of settings, presets of it, an
 `main(config, run) -> metrics`; `experiment(main, PRESETS)` makes it a program.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -92,7 +93,7 @@ def _experiment(
     _validate(asked.settings, asked.saving)
     if asked.resume and _already_finished(folder, name, asked):
         return None
-    _use_compilation_cache()
+    _prepare_jax()
     with open_run(
         folder, name, asked.preset, asked.settings, asked.saving,
         resume=asked.resume, allow_change=asked.allow_change,
@@ -229,10 +230,20 @@ def _validate(*records: Any) -> None:
             ) from error
 
 
-def _use_compilation_cache() -> None:
-    """Keep compiled programs between processes, unless the user set a cache."""
+def _prepare_jax() -> None:
+    """Keep compiled programs between processes, unless the user set a cache.
+
+    And let each core be a device, so that lanes are shared among them: a small step
+    keeps one core busy at most. On a GPU or TPU this changes nothing.
+    """
     import jax
 
+    with contextlib.suppress(RuntimeError):  # JAX has started, with what it has
+        if "xla_force_host_platform_device_count" not in os.environ.get(
+            "XLA_FLAGS", ""
+        ):
+            cores = len(os.sched_getaffinity(0))
+            jax.config.update("jax_num_cpu_devices", cores)
     if jax.config.values["jax_compilation_cache_dir"] is None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update(

@@ -9,11 +9,12 @@ All trials of an optimizer on a problem are lanes of one compiled program, in wh
 optimizer is built from traced hyperparameters.
 """
 
+import difflib
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ import rich.console
 import rich.progress as rp
 import scipy.stats
 
+from jaxstudy.comparison import compare
 from jaxstudy.data.dataset import epoch_batches, steps_per_epoch
 from jaxstudy.optimizers import Optimizer, Space
 from jaxstudy.problems import Problem
@@ -40,6 +42,7 @@ from jaxstudy.training import (
 )
 from jaxstudy.types import Array, Batch, Key, Metrics, PyTree, UserError
 
+T = TypeVar("T")
 SCHEMA = 1
 LEAST_TUNING_SEEDS = 3
 LEAST_SEEDS = 5
@@ -214,7 +217,9 @@ def start_lanes(common: Common, block: Block, keys: Key, lanes: Lanes) -> TrainS
     count = len(jax.tree.leaves(lanes.args)[0])
     start = (params, extra, split[:, 1])
     tiled = jax.tree.map(lambda a: tile(a, count), start)
-    return jax.vmap(block.init)(*tiled, *lanes.args)
+    state = jax.vmap(block.init)(*tiled, *lanes.args)
+    # an optimizer may keep the parameters themselves, and both are to be donated
+    return state._replace(opt_state=jax.tree.map(jnp.copy, state.opt_state))
 
 
 def tile(a: Array, count: int) -> Array:
@@ -344,7 +349,9 @@ class Cell:
                 ),
             )
             if stage == "report":
-                part.log([self.measure_test(fitted.state, lanes, part.rows[-1])])
+                row = self.measure_test(fitted.state, lanes, part.rows[-1])
+                pace = part.timing.train_s / max(part.timing.steps, 1)
+                part.log([row | {"seconds per step": pace}])
         part.forget_checkpoints()
         return Trained(*(curve(part.rows, split, shape) for split in Trained._fields))
 
@@ -357,7 +364,10 @@ class Cell:
             params=weights(state.opt_state, state.params), opt_state=()
         )
         values = measure(
-            self.common.evaluate, state, self.problem.test, lanes=lanes._replace(args=())
+            self.common.evaluate,
+            state,
+            self.problem.test,
+            lanes=lanes._replace(args=()),
         )
         head = {"step": last["step"], "epoch": last["epoch"], "split": "test"}
         return {**head, **values}
@@ -416,9 +426,7 @@ def run_study(
             common = make_common(problem)
             check_order(problem, seed_keys(protocol, [0])[1][0])
             for entrant_name, entrant in entrants.items():
-                cell = Cell(
-                    name, problem, entrant_name, entrant, common, protocol, run
-                )
+                cell = Cell(name, problem, entrant_name, entrant, common, protocol, run)
                 cells.append(run_cell(cell, bar))
     record = {
         "schema": SCHEMA,
@@ -435,8 +443,19 @@ def run_study(
         },
         "cells": cells,
     }
+    record["comparison"] = compare(record)
     write_atomically(run.folder / "study.json", to_json(record) + "\n")
     return record
+
+
+def paces(record: Record, run: Run) -> dict[str, float]:
+    """Seconds that a step of a lane took, "optimizer on problem", compiling apart."""
+    out = {}
+    for cell in record["cells"]:
+        problem, optimizer = cell["problem"], cell["optimizer"]
+        rows = run.part(f"report {problem} {optimizer}", save_end=False).rows
+        out[f"{optimizer} on {problem}"] = rows[-1]["seconds per step"]
+    return out
 
 
 def run_cell(cell: Cell, bar: StudyBar) -> Record:
@@ -502,5 +521,30 @@ def describe(problem: Problem, protocol: Protocol) -> Record:
         "steps_per_epoch": steps_of(problem),
         "reshuffle": problem.order.reshuffle,
         "target": problem.target,
+        "floors": dict(problem.floors),
         "start": measure(evaluate, state, problem.test)["loss"],
     }
+
+
+def look_up(what: str, name: str, known: Mapping[str, T]) -> T:
+    """known[name]; raises UserError with the nearest name where there is none."""
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UserError(f"no {what} {name!r}; {hint}There are {', '.join(known)}")
+
+
+def metrics(record: Record) -> dict[str, Any]:
+    """What result.json says of a study, "optimizer: measure on problem"."""
+    out: dict[str, Any] = {}
+    comparison = record["comparison"]
+    for problem, found in comparison["problems"].items():
+        for name, row in found["optimizers"].items():
+            diverged = f"diverged in {row['diverged']} of {found['n']} seeds"
+            out[f"{name}: test loss on {problem}"] = row["test"] or diverged
+    for name, row in comparison["overall"].items():
+        out[f"{name}: score on all problems (IQM)"] = row["score"]
+    for name, row in comparison["overall"].items():
+        out[f"{name}: AlgoPerf score, in steps"] = row["algoperf"]
+    return out

@@ -1,0 +1,133 @@
+"""Optimizers, compared: equal trials, tuned on some seeds, reported on others.
+
+Every optimizer gets the same number of trials on every problem: points of its own
+space (see jaxstudy/optimizers.py), from one quasi-random sequence. The trial with the
+lowest median validation loss over the tuning seeds is chosen; ten fresh seeds, paired by
+start and batches, are reported on the test set. Runs that diverge count as the worst.
+All runs of an optimizer on a problem are one compiled program.
+
+    optimizers.py                                       all optimizers, four problems
+    optimizers.py --optimizers adam lion --problems digits --trials 20 --run-dir runs/x
+    optimizers.py --spaces adam.rate=1e-4:1e-1 adam.b1=0.9 ...      your own ranges
+
+A range is LOW:HIGH, in the logarithm; of momentum, b1, b2, b3 and decay it is a range of
+1 - value. A single number is a value that is not tuned.
+
+Expected (quick): under 3 minutes on two cores, most of it compiling.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import pydantic
+
+from jaxstudy.cli import Count, Settings, experiment
+from jaxstudy.optimizers import OPTIMIZERS, Log
+from jaxstudy.problems import PROBLEMS
+from jaxstudy.run import Run
+from jaxstudy.study import Entrant, Protocol, look_up, metrics, run_study
+from jaxstudy.study_plots import save_study
+from jaxstudy.training import Mode
+from jaxstudy.types import UserError
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """Who competes, on what, and how thoroughly."""
+
+    optimizers: tuple[str, ...] = tuple(OPTIMIZERS)
+    """Names of jaxstudy/optimizers.py."""
+    problems: tuple[str, ...] = (
+        "quadratic",
+        "admissions_regression",
+        "admissions_network",
+        "digits",
+    )
+    """Names of jaxstudy/problems.py."""
+    spaces: tuple[str, ...] = ()
+    """Other ranges to tune in, OPTIMIZER.HYPERPARAMETER=LOW:HIGH, or set values."""
+    trials: Annotated[int, pydantic.Field(le=4096)] = 10
+    """Points of the space that each optimizer may try on each problem."""
+    tuning_seeds: int = 3
+    """Seeds that choose the point."""
+    seeds: int = 10
+    """Other seeds, that are reported."""
+    epochs: Count | None = None
+    """Epochs on every problem, instead of its own number."""
+    lanes: Mode = "exact"
+    """exact: each run has the bits of that run alone. fast: abreast."""
+
+
+PRESETS = {
+    "smoke": Config(
+        optimizers=("sgd", "adam", "schedule_free"),
+        problems=("quadratic", "digits"),
+        trials=3,
+        seeds=5,
+        epochs=2,
+    ),
+    "quick": Config(),
+    "full": Config(problems=tuple(PROBLEMS), trials=36, tuning_seeds=10, seeds=15),
+}
+
+
+def entrants(config: Config) -> dict[str, Entrant]:
+    """The optimizers by name, with the ranges that were asked for."""
+    chosen = {
+        name: Entrant(optimizer, optimizer.space)
+        for name in config.optimizers
+        for optimizer in [look_up("optimizer", name, OPTIMIZERS)]
+    }
+    for text in config.spaces:
+        where, _, value = text.partition("=")
+        name, _, parameter = where.partition(".")
+        entrant = look_up("optimizer of this study", name, chosen)
+        chosen[name] = with_range(entrant, name, parameter, value)
+    return chosen
+
+
+def with_range(entrant: Entrant, name: str, parameter: str, value: str) -> Entrant:
+    """The entrant with another range of a hyperparameter, or a fixed value."""
+    known = entrant.optimizer.space
+    usual = look_up(f"tuned hyperparameter of {name}", parameter, known)
+    try:
+        numbers = [float(v) for v in value.split(":")]
+        if len(numbers) not in (1, 2):
+            raise ValueError
+    except ValueError:
+        raise UserError(
+            f"--spaces {name}.{parameter}={value}: neither LOW:HIGH nor a number"
+        ) from None
+    space, fixed = dict(entrant.space), dict(entrant.fixed)
+    if len(numbers) == 1:
+        space.pop(parameter, None)
+        return entrant._replace(space=space, fixed={**fixed, parameter: numbers[0]})
+    try:
+        space[parameter] = Log(*numbers, usual.one_minus)
+    except UserError as error:
+        raise UserError(f"--spaces {name}.{parameter}={value}: {error}") from error
+    fixed.pop(parameter, None)
+    return entrant._replace(space=space, fixed=fixed)
+
+
+def main(config: Config, run: Run) -> dict[str, Any]:
+    """Run the study, draw it, and return its figures."""
+    protocol = Protocol(
+        trials=config.trials,
+        tuning_seeds=config.tuning_seeds,
+        seeds=config.seeds,
+        epochs=config.epochs,
+        seed=config.seed,
+        mode=config.lanes,
+    )
+    competitors = entrants(config)
+    builders = {n: look_up("problem", n, PROBLEMS) for n in config.problems}
+    problems = {name: build() for name, build in builders.items()}
+    record = run_study(problems, competitors, protocol, run)
+    save_study(record, run)
+    print("\n".join(record["comparison"]["sentences"]))
+    return metrics(record)
+
+
+if __name__ == "__main__":
+    experiment(main, PRESETS)

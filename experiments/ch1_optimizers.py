@@ -1,0 +1,258 @@
+"""Lesson 1.3: optimizers, each at its own best learning rate, and what they do.
+
+Momentum keeps a velocity; AdaGrad gives rarely changed weights long steps and often
+changed ones short, ever shorter steps; RMSProp forgets old gradients, so its steps do
+not vanish; AdaDelta needs no scale of its own; Adam is RMSProp with momentum. All choose
+from one grid of learning rates by the validation loss of some seeds, and train again
+from other seeds with what they chose. Then their paths on surfaces one can look at, and
+how long a step really is: |change of a weight| / |its gradient|, over time.
+
+Expected (quick, a minute and a half): on the quadratic, those with momentum get nearest
+to the floor; on real data most optimizers, each at its best rate, cannot be told apart;
+AdaGrad's steps shrink all the way, those of RMSProp and AdaDelta level off.
+The whole benchmark, every hyperparameter tuned: benchmarks/optimizers.py
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+
+from jaxstudy import plots
+from jaxstudy.cli import Count, Positive, Settings, experiment
+from jaxstudy.comparison import cell_of
+from jaxstudy.data.tabular import read_digits
+from jaxstudy.optimizers import OPTIMIZERS, Log, Optimizer
+from jaxstudy.problems import PROBLEMS, SURFACES, Problem, Surface
+from jaxstudy.run import Run
+from jaxstudy.study import Entrant, Protocol, look_up, metrics, run_study
+from jaxstudy.study_plots import look, save_study
+from jaxstudy.training import TrainState, TrainStep, fit, init_state, make_train_step
+from jaxstudy.types import Array, Batch, Mean, Metrics
+
+NAMES = (
+    "sgd",
+    "momentum",
+    "nesterov",
+    "adagrad",
+    "rmsprop",
+    "adadelta",
+    "adam",
+    "adamw",
+)
+# Those whose every weight has a step length of its own. AdaGrad's sum begins at 0 here,
+# as in the paper: the usual 0.1 hides what the small gradients of the digits add to it.
+DIAGONAL: dict[str, dict[str, float]] = {
+    "sgd": {},
+    "adagrad": {"start": 0.0},
+    "rmsprop": {},
+    "adadelta": {},
+}
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """Who competes on what, and at which learning rates."""
+
+    optimizers: tuple[str, ...] = NAMES
+    """Names of jaxstudy/optimizers.py."""
+    problems: tuple[str, ...] = ("quadratic", "admissions_network", "digits")
+    """Names of jaxstudy/problems.py."""
+    lowest_rate: Positive = 1e-5
+    """Where the grid of learning rates begins."""
+    highest_rate: Positive = 1e2
+    """Where it ends."""
+    rates: Count = 15
+    """How many there are, evenly in the logarithm."""
+    tuning_seeds: int = 3
+    """Seeds that choose the rate."""
+    seeds: int = 10
+    """Other seeds, that are reported."""
+    epochs: Count | None = None
+    """Epochs on every problem, instead of its own number."""
+    path_steps: Count = 150
+    """Steps on each surface."""
+
+
+PRESETS = {
+    "smoke": Config(
+        optimizers=("sgd", "adagrad", "adam"),
+        problems=("digits",),
+        rates=4,
+        lowest_rate=1e-3,
+        highest_rate=1.0,
+        seeds=5,
+        epochs=2,
+        path_steps=20,
+    ),
+    "quick": Config(),
+    "full": Config(rates=36, tuning_seeds=10, seeds=15),
+}
+
+
+def path(
+    surface: Surface, optimizer: Optimizer, rates: np.ndarray, steps: int
+) -> np.ndarray:
+    """The way down [steps + 1, 2] at the rate with the lowest mean value.
+
+    Not the lowest last value: a rate that leaps about may end well by chance.
+    """
+
+    def descend(rate: Array) -> tuple[Array, Array]:
+        tx = optimizer.make(rate)
+
+        def step(carry: tuple[Array, Any], _: None) -> tuple[tuple[Array, Any], Any]:
+            p, opt_state = carry
+            value, g = jax.value_and_grad(surface.value)(p)
+            updates, opt_state = tx.update(g, opt_state, p)
+            return (p + updates, opt_state), (p + updates, value)
+
+        start = jnp.array(surface.start)
+        _, (visited, values) = jax.lax.scan(step, (start, tx.init(start)), length=steps)
+        return jnp.concatenate([start[None], visited]), jnp.mean(values)
+
+    paths, means = jax.jit(jax.vmap(descend))(jnp.asarray(rates, jnp.float32))
+    best = int(np.argmin(np.where(np.isfinite(means), means, np.inf)))
+    return np.asarray(paths[best])
+
+
+def draw_paths(run: Run, config: Config, rates: np.ndarray) -> dict[str, float]:
+    """Every optimizer's path on every surface; how near to the minimum each ends."""
+    figure, axes = plt.subplots(1, len(SURFACES), figsize=(15, 4.2))
+    result = {}
+    for axis, (title, surface) in zip(axes, SURFACES.items(), strict=True):
+        x0, x1, y0, y1 = surface.box
+        grid = np.stack(np.meshgrid(np.linspace(x0, x1, 160), np.linspace(y0, y1, 160)))
+        height = np.log10(np.asarray(surface.value(jnp.asarray(grid))) + 1e-3)
+        axis.contourf(*grid, height, 24, cmap="Greys", alpha=0.7)
+        for name in config.optimizers:
+            way = path(surface, OPTIMIZERS[name], rates, config.path_steps)
+            style = look(config.optimizers, name)
+            axis.plot(*way.T, marker=".", markersize=3, linewidth=1, label=name,
+                      **style)  # fmt: skip
+            away = np.linalg.norm(way[-1] - np.array(surface.minimum))
+            result[f"{name}: distance to the minimum of {title}"] = float(away)
+        axis.plot(*surface.start, "ko", markersize=6)
+        axis.plot(*surface.minimum, "k*", markersize=12)
+        axis.set(title=title, xlim=(x0, x1), ylim=(y0, y1))
+    axes[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    plots.save(figure, run, "paths")
+    return result
+
+
+def watched(
+    problem: Problem, tx: optax.GradientTransformation, groups: dict[str, np.ndarray]
+) -> TrainStep:
+    """A training step that also measures how long a step is, by group of pixels.
+
+    log10(|change| / |gradient|) of the first layer's weights, averaged over those whose
+    gradient is not 0.
+    """
+    plain = make_train_step(problem.objective, tx)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        after, measured = plain(state, batch)
+        key = jax.random.fold_in(state.key, state.step)
+        slope, _ = jax.grad(problem.objective, has_aux=True)(
+            state.params, state.extra, batch, key
+        )
+        old, new, g = (
+            p["hidden_1"]["kernel"] for p in (state.params, after.params, slope)
+        )
+        moved = (jnp.abs(g) > 1e-12) & (new != old)
+        length = jnp.log10(jnp.abs(jnp.where(moved, (new - old) / g, 1.0)))
+        steps = {
+            f"log step, {name}": Mean(
+                jnp.sum(length[rows]), jnp.sum(moved[rows], dtype=jnp.float32)
+            )
+            for name, rows in groups.items()
+        }
+        return after, {**measured, **steps}
+
+    return train_step
+
+
+def pixel_groups() -> dict[str, np.ndarray]:
+    """Pixels of the digits that are seldom inked, and those that mostly are."""
+    inked = (read_digits()["x"] > 0).mean(0)
+    seldom = np.flatnonzero((inked > 0) & (inked < 0.05))
+    return {"rare": seldom, "frequent": np.flatnonzero(inked > 0.8)}
+
+
+def draw_steps(run: Run, config: Config, best_rate: Callable[[str], float]) -> dict:
+    """Step lengths over time of the optimizers that have one for each weight."""
+    problem, groups = PROBLEMS["digits"](), pixel_groups()
+    epochs = config.epochs or problem.epochs
+    panels, result = [], {}
+    lines: dict[str, dict] = {group: {} for group in groups}
+    for name in (n for n in DIAGONAL if n in config.optimizers):
+        tx = OPTIMIZERS[name].make(best_rate(name), **DIAGONAL[name])
+        start, order = jax.random.split(jax.random.key(config.seed))
+        fitted = fit(
+            init_state(problem.model, tx, start),
+            watched(problem, tx, groups),
+            problem.train,
+            batch_size=problem.batch_size,
+            epochs=epochs,
+            key=order,
+            chunk_steps=4,
+            part=run.part(f"steps {name}"),
+        )
+        for group in groups:
+            x = [row["epoch"] for row in fitted.rows]
+            y = [10 ** row[f"log step, {group}"] for row in fitted.rows]
+            lines[group][name] = (x, y)
+            result[f"{name}: step at the end / at the start, {group} pixels"] = (
+                y[-1] / y[0]
+            )
+    for group in groups:
+        title = f"pixels with {group} ink"
+        label = "|change of a weight| / |gradient|"
+        panels.append(
+            plots.Panel(title, "epoch", label, lines[group], ("linear", "log"))
+        )
+    plots.save_lines(run, "steps", panels)
+    return result
+
+
+def main(config: Config, run: Run) -> dict[str, Any]:
+    """The comparison, the paths, the lengths of the steps."""
+    grid = Log(config.lowest_rate, config.highest_rate)
+    protocol = Protocol(
+        trials=config.rates,
+        search="grid",
+        tuning_seeds=config.tuning_seeds,
+        seeds=config.seeds,
+        budgets=(),
+        epochs=config.epochs,
+        seed=config.seed,
+    )
+    entrants = {
+        name: Entrant(look_up("optimizer", name, OPTIMIZERS), {"rate": grid})
+        for name in config.optimizers
+    }
+    builders = {name: look_up("problem", name, PROBLEMS) for name in config.problems}
+    problems = {name: build() for name, build in builders.items()}
+    record = run_study(problems, entrants, protocol, run)
+    save_study(record, run)
+    print("\n".join(record["comparison"]["sentences"]))
+
+    rates = grid.value(np.linspace(0, 1, config.rates))
+    result = metrics(record) | draw_paths(run, config, rates)
+    if "digits" in config.problems:
+
+        def best_rate(name: str) -> float:
+            cell = cell_of(record, "digits", name)
+            return cell["points"]["rate"][cell["reported"][str(config.rates)]["point"]]
+
+        result |= draw_steps(run, config, best_rate)
+    return result
+
+
+if __name__ == "__main__":
+    experiment(main, PRESETS)

@@ -1,0 +1,214 @@
+"""Figures of a study, drawn from study.json."""
+
+from collections.abc import Callable, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxstudy import plots
+from jaxstudy.comparison import (
+    TAU_MAX,
+    Record,
+    budgets,
+    cell_of,
+    optimizers,
+    outcome,
+    times_to_target,
+    trial_losses,
+)
+from jaxstudy.run import Run
+from jaxstudy.statistics import performance_profile
+
+STYLES = ("-", "--")
+
+
+def look(names: Sequence[str], name: str) -> dict[str, str]:
+    """Colour and dashes of an optimizer: the same in every figure of a study."""
+    i = names.index(name)
+    colours = plots.COLOURS
+    return {"color": colours[i % len(colours)], "linestyle": STYLES[i // len(colours)]}
+
+
+def panels(count: int, rows: int = 1) -> tuple[Figure, np.ndarray]:
+    """A figure with rows of axes: [rows, count]."""
+    size = (4.4 * count + 1.2, 3.5 * rows + 0.3)
+    return plt.subplots(rows, count, figsize=size, squeeze=False)
+
+
+def finish(figure: Figure, axes: np.ndarray, run: Run, name: str) -> None:
+    """One legend for all panels, then NAME.png."""
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.tight_layout()
+    figure.legend(
+        handles, labels, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5)
+    )
+    plots.save(figure, run, name)
+
+
+def save_study(record: Record, run: Run) -> None:
+    """All figures of a study."""
+    save_sensitivity(record, run)
+    save_bands(record, run)
+    save_reached(record, run)
+    if len(budgets(record)) > 1:
+        save_budgets(record, run)
+
+
+def _above_floor(record: Record, problem: str, split: str) -> Callable:
+    """Losses as they are drawn: above the floor of the set, where that is known."""
+    floor = record["problems"][problem]["floors"].get(split, 0.0)
+    return lambda values: np.asarray(values) - floor
+
+
+def _axis_label(record: Record, problem: str) -> str:
+    name = problem.replace("_", " ")
+    return f"{name}, above the floor" if record["problems"][problem]["floors"] else name
+
+
+def _limits(axis: Axes, best: float, start: float) -> float:
+    """A scale from a little under the best loss to just over the start.
+
+    Returns the height at which to mark what diverged. Logarithmic if far apart.
+    """
+    if best > 0 and start / best > 10:
+        axis.set_yscale("log")
+        axis.set_ylim(best / 1.2, start * 1.5)
+        return start * 1.2
+    room = 0.08 * (start - best)
+    axis.set_ylim(best - room, start + 2 * room)
+    return start + room
+
+
+def save_sensitivity(record: Record, run: Run) -> None:
+    """Validation loss of each trial against its learning rate: sensitivity.png.
+
+    The median of the tuning seeds, as a line where only the rate was varied; crosses
+    at the top: diverged, or worse than before training.
+    """
+    problems, names = list(record["problems"]), optimizers(record)
+    grid = record["protocol"]["search"] == "grid"
+    figure, axes = panels(len(problems))
+    for axis, problem in zip(axes[0], problems, strict=True):
+        above = _above_floor(record, problem, "validation")
+        medians = {
+            name: above(np.median(trial_losses(record, problem, name), axis=1))
+            for name in names
+        }
+        start = above(record["problems"][problem]["start"])
+        best = min(float(m.min()) for m in medians.values())
+        top = _limits(axis, min(best, start), start)
+        for name in names:
+            cell = cell_of(record, problem, name)
+            rate = np.array(cell["points"]["rate"])
+            order = np.argsort(rate)
+            x, y = rate[order], medians[name][order]
+            bad = ~(y <= start)
+            style = look(names, name)
+            y = np.where(bad, np.nan, y)
+            if grid:
+                axis.plot(x, y, marker="o", markersize=3, label=name, **style)
+            else:
+                hollow = style["linestyle"] != "-"
+                axis.plot(
+                    x, y, linestyle="", marker="s" if hollow else "o", markersize=5,
+                    label=name, color=style["color"],
+                    markerfacecolor="white" if hollow else style["color"],
+                )  # fmt: skip
+            axis.plot(
+                x[bad], np.full(bad.sum(), top), "x", markersize=4, color=style["color"]
+            )
+        title = _axis_label(record, problem)
+        axis.set(title=title, xlabel="learning rate", xscale="log")
+    axes[0][0].set_ylabel("validation loss (median)")
+    finish(figure, axes, run, "sensitivity")
+
+
+def save_bands(record: Record, run: Run) -> None:
+    """Losses by epoch with the chosen trial: the median and 80 % of the seeds."""
+    problems, names = list(record["problems"]), optimizers(record)
+    figure, axes = panels(len(problems), rows=2)
+    splits: dict[str, Callable] = {
+        "train": lambda found: found.train,
+        "validation": lambda found: found.validation,
+    }
+    for row, (split, of) in zip(axes, splits.items(), strict=True):
+        for axis, problem in zip(row, problems, strict=True):
+            above = _above_floor(record, problem, split)
+            lowest = start = float(above(record["problems"][problem]["start"]))
+            for name in names:
+                curve = above(of(outcome(record, problem, name)))
+                epochs = np.arange(1, len(curve) + 1)
+                low, middle, high = np.quantile(
+                    np.minimum(curve, 10 * start), [0.1, 0.5, 0.9], axis=1
+                )
+                style = look(names, name)
+                axis.plot(epochs, middle, label=name, linewidth=1.3, **style)
+                axis.fill_between(
+                    epochs, low, high, color=style["color"], alpha=0.1, linewidth=0
+                )
+                lowest = min(lowest, float(np.min(low, where=low > 0, initial=lowest)))
+            _limits(axis, lowest, start)
+            axis.set(title=_axis_label(record, problem), xlabel="epoch")
+        row[0].set_ylabel(f"{split} loss")
+    finish(figure, axes, run, "bands")
+
+
+def save_reached(record: Record, run: Run) -> None:
+    """How soon the targets are reached: by seed on each problem, and as profiles."""
+    problems, names = list(record["problems"]), optimizers(record)
+    several = len(problems) > 1
+    figure, axes = panels(len(problems) + several)
+    for axis, problem in zip(axes[0], problems, strict=False):
+        facts = record["problems"][problem]
+        last = facts["epochs"] * facts["steps_per_epoch"]
+        for name in names:
+            steps = np.sort(outcome(record, problem, name).steps_to_target)
+            # a run that never got there never raises the line
+            x = np.append(0, np.repeat(np.minimum(steps, last), 2))
+            share = np.arange(len(steps) + 1) / len(steps)
+            share[1:][np.isinf(steps)] = np.isfinite(steps).mean()
+            y = np.append(np.repeat(share[:-1], 2), share[-1])
+            axis.plot(np.append(x, last), np.append(y, share[-1]), label=name,
+                      **look(names, name))  # fmt: skip
+        axis.set(
+            title=f"{problem.replace('_', ' ')}: loss {facts['target']:.3g}",
+            xlabel="steps", ylim=(-0.03, 1.03),
+        )  # fmt: skip
+    axes[0][0].set_ylabel("share of seeds at the target")
+    if several:
+        taus = np.linspace(1, TAU_MAX, 301)
+        profile = performance_profile(times_to_target(record), taus)
+        for name, line in zip(names, profile, strict=True):
+            axes[0][-1].plot(taus, line, **look(names, name))
+        axes[0][-1].set(
+            title="performance profile", xlabel="times the best one's steps",
+            ylabel="share of problems", ylim=(-0.03, 1.03),
+        )  # fmt: skip
+    finish(figure, axes, run, "reached")
+
+
+def save_budgets(record: Record, run: Run) -> None:
+    """Test loss by the number of trials that could be tried: budgets.png."""
+    problems, names = list(record["problems"]), optimizers(record)
+    figure, axes = panels(len(problems))
+    for axis, problem in zip(axes[0], problems, strict=True):
+        above = _above_floor(record, problem, "test")
+        lowest = start = float(above(record["problems"][problem]["start"]))
+        for name in names:
+            found = [
+                above(outcome(record, problem, name, k).test) for k in budgets(record)
+            ]
+            middle = [float(np.median(np.minimum(t, 10 * start))) for t in found]
+            axis.plot(budgets(record), middle, marker="o", markersize=4, label=name,
+                      **look(names, name))  # fmt: skip
+            lowest = min(lowest, *middle)
+        _limits(axis, lowest, start)
+        axis.set(title=_axis_label(record, problem), xlabel="trials", xscale="log")
+        axis.set_xticks(budgets(record), [str(k) for k in budgets(record)])
+        axis.minorticks_off()
+    axes[0][0].set_ylabel("test loss (median)")
+    finish(figure, axes, run, "budgets")
