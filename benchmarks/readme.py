@@ -14,7 +14,9 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parent))
 import speed
+import study_speed
 
+from jaxstudy import comparison, problems
 from jaxstudy.run import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +52,24 @@ LESSONS = (
             "tanh": "tanh, 4 hidden: test log-loss",
             "relu": "relu, 4 hidden: test log-loss",
             "none is one affine map to": "none = one affine map: largest difference",
+        },
+    ),
+    Lesson(
+        "1.3",
+        "ch1_optimizers",
+        "Eight optimizers, each at its best rate; their paths, how long a step is",
+        {
+            "test log-loss on the digits: sgd": "sgd: test loss on digits",
+            "momentum": "momentum: test loss on digits",
+            "nesterov": "nesterov: test loss on digits",
+            "adagrad": "adagrad: test loss on digits",
+            "rmsprop": "rmsprop: test loss on digits",
+            "adadelta": "adadelta: test loss on digits",
+            "adam": "adam: test loss on digits",
+            "adamw": "adamw: test loss on digits",
+            "AdaGrad's steps shrink to (share)": (
+                "adagrad: step at the end / at the start, frequent pixels"
+            ),
         },
     ),
     Lesson(
@@ -96,6 +116,50 @@ def store(runs: Path, experiment: str) -> None:
         write_atomically(ROOT / "results" / f"{experiment}.json", text)
 
 
+def store_optimizers(runs: Path) -> None:
+    """Copy what the full benchmark of optimizers found, and its figures."""
+    folder = runs / "optimizers" / "full"
+    if not (folder / "result.json").exists():
+        return
+    content = {
+        name: json.loads((folder / f"{name}.json").read_text())
+        for name in ("config", "environment", "result")
+    }
+    record = json.loads((folder / "study.json").read_text())
+    targets = {
+        name: comparison.algoperf_target(record, name, problems.REFERENCES)
+        for name in record["problems"]
+    }
+    kept = ("schema", "protocol", "problems", "optimizers", "comparison")
+    content["study"] = {name: record[name] for name in kept}
+    content["targets of AlgoPerf"] = targets
+    text = json.dumps(content, indent=1) + "\n"
+    write_atomically(ROOT / "results" / "optimizers.json", text)
+    for name in ("sensitivity", "reached"):
+        image = (folder / "figures" / f"{name}.png").read_bytes()
+        (ROOT / "results" / f"optimizers_{name}.png").write_bytes(image)
+
+
+def optimizers_table() -> str:
+    """What the benchmark of optimizers found, from results/optimizers.json."""
+    stored = json.loads((ROOT / "results" / "optimizers.json").read_text())
+    study, result = stored["study"], stored["result"]
+    protocol, environment = study["protocol"], stored["environment"]
+    heading, *body = comparison.summary_table(study)
+    lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *body]
+    table = [f"| {' | '.join(cells)} |" for cells in lines]
+    about = (
+        f"`python benchmarks/optimizers.py --preset full`: {len(body)} optimizers, "
+        f"{protocol['trials']} trials of each on each problem with "
+        f"{protocol['tuning_seeds']} seeds to choose by, test loss of "
+        f"{protocol['seeds']} others with 95 % intervals; {result['steps']:,} steps in "
+        f"{result['wall_s']:.0f} s, {environment['cores']} cores, "
+        f"{environment['processor']}. The study says of it:"
+    )
+    sentences = [f"- {sentence}" for sentence in study["comparison"]["sentences"]]
+    return "\n".join([*table, "", about, "", *sentences])
+
+
 def lessons_table() -> str:
     """One row per lesson, from results/*.json."""
     lines = [
@@ -120,7 +184,10 @@ def lessons_table() -> str:
 def speed_table() -> str:
     """The tables of benchmarks/results/*.json."""
     files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
-    return "\n\n".join(speed.table(json.loads(path.read_text())) for path in files)
+    results = [json.loads(path.read_text()) for path in files]
+    return "\n\n".join(
+        study_speed.table(r) if "kind" in r else speed.table(r) for r in results
+    )
 
 
 def fill(text: str, name: str, table: str) -> str:
@@ -133,7 +200,14 @@ def fill(text: str, name: str, table: str) -> str:
 
 def rendered(text: str) -> str:
     """The README with its tables as the results say."""
-    return fill(fill(text, "lessons", lessons_table()), "speed", speed_table())
+    tables = {
+        "lessons": lessons_table(),
+        "optimizers": optimizers_table(),
+        "speed": speed_table(),
+    }
+    for name, table in tables.items():
+        text = fill(text, name, table)
+    return text
 
 
 def main(command: Command) -> int:
@@ -143,6 +217,7 @@ def main(command: Command) -> int:
         (ROOT / "results").mkdir(exist_ok=True)
         for lesson in LESSONS:
             store(command.runs, lesson.experiment)
+        store_optimizers(command.runs)
     text = readme.read_text()
     new = rendered(text)
     if command.check:

@@ -2,10 +2,10 @@
 
 Momentum keeps a velocity; AdaGrad gives rarely changed weights long steps and often
 changed ones short, ever shorter steps; RMSProp forgets old gradients, so its steps do
-not vanish; AdaDelta needs no scale of its own; Adam is RMSProp with momentum. All choose
-from one grid of learning rates by the validation loss of some seeds, and train again
-from other seeds with what they chose. Then their paths on surfaces one can look at, and
-how long a step really is: |change of a weight| / |its gradient|, over time.
+not vanish; AdaDelta needs no scale of its own; Adam is RMSProp with momentum. All
+choose from one grid of learning rates by the validation loss of some seeds, and train
+again from other seeds with what they chose. Then their paths on surfaces one can look
+at, and how long a step really is: |change of a weight| / |its gradient|, over time.
 
 Expected (quick, a minute and a half): on the quadratic, those with momentum get nearest
 to the floor; on real data most optimizers, each at its best rate, cannot be told apart;
@@ -106,11 +106,12 @@ def path(
     def descend(rate: Array) -> tuple[Array, Array]:
         tx = optimizer.make(rate)
 
-        def step(carry: tuple[Array, Any], _: None) -> tuple[tuple[Array, Any], Any]:
+        def step(carry: tuple[Array, Any], _: None) -> tuple[Any, Any]:
             p, opt_state = carry
             value, g = jax.value_and_grad(surface.value)(p)
             updates, opt_state = tx.update(g, opt_state, p)
-            return (p + updates, opt_state), (p + updates, value)
+            p = optax.apply_updates(p, updates)
+            return (p, opt_state), (p, value)
 
         start = jnp.array(surface.start)
         _, (visited, values) = jax.lax.scan(step, (start, tx.init(start)), length=steps)

@@ -18,7 +18,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Study:
-    """Run every experiment at one preset, go on with those begun, and report."""
+    """Run every experiment at one preset, go on with those begun, and report.
+
+    At full that includes the benchmark of optimizers.
+    """
 
     preset: Literal["smoke", "quick", "full"] = "quick"
     """smoke: seconds each. quick: about a minute each. full: the README's figures."""
@@ -52,6 +55,8 @@ def study(command: Study) -> None:
     """Run the experiments one after the other; name those that failed at the end."""
     failed = []
     scripts = sorted((ROOT / "experiments").glob("ch*.py"))
+    if command.preset == "full":
+        scripts.append(ROOT / "benchmarks" / "optimizers.py")
     for script in scripts:
         folder = command.runs / script.stem / command.preset
         arguments = ["--preset", command.preset, "--run-dir", str(folder)]

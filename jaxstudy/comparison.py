@@ -17,6 +17,7 @@ from jaxstudy.statistics import (
     probability_better_interval,
 )
 
+SCHEMA = 1  # of study.json
 ALPHA = 0.05
 TAU_MAX = 4.0
 Record = Mapping[str, Any]  # study.json
@@ -150,54 +151,59 @@ def compare(record: Record) -> dict[str, Any]:
 def compare_on(record: Record, problem: str) -> dict[str, Any]:
     """Each optimizer on a problem, and beside the one that tuning found the best.
 
-    That one is chosen by the tuning seeds, so the reported ones test it afresh.
+    That one is chosen by the tuning seeds, so the reported ones test it afresh. Where
+    the seeds change nothing, there is nothing to test.
     """
     names = optimizers(record)
     best = min(names, key=lambda name: tuned_loss(record, problem, name))
+    table = {name: row_of(record, problem, name) for name in names}
+    tests = [outcome(record, problem, name).test for name in names]
+    random = any(len(np.unique(test)) > 1 for test in tests)
+    facts: dict[str, Any] = {
+        "best_tuned": best,
+        "n": len(tests[0]) if random else 1,
+        "comparisons": len(names) - 1 if random else 0,
+        "optimizers": table,
+    }
+    if not facts["comparisons"]:
+        return facts
     reference = outcome(record, problem, best).test
     others = [name for name in names if name != best]
-    tests = {
-        n: paired_test(outcome(record, problem, n).test, reference) for n in others
-    }
-    adjusted = dict(
-        zip(others, holm(np.array([tests[n].p for n in others])), strict=True)
-    )
-    table = {}
-    for name in names:
-        found = outcome(record, problem, name)
-        cell = cell_of(record, problem, name)
-        chosen = cell["reported"][str(budgets(record)[-1])]
-        steps = found.steps_to_target
-        middle = np.quantile(steps, 0.5, method="higher")
-        diverged = int(np.isinf(found.test).sum())
-        table[name] = {
-            "point": {n: v[chosen["point"]] for n, v in cell["points"].items()},
-            "at_edge": chosen["at_edge"],
-            "test": estimate(found.test),
-            "interquartile_mean": finite(interquartile_mean(found.test)),
-            "diverged": diverged,
-            "by_budget": {
-                str(k): finite(np.median(outcome(record, problem, name, k).test))
-                for k in budgets(record)
-            },
-            "steps_to_target": finite(middle),
-            "reached": int(np.isfinite(steps).sum()),
+    losses_of = {name: outcome(record, problem, name).test for name in others}
+    paired = {name: paired_test(losses_of[name], reference) for name in others}
+    adjusted = holm(np.array([paired[name].p for name in others]))
+    for name, p in zip(others, adjusted, strict=True):
+        better = probability_better_interval(
+            losses_of[name], reference, "seeds, paired"
+        )
+        table[name] |= {
+            "p": paired[name].p,
+            "p_holm": float(p),
+            "probability_better": better.json(),
         }
-        if name != best:
-            better = probability_better_interval(found.test, reference, "seeds, paired")
-            table[name] |= {
-                "p": tests[name].p,
-                "p_holm": float(adjusted[name]),
-                "probability_better": better.json(),
-            }
-    some = tests[others[0]] if others else None
+    some = paired[others[0]]
+    smallest = min(1.0, some.smallest_p * len(others))
+    return facts | {"smallest_p": smallest, "exact": some.exact}
+
+
+def row_of(record: Record, problem: str, name: str) -> dict[str, Any]:
+    """What an optimizer chose on a problem, and how it did."""
+    found, cell = outcome(record, problem, name), cell_of(record, problem, name)
+    chosen = cell["reported"][str(budgets(record)[-1])]
+    steps = found.steps_to_target
     return {
-        "best_tuned": best,
-        "n": len(reference),
-        "comparisons": len(others),
-        "smallest_p": min(1.0, some.smallest_p * len(others)) if some else None,
-        "exact": some.exact if some else None,
-        "optimizers": table,
+        "point": {n: v[chosen["point"]] for n, v in cell["points"].items()},
+        "at_edge": chosen["at_edge"],
+        "test": estimate(found.test),
+        "interquartile_mean": finite(interquartile_mean(found.test)),
+        "diverged": int(np.isinf(found.test).sum()),
+        "by_budget": {
+            str(k): finite(np.median(outcome(record, problem, name, k).test))
+            for k in budgets(record)
+        },
+        "steps_to_target": finite(np.quantile(steps, 0.5, method="higher")),
+        "reached": int(np.isfinite(steps).sum()),
+        "runs": len(steps),
     }
 
 
@@ -234,8 +240,13 @@ def sentences(record: Record, comparison: Mapping[str, Any]) -> list[str]:
 def verdicts(problem: str, found: Mapping[str, Any]) -> list[str]:
     """Who differs from the best tuned optimizer, and who cannot be told apart."""
     best, table = found["best_tuned"], found["optimizers"]
-    if not found["comparisons"]:
+    if len(table) == 1:
         return []
+    if not found["comparisons"]:
+        return [
+            f"On {problem}, tuning found {best} the best. The seeds change nothing "
+            "there, neither the start nor the batches: one run each, nothing to test."
+        ]
     groups: dict[str, list[str]] = {"worse": [], "better": [], "apart": []}
     for name, row in table.items():
         if name == best:
@@ -243,28 +254,26 @@ def verdicts(problem: str, found: Mapping[str, Any]) -> list[str]:
         low = row["probability_better"]["mean"] < 0.5
         kind = "apart" if row["p_holm"] >= ALPHA else "worse" if low else "better"
         groups[kind].append(name)
-    how = "exact" if found["exact"] else "by random signs"
-    terms = (
-        f"{found['n']} fresh seeds, paired permutation test ({how}), Holm's correction "
-        f"for {found['comparisons']} comparisons"
-    )
-    out = [f"On {problem}, tuning found {best} the best; {terms}."]
+    how = "exact" if found["exact"] else "random signs"
+    out = [
+        f"On {problem}, tuning found {best} the best. The others are compared with "
+        f"it on {found['n']} fresh seeds, in pairs (permutation test, {how}; Holm's "
+        f"correction for {found['comparisons']}); the smallest p possible is "
+        f"{found['smallest_p']:.2g}."
+    ]
     for kind in ("worse", "better"):
         if groups[kind]:
             p = max(table[n]["p_holm"] for n in groups[kind])
+            verb = "is" if len(groups[kind]) == 1 else "are"
             out.append(
-                f"On {problem}, {listing(groups[kind])} "
-                f"{'is' if len(groups[kind]) == 1 else 'are'} {kind} than {best} in "
+                f"On {problem}, {listing(groups[kind])} {verb} {kind} than {best} in "
                 f"test loss (p <= {p:.2g})."
             )
     if groups["apart"]:
         p = min(table[n]["p_holm"] for n in groups["apart"])
-        reason = (
-            f"; {found['n']} seeds cannot give less than p = {found['smallest_p']:.2g}"
-        )
         out.append(
-            f"On {problem}, {listing(groups['apart'])} and {best} cannot be told "
-            f"apart (p >= {p:.2g}{reason})."
+            f"On {problem}, {best} cannot be told apart from "
+            f"{listing(groups['apart'])} (p >= {p:.2g})."
         )
     return out
 
@@ -275,7 +284,7 @@ def remarks(record: Record, problem: str, found: Mapping[str, Any]) -> list[str]
     for name, row in found["optimizers"].items():
         if row["diverged"]:
             out.append(
-                f"On {problem}, {row['diverged']} of {found['n']} runs of {name} "
+                f"On {problem}, {row['diverged']} of {row['runs']} runs of {name} "
                 "diverged with its best trial: counted as the worst."
             )
     edges = {n: r["at_edge"] for n, r in found["optimizers"].items() if r["at_edge"]}
@@ -285,8 +294,11 @@ def remarks(record: Record, problem: str, found: Mapping[str, Any]) -> list[str]
             f"On {problem}, the best trial has the smallest or largest value tried "
             f"of: {named}; another range or more trials may do better there."
         )
-    late = {n: r["reached"] for n, r in found["optimizers"].items()}
-    missed = [f"{n} ({c} of {found['n']})" for n, c in late.items() if c < found["n"]]
+    missed = [
+        f"{name} ({row['reached']} of {row['runs']})"
+        for name, row in found["optimizers"].items()
+        if row["reached"] < row["runs"]
+    ]
     if missed:
         target = record["problems"][problem]["target"]
         out.append(
@@ -299,3 +311,72 @@ def remarks(record: Record, problem: str, found: Mapping[str, Any]) -> list[str]
 def listing(names: Sequence[str]) -> str:
     """ "a, b and c"."""
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+# Tables, as text
+
+
+def summary_table(record: Record) -> list[list[str]]:
+    """A heading and a row an optimizer: test loss on each problem, overall scores."""
+    comparison = record["comparison"]
+    titles = [name.replace("_", " ") for name in comparison["problems"]]
+    rows = [["", *titles, "AlgoPerf score", "normalised score (IQM)"]]
+    for name, overall in comparison["overall"].items():
+        cells = [
+            test_text(found["optimizers"][name])
+            for found in comparison["problems"].values()
+        ]
+        score = interval_text(overall["score"])
+        rows.append([name, *cells, f"{overall['algoperf']:.2f}", score])
+    return rows
+
+
+def problem_table(
+    record: Record, problem: str, paces: Mapping[str, float]
+) -> list[list[str]]:
+    """A heading and a row for each optimizer on one problem.
+
+    `paces` has the seconds of a step, where they are known.
+    """
+    found = record["comparison"]["problems"][problem]
+    best = found["best_tuned"]
+    target = record["problems"][problem]["target"]
+    rows = [
+        [
+            "", "chosen", "test loss", f"P(better than {best})",
+            "p, Holm", f"steps to {target:.4g}", "ms to it", "got there",
+        ]
+    ]  # fmt: skip
+    for name, row in found["optimizers"].items():
+        point = ", ".join(f"{n} {v:.3g}" for n, v in row["point"].items())
+        edge = f"; at the edge: {', '.join(row['at_edge'])}" if row["at_edge"] else ""
+        better = row.get("probability_better")
+        steps = row["steps_to_target"]
+        rows.append(
+            [
+                name + (" (best tuned)" if name == best else ""),
+                point + edge,
+                test_text(row),
+                interval_text(better) if better else "",
+                f"{row['p_holm']:.2g}" if "p_holm" in row else "",
+                f"{steps:,.0f}" if steps is not None else "not reached",
+                f"{1e3 * steps * paces[name]:.3g}" if steps and name in paces else "",
+                f"{row['reached']} of {row['runs']}",
+            ]
+        )
+    return rows
+
+
+def test_text(row: Mapping[str, Any]) -> str:
+    """A test loss with its interval, or how many runs diverged."""
+    if row["test"] is None:
+        return f"diverged in {row['diverged']} of {row['runs']}"
+    return interval_text(row["test"])
+
+
+def interval_text(estimate: Mapping[str, float]) -> str:
+    """ "0.2491 [0.2391, 0.2568]", to two digits of the interval's half-width."""
+    half = (estimate["high"] - estimate["low"]) / 2
+    digits = max(0, 1 - math.floor(math.log10(half))) if half > 0 else 3
+    mean, low, high = (f"{estimate[k]:.{digits}f}" for k in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"

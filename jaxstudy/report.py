@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 
+from jaxstudy import comparison
 from jaxstudy.run import write_atomically
 from jaxstudy.types import UserError
 
@@ -29,6 +30,7 @@ MARKERS = ("config.json", "metrics.jsonl", "result.json")  # any of them makes a
 INSIDE = ("checkpoints", "figures", "samples", "tensorboard")  # folders of a run
 IMAGES = {".png": (b"\x89PNG\r\n", "image/png"), ".gif": (b"GIF8", "image/gif")}
 TEXTS = (".txt", ".abc")
+STUDY_PARTS = ("tune ", "report ")  # of a study: trainings by the hundred
 POINTS = 160  # of a drawn line
 TOGETHER = 8  # lines in one chart: as many as the style sheet has colours
 
@@ -85,6 +87,7 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     result: dict[str, Any] = field(default_factory=dict)
+    study: Drawn = field(default_factory=dict)
     figures: list[Drawn] = field(default_factory=list)
     samples: list[Drawn] = field(default_factory=list)
 
@@ -114,15 +117,24 @@ class Run:
         return tabulate(self.metrics)
 
     @property
+    def drawn_parts(self) -> dict[str, list[Row]]:
+        """The rows by part; the hundreds of trials of a study have their figures."""
+        rows = self.rows
+        if self.study:
+            rows = [r for r in rows if not r["part"].startswith(STUDY_PARTS)]
+        return _by(rows, "part")
+
+    @property
     def curves(self) -> list[Drawn]:
         """The logged metrics: a panel for each part, and one for all where few."""
-        parts = _by(self.rows, "part")
+        parts = self.drawn_parts
         series: list[Series] = []
         if 1 < len(parts) <= TOGETHER:
             series += [
                 ("all parts", p or "main", i, parts[p]) for i, p in enumerate(parts)
             ]
-        splits = sorted(_by(self.rows, "split"), key=_split_order)
+        kept = [row for rows in parts.values() for row in rows]
+        splits = sorted(_by(kept, "split"), key=_split_order)
         for part, rows in parts.items():
             mine = _by(rows, "split")
             for i, split in enumerate(splits):
@@ -151,6 +163,8 @@ def read_run(folder: Path, root: Path) -> Run:
     if (folder / "result.json").exists():
         run.status = "finished"
         run.result = _read_object(folder / "result.json", run.problems, "metrics")
+    if (folder / "study.json").exists():
+        run.study = _read_study(folder / "study.json", run.problems)
     torn = False
     try:
         run.rows, torn = _read_rows(folder / "metrics.jsonl", run.problems)
@@ -188,6 +202,33 @@ def _read_object(path: Path, problems: list[str], inner: str = "") -> dict[str, 
     return {}
 
 
+def _read_study(path: Path, problems: list[str]) -> Drawn:
+    """The conclusions and the tables of a study."""
+    record = _read_object(path, problems, "comparison")
+    if not record:
+        return {}
+    timing = path.with_name("timing.json")
+    paces = _read_object(timing, problems) if timing.exists() else {}
+    try:
+        if record["schema"] != comparison.SCHEMA:
+            raise ValueError(f"schema {record['schema']}, not {comparison.SCHEMA}")
+        tables = {
+            f"{facts['title']} ({name})": comparison.problem_table(
+                record, name, paces.get(name, {})
+            )
+            for name, facts in record["problems"].items()
+        }
+        return {
+            "sentences": record["comparison"]["sentences"],
+            "summary": comparison.summary_table(record),
+            "tables": tables,
+            "protocol": record["protocol"],
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        problems.append(f"{path.name} cannot be read: {error!r}")
+        return {}
+
+
 def _read_rows(path: Path, problems: list[str]) -> tuple[list[Row], bool]:
     """The good rows of metrics.jsonl, and whether its last line is torn."""
     rows, bad = [], []
@@ -219,9 +260,11 @@ def _attachments(folder: Path, problems: list[str]) -> list[Drawn]:
             continue
         caption = re.sub(r"[_\s]+", " ", name[: -len(kind) or None].replace("/", ", "))
         source = text = ""
+        wide = False
         if kind in IMAGES:
             data, (magic, mime) = path.read_bytes(), IMAGES[kind]
             if data.startswith(magic):
+                wide = kind == ".png" and _aspect(data) > 2
                 source = f"data:{mime};base64,{base64.b64encode(data).decode()}"
             else:
                 problems.append(f"{folder.name}/{name} is no {kind[1:].upper()} image")
@@ -229,8 +272,15 @@ def _attachments(folder: Path, problems: list[str]) -> list[Drawn]:
             text = path.read_text(encoding="utf-8", errors="replace")
             text = text if len(text) < 4000 else f"{text[:4000]}\n..."
         caption = caption[:1].upper() + caption[1:]
-        out.append({"name": name, "caption": caption, "source": source, "text": text})
+        facts = {"name": name, "caption": caption, "wide": wide}
+        out.append({**facts, "source": source, "text": text})
     return out
+
+
+def _aspect(png: bytes) -> float:
+    """Width over height, from the header of a PNG file."""
+    width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))
+    return width / max(height, 1)
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
@@ -590,7 +640,7 @@ def compare(experiment: str, runs: Sequence[Run]) -> Drawn:
             out["metrics"].append(_table(name, rows))
     series: list[Series] = []
     for i, run in enumerate(runs):
-        parts = _by(run.rows, "part")
+        parts = run.drawn_parts
         series += [(part, run.name, i, rows) for part, rows in parts.items()]
     out["curves"] = curves(series, least=2)
     return out

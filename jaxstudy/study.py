@@ -23,7 +23,7 @@ import rich.console
 import rich.progress as rp
 import scipy.stats
 
-from jaxstudy.comparison import compare
+from jaxstudy.comparison import SCHEMA, compare
 from jaxstudy.data.dataset import epoch_batches, steps_per_epoch
 from jaxstudy.optimizers import Optimizer, Space
 from jaxstudy.problems import Problem
@@ -43,7 +43,6 @@ from jaxstudy.training import (
 from jaxstudy.types import Array, Batch, Key, Metrics, PyTree, UserError
 
 T = TypeVar("T")
-SCHEMA = 1
 LEAST_TUNING_SEEDS = 3
 LEAST_SEEDS = 5
 Points = dict[str, np.ndarray]  # values [P] of each hyperparameter
@@ -445,16 +444,20 @@ def run_study(
     }
     record["comparison"] = compare(record)
     write_atomically(run.folder / "study.json", to_json(record) + "\n")
+    write_atomically(run.folder / "timing.json", to_json(paces(record, run)) + "\n")
     return record
 
 
-def paces(record: Record, run: Run) -> dict[str, float]:
-    """Seconds that a step of a lane took, "optimizer on problem", compiling apart."""
-    out = {}
+def paces(record: Record, run: Run) -> dict[str, dict[str, float]]:
+    """Seconds a step of a lane took, by problem and optimizer, compiling apart.
+
+    Beside study.json and not in it, which is the same however often it is made.
+    """
+    out: dict[str, dict[str, float]] = {name: {} for name in record["problems"]}
     for cell in record["cells"]:
         problem, optimizer = cell["problem"], cell["optimizer"]
         rows = run.part(f"report {problem} {optimizer}", save_end=False).rows
-        out[f"{optimizer} on {problem}"] = rows[-1]["seconds per step"]
+        out[problem][optimizer] = rows[-1]["seconds per step"]
     return out
 
 
@@ -541,7 +544,7 @@ def metrics(record: Record) -> dict[str, Any]:
     comparison = record["comparison"]
     for problem, found in comparison["problems"].items():
         for name, row in found["optimizers"].items():
-            diverged = f"diverged in {row['diverged']} of {found['n']} seeds"
+            diverged = f"diverged in {row['diverged']} of {row['runs']} seeds"
             out[f"{name}: test loss on {problem}"] = row["test"] or diverged
     for name, row in comparison["overall"].items():
         out[f"{name}: score on all problems (IQM)"] = row["score"]

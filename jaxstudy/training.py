@@ -118,7 +118,7 @@ class Lanes(NamedTuple):
     args: tuple[PyTree, ...] = ()
     mode: Mode = "exact"
     may_diverge: bool = False
-    devices: tuple[jax.Device, ...] | None = None
+    devices: tuple[Any, ...] | None = None  # of jax.Device
 
 
 def map_lanes(fn: Callable[..., Any], lane: PyTree, mode: Mode = "exact") -> Any:
@@ -184,7 +184,7 @@ class _Inputs(NamedTuple):
     Lanes share the step: if it were each lane's own, so would be its batches.
     """
 
-    step: Array
+    step: Any  # of numpy until it is put on the device
     key: Key
     args: tuple[PyTree, ...]
     train: Dataset
@@ -309,8 +309,9 @@ def _over_lanes(
         """Lanes [L] as a loop; lanes number their group, to find it in [S]."""
 
         def nth(lane: tuple[TrainState, Any, Array]) -> Any:
-            *state, which = lane
-            return one(tuple(state), jax.tree.map(lambda a: a[which], group), inputs)
+            state, args, which = lane
+            mine = jax.tree.map(lambda a: a[which], group)
+            return one((state, args), mine, inputs)
 
         return jax.lax.map(nth, lane)
 
@@ -435,9 +436,10 @@ def fit(
 
     Each epoch visits every row of `train` once, in an order fixed by (key, epoch), or
     as `order` says. Every row of every set in `evaluate_on` is evaluated after each
-    epoch, and before the first step unless `evaluate_first` is false. A chunk of at most `chunk_steps` steps (a part of an epoch, or several
-    whole ones with their evaluations) is one compiled program that donates the state;
-    the metrics of the chunk come back when it ends, and become one row for each set.
+    epoch, and before the first step unless `evaluate_first` is false. A chunk of at
+    most `chunk_steps` steps (a part of an epoch, or several whole ones with their
+    evaluations) is one compiled program that donates the state; the metrics of the
+    chunk come back when it ends, and become one row for each set.
     With a `part`, rows and checkpoints are written there, and a resumed run goes on
     from its newest good checkpoint. `progress` hears of each chunk in the place of the
     progress bar. `state` must not be used afterwards: its memory is

@@ -11,8 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from jaxstudy.data.dataset import (
+    SHUFFLED,
     BatchRows,
     Dataset,
+    Order,
     dataset,
     epoch_batches,
     gather,
@@ -30,12 +32,17 @@ compiling = settings(max_examples=12, deadline=None)
 pure = settings(max_examples=120, deadline=None)
 
 
-@functools.partial(jax.jit, static_argnums=2)
+@functools.partial(jax.jit, static_argnums=(2, 5))
 def batches_of(
-    rows: Array, valid: Array, size: int, key: Key, epoch: Array
+    rows: Array,
+    valid: Array,
+    size: int,
+    key: Key,
+    epoch: Array,
+    order: Order = SHUFFLED,
 ) -> BatchRows:
     """One compilation for each pair of sizes, where each operation would need one."""
-    return epoch_batches(Dataset({}, rows, valid), size, key, epoch)
+    return epoch_batches(Dataset({}, rows, valid), size, key, epoch, order)
 
 
 def real(batches: BatchRows) -> np.ndarray:
@@ -111,6 +118,84 @@ def test_every_row_is_as_likely_in_every_place() -> None:
     assert np.abs(counts[:, [0, 1, 3, 4, 5]] - 600).max() < 5 * 22
 
 
+@compiling
+@given(
+    valid=st.lists(st.booleans(), min_size=1, max_size=40),
+    size=st.integers(1, 50),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_only_whole_batches_are_kept(valid: list[bool], size: int, seed: int) -> None:
+    """Of a new order: padding goes last, so it is dropped before any real row."""
+    n, order = len(valid), Order(drop_remainder=True)
+    rows = np.random.default_rng(0).permutation(1000)[:n]
+    batches = batches_of(
+        jnp.asarray(rows),
+        jnp.asarray(valid),
+        size,
+        jax.random.key(seed),
+        jnp.int32(seed % 7),
+        order,
+    )
+    steps = steps_per_epoch(n, size, order)
+    assert batches.rows.shape == batches.mask.shape == (steps, size)
+    kept = real(batches)
+    assert len(kept) == min(sum(valid), steps * size)
+    assert len(set(kept)) == len(kept)
+    assert set(kept) <= set(rows[np.asarray(valid)])
+    assert np.all(np.ravel(batches.mask)[: len(kept)] == 1)
+
+
+@compiling
+@given(
+    valid=st.lists(st.booleans(), min_size=1, max_size=40),
+    size=st.integers(1, 50),
+    drop=st.booleans(),
+    epoch=st.integers(0, 2**31 - 1),
+)
+def test_rows_stay_as_they_are_unless_reshuffled(
+    valid: list[bool], size: int, drop: bool, epoch: int
+) -> None:
+    n, order = len(valid), Order(reshuffle=False, drop_remainder=drop)
+    rows = np.random.default_rng(0).permutation(1000)[:n]
+    batches = batches_of(
+        jnp.asarray(rows),
+        jnp.asarray(valid),
+        size,
+        jax.random.key(epoch % 5),
+        jnp.int32(epoch),
+        order,
+    )
+    steps = steps_per_epoch(n, size, order)
+    assert batches.rows.shape == batches.mask.shape == (steps, size)
+    kept = min(n, steps * size)
+    assert list(np.ravel(batches.rows)[:kept]) == list(rows[:kept])
+    assert list(np.ravel(batches.mask)[:kept]) == valid[:kept]
+    assert not np.ravel(batches.mask)[kept:].any()
+
+
+def test_every_row_is_left_out_of_some_epoch_and_no_row_of_all() -> None:
+    rows, valid, key = jnp.arange(11), jnp.ones(11, bool), jax.random.key(0)
+    order = Order(drop_remainder=True)
+    visited = np.zeros((40, 11), bool)
+    for epoch in range(40):
+        batches = batches_of(rows, valid, 4, key, jnp.int32(epoch), order)
+        visited[epoch, np.ravel(batches.rows)] = True
+    assert np.all(visited.sum(axis=1) == 8)
+    # each is left out of 11 of 40 epochs or so
+    assert visited.any(axis=0).all()
+    assert not visited.all(axis=0).any()
+
+
+@pytest.mark.parametrize("reshuffle", [True, False])
+def test_too_few_rows_for_a_whole_batch_are_no_batch(reshuffle: bool) -> None:
+    order = Order(reshuffle, drop_remainder=True)
+    key, epoch = jax.random.key(0), jnp.int32(0)
+    for n, steps in ((3, 0), (4, 1)):
+        batches = batches_of(jnp.arange(n), jnp.ones(n, bool), 4, key, epoch, order)
+        assert steps_per_epoch(n, 4, order) == steps
+        assert batches.rows.shape == batches.mask.shape == (steps, 4)
+
+
 def arrays(n: int) -> dict[str, np.ndarray]:
     return {
         "x": np.arange(3 * n, dtype=np.float32).reshape(n, 3),
@@ -153,6 +238,14 @@ def test_fields_of_other_lengths_are_refused() -> None:
 def test_steps_per_epoch_is_the_ceiling(n: int, size: int) -> None:
     steps = steps_per_epoch(n, size)
     assert (steps - 1) * size < n <= steps * size
+    assert steps == steps_per_epoch(n, size, Order(reshuffle=False))
+
+
+@given(n=st.integers(1, 10**6), size=st.integers(1, 10**6))
+def test_steps_of_whole_batches_are_the_floor(n: int, size: int) -> None:
+    steps = steps_per_epoch(n, size, Order(drop_remainder=True))
+    assert steps * size <= n < (steps + 1) * size
+    assert steps == steps_per_epoch(n, size, Order(False, drop_remainder=True))
 
 
 @pure

@@ -139,7 +139,7 @@ def test_nothing_unpickles_or_evaluates_text(path: Path) -> None:
         ("data.dataset", "from jaxstudy.data.tabular import read_table"),
         ("objectives", "from jaxstudy.optimizers import OPTIMIZERS"),
         ("checkpoint", "from jaxstudy.run import Run"),
-        ("training", "from jaxstudy.statistics import Estimate"),
+        ("training", "from jaxstudy.study import Protocol"),
         ("plots", "from jaxstudy.cli import experiment"),
         ("training", "from . import model"),
         ("training", "from .model import Model"),

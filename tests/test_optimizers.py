@@ -1,8 +1,9 @@
-"""Every optimizer against its Keras twin, in float64."""
+"""Every optimizer against its Keras twin or its rule, in float64; what to tune."""
 
 import inspect
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -13,9 +14,11 @@ import keras
 import numpy as np
 import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from jaxstudy.optimizers import OPTIMIZERS
-from jaxstudy.types import Array
+from jaxstudy.optimizers import OPTIMIZERS, Log
+from jaxstudy.types import Array, PyTree, UserError
 
 STEPS = 200
 
@@ -33,6 +36,77 @@ TWINS: dict[str, tuple[dict[str, float], Callable[[float], keras.Optimizer]]] = 
     "adadelta": ({}, lambda rate: keras.optimizers.Adadelta(rate)),
     "adam": ({"eps": 0.0}, lambda rate: keras.optimizers.Adam(rate, epsilon=0.0)),
     "adamw": ({"eps": 0.0}, lambda rate: keras.optimizers.AdamW(rate, epsilon=0.0)),
+    "lion": ({}, lambda rate: keras.optimizers.Lion(rate)),
+}
+
+# The rules without a twin, as their papers or optax have them: from gradients g,
+# parameters p and a rate a, after every step the parameters and those to evaluate.
+# Keras's Nadam has a schedule of b1.
+Steps = Iterator[tuple[np.ndarray, np.ndarray]]
+
+
+def nadam(
+    grads: np.ndarray, p: np.ndarray, a: float, b1: float, b2: float, eps: float
+) -> Steps:
+    m = s = np.zeros_like(p)
+    for t, g in enumerate(grads, 1):
+        m = b1 * m + (1 - b1) * g
+        s = b2 * s + (1 - b2) * g**2
+        ahead = b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
+        p = p - a * ahead / (np.sqrt(s / (1 - b2**t)) + eps)
+        yield p, p
+
+
+def adabelief(
+    grads: np.ndarray, p: np.ndarray, a: float, b1: float, b2: float, eps: float
+) -> Steps:
+    m = s = np.zeros_like(p)
+    for t, g in enumerate(grads, 1):
+        m = b1 * m + (1 - b1) * g
+        s = b2 * s + (1 - b2) * (g - m) ** 2 + eps
+        p = p - a * m / (1 - b1**t) / (np.sqrt(s / (1 - b2**t)) + eps)
+        yield p, p
+
+
+def adan(
+    grads: np.ndarray,
+    p: np.ndarray,
+    a: float,
+    b1: float,
+    b2: float,
+    b3: float,
+    eps: float,
+) -> Steps:
+    m = v = s = np.zeros_like(p)
+    before = grads[0]  # so the first difference is 0
+    for t, g in enumerate(grads, 1):
+        d, before = g - before, g
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * d
+        s = b3 * s + (1 - b3) * (g + (1 - b2) * d) ** 2
+        ahead = m / (1 - b1**t) + (1 - b2) * v / (1 - b2**t)
+        p = p - a * ahead / (np.sqrt(s / (1 - b3**t)) + eps)
+        yield p, p
+
+
+def schedule_free(
+    grads: np.ndarray, p: np.ndarray, a: float, b1: float, b2: float, eps: float
+) -> Steps:
+    z, s, total = p, np.zeros_like(p), np.zeros_like(p)
+    for t, g in enumerate(grads, 1):
+        s = b2 * s + (1 - b2) * g**2
+        z = z - a * g / (np.sqrt(s / (1 - b2**t)) + eps)
+        total = total + z
+        x = total / t  # the mean of every z but the start
+        yield b1 * x + (1 - b1) * z, x
+
+
+# with our defaults, as the papers or optax have them
+RULES: dict[str, tuple[Callable[..., Steps], dict[str, float]]] = {
+    "nadam": (nadam, {"b1": 0.9, "b2": 0.999, "eps": 1e-8}),
+    "adabelief": (adabelief, {"b1": 0.9, "b2": 0.999, "eps": 1e-16}),
+    "adan": (adan, {"b1": 0.98, "b2": 0.92, "b3": 0.99, "eps": 1e-8}),
+    "schedule_free": (schedule_free, {"b1": 0.9, "b2": 0.999, "eps": 1e-8}),
 }
 
 
@@ -43,14 +117,23 @@ def gradients(steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(steps, 20)) * scale, rng.normal(size=20)
 
 
-def path(tx: optax.GradientTransformation, grads: np.ndarray, p: np.ndarray) -> Array:
+def as_they_are(opt_state: optax.OptState, params: PyTree) -> PyTree:
+    return params
+
+
+def path(
+    tx: optax.GradientTransformation,
+    grads: np.ndarray,
+    p: np.ndarray,
+    weights: Callable[[optax.OptState, PyTree], PyTree] = as_they_are,
+) -> Array:
     """The parameters after every one of these gradients, [steps, D]."""
 
     def step(carry: tuple[Array, optax.OptState], g: Array) -> tuple:
         p, opt_state = carry
         updates, opt_state = tx.update(g, opt_state, p)
         p = optax.apply_updates(p, updates)
-        return (p, opt_state), p
+        return (p, opt_state), weights(opt_state, p)
 
     start = jnp.asarray(p)
     return jax.lax.scan(step, (start, tx.init(start)), jnp.asarray(grads))[1]
@@ -73,46 +156,92 @@ def keras_path(
     return jax.lax.scan(step, start, jnp.asarray(grads))[1]
 
 
-def test_every_optimizer_has_a_twin() -> None:
-    assert set(TWINS) == set(OPTIMIZERS)
+def check_equal(got: Array, want: Array | np.ndarray, start: np.ndarray) -> None:
+    """Up to rounding, which must be far less than each parameter has moved."""
+    assert got.dtype == want.dtype == np.float64
+    # 200 updates, each rounded a few times: some hundred units in the last
+    # place of parameters that are as large as the path is long
+    tolerance = 10 * STEPS * np.finfo(np.float64).eps * np.abs(want).max()
+    assert np.abs(got - want).max() <= tolerance
+    # so a path of no steps would not pass; steps of one length may end at the start
+    moved = np.abs(want - start).max(axis=0)
+    assert moved.min() > 1e6 * tolerance
+
+
+def test_every_optimizer_has_a_twin_or_a_rule() -> None:
+    assert sorted([*TWINS, *RULES]) == sorted(OPTIMIZERS)
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", TWINS)
 def test_equals_keras(name: str) -> None:
     hyperparameters, twin = TWINS[name]
     rate = OPTIMIZERS[name].rate
     grads, p = gradients()
     got = path(OPTIMIZERS[name].make(rate, **hyperparameters), grads, p)
     want = keras_path(lambda: twin(rate), grads, p)
-    assert got.dtype == want.dtype == jnp.float64
-    # 200 updates, each rounded a few times: some hundred units in the last
-    # place of parameters that are as large as the path is long
-    tolerance = 10 * STEPS * np.finfo(np.float64).eps * np.abs(want).max()
-    assert np.abs(got - want).max() <= tolerance
-    moved = np.abs(want[-1] - p)
-    assert moved.min() > 1e6 * tolerance  # so a path of no steps would not pass
+    check_equal(got, want, p)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("passes", [False, True], ids=["defaults", "passed"])
+@pytest.mark.parametrize("name", RULES)
+def test_equals_its_rule(name: str, passes: bool) -> None:
+    """What is trained and what is evaluated, also where epsilon counts."""
+    optimizer, (rule, values) = OPTIMIZERS[name], RULES[name]
+    passed = {}
+    if passes:  # all others than the defaults, and no two of a rule alike
+        values = passed = {k: 0.9 * v for k, v in values.items()} | {"eps": 1e-3}
+    grads, p = gradients()
+    tx = optimizer.make(optimizer.rate, **passed)
+    steps = rule(grads, p, optimizer.rate, **values)
+    trained, evaluated = map(np.stack, zip(*steps, strict=True))
+    check_equal(path(tx, grads, p), trained, p)
+    check_equal(path(tx, grads, p, optimizer.weights), evaluated, p)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_evaluates_what_it_trains_unless_it_averages(name: str) -> None:
+    optimizer = OPTIMIZERS[name]
+    start = {"w": jnp.ones(3)}
+    state = optimizer.make(optimizer.rate).init(start)
+    trained = {"w": jnp.arange(3.0)}
+    if name == "schedule_free":  # p = b1 x + (1 - b1) z, with z still the start
+        want = (trained["w"] - 0.1) / 0.9
+        np.testing.assert_allclose(
+            optimizer.weights(state, trained)["w"], want, rtol=1e-6
+        )
+    else:
+        assert optimizer.weights(state, trained) is trained
+
+
+# 1000 steps are 1 / rate of Adam's: enough to go the distance of 1 from the start, for
+# steps as long as the rate. Lion's rate is a tenth of Adam's; and the mean of the way
+# from 1 to 0 has come half as far as its end.
+QUADRATIC_STEPS = {"lion": 10_000, "schedule_free": 2000}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_reduces_a_quadratic(name: str) -> None:
     """Loss p^T H p / 2, eigenvalues 0.01 to 1, at the optimizer's own rate."""
     eigenvalues = np.geomspace(0.01, 1.0, 20)
-    tx = OPTIMIZERS[name].make(OPTIMIZERS[name].rate)
+    optimizer = OPTIMIZERS[name]
+    tx = optimizer.make(optimizer.rate)
+    steps = QUADRATIC_STEPS.get(name, 1000)
 
     def loss(p: Array) -> Array:
         return 0.5 * jnp.sum(eigenvalues * p**2)
 
     def step(carry: tuple[Array, optax.OptState], _: None) -> tuple:
         p, opt_state = carry
-        value, g = jax.value_and_grad(loss)(p)
+        value, g = loss(optimizer.weights(opt_state, p)), jax.grad(loss)(p)
         updates, opt_state = tx.update(g, opt_state, p)
         return (optax.apply_updates(p, updates), opt_state), value
 
     start = jnp.ones(20)
-    _, losses = jax.lax.scan(step, (start, tx.init(start)), None, length=1000)
+    _, losses = jax.lax.scan(step, (start, tx.init(start)), None, length=steps)
     assert losses[-1] < 0.1 * losses[0]
-    assert np.all(np.diff(losses[::100]) < 0)
+    assert np.all(np.diff(losses[:: steps // 10]) < 0)
 
 
 @pytest.mark.usefixtures("float64")
@@ -183,3 +312,107 @@ def test_adamw_decays_apart_from_the_gradient() -> None:
     )
     shrunk = p * (1 - 0.01 * 0.5) ** STEPS
     np.testing.assert_allclose(still[-1], shrunk, rtol=1e-12)
+
+
+# What to tune
+
+
+def ends(log: Log) -> tuple[float, float]:
+    low, high = sorted(log.value(np.array([0.0, 1.0])).tolist())
+    return low, high
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_space_is_of_arguments_around_their_defaults(name: str) -> None:
+    optimizer = OPTIMIZERS[name]
+    parameters = inspect.signature(optimizer.make).parameters
+    defaults = {n: p.default for n, p in parameters.items()}
+    assert "rate" in optimizer.space
+    assert set(optimizer.space) <= set(defaults)
+    for argument, log in optimizer.space.items():
+        default = optimizer.rate if argument == "rate" else defaults[argument]
+        low, high = ends(log)
+        assert low < default < high or np.isclose(default, (low, high)).any()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_corner_of_a_space_can_be_stepped_from(name: str) -> None:
+    """In 32 bits, and all by one program, as a study does."""
+    optimizer = OPTIMIZERS[name]
+    corners = np.array(
+        list(itertools.product(*(ends(log) for log in optimizer.space.values())))
+    )
+    assert len(np.unique(corners, axis=0)) == 2 ** len(optimizer.space)
+
+    @jax.jit
+    @jax.vmap
+    def step(values: Array) -> tuple[PyTree, PyTree]:
+        tx = optimizer.make(**dict(zip(optimizer.space, values, strict=True)))
+        p = jnp.zeros(3)
+        updates, opt_state = tx.update(jnp.ones(3), tx.init(p), p)
+        p = optax.apply_updates(p, updates)
+        return p, optimizer.weights(opt_state, p)
+
+    for p in step(jnp.asarray(corners, jnp.float32)):
+        assert p.dtype == jnp.float32
+        assert np.isfinite(p).all()
+        assert (p < 0).all()  # every one moves, and against the gradient
+
+
+positive = st.floats(1e-30, 1e30)
+unit = st.floats(0, 1)
+
+
+@given(bounds=st.tuples(positive, positive).map(sorted), at=unit)
+def test_a_log_range_is_even_in_the_logarithm(bounds: list[float], at: float) -> None:
+    low, high = bounds
+    ends_and_inside = Log(low, high).value(np.array([0, at, 1]))
+    want = np.exp((1 - at) * np.log(low) + at * np.log(high))
+    np.testing.assert_allclose(ends_and_inside, [low, want, high], rtol=1e-12)
+
+
+@given(bounds=st.tuples(st.floats(1e-30, 1), st.floats(1e-30, 1)).map(sorted), at=unit)
+def test_a_range_of_1_minus_value_is_even_in_its_logarithm(
+    bounds: list[float], at: float
+) -> None:
+    low, high = bounds
+    got = Log(low, high, one_minus=True).value(np.array([0, at, 1]))
+    inside = np.exp((1 - at) * np.log(low) + at * np.log(high))
+    want = [1 - low, 1 - inside, 1 - high]
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
+
+
+def test_momentum_is_searched_by_nines() -> None:
+    got = Log(1e-3, 1e-1, one_minus=True).value(np.array([0, 0.5, 1]))
+    np.testing.assert_allclose(got, [0.999, 0.99, 0.9], rtol=1e-12)
+    # 1 - value in all its digits, where the value is near 1
+    np.testing.assert_allclose(1 - got, [1e-3, 1e-2, 1e-1], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "why"),
+    [
+        (0.0, 1.0, "positive, finite bounds, not 0 to 1"),
+        (-1.0, 1.0, "positive, finite bounds, not -1 to 1"),
+        (-2.0, -1.0, "positive, finite bounds, not -2 to -1"),
+        (0.1, 0.0, "positive, finite bounds, not 0.1 to 0"),
+        (0.1, np.inf, "positive, finite bounds, not 0.1 to inf"),
+        (np.inf, np.inf, "positive, finite bounds, not inf to inf"),
+        (np.nan, 1.0, "positive, finite bounds, not nan to 1"),
+        (0.1, np.nan, "positive, finite bounds, not 0.1 to nan"),
+        (1.0, 0.5, "the range 1 to 0.5 is empty"),
+    ],
+)
+@pytest.mark.parametrize("one_minus", [False, True])
+def test_a_range_without_a_logarithm_is_refused(
+    low: float, high: float, why: str, one_minus: bool
+) -> None:
+    with pytest.raises(UserError, match=why):
+        Log(low, high, one_minus)
+
+
+def test_1_minus_value_must_not_exceed_1() -> None:
+    with pytest.raises(UserError, match=r"must not exceed 1, so not 1\.5"):
+        Log(0.5, 1.5, one_minus=True)
+    assert ends(Log(0.5, 1.5)) == (0.5, 1.5)
+    assert ends(Log(1.0, 1.0, one_minus=True)) == (0.0, 0.0)

@@ -18,7 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxstudy.data.dataset import Dataset, dataset, kfold, stacked_subsets, subset
+from jaxstudy.data.dataset import (
+    Dataset,
+    Order,
+    dataset,
+    kfold,
+    stacked_subsets,
+    subset,
+)
 from jaxstudy.data.tabular import admission_arrays, read_admissions
 from jaxstudy.model import Model, column_statistics, from_linen, standardized
 from jaxstudy.models.mlp import mlp
@@ -420,6 +427,78 @@ def test_a_lane_visits_its_own_rows_and_no_padding(mode: Any) -> None:
         assert not np.array_equal(*epochs)
         for epoch in epochs:
             assert sorted(epoch[epoch >= 0]) == list(group)
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_lanes_of_one_group_visit_the_same_batches(mode: Any) -> None:
+    """Six lanes, two orders: lane i visits what lane i - 2 does."""
+    data = dataset({"row": np.arange(20, dtype=np.int32)})
+    state = jax.tree.map(lambda a: jnp.stack([a] * 6), empty_log(0, total=6))
+    keys = jax.random.split(jax.random.key(1), 2)
+    fitted = fit(
+        state, log_rows, data, batch_size=BATCH, epochs=2, key=keys,
+        lanes=Lanes(mode=mode),
+    )  # fmt: skip
+    logs = np.asarray(fitted.state.extra)
+    for lane in range(2, 6):
+        np.testing.assert_array_equal(logs[lane], logs[lane - 2])
+    assert not np.array_equal(logs[0], logs[1])
+    alone = fit(
+        empty_log(0, total=6), log_rows, data, batch_size=BATCH, epochs=2, key=keys[1]
+    )
+    np.testing.assert_array_equal(logs[1], alone.state.extra)
+
+
+def test_an_order_may_drop_the_remainder_and_not_reshuffle() -> None:
+    data = dataset({"row": np.arange(25, dtype=np.int32)})
+
+    def log(order: Order) -> np.ndarray:
+        fitted = fit(
+            empty_log(0, total=6), log_rows, data, batch_size=BATCH, epochs=3,
+            key=jax.random.key(1), order=order,
+        )  # fmt: skip
+        return np.asarray(fitted.state.extra)
+
+    whole = 25 // BATCH
+    # whole batches: 20 of 25 rows
+    still = log(Order(reshuffle=False, drop_remainder=True))[: 3 * whole]
+    np.testing.assert_array_equal(still.ravel(), np.tile(np.arange(whole * BATCH), 3))
+    moving = log(Order(drop_remainder=True))[: 3 * whole].reshape(3, -1)
+    assert moving.min() >= 0  # no padding
+    assert len({tuple(np.sort(epoch)) for epoch in moving}) > 1  # other rows left out
+    few = subset(data, range(BATCH - 1))
+    with pytest.raises(UserError, match=f"{BATCH - 1} rows do not make one batch"):
+        fit(
+            empty_log(0), log_rows, few, batch_size=BATCH, epochs=1,
+            key=jax.random.key(1), order=Order(drop_remainder=True),
+        )  # fmt: skip
+
+
+def test_fitting_again_compiles_nothing_again() -> None:
+    """The same functions and shapes, other values: no trace, and its own result."""
+    chex.clear_trace_counter()
+    step = traced_at_most(1, make_train_step(OBJECTIVE, TX))
+    evaluate = traced_at_most(2, make_eval_step(OBJECTIVE))  # one before the first step
+    first = run(fresh(), step, evaluate)
+    other = init_state(MODEL, TX, jax.random.key(5))
+    again = run(other, step, evaluate, key=jax.random.key(6))
+    assert first.rows[-1]["loss"] != again.rows[-1]["loss"]
+    alone = run(
+        init_state(MODEL, TX, jax.random.key(5)), make_train_step(OBJECTIVE, TX),
+        make_eval_step(OBJECTIVE), key=jax.random.key(6),
+    )  # fmt: skip
+    assert bits(again.state) == bits(alone.state)
+
+
+def test_progress_hears_of_every_chunk_and_nothing_is_evaluated_first() -> None:
+    heard: list[tuple[int, int]] = []
+    fitted = run(
+        fresh(), make_train_step(OBJECTIVE, TX), make_eval_step(OBJECTIVE),
+        chunk_steps=PER_EPOCH, evaluate_first=False,
+        progress=lambda step, speed, rows: heard.append((step, len(rows))),
+    )  # fmt: skip
+    assert heard == [(PER_EPOCH * (i + 1), 2) for i in range(EPOCHS)]
+    assert min(row["step"] for row in fitted.rows) == PER_EPOCH
 
 
 # Evaluation.

@@ -1,0 +1,328 @@
+"""Problems: published numbers, honest splits, known minima."""
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxstudy.data.dataset import (
+    BatchRows,
+    Dataset,
+    epoch_batches,
+    gather,
+    steps_per_epoch,
+)
+from jaxstudy.data.tabular import admission_arrays, read_admissions, read_digits
+from jaxstudy.objectives import mean_value
+from jaxstudy.problems import (
+    DIMENSIONS,
+    PROBLEMS,
+    SURFACES,
+    TARGETS,
+    Problem,
+    quadratic_hessian,
+    quadratic_objective,
+    quadratic_rows,
+)
+from jaxstudy.types import Mean, PyTree
+
+SETS = ("train", "validation", "test")
+QUADRATICS = ("quadratic", "quadratic_fixed")
+
+
+@functools.cache
+def problem(name: str) -> Problem:
+    return PROBLEMS[name]()
+
+
+def rows_of(data: Dataset) -> np.ndarray:
+    return np.asarray(data.rows)
+
+
+@functools.cache
+def start(name: str) -> tuple[PyTree, PyTree]:
+    return jax.jit(problem(name).model.init)(jax.random.key(0))
+
+
+def evaluate(name: str, split: str, params: PyTree) -> Mapping[str, Mean]:
+    """The metrics of a whole set, in one batch."""
+    data, extra = getattr(problem(name), split), start(name)[1]
+    batch = gather(data, BatchRows(data.rows, data.valid.astype(jnp.float32)))
+    # compiled as one: each operation by itself would be, too
+    return jax.jit(problem(name).objective)(params, extra, batch, None)[1][1]
+
+
+def loss_of(name: str, split: str, params: PyTree) -> float:
+    return float(mean_value(evaluate(name, split, params)["loss"]))
+
+
+def direct(p: np.ndarray, x: np.ndarray, hessian: np.ndarray) -> float:
+    """The mean of (p - x)^T H (p - x) / 2 over rows x, row by row in float64."""
+    apart = p - x.astype(np.float64)
+    return float(np.mean([0.5 * row @ hessian @ row for row in apart]))
+
+
+# The quadratic of DeepOBS
+
+
+def test_the_hessian_is_symmetric_with_the_drawn_eigenvalues() -> None:
+    hessian = quadratic_hessian()
+    assert hessian.shape == (100, 100)
+    assert hessian.dtype == np.float64
+    np.testing.assert_allclose(hessian, hessian.T, rtol=0, atol=1e-13)
+    random = np.random.RandomState(42)
+    drawn = [*random.uniform(0, 1, 90), *random.uniform(30, 60, 10)]
+    found = np.linalg.eigvalsh(hessian)
+    np.testing.assert_allclose(found, sorted(drawn), rtol=0, atol=1e-12)
+    assert found[-1] == pytest.approx(53.12901539863683, rel=1e-13)
+    # turned: the largest eigenvalues are of no few coordinates
+    assert np.diag(hessian).max() < 15
+
+
+@pytest.mark.parametrize(("split", "seed"), [("train", 42), ("test", 43)])
+def test_the_rows_are_those_of_deepobs(split: str, seed: int) -> None:
+    drawn = np.random.RandomState(seed).normal(0, 0.6, (1000, 100))
+    x = quadratic_rows(seed)
+    assert x.dtype == np.float32
+    np.testing.assert_array_equal(x, drawn.astype(np.float32))
+    for name in QUADRATICS:
+        np.testing.assert_array_equal(getattr(problem(name), split).arrays["x"], x)
+
+
+def test_the_losses_are_the_published_ones() -> None:
+    """As printed: all digits of the first, in float64 from the rows themselves."""
+    hessian = quadratic_hessian()
+    train, test = quadratic_rows(42), quadratic_rows(43)[:896]
+    at_ones = direct(np.ones(100), test, hessian)
+    assert f"{at_ones:.5f}" == "353.44677"
+    assert f"{direct(train.mean(0, np.float64), test, hessian):.3f}" == "87.046"
+    assert f"{direct(test.mean(0, np.float64), test, hessian):.4f}" == "86.8735"
+
+
+@pytest.mark.parametrize("name", QUADRATICS)
+def test_the_problem_has_the_published_losses(name: str) -> None:
+    of = problem(name)
+    assert loss_of(name, "test", start(name)[0]) == pytest.approx(353.44677, rel=1e-6)
+    mean = jnp.mean(of.train.arrays["x"], 0)
+    assert loss_of(name, "test", mean) == pytest.approx(87.046, abs=5e-4)
+    assert of.floors["test"] == pytest.approx(86.8735, abs=5e-5)
+
+
+@pytest.mark.parametrize("real", [1, 5, 8])
+@pytest.mark.parametrize("distance", [0.0, 1.0, 30.0])
+def test_the_objective_is_the_mean_over_rows(real: int, distance: float) -> None:
+    """Loss, metric and gradient, where the other rows of 8 are padding."""
+    rng = np.random.default_rng(real)
+    hessian = quadratic_hessian()
+    p = (distance * rng.normal(size=DIMENSIONS)).astype(np.float32)
+    x = rng.normal(0.3, 0.6, (8, DIMENSIONS)).astype(np.float32)
+    mask = rng.permutation(np.arange(8) < real).astype(np.float32)
+    x[mask == 0] += 5  # what padding holds must not count
+    q = 0.5 * np.einsum("nd,de,ne->n", x, hessian, x, optimize=True)
+    batch = {"x": jnp.asarray(x), "q": jnp.asarray(q, jnp.float32), "mask": mask}
+    objective = quadratic_objective(hessian)
+    (loss, (_, metrics)), gradient = jax.value_and_grad(objective, has_aux=True)(
+        jnp.asarray(p), {}, batch, None
+    )
+    want = direct(p, x[mask == 1], hessian)
+    assert float(loss) == pytest.approx(want, rel=2e-6)
+    assert float(metrics["loss"].count) == real
+    assert float(metrics["loss"].total) == pytest.approx(real * want, rel=2e-6)
+    slope = hessian @ (p - x[mask == 1].mean(0, np.float64))
+    np.testing.assert_allclose(gradient, slope, rtol=0, atol=2e-6 * np.abs(slope).max())
+
+
+def epochs(name: str, count: int) -> list[np.ndarray]:
+    """The rows of the first epochs [S, B], as training visits them."""
+    of = problem(name)
+    found = []
+    for epoch in range(count):
+        key = jax.random.key(0)
+        batches = epoch_batches(
+            of.train, of.batch_size, key, jnp.int32(epoch), of.order
+        )
+        np.testing.assert_array_equal(batches.mask, 1)
+        found.append(np.asarray(batches.rows))
+    return found
+
+
+@pytest.mark.parametrize("name", QUADRATICS)
+def test_an_epoch_is_7_whole_batches(name: str) -> None:
+    of = problem(name)
+    assert steps_per_epoch(len(of.train.rows), of.batch_size, of.order) == 7
+    for rows in epochs(name, 2):
+        assert rows.shape == (7, 128)
+        assert len(np.unique(rows)) == 7 * 128
+    assert of.epochs == 100
+
+
+def test_each_epoch_leaves_out_other_rows() -> None:
+    visited = [set(rows.ravel().tolist()) for rows in epochs("quadratic", 10)]
+    left_out = [frozenset(range(1000)) - rows for rows in visited]
+    assert {len(rows) for rows in left_out} == {104}
+    assert len(set(left_out)) == 10
+    assert set.union(*visited) == set(range(1000))
+
+
+def test_the_published_runs_visit_the_same_batches_every_epoch() -> None:
+    for rows in epochs("quadratic_fixed", 3):
+        np.testing.assert_array_equal(rows, np.arange(7 * 128).reshape(7, 128))
+
+
+@pytest.mark.parametrize("split", SETS)
+@pytest.mark.parametrize("name", QUADRATICS)
+def test_a_floor_is_the_least_loss_of_its_set(name: str, split: str) -> None:
+    """Of all its rows, at their mean: there the gradient is 0, and H is positive."""
+    of = problem(name)
+    data = getattr(of, split)
+    x = np.asarray(data.arrays["x"], np.float64)[rows_of(data)]
+    hessian, floor = quadratic_hessian(), of.floors[split]
+    assert floor == pytest.approx(direct(x.mean(0), x, hessian), rel=1e-12)
+    mean = jnp.asarray(x.mean(0), jnp.float32)
+    assert loss_of(name, split, mean) == pytest.approx(floor, rel=1e-6)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        near = x.mean(0) + 0.1 * rng.normal(size=DIMENSIONS)
+        assert direct(near, x, hessian) > floor
+
+
+# Every problem
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_no_row_is_in_two_sets(name: str) -> None:
+    """The quadratic's sets have arrays of their own; the others share theirs."""
+    sets = [getattr(problem(name), split) for split in SETS]
+    shared = name not in QUADRATICS
+    assert all((data.arrays is sets[0].arrays) == shared for data in sets[1:])
+    assert all(np.asarray(data.valid).all() for data in sets)
+    if shared:
+        rows = np.concatenate([rows_of(data) for data in sets])
+        assert sorted(rows) == list(range(len(sets[0].arrays["y"])))  # each in one
+    else:
+        values = [np.asarray(data.arrays["x"])[rows_of(data)] for data in sets]
+        every = np.concatenate(values)
+        assert len(np.unique(every, axis=0)) == len(every)
+
+
+SIZES = {
+    "quadratic": (1000, 1000, 896),
+    "quadratic_fixed": (1000, 1000, 896),
+    "admissions_regression": (240, 80, 80),
+    "admissions_network": (240, 80, 80),
+    "digits": (718, 180, 899),
+}
+
+
+def test_sizes() -> None:
+    for name in PROBLEMS:
+        sizes = tuple(len(getattr(problem(name), split).rows) for split in SETS)
+        assert sizes == SIZES[name]
+
+
+def test_every_problem_has_its_own_target() -> None:
+    assert {name: problem(name).target for name in PROBLEMS} == TARGETS
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_problem_starts_above_its_target(name: str) -> None:
+    of, (params, _) = problem(name), start(name)
+    for split, size in zip(SETS, SIZES[name], strict=True):
+        metrics = evaluate(name, split, params)
+        assert "loss" in metrics
+        assert ("accuracy" in metrics) == (name not in QUADRATICS)
+        for mean in metrics.values():
+            assert mean.count == size
+            assert np.isfinite(mean.total)
+    assert 0 < of.target < loss_of(name, "validation", params)
+    # and can reach it, as far as one knows, in epochs of several steps
+    assert of.floors.get("validation", 0.0) < of.target
+    assert of.batch_size < len(of.train.rows)
+
+
+@pytest.mark.parametrize("name", ["admissions_regression", "admissions_network"])
+def test_admissions_are_standardised_by_training_rows_only(name: str) -> None:
+    data = problem(name).train
+    x, train = np.asarray(data.arrays["x"]), rows_of(data)
+    np.testing.assert_allclose(x[train].mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(x[train].std(0), 1, rtol=1e-5)
+    # not by those of all rows, which would leave these at 0 and 1
+    assert np.abs(x.mean(0)).max() > 0.01
+    assert np.abs(x.std(0) - 1).max() > 0.01
+    arrays = admission_arrays(read_admissions())
+    raw = arrays["x"].astype(np.float64)
+    want = (raw - raw[train].mean(0)) / raw[train].std(0)
+    np.testing.assert_allclose(x, want, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(data.arrays["y"], arrays["y"])
+
+
+def test_the_two_admissions_share_their_rows_and_not_their_model() -> None:
+    line, network = (problem(f"admissions_{m}") for m in ("regression", "network"))
+    for split in SETS:
+        np.testing.assert_array_equal(
+            rows_of(getattr(line, split)), rows_of(getattr(network, split))
+        )
+
+    def size(of: Problem) -> int:
+        params, _ = jax.eval_shape(of.model.init, jax.random.key(0))
+        return sum(a.size for a in jax.tree.leaves(params))
+
+    assert size(line) == 5 + 1
+    assert size(network) == (5 + 1) * 64 + (64 + 1) * 128 + 128 + 1
+
+
+def test_the_digits_to_test_on_are_those_of_other_hands() -> None:
+    digits = problem("digits")
+    np.testing.assert_array_equal(rows_of(digits.test), np.arange(898, 1797))
+    for name, array in read_digits().items():
+        np.testing.assert_array_equal(digits.test.arrays[name], array)
+
+
+# Surfaces
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", SURFACES)
+def test_a_surface_is_least_at_its_minimum(name: str) -> None:
+    surface = SURFACES[name]
+    at = jnp.asarray(surface.minimum)
+    assert surface.value(at) == pytest.approx(0, abs=1e-30)
+    np.testing.assert_allclose(jax.grad(surface.value)(at), 0, atol=1e-14)
+    assert np.linalg.eigvalsh(jax.hessian(surface.value)(at)).min() > 0.1
+    left, right, bottom, top = surface.box
+    x, y = np.meshgrid(np.linspace(left, right, 97), np.linspace(bottom, top, 97))
+    plane = jnp.asarray(np.stack([x, y], -1).reshape(-1, 2))
+    values = np.asarray(jax.vmap(surface.value)(plane))
+    away = np.hypot(x - surface.minimum[0], y - surface.minimum[1]).ravel() > 1e-9
+    assert values[away].min() > 0
+
+
+@pytest.mark.parametrize("name", SURFACES)
+def test_start_and_minimum_are_drawn(name: str) -> None:
+    left, right, bottom, top = SURFACES[name].box
+    for x, y in (SURFACES[name].start, SURFACES[name].minimum):
+        assert left < x < right
+        assert bottom < y < top
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    # Beale: 1.5^2 + 2.25^2 + 2.625^2; ravine: 4.4^2 / 2 along it, 25 0.8^2 across
+    [("Rosenbrock", 24.2), ("Beale", 14.203125), ("ravine", 25.68)],
+)
+def test_a_surface_has_its_known_value_at_the_start(name: str, value: float) -> None:
+    surface = SURFACES[name]
+    got = surface.value(jnp.asarray(surface.start))
+    assert float(got) == pytest.approx(value, rel=1e-6)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_ravine_is_50_times_as_steep_across_as_along() -> None:
+    value = SURFACES["ravine"].value
+    for at in ((0.0, 0.0), (-3.0, 1.5)):  # a quadratic: the same everywhere
+        eigenvalues, directions = np.linalg.eigh(jax.hessian(value)(jnp.asarray(at)))
+        np.testing.assert_allclose(eigenvalues, [1, 50], rtol=1e-13)
+        assert np.abs(directions).min() > 0.5  # turned

@@ -1,0 +1,523 @@
+"""Studies: what is chosen by what, lanes and their runs alone, kills, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxstudy import study
+from jaxstudy.comparison import compare
+from jaxstudy.data.dataset import Order, dataset, epoch_batches, subset
+from jaxstudy.models.mlp import mlp
+from jaxstudy.objectives import cross_entropy
+from jaxstudy.optimizers import OPTIMIZERS, Log
+from jaxstudy.problems import Problem
+from jaxstudy.run import open_run
+from jaxstudy.study import (
+    Entrant,
+    Protocol,
+    as_lanes,
+    at_edge,
+    choose,
+    look_up,
+    make_block,
+    make_common,
+    points,
+    run_study,
+    seed_keys,
+    start_lanes,
+    tile,
+)
+from jaxstudy.training import fit, init_state, make_eval_step, make_train_step
+from jaxstudy.types import Array, Key, UserError
+from tests.conftest import ROOT
+
+PROTOCOL = Protocol(trials=3, seeds=5, budgets=(1,), epochs=2)
+
+
+def three_blobs(rows: int, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, rows)
+    centres = np.array([[2, 0], [-1, 2], [-1, -2]])
+    x = (centres[y] + rng.normal(size=(rows, 2))).astype(np.float32)
+    return {"x": x, "y": y.astype(np.int32)}
+
+
+def tiny_problem(**changes: Any) -> Problem:
+    """A network 2-4-3 on 40 points, 5 steps an epoch."""
+    data = dataset(three_blobs(80, 0))
+    model = mlp(2, (4,), 3)
+    problem = Problem(
+        title="three blobs",
+        model=model,
+        objective=cross_entropy(model),
+        train=subset(data, range(40)),
+        validation=subset(data, range(40, 60)),
+        test=subset(data, range(60, 80)),
+        batch_size=8,
+        epochs=2,
+        target=0.5,
+    )
+    return replace(problem, **changes)
+
+
+def entrants(*names: str) -> dict[str, Entrant]:
+    return {n: Entrant(OPTIMIZERS[n], OPTIMIZERS[n].space) for n in names}
+
+
+@dataclass(frozen=True)
+class Config:
+    seed: int = 0
+
+
+def run_tiny(
+    folder: Path,
+    problem: Problem | None = None,
+    names: tuple[str, ...] = ("sgd", "adam"),
+    protocol: Protocol = PROTOCOL,
+    resume: bool = False,
+) -> dict[str, Any]:
+    with open_run(folder, "tiny", "", Config(), resume=resume) as run:
+        return run_study(
+            {"blobs": problem or tiny_problem()}, entrants(*names), protocol, run
+        )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("study") / "run"
+    return folder, run_tiny(folder, names=("sgd", "adam", "schedule_free"))
+
+
+# What is chosen, and by what.
+
+
+def test_choice_is_the_lowest_median_of_the_first_k() -> None:
+    losses = np.array([[3, 3, 3], [1, 9, 1], [2, 2, 2], [0, 0, np.nan]])
+    assert choose(losses, [1, 2, 3, 4]) == [0, 1, 1, 3]
+    # two of three seeds diverged: the median is infinite, though the mean of the
+    # others would be the lowest
+    assert choose(np.array([[5, 5, 5], [0, np.nan, np.inf]]), [2]) == [0]
+    assert choose(np.full((2, 3), np.nan), [2]) == [0]
+
+
+def test_choice_of_a_study_is_by_the_tuning_seeds_on_validation(finished: Any) -> None:
+    for cell in finished[1]["cells"]:
+        medians = np.median(np.array(cell["tuning"]["validation"], float), axis=1)
+        for k, reported in cell["reported"].items():
+            assert reported["point"] == np.argmin(medians[: int(k)])
+            assert not set(reported["seeds"]) & set(cell["tuning"]["seeds"])
+            assert len(set(reported["seeds"])) == PROTOCOL.seeds
+
+
+def test_choice_sees_neither_the_test_set_nor_the_reported_seeds(
+    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other test labels, and reported seeds that only ever diverge, choose the same."""
+    problem = tiny_problem()
+    arrays = {k: np.array(v) for k, v in problem.test.arrays.items()}
+    arrays["y"][60:] = (arrays["y"][60:] + 1) % 3
+    test = problem.test._replace(arrays=dataset(arrays).arrays)
+    real = study.seed_keys
+
+    def seed_keys(protocol: Protocol, numbers: Any) -> tuple[Key, Key]:
+        start, order = real(protocol, numbers)
+        if min(numbers) >= protocol.tuning_seeds:  # others than the usual ones
+            start = jax.vmap(lambda key: jax.random.fold_in(key, 99))(start)
+        return start, order
+
+    monkeypatch.setattr(study, "seed_keys", seed_keys)
+    spoiled = run_tiny(tmp_path / "run", replace(problem, test=test))
+    for cell, usual in zip(spoiled["cells"], finished[1]["cells"], strict=False):
+        assert cell["tuning"] == usual["tuning"]
+        assert cell["points"] == usual["points"]
+        for mine, want in zip(
+            cell["reported"].values(), usual["reported"].values(), strict=True
+        ):
+            assert mine["point"] == want["point"]
+            assert mine["test"] != want["test"]
+
+
+def test_tuning_never_evaluates_the_test_set(finished: Any) -> None:
+    lines = (finished[0] / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    tested = [row["part"] for row in rows if row["split"] == "test"]
+    assert sorted(tested) == [
+        f"report blobs {name}" for name in ("adam", "schedule_free", "sgd")
+    ]
+
+
+def test_budgets_are_equal_and_points_come_from_one_sequence() -> None:
+    protocol = Protocol(trials=16)
+    unit = {}
+    for entrant in entrants(*OPTIMIZERS).values():
+        at = points(entrant, protocol, "digits")
+        assert {len(v) for v in at.values()} == {16}
+        assert set(at) == set(entrant.space)
+        for i, (parameter, log) in enumerate(entrant.space.items()):
+            inside = np.array(at[parameter], np.float64)
+            inside = 1 - inside if log.one_minus else inside
+            place = np.log(inside / log.low) / np.log(log.high / log.low)
+            assert np.all((place > -1e-3) & (place < 1 + 1e-3))
+            # float32 leaves 1 - 0.9999 two or three digits
+            unit.setdefault(i, place)
+            np.testing.assert_allclose(place, unit[i], atol=2e-3)
+    other = points(entrants("sgd")["sgd"], protocol, "quadratic")["rate"]
+    assert not np.allclose(
+        other, points(entrants("sgd")["sgd"], protocol, "digits")["rate"]
+    )
+
+
+def test_fewer_trials_are_the_beginning_of_more() -> None:
+    adam = entrants("adam")["adam"]
+    few, many = (points(adam, Protocol(trials=n), "digits") for n in (5, 40))
+    for name in few:
+        np.testing.assert_array_equal(few[name], many[name][:5])
+
+
+def test_a_grid_is_even_in_the_logarithm() -> None:
+    entrant = Entrant(OPTIMIZERS["adam"], {"rate": Log(1e-4, 1e-1)})
+    at = points(entrant, Protocol(trials=4, search="grid"), "digits")
+    np.testing.assert_allclose(at["rate"], [1e-4, 1e-3, 1e-2, 1e-1], rtol=1e-6)
+    with pytest.raises(UserError, match="a grid has one axis, not 3"):
+        points(entrants("adam")["adam"], Protocol(search="grid"), "digits")
+
+
+def test_edges() -> None:
+    tried = np.array([3.0, 1.0, 2.0])
+    assert [at_edge(tried, i) for i in range(3)] == [True, True, False]
+    assert not at_edge(np.array([1.0]), 0)  # one value has no edges
+
+
+# Lanes.
+
+
+def test_a_lane_of_a_study_has_the_bits_of_its_run_alone(finished: Any) -> None:
+    """The chosen trial of adam, reported seed number 4, as anybody would train it."""
+    cell = finished[1]["cells"][1]
+    assert cell["optimizer"] == "adam"
+    reported = cell["reported"]["3"]
+    problem, number = tiny_problem(), reported["seeds"][1]
+    values = {k: np.float32(v[reported["point"]]) for k, v in cell["points"].items()}
+    tx = OPTIMIZERS["adam"].make(**values)
+    start, order = (keys[0] for keys in seed_keys(PROTOCOL, [number]))
+    alone = fit(
+        init_state(problem.model, tx, start),
+        make_train_step(problem.objective, tx),
+        problem.train,
+        batch_size=problem.batch_size,
+        epochs=2,
+        key=order,
+        eval_step=make_eval_step(problem.objective),
+        evaluate_on={"validation": problem.validation, "test": problem.test},
+    ).rows
+    for split in ("train", "validation", "test"):
+        want = [r["loss"] for r in alone if r["split"] == split and r["epoch"] > 0]
+        got = reported[split][1]
+        if split != "test":
+            got = [epoch[1] for epoch in reported[split]]
+            assert got == want
+        else:
+            assert got == want[-1]
+
+
+def test_optimizers_are_paired_by_start_and_batches() -> None:
+    problem, common = tiny_problem(), make_common(tiny_problem())
+    states = []
+    for entrant in entrants("sgd", "adam").values():
+        at = points(entrant, PROTOCOL, "blobs")
+        keys, orders = seed_keys(PROTOCOL, range(3))
+        lanes = as_lanes(at, 3, PROTOCOL)
+        states.append(start_lanes(common, make_block(problem, entrant), keys, lanes))
+        # point-major: lane i has seed i modulo 3
+        np.testing.assert_array_equal(lanes.args[0]["rate"], np.repeat(at["rate"], 3))
+    chex.assert_trees_all_equal(states[0].params, states[1].params)
+    first = jax.tree.map(lambda a: a[:3], states[0].params)
+    again = jax.tree.map(lambda a: a[3:6], states[0].params)
+    chex.assert_trees_all_equal(first, again)
+    kernel = np.asarray(first["hidden_1"]["kernel"])
+    assert not np.array_equal(kernel[0], kernel[1])
+    assert tile(orders, 9).shape == (9,)
+
+
+def test_fast_lanes_agree_with_exact_ones(finished: Any, tmp_path: Path) -> None:
+    fast = run_tiny(tmp_path / "run", protocol=replace(PROTOCOL, mode="fast"))
+    for cell, want in zip(fast["cells"], finished[1]["cells"], strict=False):
+        np.testing.assert_allclose(
+            np.array(cell["tuning"]["validation"], float),
+            np.array(want["tuning"]["validation"], float),
+            rtol=1e-4,
+        )
+
+
+def test_one_trace_for_each_block(tmp_path: Path) -> None:
+    """Tuning and reporting have as many lanes here, so they share one program."""
+    chex.clear_trace_counter()
+    problem = tiny_problem()
+    objective = chex.assert_max_traces(n=4)(problem.objective)
+    # of each optimizer: the training step and the evaluation in it; of the problem:
+    # the test set and the loss before training
+    protocol = Protocol(trials=5, tuning_seeds=3, seeds=5, budgets=(1, 2), epochs=2)
+    assert len(protocol.all_budgets()) * protocol.seeds == 5 * 3
+    run_tiny(
+        tmp_path / "run", replace(problem, objective=objective), ("adam",), protocol
+    )
+
+
+FOUR_DEVICES = """
+import sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+import jax
+from tests import test_study
+assert jax.local_device_count() == {devices}
+protocol = test_study.replace(test_study.PROTOCOL, trials=4, mode={mode!r})
+test_study.run_tiny(Path({folder!r}), protocol=protocol)
+"""
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_lanes_split_over_devices_have_the_same_numbers(
+    mode: str, tmp_path: Path
+) -> None:
+    records = []
+    for devices in (1, 4):
+        folder = tmp_path / str(devices)
+        code = FOUR_DEVICES.format(
+            root=str(ROOT), folder=str(folder), devices=devices, mode=mode
+        )
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"XLA_FLAGS": flags},
+            check=True,
+            timeout=240,
+        )
+        records.append(json.loads((folder / "study.json").read_text()))
+    if mode == "exact":
+        assert records[0] == records[1]
+        return
+    for a, b in zip(records[0]["cells"], records[1]["cells"], strict=True):
+        np.testing.assert_allclose(
+            np.array(a["tuning"]["validation"], float),
+            np.array(b["tuning"]["validation"], float),
+            rtol=1e-4,
+        )
+
+
+# Divergence.
+
+
+def test_a_run_that_diverges_is_the_worst_and_stays_in(tmp_path: Path) -> None:
+    """Rates of 1e30 overflow: of the two trials the other one is chosen."""
+    wild = Entrant(OPTIMIZERS["sgd"], {"rate": Log(1e-2, 1e38)})
+    protocol = replace(PROTOCOL, trials=2, search="grid")
+    with open_run(tmp_path / "run", "tiny", "", Config()) as run:
+        record = run_study({"blobs": tiny_problem()}, {"sgd": wild}, protocol, run)
+    cell = record["cells"][0]
+    assert cell["tuning"]["validation"][1] == [None, None, None]
+    assert cell["reported"]["2"]["point"] == 0
+
+    hopeless = Entrant(OPTIMIZERS["sgd"], {"rate": Log(1e37, 1e38)})
+    with open_run(tmp_path / "worse", "tiny", "", Config()) as run:
+        record = run_study(
+            {"blobs": tiny_problem()},
+            {"good": entrants("adam")["adam"], "bad": hopeless},
+            replace(PROTOCOL, budgets=()),
+            run,
+        )
+    row = record["comparison"]["problems"]["blobs"]["optimizers"]["bad"]
+    assert row["diverged"] == 5
+    assert row["test"] is None
+    assert row["probability_better"]["mean"] == 0
+    assert row["p"] == pytest.approx(2 / 2**5)
+    assert any(
+        "5 of 5 runs of bad diverged" in s for s in record["comparison"]["sentences"]
+    )
+
+
+# The order of the batches.
+
+
+def test_orders_are_asserted() -> None:
+    key = jax.random.key(0)
+    study.check_order(tiny_problem(), key)
+    study.check_order(tiny_problem(order=Order(reshuffle=False)), key)
+
+
+def test_an_order_that_repeats_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    real: Callable = epoch_batches
+
+    def frozen(data: Any, size: int, key: Key, epoch: Array, order: Order) -> Any:
+        return real(data, size, key, jnp.int32(0), order)
+
+    monkeypatch.setattr(study, "epoch_batches", frozen)
+    with pytest.raises(AssertionError, match="epochs must differ"):
+        study.check_order(tiny_problem(), jax.random.key(0))
+
+
+# study.json: complete, and the same after a kill.
+
+
+def test_every_number_can_be_computed_again_from_the_file(finished: Any) -> None:
+    folder, record = finished
+    stored = json.loads((folder / "study.json").read_text())
+    assert stored == json.loads(json.dumps(record))
+    again = {k: v for k, v in stored.items() if k != "comparison"}
+    assert json.loads(json.dumps(compare(again))) == stored["comparison"]
+
+
+def test_a_finished_study_resumes_without_training(
+    finished: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, record = finished
+    monkeypatch.setattr(study, "fit", None)
+    names = ("sgd", "adam", "schedule_free")
+    assert run_tiny(folder, names=names, resume=True) == record
+    assert not (folder / "checkpoints").exists() or not list(
+        (folder / "checkpoints").iterdir()
+    )
+
+
+SCRIPT = ROOT / "benchmarks" / "optimizers.py"
+SLOW = [
+    "--preset", "smoke", "--problems", "digits", "--epochs", "40", "--trials", "6",
+    "--save-every", "0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_study_ends_as_one_never_killed(
+    signum: signal.Signals, tmp_path: Path, start: Any
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    reference = start(SCRIPT, [*SLOW, "--run-dir", whole])
+    assert reference.wait(timeout=200) == 0
+    process = start(SCRIPT, [*SLOW, "--run-dir", killed])
+    log = killed / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and b"report digits adam" in log.read_bytes():
+            process.send_signal(signum)
+            break
+        time.sleep(0.01)
+    assert process.wait(timeout=60) in (143, -signal.SIGKILL)
+    assert not (killed / "study.json").exists()
+    before = log.read_bytes().splitlines()
+    resumed = start(SCRIPT, ["--resume", "--run-dir", killed])
+    assert resumed.wait(timeout=200) == 0
+    assert (killed / "study.json").read_bytes() == (whole / "study.json").read_bytes()
+    done = [line for line in before if b'"tune digits' in line]
+    after = [line for line in log.read_bytes().splitlines() if b'"tune ' in line]
+    assert after[: len(done)] == done  # in place, so nothing was repeated
+    assert len(after) > len(done) > 0
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"trials": 0}, "the grid is empty"),
+        ({"tuning_seeds": 2}, "a median to choose by needs 3 tuning seeds or more"),
+        ({"seeds": 4}, "the smallest p that 4 pairs can give is 0.125"),
+    ],
+)
+def test_a_protocol_that_cannot_tell_is_refused(changes: dict, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        Protocol(**changes)
+
+
+def test_unknown_names_get_a_suggestion() -> None:
+    with pytest.raises(
+        UserError, match="no optimizer 'rmsprp'; did you mean 'rmsprop'"
+    ):
+        look_up("optimizer", "rmsprp", OPTIMIZERS)
+    with pytest.raises(UserError, match="no problem 'zzz'; There are a"):
+        look_up("problem", "zzz", {"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--optimizers", "adm"], "did you mean 'adam'?"),
+        (["--problems", "digit"], "did you mean 'digits'?"),
+        (["--optimizers"], "a study needs a problem and an optimizer"),
+        (["--spaces", "adam.momentun=0.1:1"], "no tuned hyperparameter of adam"),
+        (["--spaces", "adm.rate=0.1:1"], "did you mean 'adam'?"),
+        (["--spaces", "adam.rate=0:1"], "a log scale needs positive, finite bounds"),
+        (["--spaces", "adam.rate=1:0.1"], "the range 1 to 0.1 is empty"),
+        (["--spaces", "adam.b1=0.1:2"], "1 - value must not exceed 1"),
+        (["--spaces", "adam.rate=a:b"], "neither LOW:HIGH nor a number"),
+        (["--spaces", "adam.rate=1:2:3"], "neither LOW:HIGH nor a number"),
+        (["--trials", "0"], "the grid is empty"),
+        (["--seeds", "1"], "1 seeds are too few to compare by"),
+        (["--tuning-seeds", "1"], "a median to choose by"),
+    ],
+)
+def test_bad_input_is_refused_and_leaves_nothing(
+    arguments: list[str],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, error = ask(
+        [*arguments, "--run-dir", str(tmp_path / "run")], monkeypatch, capsys
+    )
+    assert code == 2
+    assert reason in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def ask(
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> tuple[Any, str]:
+    from tests.test_experiments import load
+
+    module = load("benchmarks", "optimizers")
+    monkeypatch.setattr(sys, "argv", ["optimizers.py", "--preset", "smoke", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        module.experiment(module.main, module.PRESETS)
+    return ended.value.code, capsys.readouterr().err
+
+
+def test_another_configs_folder_is_refused_with_the_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ["--problems", "digits", "--optimizers", "sgd", "--run-dir", str(tmp_path)]
+    assert ask(quick, monkeypatch, capsys)[0] == 0
+    code, error = ask([*quick, "--trials", "4"], monkeypatch, capsys)
+    assert code == 2
+    assert "trials: 3 there, 4 here" in error
+
+
+def test_a_value_that_is_set_is_not_tuned() -> None:
+    from tests.test_experiments import load
+
+    module = load("benchmarks", "optimizers")
+    config = module.Config(
+        optimizers=("adam",), spaces=("adam.b1=0.5", "adam.rate=1e-3:1e-2")
+    )
+    entrant = module.entrants(config)["adam"]
+    at = points(entrant, Protocol(trials=4), "digits")
+    assert set(at) == {"rate", "b1", "b2"}
+    np.testing.assert_array_equal(at["b1"], np.full(4, 0.5, np.float32))
+    assert at["rate"].min() >= 1e-3
+    assert at["rate"].max() <= 1e-2
