@@ -177,7 +177,8 @@ OPTIMIZERS: dict[str, Optimizer] = {
         ),
         rate=0.001,
         rule=(
-            "d = g - (g before); m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) d; "
+            "d = g - (g before), at first 0; m = b1 m + (1 - b1) g; "
+            "v = b2 v + (1 - b2) d; "
             "s = b3 s + (1 - b3) (g + (1 - b2) d)^2; all three bias-corrected; "
             "p -= a (m + (1 - b2) v) / (sqrt(s) + eps)"
         ),
@@ -191,8 +192,8 @@ OPTIMIZERS: dict[str, Optimizer] = {
         ),
         rate=0.001,
         rule=(
-            "z -= a (adam without b1 of the gradient at p); x = mean of all z; "
-            "p = b1 x + (1 - b1) z; x is evaluated"
+            "z -= a (adam without b1 of the gradient at p); x = mean of the z so far, "
+            "the first one not counted; p = b1 x + (1 - b1) z; x is evaluated"
         ),
         source="Defazio et al. 2024, with Adam and no warm-up",
         # b1 = 0, which no range to 1 may reach, would divide by zero

@@ -64,9 +64,10 @@ def _above_floor(record: Record, problem: str, split: str) -> Callable:
     return lambda values: np.asarray(values) - floor
 
 
-def _axis_label(record: Record, problem: str) -> str:
+def _title(record: Record, problem: str, split: str) -> str:
     name = problem.replace("_", " ")
-    return f"{name}, above the floor" if record["problems"][problem]["floors"] else name
+    known = split in record["problems"][problem]["floors"]
+    return f"{name}, above the floor" if known else name
 
 
 def _limits(axis: Axes, best: float, start: float) -> float:
@@ -121,7 +122,7 @@ def save_sensitivity(record: Record, run: Run) -> None:
             axis.plot(
                 x[bad], np.full(bad.sum(), top), "x", markersize=4, color=style["color"]
             )
-        title = _axis_label(record, problem)
+        title = _title(record, problem, "validation")
         axis.set(title=title, xlabel="learning rate", xscale="log")
     axes[0][0].set_ylabel("validation loss (median)")
     finish(figure, axes, run, "sensitivity")
@@ -152,7 +153,7 @@ def save_bands(record: Record, run: Run) -> None:
                 )
                 lowest = min(lowest, float(np.min(low, where=low > 0, initial=lowest)))
             _limits(axis, lowest, start)
-            axis.set(title=_axis_label(record, problem), xlabel="epoch")
+            axis.set(title=_title(record, problem, split), xlabel="epoch")
         row[0].set_ylabel(f"{split} loss")
     finish(figure, axes, run, "bands")
 
@@ -207,7 +208,8 @@ def save_budgets(record: Record, run: Run) -> None:
                       **look(names, name))  # fmt: skip
             lowest = min(lowest, *middle)
         _limits(axis, lowest, start)
-        axis.set(title=_axis_label(record, problem), xlabel="trials", xscale="log")
+        title = _title(record, problem, "test")
+        axis.set(title=title, xlabel="trials", xscale="log")
         axis.set_xticks(budgets(record), [str(k) for k in budgets(record)])
         axis.minorticks_off()
     axes[0][0].set_ylabel("test loss (median)")

@@ -172,7 +172,7 @@ def test_the_published_runs_visit_the_same_batches_every_epoch() -> None:
         np.testing.assert_array_equal(rows, np.arange(7 * 128).reshape(7, 128))
 
 
-@pytest.mark.parametrize("split", SETS)
+@pytest.mark.parametrize("split", ["validation", "test"])
 @pytest.mark.parametrize("name", QUADRATICS)
 def test_a_floor_is_the_least_loss_of_its_set(name: str, split: str) -> None:
     """Of all its rows, at their mean: there the gradient is 0, and H is positive."""

@@ -116,9 +116,25 @@ def epoch_batches(
     if not order.reshuffle:
         return _batches(data.rows, data.valid, batch_size, order)
     bits = jax.random.bits(jax.random.fold_in(key, epoch), data.rows.shape)
-    # one sort: by 31 random bits, and padding, which has the 32nd, goes last
-    ranks = jnp.argsort(jnp.where(data.valid, bits >> 1, jnp.uint32(1 << 31)))
+    ranks = _shuffled(bits, data.valid)
     return _batches(data.rows[ranks], data.valid[ranks], batch_size, order)
+
+
+SMALL = 2048  # rows that leave 20 of 31 bits to chance: ties in one epoch of ten
+
+
+def _shuffled(bits: Array, valid: Array) -> Array:
+    """Positions [n] by 31 random bits each, those of padding last; ties by position.
+
+    Few positions are sorted in the same word as their bits: on a CPU one operand takes
+    XLA a seventh of the time of two, and shuffling is a third of a small epoch.
+    """
+    first = jnp.where(valid, bits >> 1, jnp.uint32(1 << 31))
+    if len(bits) > SMALL:
+        return jnp.argsort(first)
+    low = jnp.uint32(SMALL - 1)
+    packed = (first & ~low) | jnp.arange(len(bits), dtype=jnp.uint32)
+    return (jnp.sort(packed) & low).astype(jnp.int32)
 
 
 def ordered_batches(data: Dataset, batch_size: int) -> BatchRows:
