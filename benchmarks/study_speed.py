@@ -112,9 +112,11 @@ def sampled(sample: int, round_seed: int) -> list[Lane]:
 
 def study_jaxstudy(command: Command, data: Arrays) -> Figures:
     """All lanes, with the study's functions: one `fit`, one program per optimizer."""
+    import optax
+
     from jaxstudy.data.dataset import dataset
     from jaxstudy.models.mlp import mlp
-    from jaxstudy.objectives import binary_cross_entropy
+    from jaxstudy.objectives import supervised
     from jaxstudy.optimizers import OPTIMIZERS
     from jaxstudy.problems import Problem
     from jaxstudy.study import (
@@ -133,8 +135,10 @@ def study_jaxstudy(command: Command, data: Arrays) -> Figures:
     epochs = command.epochs or PARTS["study"].epochs
     model = mlp(data["x"].shape[1], speed.HIDDEN, 1)
     rows = dataset(data)
+    entropy = optax.sigmoid_binary_cross_entropy  # and no accuracy: the peers have none
+    objective = supervised(model, lambda logits, y: {"loss": entropy(logits, y)})
     problem = Problem(
-        title="", model=model, objective=binary_cross_entropy(model), train=rows,
+        title="", model=model, objective=objective, train=rows,
         validation=rows, test=rows, batch_size=BATCH, epochs=epochs, target=0.0,
     )  # fmt: skip
     protocol = Protocol(seeds=SEEDS, seed=command.seed)
