@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: study full test lint torture bench readme clean
+.PHONY: study full test lint torture bench readme data clean
 .DEFAULT_GOAL := study
 
 .venv/installed: pyproject.toml constraints.txt
@@ -32,6 +32,11 @@ readme: .venv/installed  ## put the measured figures of runs/ and benchmarks/ in
 
 test: .venv/installed-test  ## the tests
 	$(BIN)/python -m pytest
+
+data:  ## Fashion-MNIST from its Debian package, into .data; needs no root
+	mkdir -p .data
+	cd .data && apt-get download dataset-fashion-mnist
+	cd .data && dpkg-deb -x dataset-fashion-mnist_*.deb . && rm dataset-fashion-mnist_*.deb
 
 lint: .venv/installed-test  ## ruff and pyright
 	$(BIN)/ruff check

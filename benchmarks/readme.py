@@ -154,10 +154,11 @@ def optimizers_table() -> str:
         f"{protocol['tuning_seeds']} seeds to choose by, test loss of "
         f"{protocol['seeds']} others with 95 % intervals; {result['steps']:,} steps in "
         f"{result['wall_s']:.0f} s, {environment['cores']} cores, "
-        f"{environment['processor']}. The study says of it:"
+        f"{environment['processor']}."
     )
     sentences = [f"- {sentence}" for sentence in study["comparison"]["sentences"]]
-    return "\n".join([*table, "", about, "", *sentences])
+    folded = ["<details><summary>What the study says of it</summary>", "", *sentences]
+    return "\n".join([*table, "", about, "", *folded, "", "</details>"])
 
 
 def lessons_table() -> str:

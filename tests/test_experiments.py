@@ -17,6 +17,8 @@ import pytest
 
 from jaxstudy import cli
 from jaxstudy.data.dataset import kfold
+from jaxstudy.optimizers import OPTIMIZERS
+from jaxstudy.problems import SURFACES
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("ch*.py"))
@@ -138,6 +140,38 @@ def test_activations_sets_are_disjoint_and_exhaustive() -> None:
     assert not train & validation
     assert not (train | validation) & test
     assert len(train | validation | test) == 1797
+
+
+def test_a_path_is_that_of_the_rate_with_the_lowest_mean() -> None:
+    """Gradient descent in a quadratic: p - m is multiplied by 1 - rate H each step."""
+    module = load("experiments", "ch1_optimizers")
+    surface = SURFACES["ravine"]
+    rates = np.array([1e-3, 0.02, 10.0])
+    got = module.path(surface, OPTIMIZERS["sgd"], rates, 30)
+    across, along = np.array([-0.6, 0.8]), np.array([0.8, 0.6])
+    hessian = 50 * np.outer(across, across) + np.outer(along, along)
+    step = np.eye(2) - 0.02 * hessian
+    apart = np.array(surface.start) - surface.minimum
+    want = [np.linalg.matrix_power(step, k) @ apart for k in range(31)]
+    np.testing.assert_allclose(got - surface.minimum, want, atol=1e-4)
+
+
+def test_step_lengths_of_sgd_stay_and_adagrads_shrink(smoke: Any) -> None:
+    folder = smoke("ch1_optimizers")
+    metrics = json.loads((folder / "result.json").read_text())["metrics"]
+    for pixels in ("rare", "frequent"):
+        end = f"step at the end / at the start, {pixels} pixels"
+        # float32 weights near 1 that change by 1e-3: a relative error of some 1e-4
+        assert metrics[f"sgd: {end}"] == pytest.approx(1, rel=0.01)
+        assert metrics[f"adagrad: {end}"] < 0.8
+    rows = [json.loads(t) for t in (folder / "metrics.jsonl").read_text().splitlines()]
+    logs = [r for r in rows if r.get("part") == "steps adagrad"]
+    # weights of pixels that are seldom inked change in the longest steps
+    assert all(r["log step, rare"] > r["log step, frequent"] for r in logs)
+    assert (folder / "study.json").exists()
+    assert {p.stem for p in (folder / "figures").iterdir()} == {
+        "bands", "paths", "reached", "sensitivity", "steps",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("seconds", [2.5, 5.0])

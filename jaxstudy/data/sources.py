@@ -31,6 +31,41 @@ ADMISSIONS = Source(
 )
 
 
+# Where the Debian package puts it, in the checkout (`make data`) or in the system.
+_PLACE = Path("usr/share/datasets/fashion-mnist")
+_FASHION = next(
+    (
+        root / _PLACE
+        for root in (Path(__file__).resolve().parents[2] / ".data", Path("/"))
+        if (root / _PLACE).is_dir()
+    ),
+    Path(".data") / _PLACE,
+)
+_FASHION_SHA256 = {
+    "train-images-idx3-ubyte": (
+        "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7"
+    ),
+    "train-labels-idx1-ubyte": (
+        "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056"
+    ),
+    "t10k-images-idx3-ubyte": (
+        "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa"
+    ),
+    "t10k-labels-idx1-ubyte": (
+        "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05"
+    ),
+}
+FASHION_MNIST = {
+    name: Source(
+        path=_FASHION / f"{name}.gz",
+        sha256=sha256,
+        origin="Debian package dataset-fashion-mnist 0.0~git20200523.55506a9-1, MIT",
+        command="make data",
+    )
+    for name, sha256 in _FASHION_SHA256.items()
+}
+
+
 def read_bytes(source: Source) -> bytes:
     """The content of a source, its SHA-256 checked.
 
