@@ -67,9 +67,6 @@ LESSONS = (
             "adadelta": "adadelta: test loss on digits",
             "adam": "adam: test loss on digits",
             "adamw": "adamw: test loss on digits",
-            "AdaGrad's steps shrink to (share)": (
-                "adagrad: step at the end / at the start, frequent pixels"
-            ),
         },
     ),
     Lesson(
@@ -130,8 +127,9 @@ def store_optimizers(runs: Path) -> None:
         name: comparison.algoperf_target(record, name, problems.REFERENCES)
         for name in record["problems"]
     }
-    kept = ("schema", "protocol", "problems", "optimizers", "comparison")
-    content["study"] = {name: record[name] for name in kept}
+    kept = ("schema", "protocol", "problems", "optimizers")
+    found = {"comparison": comparison.compare(record)}
+    content["study"] = {name: record[name] for name in kept} | found
     content["targets of AlgoPerf"] = targets
     text = json.dumps(content, indent=1) + "\n"
     write_atomically(ROOT / "results" / "optimizers.json", text)

@@ -107,16 +107,42 @@ def times_to_target(record: Record, k: int | None = None) -> np.ndarray:
     """
     return np.array(
         [
-            # the upper one of two middle values: a median with inf has no mean
             [
-                np.quantile(
-                    outcome(record, p, o, k).steps_to_target, 0.5, method="higher"
-                )
+                upper_median(outcome(record, p, o, k).steps_to_target)
                 for p in record["problems"]
             ]
             for o in optimizers(record)
         ]
     )
+
+
+def algoperf_intervals(record: Record, resamples: int = 1000) -> dict[str, Estimate]:
+    """The AlgoPerf score of each optimizer, with its percentile bootstrap interval.
+
+    The seeds of each problem are resampled, jointly for all optimizers: they are
+    paired, and a score depends on who was the first.
+    """
+    names, problems = optimizers(record), list(record["problems"])
+    steps = np.array(
+        [[outcome(record, p, o).steps_to_target for p in problems] for o in names]
+    )  # [optimizers, problems, S]
+    n, rng = steps.shape[-1], np.random.default_rng(0)
+    drawn = []
+    for _ in range(resamples):
+        seeds = rng.integers(0, n, (1, len(problems), n))
+        again = np.take_along_axis(steps, seeds, axis=-1)
+        drawn.append(algoperf_score(upper_median(again), TAU_MAX))
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    score = algoperf_score(upper_median(steps), TAU_MAX)
+    return {
+        name: Estimate(float(score[i]), float(low[i]), float(high[i]), n, "seeds")
+        for i, name in enumerate(names)
+    }
+
+
+def upper_median(values: np.ndarray) -> np.ndarray:
+    """The upper of the two middle values of [..., S]: with inf there is no mean."""
+    return np.quantile(values, 0.5, axis=-1, method="higher")
 
 
 def algoperf_target(record: Record, problem: str, reference: Sequence[str]) -> float:
@@ -137,13 +163,14 @@ def compare(record: Record) -> dict[str, Any]:
     """Everything that is said of a study, as JSON."""
     names = optimizers(record)
     problems = {name: compare_on(record, name) for name in record["problems"]}
-    overall: dict[str, Any] = {}
-    times = times_to_target(record)
-    for i, name in enumerate(names):
-        overall[name] = {
+    algoperf = algoperf_intervals(record)
+    overall = {
+        name: {
             "score": iqm_interval(scores(record, name), "seeds").json(),
-            "algoperf": float(algoperf_score(times, TAU_MAX)[i]),
+            "algoperf": algoperf[name].json(),
         }
+        for name in names
+    }
     comparison = {"problems": problems, "overall": overall}
     return {**comparison, "sentences": sentences(record, comparison)}
 
@@ -201,7 +228,7 @@ def row_of(record: Record, problem: str, name: str) -> dict[str, Any]:
             str(k): finite(np.median(outcome(record, problem, name, k).test))
             for k in budgets(record)
         },
-        "steps_to_target": finite(np.quantile(steps, 0.5, method="higher")),
+        "steps_to_target": finite(float(upper_median(steps))),
         "reached": int(np.isfinite(steps).sum()),
         "runs": len(steps),
     }
@@ -228,8 +255,8 @@ def sentences(record: Record, comparison: Mapping[str, Any]) -> list[str]:
         out += remarks(record, problem, found)
     if len(record["problems"]) > 1:
         overall = comparison["overall"]
-        ranked = sorted(overall, key=lambda n: -overall[n]["algoperf"])
-        listed = ", ".join(f"{n} {overall[n]['algoperf']:.2f}" for n in ranked)
+        ranked = sorted(overall, key=lambda n: -overall[n]["algoperf"]["mean"])
+        listed = ", ".join(f"{n} {overall[n]['algoperf']['mean']:.2f}" for n in ranked)
         out.append(
             f"How soon the targets of the {len(record['problems'])} problems were "
             f"reached, as AlgoPerf scores it (1: always first): {listed}."
@@ -326,8 +353,8 @@ def summary_table(record: Record) -> list[list[str]]:
             test_text(found["optimizers"][name])
             for found in comparison["problems"].values()
         ]
-        score = interval_text(overall["score"])
-        rows.append([name, *cells, f"{overall['algoperf']:.2f}", score])
+        both = (interval_text(overall[key]) for key in ("algoperf", "score"))
+        rows.append([name, *cells, *both])
     return rows
 
 

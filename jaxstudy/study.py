@@ -23,6 +23,7 @@ import rich.console
 import rich.progress as rp
 import scipy.stats
 
+from jaxstudy import comparison
 from jaxstudy.comparison import SCHEMA, compare
 from jaxstudy.data.dataset import epoch_batches, steps_per_epoch
 from jaxstudy.optimizers import Optimizer, Space
@@ -137,7 +138,7 @@ def choose(losses: np.ndarray, budgets: Sequence[int]) -> list[int]:
 
     Validation losses [P, T]; a run that diverged counts as infinitely bad.
     """
-    medians = np.median(np.nan_to_num(losses, nan=np.inf, posinf=np.inf), axis=1)
+    medians = np.median(comparison.losses(losses), axis=1)
     return [int(np.argmin(medians[:k])) for k in budgets]
 
 
@@ -242,7 +243,7 @@ STEP_SECONDS, FLOPS = 2e-5, 1e10  # what a small step takes at least; a core's s
 
 
 def step_seconds(problem: Problem, params: int) -> float:
-    """Roughly what a step of one lane takes: for chunks and for the time left."""
+    """Roughly what a step of one lane takes, to cut chunks by."""
     return STEP_SECONDS + 6 * params * problem.batch_size / FLOPS
 
 
@@ -358,13 +359,10 @@ class Cell:
         self, state: TrainState, lanes: Lanes, last: Mapping[str, Any]
     ) -> dict[str, Any]:
         """The row of the test set, of the parameters one would use."""
-        weights = jax.vmap(self.entrant.optimizer.weights)
-        state = state._replace(
-            params=weights(state.opt_state, state.params), opt_state=()
-        )
+        state = jax.vmap(lambda state: evaluated(state, self.entrant))(state)
         values = measure(
             self.common.evaluate,
-            state,
+            state._replace(opt_state=()),  # so one program serves all optimizers
             self.problem.test,
             lanes=lanes._replace(args=()),
         )
@@ -541,13 +539,13 @@ def look_up(what: str, name: str, known: Mapping[str, T]) -> T:
 def metrics(record: Record) -> dict[str, Any]:
     """What result.json says of a study, "optimizer: measure on problem"."""
     out: dict[str, Any] = {}
-    comparison = record["comparison"]
-    for problem, found in comparison["problems"].items():
+    found_on, overall = (record["comparison"][k] for k in ("problems", "overall"))
+    for problem, found in found_on.items():
         for name, row in found["optimizers"].items():
             diverged = f"diverged in {row['diverged']} of {row['runs']} seeds"
             out[f"{name}: test loss on {problem}"] = row["test"] or diverged
-    for name, row in comparison["overall"].items():
+    for name, row in overall.items():
         out[f"{name}: score on all problems (IQM)"] = row["score"]
-    for name, row in comparison["overall"].items():
+    for name, row in overall.items():
         out[f"{name}: AlgoPerf score, in steps"] = row["algoperf"]
     return out

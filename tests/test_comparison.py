@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxstudy.comparison import (
+    algoperf_intervals,
     algoperf_target,
     compare,
     interval_text,
@@ -175,9 +176,21 @@ def test_algoperf_scores_need_no_more_than_the_times() -> None:
     other = {**FAST, "problem": "valleys"}
     never = {**SLOW, "optimizer": "wild", "problem": "valleys"}
     found = compare(record(FAST, WILD, other, never))
-    assert found["overall"]["fast"]["algoperf"] == 1.0
-    assert found["overall"]["wild"]["algoperf"] == 0.5
+    assert found["overall"]["fast"]["algoperf"]["mean"] == 1.0
+    assert found["overall"]["wild"]["algoperf"]["mean"] == 0.5
     assert any("fast 1.00, wild 0.50" in s for s in found["sentences"])
+
+
+def test_algoperf_intervals_resample_the_seeds_of_all_together() -> None:
+    """Whoever is the first with every seed has no interval; a mixed one has."""
+    cells = [FAST, WILD, {**FAST, "optimizer": "same"}]
+    found = algoperf_intervals(record(*cells))
+    assert found["fast"] == found["same"]
+    # wild is soonest with 3 of 6 seeds, 3 of 3 epochs late with one, lost with two
+    wild = found["wild"]
+    assert (wild.mean, wild.low, wild.high, wild.n) == (1.0, 0.0, 1.0, SEEDS)
+    alone = algoperf_intervals(record(FAST))["fast"]
+    assert (alone.low, alone.mean, alone.high) == (1.0, 1.0, 1.0)
 
 
 def test_a_comparison_is_strict_json() -> None:

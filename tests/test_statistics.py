@@ -197,7 +197,7 @@ def test_stratified_intervals_are_functions_of_their_seed() -> None:
         assert first.low < first.mean < first.high
 
 
-def covered(intervals: list[Estimate], truth: float) -> None:
+def assert_covered(intervals: list[Estimate], truth: float) -> None:
     """Percentile intervals of 12 runs cover less than 0.95, but not by much."""
     n, hits = len(intervals), sum(i.low <= truth <= i.high for i in intervals)
     low, high = scipy.stats.binom.ppf([1e-4, 1 - 1e-4], n, [0.88, 0.96])
@@ -207,7 +207,7 @@ def covered(intervals: list[Estimate], truth: float) -> None:
 def test_iqm_interval_covers() -> None:
     rng = np.random.default_rng(0)
     scores = np.array([[-2], [0], [2]]) + rng.normal(size=(300, 3, 12))
-    covered([iqm_interval(s, "runs", resamples=500) for s in scores], 0)
+    assert_covered([iqm_interval(s, "runs", resamples=500) for s in scores], 0)
 
 
 def test_probability_better_interval_covers() -> None:
@@ -219,7 +219,7 @@ def test_probability_better_interval_covers() -> None:
     intervals = [
         probability_better_interval(a, b, "runs", resamples=500) for a, b in pairs
     ]
-    covered(intervals, truth)
+    assert_covered(intervals, truth)
 
 
 def test_iqm_interval_of_equal_scores_has_no_width() -> None:
