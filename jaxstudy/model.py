@@ -1,5 +1,6 @@
 """A model as two pure functions, and the one seam to Flax."""
 
+import difflib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxstudy.types import Array, Key, PyTree
+from jaxstudy.types import Array, Key, PyTree, UserError
 
 
 class Model(NamedTuple):
@@ -96,5 +97,75 @@ def standardized(model: Model, features: int) -> Model:
             params, extra["model"], (x - mean) / scale, train=train, key=key
         )
         return outputs, {**extra, "model": inner}
+
+    return Model(init, apply)
+
+
+class Stage(NamedTuple):
+    """A named step of a network: `make(name)` is a linen module `(x, train) -> x`."""
+
+    name: str
+    make: Callable[[str], nn.Module]
+
+
+Stages = tuple[Stage, ...]
+
+
+class _Sequence(nn.Module):
+    stages: Stages
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        for name, make in self.stages:
+            x = make(name)(x, train)
+        return x
+
+
+def sequential(stages: Stages, example: Array | jax.ShapeDtypeStruct) -> Model:
+    """The stages one after the other: params and extra hold a dict by stage name.
+
+    A part of a network is the model of a part of its stages, with the same weights.
+    """
+    return from_linen(_Sequence(tuple(stages)), example)
+
+
+def split_stages(stages: Stages, name: str) -> tuple[Stages, Stages]:
+    """The stages before the one of this name, and those from it on.
+
+    Raises UserError, naming the nearest, where there is none of this name.
+    """
+    names = [stage.name for stage in stages]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1, cutoff=0.3)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"no layer {name!r} among {', '.join(names)}{hint}")
+    return stages[: names.index(name)], stages[names.index(name) :]
+
+
+def on_frozen(frozen: Model, trained: Model) -> Model:
+    """Train one model on the outputs of another that stays as it is.
+
+    The parameters are those of `trained` alone, so the frozen weights get neither a
+    gradient nor an optimizer state: they live in `extra["frozen"]`, with params and
+    extra of their own, and its normalisation uses its stored statistics throughout.
+    """
+
+    def init(key: Key) -> tuple[PyTree, PyTree]:
+        frozen_key, trained_key = jax.random.split(key)
+        params, extra = trained.init(trained_key)
+        fixed = dict(zip(("params", "extra"), frozen.init(frozen_key), strict=True))
+        return params, {"frozen": fixed, "trained": extra}
+
+    def apply(
+        params: PyTree, extra: PyTree, *inputs: Array, train: bool, key: Key | None
+    ) -> tuple[Any, PyTree]:
+        fixed = extra["frozen"]
+        features, _ = frozen.apply(
+            fixed["params"], fixed["extra"], *inputs, train=False, key=None
+        )
+        outputs, inner = trained.apply(
+            params, extra["trained"], features, train=train, key=key
+        )
+        return outputs, {**extra, "trained": inner}
 
     return Model(init, apply)

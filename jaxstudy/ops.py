@@ -1,0 +1,309 @@
+"""Convolution and pooling with one meaning everywhere, lowered for the platform.
+
+Library operations on GPU and TPU. On a CPU, XLA's convolution loses its threads inside
+a loop, and its pooling gradients are slow: there, products of patches and a matrix, and
+elementwise operations on strided slices. Layers get the convolution by
+`nn.Conv(conv_general_dilated=ops.conv_general_dilated)`.
+
+Images are [B, H, W, C], kernels [h, w, C, O].
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxstudy.types import Array
+
+Padding = Literal["SAME", "VALID"]
+Pads = Sequence[tuple[int, int]]  # before and after, for H and W
+
+# What the patches of one slice of a batch may take: about what stays in the caches of
+# a core, and so never what fills the memory.
+PATCH_BYTES = 16 * 2**20
+
+_NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+
+
+def conv_general_dilated(
+    lhs: Array,
+    rhs: Array,
+    window_strides: Sequence[int],
+    padding: str | Pads,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> Array:
+    """`jax.lax.conv_general_dilated`, faster on a CPU for images [B, H, W, C].
+
+    There, the convolutions without dilation that have one group, or one for each
+    channel, become matrix products or sums over taps; any other is the library's.
+    """
+
+    def library(lhs: Array, rhs: Array) -> Array:
+        return lax.conv_general_dilated(
+            lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation,
+            dimension_numbers, feature_group_count, batch_group_count, precision,
+            preferred_element_type,
+        )  # fmt: skip
+
+    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    undilated = not any(d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+    grouped = feature_group_count not in (1, lhs.shape[-1])
+    if numbers != _NHWC or not undilated or grouped or batch_group_count != 1:
+        return library(lhs, rhs)
+    strides = tuple(window_strides)
+    pads = _pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
+
+    def on_cpu(lhs: Array, rhs: Array) -> Array:
+        if feature_group_count > 1:
+            return _depthwise(lhs, rhs, strides, pads)
+        return _by_patches(lhs, rhs, strides, pads, precision, preferred_element_type)
+
+    return lax.platform_dependent(lhs, rhs, cpu=on_cpu, default=library)
+
+
+def conv2d(
+    x: Array, kernel: Array, stride: int = 1, padding: Padding | Pads = "SAME"
+) -> Array:
+    """Cross-correlation, y[m, n, o] = sum x[s m + i - p, s n + j - p, c] k[i, j, c, o].
+
+    x [B, H, W, C], kernel [h, w, C, O]; p is the padding before. "SAME" makes
+    ceil(H / s) rows, padded with zeros, the odd one after; "VALID" pads nothing.
+    """
+    return conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _pads(
+    size: Sequence[int],
+    window: Sequence[int],
+    strides: Sequence[int],
+    padding: str | Pads,
+) -> tuple[tuple[int, int], ...]:
+    if isinstance(padding, str):
+        return tuple(lax.padtype_to_pads(size, window, strides, padding))
+    return tuple((int(low), int(high)) for low, high in padding)
+
+
+def _taps(
+    x: Array,
+    window: Sequence[int],
+    strides: Sequence[int],
+    pads: Pads,
+    fill: float = 0.0,
+) -> Iterator[Array]:
+    """For each place (i, j) of the window, what it sees: x[:, s m + i, s n + j]."""
+    widths = [(0, 0), *pads, (0, 0)]
+    if any(low or high for low, high in pads):
+        x = lax.pad(x, jnp.asarray(fill, x.dtype), [(lo, hi, 0) for lo, hi in widths])
+    out = [
+        (n - w) // s + 1 for n, w, s in zip(x.shape[1:3], window, strides, strict=True)
+    ]
+    for i, j in itertools.product(*map(range, window)):
+        ends = [
+            b + s * (n - 1) + 1 for b, s, n in zip((i, j), strides, out, strict=True)
+        ]
+        begin, end = (0, i, j, 0), (x.shape[0], *ends, x.shape[3])
+        yield lax.slice(x, begin, end, (1, *strides, 1))
+
+
+def _by_patches(
+    x: Array,
+    kernel: Array,
+    strides: Sequence[int],
+    pads: Pads,
+    precision: Any,
+    preferred: Any,
+) -> Array:
+    """Convolution as patches [B, H', W', h w C] times the kernel [h w C, O].
+
+    The patches are made anew for the gradient, and of a part of the batch where those
+    of all images would take more than PATCH_BYTES: no more than that of them exist.
+    """
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+
+    def product(x: Array) -> Array:
+        taps = list(_taps(x, kernel.shape[:2], strides, pads))
+        patches = taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=-1)
+        return lax.dot_general(
+            patches, matrix, (((3,), (0,)), ((), ())), precision, preferred
+        )
+
+    if math.prod(kernel.shape[:2]) == 1:
+        return product(x)
+    product = jax.checkpoint(product)
+    shape = jax.eval_shape(product, x).shape
+    image = math.prod(shape[1:3]) * matrix.shape[0] * x.dtype.itemsize
+    together = max(1, PATCH_BYTES // max(1, image))
+    if together >= len(x):
+        return product(x)
+    return lax.map(lambda one: product(one[None])[0], x, batch_size=together)
+
+
+def _depthwise(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> Array:
+    """Each channel with kernels of its own, [h, w, 1, C m]: a sum over the taps."""
+    h, w, _, outputs = kernel.shape
+    channels = x.shape[-1]
+    each = kernel.reshape(h * w, channels, outputs // channels)
+    total = sum(
+        tap[..., None] * k
+        for tap, k in zip(_taps(x, (h, w), strides, pads), each, strict=True)
+    )
+    assert isinstance(total, jax.Array)
+    return total.reshape(*total.shape[:3], outputs)
+
+
+def conv2d_transpose(
+    x: Array, kernel: Array, stride: int = 1, padding: Padding = "SAME"
+) -> Array:
+    """Enlarge: y[s m + i - p, s n + j - p, o] = sum of x[m, n, c] k[i, j, o, c].
+
+    x [B, H, W, C], kernel [h, w, O, C], as Keras's Conv2DTranspose has it: "SAME"
+    makes s H rows, "VALID" s H + max(h - s, 0). In general, with p in all cut off,
+    (H - 1) s + h - p rows.
+    """
+    pads = tuple(_transposed_pads(h, stride, padding) for h in kernel.shape[:2])
+
+    def library(x: Array, kernel: Array) -> Array:
+        return lax.conv_transpose(
+            x, kernel, (stride, stride), padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"), transpose_kernel=True,
+        )  # fmt: skip
+
+    def on_cpu(x: Array, kernel: Array) -> Array:
+        return _by_phases(x, kernel, stride, pads)
+
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=library)
+
+
+def _transposed_pads(window: int, stride: int, padding: Padding) -> tuple[int, int]:
+    """Rows cut off (or, negative, put on) before and after (H - 1) s + h rows."""
+    if padding == "VALID":
+        return 0, min(0, window - stride)
+    both = window - stride
+    low = max(both, 0) // 2
+    return low, both - low
+
+
+def _by_phases(
+    x: Array, kernel: Array, stride: int, pads: Sequence[tuple[int, int]]
+) -> Array:
+    """One product x [B, H, W, C] with [C, h w O], its parts added where they overlap.
+
+    Output rows s m + r come from the taps i with i = r + p modulo s alone: each such
+    phase is a sum of shifted parts, and the phases are interleaved.
+    """
+    h, w, outputs, channels = kernel.shape
+    products = x @ kernel.reshape(-1, channels).T
+    products = products.reshape(*x.shape[:3], h, w, outputs)
+    sizes = [
+        (n - 1) * stride + k - low - high
+        for n, k, (low, high) in zip(x.shape[1:3], (h, w), pads, strict=True)
+    ]
+    per_phase = [-(-size // stride) for size in sizes]
+
+    def sources(tap: int, low: int, phase: int) -> int | None:
+        """Which input row minus m the tap brings to output row s m + phase."""
+        shift, other = divmod(phase + low - tap, stride)
+        return None if other else shift
+
+    def phase(r: int, q: int) -> Array:
+        total = jnp.zeros((len(x), *per_phase, outputs), products.dtype)
+        for i, j in itertools.product(range(h), range(w)):
+            down, right = sources(i, pads[0][0], r), sources(j, pads[1][0], q)
+            if down is None or right is None:
+                continue
+            shifts = (down, right)
+            widths = [
+                (-shift, n + shift - size, 0)
+                for shift, n, size in zip(shifts, per_phase, x.shape[1:3], strict=True)
+            ]
+            part = products[:, :, :, i, j]
+            zero = jnp.zeros((), part.dtype)
+            total += lax.pad(part, zero, [(0, 0, 0), *widths, (0, 0, 0)])
+        return total
+
+    rows = [
+        jnp.stack([phase(r, q) for q in range(stride)], axis=3) for r in range(stride)
+    ]
+    whole = jnp.stack(rows, axis=2)  # [B, M, s, N, s, O]
+    m, n = (stride * size for size in per_phase)
+    return whole.reshape(len(x), m, n, outputs)[:, : sizes[0], : sizes[1]]
+
+
+def max_pool(
+    x: Array,
+    window: tuple[int, int] = (2, 2),
+    strides: tuple[int, int] | None = None,
+    padding: Padding = "VALID",
+) -> Array:
+    """The largest value in each window of x [B, H, W, C]; strides default to it.
+
+    Padding never wins. The gradient goes to the first of equal values, in rows from
+    the top; NaN in a window makes NaN.
+    """
+    strides = strides or window
+    pads = _pads(x.shape[1:3], window, strides, padding)
+
+    def library(x: Array) -> Array:
+        return lax.reduce_window(
+            x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1),
+            ((0, 0), *pads, (0, 0)),
+        )  # fmt: skip
+
+    def on_cpu(x: Array) -> Array:
+        largest, *others = _taps(x, window, strides, pads, -jnp.inf)
+        for other in others:
+            # not jnp.maximum, which shares the gradient among equal values
+            larger = (other > largest) | jnp.isnan(other)
+            largest = jnp.where(larger, other, largest)
+        return largest
+
+    return lax.platform_dependent(x, cpu=on_cpu, default=library)
+
+
+def average_pool(
+    x: Array,
+    window: tuple[int, int] = (2, 2),
+    strides: tuple[int, int] | None = None,
+    padding: Padding = "VALID",
+) -> Array:
+    """The mean of each window of x [B, H, W, C], over what is not padding."""
+    strides = strides or window
+    pads = _pads(x.shape[1:3], window, strides, padding)
+    counts = [
+        _overlaps(n, *rest)
+        for n, *rest in zip(x.shape[1:3], window, strides, pads, strict=True)
+    ]
+    shares = 1 / np.outer(*counts).astype(np.float64)[..., None]
+
+    def library(x: Array) -> Array:
+        return lax.reduce_window(
+            x, 0.0, lax.add, (1, *window, 1), (1, *strides, 1),
+            ((0, 0), *pads, (0, 0)),
+        )  # fmt: skip
+
+    def on_cpu(x: Array) -> Array:
+        first, *others = _taps(x, window, strides, pads)
+        return sum(others, first)
+
+    total = lax.platform_dependent(x, cpu=on_cpu, default=library)
+    return total * jnp.asarray(shares, x.dtype)
+
+
+def _overlaps(size: int, window: int, stride: int, pads: tuple[int, int]) -> np.ndarray:
+    """How many of each window's places along one axis are not padding."""
+    low, high = pads
+    starts = np.arange(0, size + low + high - window + 1, stride) - low
+    return np.minimum(starts + window, size) - np.maximum(starts, 0)
