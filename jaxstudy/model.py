@@ -1,6 +1,7 @@
 """A model as two pure functions, and the one seam to Flax."""
 
 import difflib
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -169,3 +170,9 @@ def on_frozen(frozen: Model, trained: Model) -> Model:
         return outputs, {**extra, "trained": inner}
 
     return Model(init, apply)
+
+
+def parameter_count(model: Model) -> int:
+    """How many numbers a model's gradient has."""
+    params, _ = jax.eval_shape(model.init, jax.random.key(0))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -9,7 +9,7 @@ import functools
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -26,10 +26,17 @@ from jaxstudy.data.dataset import (
     BatchRows,
     Dataset,
     Order,
+    Streamed,
     epoch_batches,
     gather,
     ordered_batches,
     steps_per_epoch,
+)
+from jaxstudy.data.stream import (
+    CHUNK_BYTES,
+    evaluation_chunks,
+    row_bytes,
+    training_chunks,
 )
 from jaxstudy.model import Model
 from jaxstudy.run import Part, Stopped, Timing
@@ -43,6 +50,7 @@ from jaxstudy.types import (
     UserError,
 )
 
+IN_ORDER = Order(reshuffle=False)
 NEVER = jnp.iinfo(jnp.int32).max
 
 
@@ -218,6 +226,20 @@ def plan_chunk(
     return _Chunk(per_epoch, _largest_divisor(left, chunk_steps // per_epoch))
 
 
+def _streamed_chunk(
+    train: Streamed,
+    batch_size: int,
+    per_epoch: int,
+    start: int,
+    chunk_steps: int,
+    key: Key,
+) -> _Chunk:
+    """As `plan_chunk`, within an epoch, and with no more rows than CHUNK_BYTES."""
+    step_bytes = max(1, row_bytes(train) * batch_size * key.size)
+    bound = min(chunk_steps, max(1, CHUNK_BYTES // step_bytes))
+    return _Chunk(_largest_divisor(math.gcd(per_epoch, start), bound), 1)
+
+
 def _chunk_program(
     chunk: _Chunk,
     train_step: TrainStep,
@@ -379,18 +401,32 @@ def _place(
 def measure(
     eval_step: EvalStep,
     state: TrainState,
-    data: Dataset,
+    data: Dataset | Streamed,
     *,
     batch_size: int = 4096,
     lanes: Lanes | None = None,
 ) -> dict[str, Any]:
-    """Every metric of a set, compiled: numbers, or lists [L] where there are lanes."""
-    groups = len(data.rows) if data.rows.ndim == 2 else None
-    key = state.key[:groups] if lanes else state.key
-    inputs = _Inputs(np.int32(0), key, lanes.args if lanes else (), data, {})
+    """Every metric of a set, compiled: numbers, or lists [L] where there are lanes.
+
+    Raises ValueError for a streamed set that differs from lane to lane.
+    """
     shared = lanes._replace(args=()) if lanes else None
+    args = lanes.args if lanes else ()
     measured = _measured(eval_step, batch_size, shared)
-    metrics = measured(*_place(state, inputs, lanes))
+
+    def sums(data: Dataset, key: Key) -> Metrics:
+        inputs = _Inputs(np.int32(0), key, args, data, {})
+        return measured(*_place(state, inputs, lanes))
+
+    if isinstance(data, Streamed):
+        if data.rows.ndim == 2:
+            raise ValueError("lanes with sets of their own need them resident")
+        key = state.key[:1] if lanes else state.key
+        parts = [sums(part, key) for part in evaluation_chunks(data, batch_size)]
+        metrics = jax.tree.map(lambda *a: jnp.sum(jnp.stack(a), 0), *parts)
+    else:
+        groups = len(data.rows) if data.rows.ndim == 2 else None
+        metrics = sums(data, state.key[:groups] if lanes else state.key)
     one = jax.tree.map(lambda a: a[..., None], jax.device_get(metrics))
     return {name: values[0] for name, values in _values(one).items()}
 
@@ -417,13 +453,13 @@ class Fitted(NamedTuple):
 def fit(
     state: TrainState,
     train_step: TrainStep,
-    train: Dataset,
+    train: Dataset | Streamed,
     *,
     batch_size: int,
     epochs: int,
     key: Key,
     eval_step: EvalStep | None = None,
-    evaluate_on: Mapping[str, Dataset] | None = None,
+    evaluate_on: Mapping[str, Dataset | Streamed] | None = None,
     eval_batch_size: int = 4096,
     lanes: Lanes | None = None,
     part: Part | None = None,
@@ -439,7 +475,9 @@ def fit(
     epoch, and before the first step unless `evaluate_first` is false. A chunk of at
     most `chunk_steps` steps (a part of an epoch, or several whole ones with their
     evaluations) is one compiled program that donates the state; the metrics of the
-    chunk come back when it ends, and become one row for each set.
+    chunk come back when it ends, and become one row for each set. Where a set is
+    streamed, the rows of each chunk are read ahead while the one before it trains, and
+    the sets are evaluated by programs of their own: the numbers are the same.
     With a `part`, rows and checkpoints are written there, and a resumed run goes on
     from its newest good checkpoint. `progress` hears of each chunk in the place of the
     progress bar. `state` must not be used afterwards: its memory is
@@ -452,8 +490,7 @@ def fit(
     if batch_size < 1 or epochs < 1:
         raise ValueError(f"need batch_size and epochs >= 1: {batch_size}, {epochs}")
     sets = dict(evaluate_on or {})
-    inputs = _Inputs(np.int32(0), key, lanes.args if lanes else (), train, sets)
-    if inputs.evaluate and eval_step is None:
+    if sets and eval_step is None:
         raise ValueError("evaluate_on needs an eval_step")
     per_epoch = _common_steps(train, batch_size, order)
     total = epochs * per_epoch
@@ -467,28 +504,51 @@ def fit(
         return Fitted(state, rows)
 
     keep = part.checkpoints.keep if part else None
-    every_epoch = keep is not None and keep.which != "last"
-    chunk = plan_chunk(per_epoch, epochs, step, chunk_steps, every_epoch)
+    each_epoch = keep is not None and keep.which != "last"  # a checkpoint
+    feed: Iterator[Dataset] | None = None
+    inside = {n: data for n, data in sets.items() if isinstance(data, Dataset)}
+    if isinstance(train, Streamed):
+        chunk = _streamed_chunk(train, batch_size, per_epoch, step, chunk_steps, key)
+        feed = training_chunks(train, batch_size, key, order, chunk.steps, step)
+        resident, visiting, inside = next(feed), IN_ORDER, {}
+    else:
+        resident, visiting = train, order
+        if len(inside) < len(sets):  # one is streamed: all after the chunk
+            inside = {}
+        single = each_epoch or len(inside) < len(sets)
+        chunk = plan_chunk(per_epoch, epochs, step, chunk_steps, single)
+    args = lanes.args if lanes else ()
+    inputs = _Inputs(np.int32(0), key, args, resident, inside)
     state, inputs = _place(state, inputs, lanes)
     began = time.perf_counter()
     shared = lanes._replace(args=()) if lanes else None
-    work = (chunk, train_step, eval_step, batch_size, eval_batch_size, order, shared)
+    evaluating = eval_step if inside else None
+    work = (
+        chunk, train_step, evaluating, batch_size, eval_batch_size, visiting, shared
+    )  # fmt: skip
     leaves, structure = jax.tree.flatten((state, inputs))
     advance, outputs = _compiled(work, structure, tuple(map(_abstract, leaves)))
-    if keep is not None and keep.which == "best":
-        _check_monitored(keep.monitor, outputs)
     timing.compile_s += time.perf_counter() - began
 
-    if step == 0 and evaluate_first:
-        head = {"step": 0, "epoch": 0.0}
-        for split, data in inputs.evaluate.items():
-            assert eval_step is not None
-            values = measure(
-                eval_step, state, data, batch_size=eval_batch_size, lanes=lanes
-            )
-            rows.append({**head, "split": split, **values})
+    def measured(state: TrainState, step: int) -> list[dict[str, Any]]:
+        """The row of every set, by a program of its own."""
+        head = {"step": step, "epoch": round(step / per_epoch, 6)}
+        return [
+            {**head, "split": split}
+            | measure(eval_step, state, data, batch_size=eval_batch_size, lanes=lanes)
+            for split, data in sets.items()
+            if eval_step is not None
+        ]
+
+    apart = len(inside) < len(sets)  # evaluated apart from the chunks
+    before = step == 0 and evaluate_first
+    first = measured(state, step) if before or apart else []
+    if keep is not None and keep.which == "best":
+        _check_monitored(keep.monitor, outputs, first)
+    if before:
+        rows += first
         if part is not None:
-            part.log(rows)
+            part.log(first)
     lane_count = state.step.size
     visits = lane_count // (len(train.rows) if train.rows.ndim == 2 else 1)
     visited = int(np.sum(jax.device_get(train.valid))) * visits / per_epoch
@@ -502,12 +562,18 @@ def fit(
             began = time.perf_counter()
             now = jax.device_put(np.int32(step), inputs.step.sharding)
             state, outputs = advance(state, inputs._replace(step=now))
-            trained, failed, sets = jax.device_get(outputs)
-            new = _rows(step, chunk, per_epoch, trained, sets)
+            end_of_chunk = step + chunk.steps * chunk.repeats
+            if feed is not None and end_of_chunk < total:  # while the device works
+                ahead = jax.device_put(next(feed), inputs.step.sharding)
+                inputs = inputs._replace(train=ahead)
+            trained, failed, evaluated = jax.device_get(outputs)
+            new = _rows(step, chunk, per_epoch, trained, evaluated)
+            if apart and end_of_chunk % per_epoch == 0:
+                new += measured(state, end_of_chunk)
             if not (lanes and lanes.may_diverge):
                 _stop_if_not_finite(failed)
                 _stop_if_evaluation_not_finite(new)
-            step += chunk.steps * chunk.repeats
+            step = end_of_chunk
             rows += new
             took = time.perf_counter() - began
             timing.train_s += took
@@ -521,7 +587,7 @@ def fit(
             due = time.monotonic() - saved_at >= part.run.options.save_every
             at_epoch_end = step % per_epoch == 0
             end = step == total and part.save_end
-            if end or stopping or (at_epoch_end if every_epoch else due):
+            if end or stopping or (at_epoch_end if each_epoch else due):
                 _save(state, step, part)
                 saved_at = time.monotonic()
             if stopping and step < total:
@@ -529,7 +595,7 @@ def fit(
     return Fitted(state, rows)
 
 
-def _common_steps(train: Dataset, batch_size: int, order: Order) -> int:
+def _common_steps(train: Dataset | Streamed, batch_size: int, order: Order) -> int:
     """Steps per epoch; a lane with fewer would train on batches without a row."""
     valid = np.atleast_1d(np.sum(jax.device_get(train.valid), axis=-1))
     counts = [int(n) for n in (*valid, train.rows.shape[-1])]  # the last with padding
@@ -566,10 +632,12 @@ def _save(state: TrainState, step: int, part: Part) -> None:
     part.save(step, _weights(state), _rest(state))
 
 
-def _check_monitored(monitor: str, outputs: Any) -> None:
+def _check_monitored(monitor: str, outputs: Any, first: list[dict[str, Any]]) -> None:
     """Say before training, not after, that there is no such metric."""
     trained, _, sets = outputs
     names = {"train": trained, **sets}
+    for row in first:
+        names[row["split"]] = [n for n in row if n not in ("step", "epoch", "split")]
     known = [f"{split}.{name}" for split, metrics in names.items() for name in metrics]
     if monitor not in known:
         raise UserError(

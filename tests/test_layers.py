@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     {"types", "statistics"},
     {"model", "ops", "features", "data.sources", "data.dataset"},
+    {"data.stream"},
     {"models", "objectives", "optimizers", "data", "comparison"},
     {"problems"},
     {"checkpoint"},

@@ -1,7 +1,7 @@
 """Datasets as resident arrays, and the order in which training visits them."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,24 @@ class Dataset(NamedTuple):
     arrays: Batch
     rows: Array
     valid: Array
+
+
+class Source(Protocol):
+    """Rows read one by one, or several by `__getitems__(rows)` if there is one."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, row: int, /) -> Mapping[str, Any]: ...
+
+
+class Streamed(NamedTuple):
+    """Some rows of a source that is not on the device: as a Dataset otherwise."""
+
+    source: Source
+    rows: Array
+    valid: Array
+
+
+D = TypeVar("D", bound="Dataset | Streamed")
 
 
 class BatchRows(NamedTuple):
@@ -43,8 +61,15 @@ def dataset(arrays: Mapping[str, np.ndarray | Array]) -> Dataset:
     return Dataset(device_arrays, jnp.arange(n), jnp.ones(n, bool))
 
 
-def subset(data: Dataset, rows: np.ndarray | Sequence[int]) -> Dataset:
-    """The set with only these rows of the arrays [n]."""
+def streamed(source: Source) -> Streamed:
+    """All rows of a source. Raises ValueError when there is none."""
+    if len(source) == 0:
+        raise ValueError("a source needs a row at least")
+    return Streamed(source, jnp.arange(len(source)), jnp.ones(len(source), bool))
+
+
+def subset(data: D, rows: np.ndarray | Sequence[int]) -> D:
+    """The set with only these rows of the arrays, or of the source [n]."""
     _check_rows(data, rows)
     chosen = jnp.asarray(np.asarray(rows, np.int32))
     return data._replace(rows=chosen, valid=jnp.ones(len(chosen), bool))
@@ -64,9 +89,12 @@ def stacked_subsets(data: Dataset, groups: Sequence[np.ndarray]) -> Dataset:
     return data._replace(rows=jnp.asarray(rows), valid=jnp.asarray(valid))
 
 
-def _check_rows(data: Dataset, rows: np.ndarray | Sequence[int]) -> None:
+def _check_rows(data: Dataset | Streamed, rows: np.ndarray | Sequence[int]) -> None:
     """Raise ValueError where there is no such row: a gather would take another."""
-    n = len(next(iter(data.arrays.values())))
+    if isinstance(data, Streamed):
+        n = len(data.source)
+    else:
+        n = len(next(iter(data.arrays.values())))
     if len(rows) == 0 or np.min(rows) < 0 or np.max(rows) >= n:
         raise ValueError(f"rows must be some of 0 to {n - 1}")
 

@@ -1,0 +1,265 @@
+"""Streamed sets: the same numbers as resident ones, wherever training stops."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxstudy.data import stream
+from jaxstudy.data.dataset import (
+    Dataset,
+    Order,
+    Streamed,
+    dataset,
+    epoch_batches,
+    steps_per_epoch,
+    streamed,
+    subset,
+)
+from jaxstudy.data.stream import evaluation_chunks, read_rows, training_chunks
+from jaxstudy.models.mlp import mlp
+from jaxstudy.objectives import squared_error
+from jaxstudy.run import Options, open_run
+from jaxstudy.training import (
+    Fitted,
+    Lanes,
+    fit,
+    init_lanes,
+    init_state,
+    make_eval_step,
+    make_train_step,
+    measure,
+)
+from jaxstudy.types import UserError
+
+
+class Rows:
+    """Arrays read row by row, counting how many are read."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self.arrays, self.read = arrays, 0
+
+    def __len__(self) -> int:
+        return len(self.arrays["y"])
+
+    def __getitem__(self, row: int) -> Mapping[str, np.ndarray]:
+        self.read += 1
+        return {name: a[row] for name, a in self.arrays.items()}
+
+
+class ManyRows(Rows):
+    """The same, several at once."""
+
+    def __getitems__(self, rows: Sequence[int]) -> list[Mapping[str, np.ndarray]]:
+        return [self[row] for row in rows]
+
+
+def arrays(n: int = 32) -> dict[str, np.ndarray]:
+    x = np.random.default_rng(0).normal(size=(n, 2)).astype(np.float32)
+    return {"x": x, "y": x @ np.array([1, -2], np.float32)}
+
+
+MODEL = mlp(2, (4,), 1)
+OBJECTIVE = squared_error(MODEL)
+TX = optax.adam(0.05)
+TRAIN_STEP, EVAL_STEP = make_train_step(OBJECTIVE, TX), make_eval_step(OBJECTIVE)
+
+
+def train(
+    data: Dataset | Streamed, validation: Dataset | Streamed, **options: Any
+) -> Fitted:
+    """Four epochs of 4 steps on 26 of the 32 rows, the last batch partly filled."""
+    return fit(
+        init_state(MODEL, TX, jax.random.key(0)),
+        TRAIN_STEP,
+        subset(data, range(26)),
+        **{
+            "batch_size": 8,
+            "epochs": 4,
+            "key": jax.random.key(1),
+            "eval_step": EVAL_STEP,
+            "evaluate_on": {"validation": subset(validation, range(26, 32))},
+            "eval_batch_size": 4,
+            **options,
+        },
+    )
+
+
+def same(a: Fitted, b: Fitted) -> None:
+    assert a.rows == b.rows
+    chex.assert_trees_all_equal(a.state.params, b.state.params)
+    chex.assert_trees_all_equal(a.state.opt_state, b.state.opt_state)
+
+
+@pytest.mark.parametrize("chunk_steps", [1, 2, 512])
+@pytest.mark.parametrize("kind", [Rows, ManyRows])
+def test_a_stream_trains_to_the_same_bits(kind: Any, chunk_steps: int) -> None:
+    resident = train(dataset(arrays()), dataset(arrays()), chunk_steps=chunk_steps)
+    source = streamed(kind(arrays()))
+    same(train(source, source, chunk_steps=chunk_steps), resident)
+
+
+def test_either_set_may_be_streamed() -> None:
+    resident, source = dataset(arrays()), streamed(Rows(arrays()))
+    expected = train(resident, resident, chunk_steps=4)
+    same(train(resident, source, chunk_steps=4), expected)
+    same(train(source, resident, chunk_steps=4), expected)
+
+
+def test_a_small_bound_makes_more_chunks_and_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = streamed(Rows(arrays()))
+    expected = train(source, source, chunk_steps=1)
+    monkeypatch.setattr("jaxstudy.training.CHUNK_BYTES", 100)  # 8 rows of 12 bytes: 1
+    same(train(source, source), expected)
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_lanes_share_a_stream(mode: Any) -> None:
+    keys = jax.random.split(jax.random.key(3), 2)
+    fitted = []
+    for data in (dataset(arrays()), streamed(Rows(arrays()))):
+        state = init_lanes(MODEL, TX, jax.random.split(jax.random.key(0), 4))
+        fitted.append(
+            fit(
+                state, TRAIN_STEP, data, batch_size=8, epochs=2, key=keys,
+                eval_step=EVAL_STEP, evaluate_on={"validation": data},
+                lanes=Lanes(mode=mode), chunk_steps=4,
+            )
+        )  # fmt: skip
+    same(*fitted)
+    assert len(fitted[0].rows[-1]["loss"]) == 4
+
+
+def test_a_stopped_stream_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    config = _Config()
+
+    def run(name: str, epochs: list[int]) -> Fitted:
+        fitted = None
+        for i, n in enumerate(epochs):
+            with open_run(
+                tmp_path / name, "stream", "quick", config,
+                Options(save_every=0), resume=i > 0,
+            ) as held:  # fmt: skip
+                source = streamed(Rows(arrays()))
+                fitted = train(
+                    source, source, part=held.part(), epochs=n, chunk_steps=2
+                )
+        assert fitted is not None
+        return fitted
+
+    whole, resumed = run("whole", [4]), run("stopped", [1, 3, 4])
+    chex.assert_trees_all_equal(whole.state.params, resumed.state.params)
+    texts = [(tmp_path / n / "metrics.jsonl").read_text() for n in ("whole", "stopped")]
+    assert texts[0] == texts[1]
+
+
+def test_the_best_of_a_stream_is_kept_and_a_wrong_monitor_named(tmp_path: Path) -> None:
+    def run(monitor: str) -> list[int]:
+        options = Options(keep="best", keep_n=1, monitor=monitor)
+        folder = tmp_path / monitor
+        with open_run(folder, "stream", "quick", _Config(), options) as held:
+            source = streamed(Rows(arrays()))
+            fitted = train(source, source, part=held.part())
+            losses = {
+                r["step"]: r["loss"] for r in fitted.rows if r["split"] == "validation"
+            }
+            best = held.part().checkpoints.best()
+            assert best is not None
+            del losses[0]
+            assert losses[best] == min(losses.values())
+        return [best]
+
+    run("validation.loss")
+    with pytest.raises(UserError, match=r"test\.loss: not logged.*validation\.loss"):
+        run("test.loss")
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What a run needs of a config."""
+
+    seed: int = 0
+
+
+def test_evaluation_reads_every_row_once() -> None:
+    source = ManyRows(arrays(30))
+    values = measure(
+        EVAL_STEP,
+        init_state(MODEL, TX, jax.random.key(0)),
+        streamed(source),
+        batch_size=8,
+    )
+    whole = measure(
+        EVAL_STEP,
+        init_state(MODEL, TX, jax.random.key(0)),
+        dataset(arrays(30)),
+        batch_size=8,
+    )
+    assert values == whole
+    assert source.read == 32  # the last batch is filled up
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    n=st.integers(1, 40),
+    batch_size=st.integers(1, 9),
+    groups=st.integers(0, 3),
+    data=st.data(),
+)
+def test_chunks_hold_the_batches_of_resident_sets(
+    n: int, batch_size: int, groups: int, data: Any
+) -> None:
+    """For every chunk size that divides an epoch, begun at any chunk's begin."""
+    order = Order()
+    per_epoch = steps_per_epoch(n, batch_size, order)
+    steps = data.draw(
+        st.sampled_from([d for d in range(1, per_epoch + 1) if per_epoch % d == 0])
+    )
+    begin = steps * data.draw(st.integers(0, 2 * per_epoch // steps))
+    key = jax.random.key(5)
+    keys = jax.random.split(key, groups) if groups else key
+    source = streamed(Rows({"y": np.arange(n)}))
+    epoch, first = divmod(begin, per_epoch)
+    chunk = next(training_chunks(source, batch_size, keys, order, steps, begin))
+    for k, rows, valid in zip(
+        jnp.atleast_1d(keys),
+        np.atleast_2d(chunk.rows),
+        np.atleast_2d(chunk.valid),
+        strict=True,
+    ):
+        plain = Dataset({}, source.rows, source.valid)
+        batches = epoch_batches(plain, batch_size, k, jnp.int32(epoch), order)
+        want = np.asarray(batches.rows[first : first + steps]).ravel()
+        np.testing.assert_array_equal(np.asarray(chunk.arrays["y"])[rows], want)
+        mask = np.asarray(batches.mask[first : first + steps]).ravel()
+        np.testing.assert_array_equal(valid, mask > 0)
+
+
+def test_several_rows_are_read_at_once_where_a_source_can() -> None:
+    source = ManyRows(arrays())
+    read = read_rows(source, [3, 1])
+    np.testing.assert_array_equal(read["x"], source.arrays["x"][[3, 1]])
+    chunks = list(evaluation_chunks(streamed(source), 20))
+    assert [int(np.sum(c.valid)) for c in chunks] == [20, 12]
+
+
+def test_what_cannot_be_streamed_is_refused() -> None:
+    with pytest.raises(ValueError, match="a row at least"):
+        streamed(Rows(arrays(0)))
+    folds = streamed(Rows(arrays()))
+    folds = folds._replace(rows=jnp.zeros((2, 4), int), valid=jnp.ones((2, 4), bool))
+    state = init_lanes(MODEL, TX, jax.random.split(jax.random.key(0), 2))
+    with pytest.raises(ValueError, match="resident"):
+        measure(EVAL_STEP, state, folds, lanes=Lanes())
+    assert stream.CHUNK_BYTES > 0
