@@ -13,7 +13,7 @@ ORDER = (
     {"model", "ops", "features", "data.sources", "data.dataset"},
     {"data.stream"},
     {"models", "objectives", "optimizers", "data", "comparison"},
-    {"problems"},
+    {"problems", "data.splits"},
     {"checkpoint"},
     {"run"},
     {"training"},

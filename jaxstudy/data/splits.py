@@ -1,0 +1,73 @@
+"""An image set as three sets: to learn from, to choose by, and to test on."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxstudy.data.dataset import (
+    Dataset,
+    Streamed,
+    dataset,
+    random_split,
+    streamed,
+    subset,
+)
+from jaxstudy.data.images import Images, ImageSet
+from jaxstudy.types import UserError
+
+Rows = Dataset | Streamed
+
+
+class ImageSplits(NamedTuple):
+    """Fields "x" [H, W, C] uint8 and "y", in memory or streamed; the classes' names."""
+
+    train: Rows
+    validation: Rows
+    test: Rows
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+
+
+def image_splits(
+    images: ImageSet, *, limit: int | None = None, validation: float = 0.1
+) -> ImageSplits:
+    """The train, validation and test sets of an image set, the same at every call.
+
+    Where it has no "validation", that share of "train" is drawn for it; where it has
+    no "test", as much again. With a `limit`, so many images drawn from what is left are
+    the training set: those of a smaller limit are among those of a larger one.
+    Raises UserError where there is no "train", or too few images in it.
+    """
+    splits = images.splits
+    if "train" not in splits:
+        raise UserError(f"it has no split 'train', only {', '.join(splits)}")
+    whole = splits["train"]
+    missing = [name for name in ("validation", "test") if name not in splits]
+    count = len(whole.x) if isinstance(whole, Images) else len(whole)
+    shares = (1 - validation * len(missing), *[validation] * len(missing))
+    try:
+        rows, *cut = random_split(count, shares, seed=0)
+    except ValueError as error:
+        raise UserError(f"{count} images to train on cannot be split") from error
+    if limit is not None:
+        if limit > len(rows):
+            raise UserError(
+                f"there are only {len(rows)} images to train on, not {limit}"
+            )
+        rows = np.sort(np.random.default_rng(0).permutation(rows)[:limit])
+    training = _rows(whole)
+    sets = {"train": subset(training, rows)}
+    for name, part in zip(missing, cut, strict=True):
+        sets[name] = subset(training, part)
+    for name in {"validation", "test"} - set(missing):
+        sets[name] = _rows(splits[name])
+    shape = whole.x.shape[1:] if isinstance(whole, Images) else whole[0]["x"].shape
+    height, width, channels = (*shape, 1)[:3]
+    return ImageSplits(**sets, classes=images.classes, shape=(height, width, channels))
+
+
+def _rows(images: object) -> Rows:
+    if isinstance(images, Images):
+        x = images.x if images.x.ndim == 4 else images.x[..., None]
+        return dataset({"x": x, "y": images.y})
+    return streamed(images)  # type: ignore[arg-type]
