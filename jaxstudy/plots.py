@@ -47,8 +47,14 @@ def curve(rows: Sequence[Mapping[str, Any]], split: str, name: str) -> np.ndarra
     return np.array(table).reshape(-1, 4)
 
 
-def save_curves(run: Run, names: Sequence[str], metric: str, label: str) -> None:
-    """Training and validation curves of several parts, side by side, as curves.png.
+def save_curves(
+    run: Run,
+    names: Sequence[str],
+    metric: str,
+    label: str,
+    splits: Sequence[str] = ("train", "validation"),
+) -> None:
+    """Curves of these splits of several parts, side by side, as curves.png.
 
     Where a part has lanes: their median, and the band that holds 80 % of them.
     """
@@ -57,7 +63,7 @@ def save_curves(run: Run, names: Sequence[str], metric: str, label: str) -> None
     )
     for axis, name in zip(axes[0], names, strict=True):
         rows = run.part(name.replace(" ", "_")).rows
-        for split, colour in zip(("train", "validation"), COLOURS, strict=False):
+        for split, colour in zip(splits, COLOURS, strict=False):
             epoch, middle, low, high = curve(rows, split, metric).T
             axis.plot(epoch, middle, color=colour, label=split)
             axis.fill_between(epoch, low, high, color=colour, alpha=0.2, linewidth=0)
@@ -151,4 +157,40 @@ def save_lines(run: Run, name: str, panels: Sequence[Panel]) -> None:
             axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes[0][-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
+    save(figure, run, name)
+
+
+def save_images(
+    run: Run,
+    name: str,
+    images: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[Sequence[str]] | None = None,
+    rows: Sequence[str] = (),
+) -> None:
+    """Images in rows as NAME.png, each with a title; `rows` name the rows.
+
+    An image is [H, W], [H, W, 1] or [H, W, 3], of uint8 or of numbers 0 to 1; one of a
+    single channel in any other range is drawn from its least to its largest value.
+    """
+    columns = max(len(row) for row in images)
+    figure, axes = plt.subplots(
+        len(images), columns, figsize=(1.25 * columns, 1.4 * len(images)), squeeze=False
+    )
+    for axis in axes.ravel():
+        axis.set(xticks=[], yticks=[])
+        axis.set_frame_on(False)
+    for r, row in enumerate(images):
+        for c, image in enumerate(row):
+            single = image.ndim == 2 or image.shape[-1] == 1
+            pixels = image.reshape(image.shape[:2]) if single else image
+            if not single and pixels.dtype != np.uint8:
+                pixels = np.clip(pixels, 0, 1)
+            axes[r][c].imshow(pixels, cmap="gray", interpolation="nearest")
+            if titles is not None:
+                axes[r][c].set_title(titles[r][c], fontsize=7)
+        if r < len(rows):
+            axes[r][0].set_ylabel(
+                rows[r], rotation=0, ha="right", va="center", fontsize=8
+            )
+    figure.tight_layout(pad=0.4)
     save(figure, run, name)

@@ -40,10 +40,10 @@ class CNN(nn.Module):
                 conv_general_dilated=ops.conv_general_dilated, name=f"conv_{i}",
             )  # fmt: skip
             x = nn.relu(convolution(x))
-            self.sow("intermediates", f"conv_{i}", x)
+            self.sow("intermediates", f"convolution {i}", x)
             x = POOLS[self.pool](x)
             if self.pool != "none":
-                self.sow("intermediates", f"pool_{i}", x)
+                self.sow("intermediates", f"pooling {i}", x)
         x = x.reshape(len(x), -1)
         for i, width in enumerate(self.hidden, 1):
             x = nn.relu(nn.Dense(width, kernel_init=init, name=f"hidden_{i}")(x))
@@ -68,7 +68,7 @@ def cnn(
     `hidden` dense layers, each with ReLU and `dropout` (the share of its units that is
     zeroed in training). Without filters it is a dense network on the flattened image.
     With `capture`, `apply` also returns what every convolution and pooling gave, as
-    {"conv_1": ([B, H, W, filters],), "pool_1": ...}.
+    {"convolution 1": ([B, H, W, filters],), "pooling 1": ...}.
     """
     module = CNN(tuple(filters), tuple(hidden), outputs, pool, padding, dropout)
     example = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)

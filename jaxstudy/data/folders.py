@@ -1,0 +1,737 @@
+"""Image folders, FOLDER/CLASS/FILE: sort into them, find their faults, read them.
+
+`audit` looks at everything once and names every fault; what it found good is split and
+read, at once (`load_folder`) or one by one (`folder_source`), with the same pixels.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import unicodedata
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import rich.console
+import rich.progress as rp
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from jaxstudy.types import UserError
+
+# By content, not by suffix. Few, because files are not to be trusted: PIL would run
+# Ghostscript for an EPS.
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
+MAX_PIXELS = 2**26  # of one image, by its header: 256 MiB as RGBA
+MAX_BYTES = 4 * MAX_PIXELS  # of one file
+MAX_THREADS = 8  # each may hold an image of MAX_PIXELS several times
+MAX_SIDE = 4096  # of what images are resized to
+LISTED = 20  # faults in an error message, where there are more than a hundred
+
+A = TypeVar("A")
+B = TypeVar("B")
+Kind = Literal[
+    "unreadable",
+    "zero bytes",
+    "not an image",
+    "truncated or damaged",
+    "too large",
+    "bad link",
+    "not a file",
+    "nested folder",
+    "outside a class",
+    "odd name",
+    "case clash",
+    "empty class",
+    "single image",
+]
+
+
+class Fault(NamedTuple):
+    """What is wrong with a file or folder; its path is relative, and printable."""
+
+    path: str
+    kind: Kind
+    detail: str
+
+
+class Audit(NamedTuple):
+    """A folder's usable images "CLASS/FILE" in order, their labels, and its faults."""
+
+    folder: Path
+    classes: tuple[str, ...]
+    paths: tuple[str, ...]
+    labels: tuple[int, ...]
+    faults: tuple[Fault, ...]
+
+
+class ImageFolder(NamedTuple):
+    """x uint8 [N, H, W, C], labels y int32 [N], and where they come from."""
+
+    x: np.ndarray
+    y: np.ndarray
+    classes: tuple[str, ...]
+    paths: tuple[str, ...]
+    audit: Audit
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Some images of a folder, decoded when asked for; it can be pickled.
+
+    Item i is {"x": uint8 [H, W, C], "y": int32}, as row i of `load_folder`. Raises
+    UserError where a file is no longer the image it was when audited.
+    """
+
+    audit: Audit
+    rows: tuple[int, ...]
+    image_size: tuple[int, int]
+    channels: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        path = self.audit.folder / self.audit.paths[row]
+        try:
+            image = _read_image(path)
+        except _BadImage as bad:
+            raise UserError(
+                f"{_printable(str(path))} has changed since the audit: {bad}"
+            ) from bad
+        return {
+            "x": _pixels(image, self.image_size, self.channels),
+            "y": np.int32(self.audit.labels[row]),
+        }
+
+    @property
+    def y(self) -> np.ndarray:
+        """The labels int32 [N], which need no file."""
+        return np.array([self.audit.labels[row] for row in self.rows], np.int32)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The images as "CLASS/FILE"."""
+        return tuple(self.audit.paths[row] for row in self.rows)
+
+    @property
+    def nbytes(self) -> int:
+        """What all its pixels take in memory."""
+        height, width = self.image_size
+        return len(self) * height * width * self.channels
+
+
+# ------------------------------------------------------------------ reading
+
+
+def load_folder(
+    folder: Path | Audit,
+    *,
+    image_size: tuple[int, int],
+    channels: int = 3,
+    subset: Literal["training", "validation"] | None = None,
+    validation_split: float | None = None,
+    seed: int = 0,
+    group_of: Callable[[Path], str] | None = None,
+    strict: bool = False,
+) -> ImageFolder:
+    """The images of a folder, or of its audit, in memory, ordered by class and name.
+
+    As Keras's image_dataset_from_directory, with the class names in order as labels
+    and images brought to (height, width) without regard to their proportions. It
+    differs where Keras loses something: shrinking averages (an antialiased bilinear
+    filter; Keras skips pixels), transparency shows white (Keras shows the hidden
+    colour), photographs stand upright (EXIF), 16-bit grey keeps its upper byte, and
+    the split is stratified (`stratified_split`). Of an animation it is the first frame.
+
+    Faulty files are left out, and stand in `.audit.faults`; with `strict` they are
+    refused. Raises UserError for that, for settings out of range, and where no image is
+    usable or the split leaves a class without examples.
+    """
+    source = folder_source(
+        folder,
+        image_size=image_size,
+        channels=channels,
+        subset=subset,
+        validation_split=validation_split,
+        seed=seed,
+        group_of=group_of,
+        strict=strict,
+    )
+    x = np.empty((len(source), *image_size, channels), np.uint8)
+
+    def read(row: int) -> None:
+        x[row] = source[row]["x"]
+
+    _on_all_cores(read, range(len(source)), "reading images")
+    return ImageFolder(x, source.y, source.audit.classes, source.paths, source.audit)
+
+
+def folder_source(
+    folder: Path | Audit,
+    *,
+    image_size: tuple[int, int],
+    channels: int = 3,
+    subset: Literal["training", "validation"] | None = None,
+    validation_split: float | None = None,
+    seed: int = 0,
+    group_of: Callable[[Path], str] | None = None,
+    strict: bool = False,
+) -> FolderSource:
+    """The images that `load_folder` would read, to be read one by one."""
+    _check_settings(image_size, channels, subset, validation_split)
+    audited = folder if isinstance(folder, Audit) else audit(folder)
+    if audited.faults and (strict or not audited.paths):
+        raise UserError(_refusal(audited))
+    if not audited.paths:
+        raise UserError(f"{audited.folder} holds no class folder with images")
+    rows = np.arange(len(audited.paths))
+    if validation_split is not None:
+        parts = stratified_split(audited, validation_split, seed, group_of)
+        rows = parts[subset == "validation"]
+    return FolderSource(audited, tuple(rows.tolist()), image_size, channels)
+
+
+def _check_settings(
+    image_size: tuple[int, int],
+    channels: int,
+    subset: str | None,
+    validation_split: float | None,
+) -> None:
+    if not all(1 <= side <= MAX_SIDE for side in image_size):
+        raise UserError(f"image sides go from 1 to {MAX_SIDE}, not {image_size}")
+    if channels not in (1, 3):
+        raise UserError(f"images have 1 or 3 channels, not {channels}")
+    if subset not in (None, "training", "validation"):
+        raise UserError(f"a subset is 'training' or 'validation', not {subset!r}")
+    if (subset is None) != (validation_split is None):
+        raise UserError(
+            "a subset needs a validation split, and the other way round; here the "
+            f"subset is {subset} and the validation split {validation_split}"
+        )
+    if validation_split is not None:
+        _check_share(validation_split)
+
+
+class _BadImage(Exception):
+    """Why a file cannot be used as an image."""
+
+    def __init__(self, kind: Kind, detail: str) -> None:
+        super().__init__(f"{kind} ({detail})")
+        self.kind: Kind = kind
+        self.detail = detail
+
+
+def _read_image(path: Path, verify: bool = False) -> Image.Image:
+    """The picture in a file as RGB; `verify` also checks what shows in no pixel.
+
+    Raises _BadImage.
+    """
+    content = _content(path)
+    try:
+        if verify:
+            _open(content).verify()  # the checksums of a PNG, up to its end
+        return _as_rgb(_open(content))
+    except _BadImage:
+        raise
+    except UnidentifiedImageError:
+        if _begins_like_an_image(content):
+            raise _BadImage("truncated or damaged", "no whole header") from None
+        detail = f"none of {', '.join(FORMATS)}"
+        raise _BadImage("not an image", detail) from None
+    except Image.DecompressionBombError as error:
+        raise _BadImage("too large", str(error)) from error
+    except Exception as error:  # decoders raise anything on what is broken
+        detail = str(error) or type(error).__name__
+        raise _BadImage("truncated or damaged", detail) from error
+
+
+def _content(path: Path) -> bytes:
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait
+            raise _BadImage("not a file", "a pipe, socket or device")
+        if status.st_size > MAX_BYTES:
+            raise _BadImage("too large", f"{status.st_size} bytes, over {MAX_BYTES}")
+        content = path.read_bytes()
+    except OSError as error:
+        raise _BadImage("unreadable", str(error.strerror)) from error
+    if not content:
+        raise _BadImage("zero bytes", "the file is empty")
+    return content
+
+
+def _begins_like_an_image(content: bytes) -> bool:
+    tests = [Image.OPEN[name][1] for name in FORMATS]
+    return any(accept is not None and accept(content[:16]) for accept in tests)
+
+
+def _open(content: bytes) -> Image.Image:
+    """The image in a file, by its header; refused here if it is a bomb."""
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        detail = f"{width} x {height} pixels, over {MAX_PIXELS}"
+        raise _BadImage("too large", detail)
+    return image
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """The picture as people see it: upright, on white."""
+    image.load()
+    with contextlib.suppress(Exception):  # broken EXIF says nothing about the pixels
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):  # 16 bits of grey; convert() would clip at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _pixels(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndarray:
+    """uint8 [H, W, C], resized by PIL's bilinear filter, which widens to shrink."""
+    height, width = size
+    image = image.convert("L" if channels == 1 else "RGB")
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.array(image).reshape(height, width, channels)
+
+
+def _on_all_cores(work: Callable[[A], B], items: Sequence[A], doing: str) -> list[B]:
+    """[work(item) for item in items], with a bar on a terminal only.
+
+    In threads: PIL decodes and resizes without holding the interpreter.
+    """
+    bar = rp.Progress(
+        rp.TextColumn("{task.description}"),
+        rp.BarColumn(),
+        rp.MofNCompleteColumn(),
+        rp.TimeRemainingColumn(),
+        console=rich.console.Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )
+    threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
+    pool = ThreadPoolExecutor(threads)
+    # what PIL warns of is a fault here, or nothing
+    with warnings.catch_warnings(), bar:
+        warnings.simplefilter("ignore")
+        try:
+            results = pool.map(work, items)
+            return list(bar.track(results, total=len(items), description=doing))
+        finally:  # interrupted, it must not first do the rest
+            pool.shutdown(cancel_futures=True)
+
+
+# ------------------------------------------------------------------ splitting
+
+
+def stratified_split(
+    audited: Audit,
+    validation_split: float,
+    seed: int,
+    group_of: Callable[[Path], str] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(training rows, validation rows) of an audit: disjoint, exhaustive, in order.
+
+    Validation gets this share of every class, give or take half an image. Files with
+    the same `group_of(CLASS/FILE)` are never separated: then give or take half a group.
+    Groups are ranked by a hash of seed and name, so that nothing else matters: not the
+    machine, nor the order of the files.
+    Raises UserError naming the classes that either part would lack.
+    """
+    _check_share(validation_split)
+    members: dict[str, list[int]] = defaultdict(list)
+    for row, path in enumerate(audited.paths):
+        members[group_of(Path(path)) if group_of else path].append(row)
+    sizes = Counter(audited.labels)
+    missing = {label: validation_split * n for label, n in sizes.items()}
+    validation: list[int] = []
+    for group in sorted(members, key=lambda name: _rank(name, seed)):
+        counts = Counter(audited.labels[row] for row in members[group])
+        gain = sum(abs(missing[c]) - abs(missing[c] - n) for c, n in counts.items())
+        if gain > 0:  # the group brings validation nearer to its shares
+            validation += members[group]
+            for label, n in counts.items():
+                missing[label] -= n
+    held = np.isin(np.arange(len(audited.paths)), validation)
+    training_rows, validation_rows = np.flatnonzero(~held), np.flatnonzero(held)
+    _check_parts(
+        audited, {"training": training_rows, "validation": validation_rows}, sizes
+    )
+    return training_rows, validation_rows
+
+
+def _check_share(validation_split: float) -> None:
+    if not 0 < validation_split < 1:
+        raise UserError(
+            f"a validation split lies between 0 and 1, not at {validation_split}"
+        )
+
+
+def _rank(name: str, seed: int) -> tuple[bytes, str]:
+    """A place in an order that looks random and is the same on every machine."""
+    text = f"{seed}\0{name}".encode("utf-8", "surrogateescape")
+    return hashlib.sha256(text).digest(), name
+
+
+def _check_parts(
+    audited: Audit, parts: dict[str, np.ndarray], sizes: Counter[int]
+) -> None:
+    lacking = [
+        f"no {part} example of class {_printable(audited.classes[label])!r} "
+        f"({sizes[label]} in all)"
+        for part, rows in parts.items()
+        for label in sorted(sizes.keys() - {audited.labels[row] for row in rows})
+    ]
+    if lacking:
+        more = f", and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        raise UserError(f"this validation split leaves {', '.join(lacking[:3])}{more}")
+
+
+# ------------------------------------------------------------------ auditing
+
+
+def audit(folder: Path) -> Audit:
+    """Look at everything in a folder, decode every image, and name every fault.
+
+    What cannot be used is left out: a file that is unreadable, empty, no image of
+    FORMATS, truncated, over MAX_PIXELS by its header, a pipe or the like, outside a
+    class folder or in a folder below one; a link that is broken, leaves the folder or
+    leads to another; a class whose name holds control characters, or that has no usable
+    image. Named but used are a class of one image and names that are one where case is
+    ignored. No fault are a suffix that lies, hidden files (left out), and later frames
+    of an animation (not looked at).
+
+    Raises UserError where there is no such folder.
+    """
+    folder = Path(folder)
+    names = _names_in(folder)
+    root = os.path.realpath(folder)
+    faults = _case_clashes("", names)
+    files: dict[str, list[str]] = {}
+    for name in names:
+        bad = _class_fault(folder / name, root)
+        if bad:
+            faults.append(Fault(_printable(name), *bad))
+            continue
+        try:
+            inside = _visible(os.listdir(folder / name))
+        except OSError as error:
+            faults.append(Fault(_printable(name), "unreadable", str(error.strerror)))
+            continue
+        faults += _case_clashes(f"{name}/", inside)
+        files[name] = [f"{name}/{file}" for file in inside]
+
+    def examine(path: str) -> Fault | None:
+        return _file_fault(folder, path, root)
+
+    every = [path for paths in files.values() for path in paths]
+    found = _on_all_cores(examine, every, "auditing images")
+    faults += filter(None, found)
+    good = {path for path, fault in zip(every, found, strict=True) if fault is None}
+    usable = {name: [p for p in paths if p in good] for name, paths in files.items()}
+    faults += filter(None, (_few(n, usable[n], len(files[n])) for n in files))
+    classes = tuple(name for name in files if usable[name])
+    return Audit(
+        folder,
+        classes,
+        tuple(path for name in classes for path in usable[name]),
+        tuple(label for label, name in enumerate(classes) for _ in usable[name]),
+        tuple(sorted(faults)),
+    )
+
+
+def report(audited: Audit) -> str:
+    """An audit for people: one line per fault, then the counts."""
+    counts = Counter(audited.labels)
+    classes = ", ".join(
+        f"{_printable(name)} {counts[label]}"
+        for label, name in enumerate(audited.classes)
+    )
+    images = f"{len(audited.paths)} images in {len(audited.classes)} classes"
+    kinds = Counter(fault.kind for fault in audited.faults)
+    named = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+    return "\n".join(
+        [
+            *map(_line, audited.faults),
+            f"{images}: {classes}" if classes else images,
+            f"{_number(audited.faults)}: {named}" if named else "no faults",
+        ]
+    )
+
+
+def _refusal(audited: Audit) -> str:
+    """The faults as an error: all of them, or the first of hundreds."""
+    faults = audited.faults
+    shown = faults if len(faults) <= 100 else faults[:LISTED]
+    left = len(faults) - len(shown)
+    without = "" if audited.paths else "no usable image, and "
+    lines = [f"{audited.folder} has {without}{_number(faults)}:", *map(_line, shown)]
+    return "\n  ".join([*lines, f"and {left} more"] if left else lines)
+
+
+def _line(fault: Fault) -> str:
+    return f"{fault.path}: {fault.kind} ({fault.detail})"
+
+
+def _number(faults: Sequence[Fault]) -> str:
+    return f"{len(faults)} fault{'s' if len(faults) != 1 else ''}"
+
+
+def _class_fault(path: Path, root: str) -> tuple[Kind, str] | None:
+    """Why what lies directly in the folder is no class."""
+    link = _link_fault(path, root)
+    if link:
+        return "bad link", link
+    if not os.path.isdir(path):
+        return "outside a class", "files belong into a folder named after their class"
+    if _control_characters(path.name):
+        return "odd name", "a class name holds no control characters"
+    return None
+
+
+def _file_fault(folder: Path, name: str, root: str) -> Fault | None:
+    """Why what lies in a class folder is no image."""
+    path, shown = folder / name, _printable(name)
+    link = _link_fault(path, root)
+    if link:
+        return Fault(shown, "bad link", link)
+    if os.path.isdir(path):
+        return Fault(shown, "nested folder", "what it holds is not used")
+    try:
+        _read_image(path, verify=True)
+    except _BadImage as bad:
+        return Fault(shown, bad.kind, _printable(bad.detail))
+    return None
+
+
+def _few(name: str, usable: Sequence[str], files: int) -> Fault | None:
+    """The fault of a class with too few images to learn from."""
+    if len(usable) > 1:
+        return None
+    kind: Kind = "single image" if usable else "empty class"
+    return Fault(_printable(name), kind, f"{len(usable)} usable of {files} files")
+
+
+def _case_clashes(prefix: str, names: Iterable[str]) -> list[Fault]:
+    """One fault for each name that is another's where case is ignored."""
+    same: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        same[_folded(name)].append(name)
+    return [
+        Fault(
+            _printable(prefix + name),
+            "case clash",
+            f"the same as {_printable(others[others.index(name) - 1])}, but for case",
+        )
+        for others in same.values()
+        if len(others) > 1
+        for name in others
+    ]
+
+
+def _link_fault(path: Path, root: str) -> str | None:
+    """Why a link is not followed; None where it is, or where there is no link."""
+    if not os.path.islink(path):
+        return None
+    try:
+        end = os.path.realpath(path, strict=True)
+    except OSError as error:
+        return f"it leads nowhere: {error.strerror}"
+    if not Path(end).is_relative_to(root):
+        return "it leaves the folder"
+    return "it leads to a folder" if os.path.isdir(end) else None
+
+
+# ------------------------------------------------------------------ sorting
+
+
+def sort_into_folders(
+    source: Path, target: Path, label_of: Callable[[Path], str | None]
+) -> dict[str, int]:
+    """Copy the files of a flat folder to TARGET/LABEL/NAME; how many by label.
+
+    `label_of(path)` names the label, or None to leave a file out. Nothing is moved or
+    overwritten: where a file of that name has other content, nothing is copied at all;
+    where it has the same, it stays, so that a second call changes nothing. Each copy
+    appears whole or not at all, and one that was interrupted goes on when called again.
+    Raises UserError for that, for a label that is no plain folder name, for a source
+    that is not flat, and where source and target lie in each other.
+    """
+    source, target = Path(source), Path(target)
+    names = _flat_files(source)
+    _check_apart(source, target)
+    given = {name: label_of(source / name) for name in names}
+    labels = {name: label for name, label in given.items() if label is not None}
+    _check_labels(labels)
+    _check_target(target, set(labels.values()))
+    copies = {name: target / label / name for name, label in labels.items()}
+    there = {name for name, copy in copies.items() if os.path.lexists(copy)}
+    _check_same(source, {name: copies[name] for name in sorted(there)})
+    for name in sorted(copies.keys() - there):
+        try:
+            copies[name].parent.mkdir(parents=True, exist_ok=True)
+            _copy(source / name, copies[name])
+        except OSError as error:
+            raise UserError(
+                f"{_printable(str(source / name))} cannot be copied to "
+                f"{_printable(str(copies[name].parent))}: {error.strerror}; "
+                "called again, this goes on from here"
+            ) from error
+    return dict(sorted(Counter(labels.values()).items()))
+
+
+def _flat_files(source: Path) -> list[str]:
+    """The files in a folder. Raises UserError where there is anything else."""
+    root = os.path.realpath(source)
+    names = _names_in(source)
+    for name in names:
+        fault = _link_fault(source / name, root)
+        if fault is None and not os.path.isfile(source / name):
+            fault = "only files can be sorted"
+        if fault:
+            raise UserError(f"{_printable(str(source / name))}: {fault}")
+    return names
+
+
+def _check_apart(source: Path, target: Path) -> None:
+    one, other = (Path(os.path.realpath(path)) for path in (source, target))
+    if one.is_relative_to(other) or other.is_relative_to(one):
+        raise UserError(f"{source} and {target} lie in each other: copy elsewhere")
+
+
+def _check_labels(labels: dict[str, str]) -> None:
+    for name, label in labels.items():
+        problem = _label_problem(label)
+        if problem:
+            raise UserError(
+                f"the label {label!r} of {_printable(name)} {problem}: it cannot be "
+                "the name of a folder"
+            )
+
+
+def _check_target(target: Path, labels: set[str]) -> None:
+    """Raise UserError where labels and what is in the target would be one another."""
+    there = set(_names_in(target)) if os.path.lexists(target) else set()
+    shown = {_printable(label) for label in labels}
+    for clash in _case_clashes("", sorted(there | labels)):
+        if clash.path in shown:
+            raise UserError(f"the label {clash.path!r} is {clash.detail}")
+    for label in sorted(labels & there):
+        if os.path.islink(target / label) or not os.path.isdir(target / label):
+            raise UserError(f"{target / label} is not a folder to copy into")
+
+
+# Names that some system reserves: a data set should be able to move there.
+RESERVED = {"con", "prn", "aux", "nul"} | {
+    f"{port}{n}" for port in ("com", "lpt") for n in "0123456789¹²³"
+}
+
+
+def _label_problem(label: Any) -> str | None:
+    """Why a label is no plain folder name on some system."""
+    if not isinstance(label, str):
+        return "is no text"
+    if not label:
+        return "is empty"
+    if label.startswith("."):
+        return "begins with a dot"
+    if label != label.strip() or label.endswith("."):
+        return "begins or ends with a space, or ends with a dot"
+    if _control_characters(label):
+        return "holds control characters"
+    if set(label) & set('/\\<>:"|?*'):
+        return 'holds one of / \\ < > : " | ? *'
+    if label.partition(".")[0].rstrip().casefold() in RESERVED or not _visible([label]):
+        return "is reserved"
+    if len(label.encode()) > 255:
+        return "is longer than 255 bytes"
+    return None
+
+
+def _check_same(source: Path, copies: dict[str, Path]) -> None:
+    """Raise UserError where what is there has other content than would be copied."""
+    other = [copy for name, copy in copies.items() if not _same(source / name, copy)]
+    if other:
+        more = f" (and {len(other) - 1} more files)" if len(other) > 1 else ""
+        raise UserError(
+            f"{_printable(str(other[0]))} exists with other content{more}; "
+            "nothing was copied"
+        )
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether the other is a file, not a link, of the same content."""
+    try:
+        status = os.lstat(other)
+        return (
+            stat.S_ISREG(status.st_mode)
+            and status.st_size == one.stat().st_size
+            and one.read_bytes() == other.read_bytes()
+        )
+    except OSError as error:
+        shown = _printable(str(other))
+        raise UserError(f"{shown} cannot be compared: {error.strerror}") from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file under another name first, so that nobody ever sees half of it."""
+    handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=target.parent)
+    os.close(handle)
+    try:
+        shutil.copy2(source, name)
+        try:
+            os.link(name, target)  # unlike a rename, this never overwrites
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            if os.path.lexists(target):
+                raise
+            os.rename(name, target)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------ names
+
+
+def _names_in(folder: Path) -> list[str]:
+    """What lies in a folder, in order. Raises UserError where it cannot be listed."""
+    try:
+        return _visible(os.listdir(folder))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be listed: {error.strerror}") from error
+
+
+def _visible(names: Iterable[str]) -> list[str]:
+    """The names that are not hidden, nor what a file manager left behind; in order."""
+    left = ("thumbs.db", "desktop.ini", "__macosx")
+    return sorted(n for n in names if n[:1] != "." and n.casefold() not in left)
+
+
+def _folded(name: str) -> str:
+    """The name to a system that ignores case and how letters are composed."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _control_characters(name: str) -> bool:
+    """Whether a name breaks lines, steers a terminal or is no UTF-8."""
+    return any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name)
+
+
+def _printable(name: str) -> str:
+    """The name on one line, whatever is in it."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in name
+    )

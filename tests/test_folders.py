@@ -1,0 +1,890 @@
+"""Image folders: every fault is named, splits keep their promises, copies are safe."""
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import shutil
+import struct
+import sys
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from jaxstudy.data import folders
+from jaxstudy.data.folders import (
+    FORMATS,
+    Audit,
+    audit,
+    folder_source,
+    load_folder,
+    report,
+    sort_into_folders,
+    stratified_split,
+)
+from jaxstudy.types import UserError
+from tests.conftest import contents
+
+
+def noise(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def picture(seed: int = 0, format: str = "PNG") -> bytes:
+    return encoded(Image.fromarray(noise((6, 5, 3), seed)), format)
+
+
+def tree(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+def pets(folder: Path, each: int = 2) -> Path:
+    """Two classes of good images."""
+    names = [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(each)]
+    return tree(folder, {name: picture(seed) for seed, name in enumerate(names)})
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG that claims this size and holds no pixel at all."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    data = b"IDAT" + zlib.compress(b"")
+    rest = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+    return b"\x89PNG\r\n\x1a\n" + chunk + rest
+
+
+def kinds(audited: Audit) -> dict[str, str]:
+    named = {fault.path: fault.kind for fault in audited.faults}
+    assert len(named) == len(audited.faults)  # one fault each
+    return named
+
+
+def pixels(content: bytes, folder: Path, **asked: Any) -> np.ndarray:
+    """One image [H, W, C] by way of a folder, in its own size unless told."""
+    tree(folder, {"class/a.png": content})
+    (path,) = (folder / "class").iterdir()
+    with Image.open(path) as image:
+        asked = {"image_size": (image.height, image.width), **asked}
+    return load_folder(folder, **asked).x[0]
+
+
+# ------------------------------------------------------------------ auditing
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can reach, unlike tmp_path."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def without_root() -> Iterator[None]:
+    """Root may read everything, so be somebody else meanwhile."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_every_fault_is_named_at_once(open_folder: Path) -> None:
+    folder, photo = open_folder / "data", picture()
+    secret = tree(open_folder, {"outside.png": photo}) / "outside.png"
+    good = {
+        name: picture(seed)
+        for seed, name in enumerate(
+            [
+                *(f"cat/{i}.png" for i in range(3)),
+                *("dog/a.png", "dog/b.png"),
+                *("Owl/a.png", "Owl/b.png", "owl/a.png", "owl/b.png"),
+                *("fish/X.png", "fish/x.png"),
+                "lonely/a.png",
+            ]
+        )
+    }
+    tree(folder, good)
+    bad = {
+        "cat/empty.png": (b"", "zero bytes"),
+        "cat/cut.png": (photo[:-30], "truncated or damaged"),
+        "cat/cut.jpg": (picture(format="JPEG")[:-30], "truncated or damaged"),
+        "cat/headless.gif": (b"GIF89a", "truncated or damaged"),
+        "cat/flipped.png": (photo[:60] + b"~" + photo[61:], "truncated or damaged"),
+        "cat/notes.png": (b"not an image at all", "not an image"),
+        "cat/program.eps": (picture(format="EPS"), "not an image"),
+        "cat/scan.tiff": (picture(format="TIFF"), "not an image"),
+        "cat/bomb.png": (png_of(9000, 9000), "too large"),
+        "cat/warned.png": (png_of(12000, 12000), "too large"),
+        "cat/refused.png": (png_of(20000, 20000), "too large"),
+        "cat/locked.png": (photo, "unreadable"),
+        "cat/inner/a.png": (photo, "nested folder"),
+        "readme.txt": (b"hello", "outside a class"),
+        "stray.png": (photo, "outside a class"),
+        "broken/a.png": (b"", "zero bytes"),
+        "locked/a.png": (photo, "unreadable"),
+        "odd\x1b[2J/a.png": (photo, "odd name"),
+    }
+    tree(folder, {name: content for name, (content, _) in bad.items()})
+    hidden = ("cat/.DS_Store", "cat/Thumbs.db", ".git/a", "__MACOSX/a", ".DS_Store")
+    tree(folder, dict.fromkeys(hidden, b"left out"))
+    (folder / "hollow").mkdir()
+    os.mkfifo(folder / "cat/pipe.png")
+    links = {
+        "cat/leaves.png": secret,
+        "cat/climbs.png": Path("../../outside.png"),
+        "cat/nowhere.png": Path("gone.png"),
+        "cat/loop.png": Path("loop.png"),
+        "cat/up": Path(".."),
+        "twin": Path("dog"),
+        "elsewhere": open_folder,
+        "cat/inside.png": Path("../dog/a.png"),  # the only one to follow
+    }
+    for name, end in links.items():
+        (folder / name).symlink_to(end)
+    os.chmod(folder / "cat/locked.png", 0)
+    os.chmod(folder / "locked", 0)
+
+    Image.init()  # nobody may not be allowed to import
+    with without_root():
+        audited = audit(folder)
+    expected = {name: kind for name, (_, kind) in bad.items() if "cat/in" not in name}
+    expected |= dict.fromkeys(links.keys() - {"cat/inside.png"}, "bad link")
+    expected |= dict.fromkeys(("Owl", "owl", "fish/X.png", "fish/x.png"), "case clash")
+    expected |= dict.fromkeys(("hollow", "broken"), "empty class")
+    expected |= {"cat/inner": "nested folder", "cat/pipe.png": "not a file"}
+    expected |= {"lonely": "single image", "locked": "unreadable"}
+    del expected["locked/a.png"], expected["odd\x1b[2J/a.png"]
+    expected["odd\\x1b[2J"] = "odd name"
+    assert kinds(audited) == expected
+    assert list(audited.faults) == sorted(audited.faults)
+    assert audited.classes == ("Owl", "cat", "dog", "fish", "lonely", "owl")
+    assert set(audited.paths) == {*good, "cat/inside.png"}
+    assert [audited.classes[label] for label in audited.labels] == [
+        path.partition("/")[0] for path in audited.paths
+    ]
+    lines = report(audited).splitlines()
+    assert len(lines) == len(expected) + 2
+    assert lines[-2] == (
+        "13 images in 6 classes: Owl 2, cat 4, dog 2, fish 2, lonely 1, owl 2"
+    )
+    assert lines[-1].startswith(f"{len(expected)} faults: 7 bad link, 4 case clash,")
+
+    os.chmod(folder / "locked", 0o755)
+    loaded = load_folder(audited, image_size=(6, 5))
+    assert loaded.audit == audited
+    for row, path in zip(loaded.x, loaded.paths, strict=True):
+        name = path.replace("cat/inside.png", "dog/a.png")
+        with Image.open(io.BytesIO(good[name])) as image:
+            np.testing.assert_array_equal(row, image)
+
+
+def test_a_good_folder_has_no_fault_and_nothing_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audited = audit(pets(tmp_path))
+    assert audited.faults == ()
+    assert report(audited) == "4 images in 2 classes: cat 2, dog 2\nno faults"
+    assert load_folder(audited, image_size=(2, 2), strict=True).y.tolist() == [
+        0,
+        0,
+        1,
+        1,
+    ]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_sees_a_bar(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    audit(pets(tmp_path))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "auditing images" in err
+    assert "4/4" in err
+
+
+# Last bytes that no pixel needs: the checksum of a PNG's end mark, the end mark of a
+# GIF, what fills the last row of a BMP.
+IDLE = {"PNG": 4, "GIF": 2, "BMP": 1, "JPEG": 0, "WEBP": 0}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_no_part_of_an_image_passes(tmp_path: Path, format: str) -> None:
+    content = picture(format=format)
+    content = content[: len(content) - IDLE[format]]
+    parts = {f"a/{n:04}": content[:n] for n in range(len(content) + 1)}
+    audited = audit(tree(tmp_path, parts))
+    assert audited.paths == (f"a/{len(content):04}",)
+    named = kinds(audited)
+    assert named.pop("a") == "single image"
+    assert named.pop("a/0000") == "zero bytes"
+    first = min(n for n, kind in named.items() if kind == "truncated or damaged")
+    assert first <= "a/0016"
+    assert {kind for n, kind in named.items() if n < first} <= {"not an image"}
+    assert {kind for n, kind in named.items() if n >= first} == {"truncated or damaged"}
+
+
+def test_a_file_larger_than_any_image_is_not_read(tmp_path: Path) -> None:
+    with open(pets(tmp_path) / "cat/0.png", "r+b") as file:
+        file.truncate(folders.MAX_BYTES + 1)  # sparse
+    assert kinds(audit(tmp_path)) == {"cat": "single image", "cat/0.png": "too large"}
+
+
+def test_what_a_disk_does_not_give_is_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pets(tmp_path, 3)
+    read = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.name == "1.png":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    assert kinds(audit(tmp_path)) == dict.fromkeys(
+        ("cat/1.png", "dog/1.png"), "unreadable"
+    )
+
+
+def test_the_order_of_files_and_of_their_creation_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {f"{c}/{i}.png": picture(i) for c in "xyz" for i in range(4)}
+    files["x/bad"] = files["y/bad"] = b"bad"
+    one = audit(tree(tmp_path / "one", files))
+    other = audit(tree(tmp_path / "other", dict(reversed(files.items()))))
+    assert other._replace(folder=one.folder) == one
+    list_folder = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: list_folder(path)[::-1])
+    assert audit(tmp_path / "one") == one
+
+
+@pytest.mark.parametrize(
+    "name", [b"a\nb", b"\x1b[31mred", b"caf\xe9", "\u2028".encode()]
+)
+def test_any_file_name_is_read_and_stays_on_its_line(
+    tmp_path: Path, name: bytes
+) -> None:
+    pets(tmp_path)
+    for content, suffix in ((picture(), b".png"), (b"bad", b".bad")):
+        with open(
+            os.path.join(os.fsencode(tmp_path / "cat"), name + suffix), "wb"
+        ) as f:
+            f.write(content)
+    loaded = load_folder(tmp_path, image_size=(6, 5), subset="training",
+                         validation_split=0.5)  # fmt: skip
+    assert loaded.audit.classes == ("cat", "dog")
+    assert len(loaded.audit.paths) == 5
+    (fault,) = loaded.audit.faults
+    assert fault.path.isprintable()
+    assert len(report(loaded.audit).encode("utf-8").splitlines()) == 3
+
+
+def test_composed_letters_clash_like_case(tmp_path: Path) -> None:
+    files = (
+        "caf\u00e9/0.png",
+        "caf\u00e9/1.png",
+        "cafe\u0301/0.png",
+        "cafe\u0301/1.png",
+    )
+    audited = audit(tree(tmp_path, {name: picture() for name in files}))
+    assert {fault.kind for fault in audited.faults} == {"case clash"}
+    assert len(audited.paths) == 4
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({}, "cannot be listed"),
+        ({"data/.keep": b""}, "holds no class folder with images"),
+        ({"data": b""}, "cannot be listed"),
+        ({"data/a.png": b"x", "data/c/b": b"x"}, r"no usable image, and 3 faults:"),
+    ],
+)
+def test_a_folder_without_images(
+    tmp_path: Path, files: dict[str, bytes], reason: str
+) -> None:
+    tree(tmp_path, files)
+    with pytest.raises(UserError, match=f"data.*{reason}"):
+        load_folder(tmp_path / "data", image_size=(2, 2))
+
+
+@pytest.mark.parametrize(("bad", "listed"), [(1, 1), (100, 100), (101, 20)])
+def test_strict_lists_the_faults(tmp_path: Path, bad: int, listed: int) -> None:
+    audited = audit(tree(pets(tmp_path), {f"cat/bad{i:03}": b"x" for i in range(bad)}))
+    assert len(load_folder(audited, image_size=(2, 2)).x) == 4
+    with pytest.raises(UserError) as error:
+        load_folder(audited, image_size=(2, 2), strict=True)
+    first, *lines = str(error.value).splitlines()
+    assert first == f"{tmp_path} has {bad} fault{'s' if bad > 1 else ''}:"
+    more = [f"  and {bad - listed} more"] if bad > listed else []
+    assert [line.partition(":")[0] for line in lines] == [
+        *(f"  cat/bad{i:03}" for i in range(listed)),
+        *more,
+    ]
+
+
+# ------------------------------------------------------------------ pixels
+
+
+RED = (200, 40, 30)
+GREY = 77
+
+
+def palette(transparent: bool) -> bytes:
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, *RED])
+    return encoded(image, transparency=1) if transparent else encoded(image)
+
+
+def animation() -> bytes:
+    frames = [Image.new("RGB", (4, 4), color) for color in (RED, "blue", "green")]
+    return encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+
+
+MODES = {
+    "1": (encoded(Image.new("1", (4, 4), 1)), (255,) * 3, 0),
+    "L": (encoded(Image.new("L", (4, 4), GREY)), (GREY,) * 3, 0),
+    "LA": (encoded(Image.new("LA", (4, 4), (GREY, 255))), (GREY,) * 3, 0),
+    "LA, hidden": (encoded(Image.new("LA", (4, 4), (GREY, 0))), (255,) * 3, 0),
+    "RGB": (encoded(Image.new("RGB", (4, 4), RED)), RED, 0),
+    "RGB, one colour transparent": (
+        encoded(Image.new("RGB", (4, 4), RED), transparency=RED), (255,) * 3, 0,
+    ),
+    "RGBA, hidden": (encoded(Image.new("RGBA", (4, 4), (*RED, 0))), (255,) * 3, 0),
+    "P": (palette(False), RED, 0),
+    "P, hidden": (palette(True), (255,) * 3, 0),
+    "I;16": (encoded(Image.fromarray(np.full((4, 4), 77 * 256 + 200, np.uint16))),
+             (77,) * 3, 0),
+    "CMYK": (encoded(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "JPEG"),
+             (255, 0, 0), 1),
+    "YCbCr": (encoded(Image.new("RGB", (4, 4), RED), "JPEG", quality=95), RED, 3),
+    "WEBP": (encoded(Image.new("RGBA", (4, 4), (*RED, 255)), "WEBP", lossless=True),
+             RED, 0),
+    "BMP": (encoded(Image.new("RGB", (4, 4), RED), "BMP"), RED, 0),
+    "animated": (animation(), RED, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_becomes_the_colour_that_people_see(
+    tmp_path: Path, mode: str
+) -> None:
+    content, colour, tolerance = MODES[mode]
+    got = pixels(content, tmp_path).astype(int)  # whatever it is, named .png
+    assert got.shape == (4, 4, 3)
+    assert np.abs(got - colour).max() <= tolerance
+    grey = pixels(content, tmp_path, channels=1).astype(int)
+    luma = np.dot(colour, (0.299, 0.587, 0.114))
+    assert grey.shape == (4, 4, 1)
+    assert np.abs(grey - luma).max() <= 1 + tolerance
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_transparency_is_composited_on_white(tmp_path: Path, channels: int) -> None:
+    raw = noise((16, 16, channels))
+    got = pixels(
+        encoded(Image.fromarray(raw, "LA" if channels == 2 else "RGBA")), tmp_path
+    )
+    alpha = raw[..., -1:] / 255
+    exact = alpha * raw[..., :-1] + (1 - alpha) * 255
+    assert np.abs(got - exact).max() <= 1
+
+
+def test_photographs_stand_upright_and_broken_exif_does_not_matter(
+    tmp_path: Path,
+) -> None:
+    raw = noise((6, 4, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it turned clockwise
+    content = encoded(Image.fromarray(raw), exif=exif)
+    got = pixels(content, tmp_path / "turned", image_size=(4, 6))
+    np.testing.assert_array_equal(got, np.rot90(raw, -1))
+    content = encoded(Image.fromarray(raw), exif=b"Exif\0\0garbage")
+    np.testing.assert_array_equal(pixels(content, tmp_path / "broken"), raw)
+
+
+@pytest.mark.parametrize("size", [(12, 30), (19, 11), (3, 4), (8, 12)])
+def test_resizing_is_that_of_keras_with_antialiasing(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    raw = noise((12, 10, 3))
+    got = pixels(encoded(Image.fromarray(raw)), tmp_path, image_size=size)
+    expected = keras.ops.image.resize(
+        raw.astype(np.float32), size, interpolation="bilinear", antialias=True
+    )
+    assert got.shape == (*size, 3)
+    assert np.abs(got - np.asarray(expected)).max() <= 1.01
+
+
+def test_shrinking_averages(tmp_path: Path) -> None:
+    board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
+    got = pixels(encoded(Image.fromarray(board)), tmp_path, image_size=(8, 8))
+    assert np.abs(got.astype(int) - 127).max() <= 2  # where skipping sees only black
+
+
+# ------------------------------------------------------------------ sources
+
+
+def test_a_source_gives_the_rows_of_the_loaded_folder(tmp_path: Path) -> None:
+    asked: Any = {
+        "image_size": (3, 4),
+        "subset": "training",
+        "validation_split": 0.4,
+    }
+    loaded = load_folder(pets(tmp_path, 5), **asked, channels=1)
+    source = folder_source(loaded.audit, **asked, channels=1)
+    here, there = Pipe()
+    here.send(source)  # as to a worker
+    source = there.recv()
+    assert len(source) == len(loaded.x) == 6
+    assert source.paths == loaded.paths
+    assert source.nbytes == loaded.x.nbytes
+    for i in np.random.default_rng(0).permutation(len(source)):
+        item = source[i]
+        assert item["x"].dtype == np.uint8
+        assert item["y"].dtype == np.int32
+        np.testing.assert_array_equal(item["x"], loaded.x[i])
+        assert item["y"] == loaded.y[i] == source.y[i]
+    assert (loaded.x.dtype, loaded.y.dtype) == (np.uint8, np.int32)
+    with pytest.raises(IndexError):
+        source[len(source)]
+
+
+@pytest.mark.parametrize("change", [None, b"", b"no image"])
+def test_a_file_that_changed_since_the_audit_is_named(
+    tmp_path: Path, change: bytes | None
+) -> None:
+    audited = audit(pets(tmp_path))
+    path = tmp_path / "dog/1.png"
+    path.unlink()
+    if change is not None:
+        path.write_bytes(change)
+    with pytest.raises(UserError, match=r"dog/1.png has changed since the audit"):
+        folder_source(audited, image_size=(2, 2))[3]
+    with pytest.raises(UserError, match=r"dog/1.png has changed since the audit"):
+        load_folder(audited, image_size=(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"image_size": (0, 4)}, "image sides go from 1"),
+        ({"image_size": (4, -1)}, "image sides go from 1"),
+        ({"image_size": (4, folders.MAX_SIDE + 1)}, "image sides go from 1"),
+        ({"channels": 4}, "1 or 3 channels"),
+        ({"subset": "train", "validation_split": 0.2}, "'training' or 'validation'"),
+        ({"subset": "training"}, "a subset needs a validation split"),
+        ({"validation_split": 0.2}, "a subset needs a validation split"),
+        *(
+            ({"subset": "training", "validation_split": share}, "between 0 and 1")
+            for share in (0.0, 1.0, -0.1, 20.0, float("nan"))
+        ),
+    ],
+)
+def test_settings_are_refused_before_anything_is_read(
+    tmp_path: Path, asked: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(UserError, match=reason):
+        load_folder(tmp_path / "none", **{"image_size": (4, 4), **asked})
+
+
+# ------------------------------------------------------------------ splitting
+
+
+def listed(sizes: list[int]) -> Audit:
+    """An audit of classes of these sizes; a split looks at nothing else."""
+    paths = [f"c{c}/{i}" for c, n in enumerate(sizes) for i in range(n)]
+    labels = [c for c, n in enumerate(sizes) for _ in range(n)]
+    classes = tuple(f"c{c}" for c in range(len(sizes)))
+    return Audit(Path("x"), classes, tuple(paths), tuple(labels), ())
+
+
+pure = settings(max_examples=60, deadline=None)
+shares = st.floats(0.1, 0.9)
+seeds = st.integers(0, 2**32 - 1)
+class_sizes = st.lists(st.integers(10, 40), min_size=1, max_size=5)
+
+
+@pure
+@given(class_sizes, shares, seeds)
+def test_a_split_is_disjoint_exhaustive_stratified_and_repeatable(
+    sizes: list[int], share: float, seed: int
+) -> None:
+    audited = listed(sizes)
+    training, validation = stratified_split(audited, share, seed)
+    both = np.concatenate([training, validation])
+    np.testing.assert_array_equal(np.sort(both), np.arange(sum(sizes)))
+    for rows in (training, validation):
+        assert (np.diff(rows) > 0).all()
+    held = np.bincount(np.array(audited.labels)[validation], minlength=len(sizes))
+    assert (np.abs(held - share * np.array(sizes)) <= 0.5 + 1e-9).all()
+    again = stratified_split(audited, share, seed)
+    for one, other in zip(again, (training, validation), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pure
+@given(class_sizes, shares, seeds, st.randoms(use_true_random=False))
+def test_a_split_depends_on_names_not_on_order_or_other_classes(
+    sizes: list[int], share: float, seed: int, random: Any
+) -> None:
+    audited = listed(sizes)
+    _, rows = stratified_split(audited, share, seed)
+    held = {audited.paths[row] for row in rows}
+    order = list(range(sum(sizes)))
+    random.shuffle(order)
+    mixed = audited._replace(
+        paths=tuple(audited.paths[i] for i in order),
+        labels=tuple(audited.labels[i] for i in order),
+    )
+    _, rows = stratified_split(mixed, share, seed)
+    assert {mixed.paths[row] for row in rows} == held
+    _, rows = stratified_split(listed(sizes[:1]), share, seed)
+    assert {audited.paths[row] for row in rows} == {
+        path for path in held if path.startswith("c0/")
+    }
+
+
+def test_a_split_is_the_same_on_every_machine() -> None:
+    audited = listed([10, 6])
+    _, rows = stratified_split(audited, 0.5, 7)
+    hashes = [hashlib.sha256(f"7\0{p}".encode()).hexdigest() for p in audited.paths]
+    first = sorted(range(10), key=hashes.__getitem__)[:5]
+    second = sorted(range(10, 16), key=hashes.__getitem__)[:3]
+    assert rows.tolist() == sorted(first + second)
+
+
+def test_seeds_give_different_splits() -> None:
+    parts = {
+        tuple(stratified_split(listed([40]), 0.5, s)[1].tolist()) for s in range(20)
+    }
+    assert len(parts) == 20
+    often = np.bincount(np.concatenate([np.array(p) for p in parts]), minlength=40)
+    assert often.min() >= 2  # of 20, with 10 expected: no file is always on one side
+    assert often.max() <= 18
+
+
+@pure
+@given(
+    st.lists(
+        st.lists(st.integers(1, 6), min_size=12, max_size=20), min_size=1, max_size=4
+    ),
+    shares,
+    seeds,
+)
+def test_groups_are_never_separated(
+    groups: list[list[int]], share: float, seed: int
+) -> None:
+    """Of each class, groups of these sizes."""
+    audited = listed([sum(group) for group in groups])
+    names = [f"{c}-{g}" for c, ns in enumerate(groups) for g, n in enumerate(ns)
+             for _ in range(n)]  # fmt: skip
+    group = dict(zip(audited.paths, names, strict=True))
+    parts = stratified_split(audited, share, seed, lambda path: group[path.as_posix()])
+    training, validation = ({names[row] for row in rows} for rows in parts)
+    assert not training & validation
+    assert training | validation == set(names)
+    held = np.bincount(np.array(audited.labels)[parts[1]], minlength=len(groups))
+    for n, sizes in zip(held, groups, strict=True):
+        assert abs(n - share * sum(sizes)) <= max(sizes) / 2 + 1e-9
+
+
+def test_a_group_across_classes_stays_together() -> None:
+    audited = listed([12, 12, 12])
+    training, validation = stratified_split(audited, 0.25, 0, lambda path: path.name)
+    names = [path.partition("/")[2] for path in audited.paths]
+    held = Counter(names[row] for row in validation)
+    assert set(held.values()) == {3}
+    assert len(held) == 3
+    assert len(training) == 27
+
+
+@pytest.mark.parametrize(
+    ("sizes", "share", "reason"),
+    [
+        ([20, 2], 0.2, r"no validation example of class 'c1' \(2 in all\)$"),
+        ([20, 2], 0.8, r"no training example of class 'c1' \(2 in all\)$"),
+        ([1, 20], 0.5, r"no validation example of class 'c0' \(1 in all\)$"),
+        ([1] * 9, 0.5, r"'c0' .*'c1' .*'c2' .*, and 6 more$"),
+    ],
+)
+def test_a_class_that_a_part_would_lack_is_named(
+    sizes: list[int], share: float, reason: str
+) -> None:
+    with pytest.raises(UserError, match=reason):
+        stratified_split(listed(sizes), share, 0)
+
+
+def test_one_group_cannot_be_in_both_parts() -> None:
+    with pytest.raises(UserError, match="no validation example of class 'c0'"):
+        stratified_split(listed([9]), 0.2, 0, lambda path: "the same")
+
+
+def test_subsets_of_a_folder_are_its_two_parts(tmp_path: Path) -> None:
+    asked: Any = {"image_size": (6, 5), "validation_split": 0.4, "seed": 3}
+    whole = load_folder(pets(tmp_path, 5), image_size=(6, 5))
+    parts = [
+        load_folder(tmp_path, subset=subset, **asked)
+        for subset in ("training", "validation")
+    ]
+    assert [np.bincount(part.y).tolist() for part in parts] == [[3, 3], [2, 2]]
+    assert sorted(parts[0].paths + parts[1].paths) == list(whole.paths)
+    rows = {path: row for path, row in zip(whole.paths, whole.x, strict=True)}
+    for part in parts:
+        assert part.classes == whole.classes == ("cat", "dog")
+        for path, row, label in zip(part.paths, part.x, part.y, strict=True):
+            np.testing.assert_array_equal(row, rows[path])
+            assert path.startswith(part.classes[label])
+
+
+# ------------------------------------------------------------------ sorting
+
+
+def by_letter(path: Path) -> str | None:
+    return {"c": "cat", "d": "dog"}.get(path.name[0])
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    names = ("c1.png", "c2.png", "d1.png", "other.png")
+    return tree(tmp_path / "flat", {n: picture(i) for i, n in enumerate(names)})
+
+
+def test_files_are_copied_by_their_labels(flat: Path, tmp_path: Path) -> None:
+    tree(flat, {".DS_Store": b"x", "Thumbs.db": b"x"})
+    (flat / "c3.png").symlink_to("c1.png")
+    before, target = contents(flat), tmp_path / "new/sorted"
+    counts = sort_into_folders(flat, target, by_letter)
+    assert counts == {"cat": 3, "dog": 1}
+    assert list(counts) == ["cat", "dog"]
+    assert contents(flat) == before
+    assert contents(target) == {
+        f"{label}/{name}": before[name]
+        for name in before
+        if (label := by_letter(Path(name))) and name[0] != "."
+    }
+    assert not (target / "cat/c3.png").is_symlink()
+    assert audit(target).classes == ("cat", "dog")
+
+    stamps = {path: path.stat().st_mtime_ns for path in target.rglob("*")}
+    assert sort_into_folders(flat, target, by_letter) == counts
+    assert {path: path.stat().st_mtime_ns for path in target.rglob("*")} == stamps
+
+
+def test_a_copy_is_not_the_file_itself(flat: Path, tmp_path: Path) -> None:
+    os.chmod(flat / "c1.png", 0o444)
+    sort_into_folders(flat, tmp_path / "sorted", by_letter)
+    copy = tmp_path / "sorted/cat/c1.png"
+    assert copy.stat().st_mode & 0o777 == 0o444
+    os.chmod(copy, 0o644)
+    copy.write_bytes(b"changed")
+    assert (flat / "c1.png").read_bytes() == picture(0)
+
+
+@pytest.mark.parametrize("what", ["same length", "other length", "link", "folder"])
+def test_nothing_is_overwritten_and_nothing_copied(
+    flat: Path, tmp_path: Path, what: str
+) -> None:
+    target = tmp_path / "sorted"
+    (target / "dog").mkdir(parents=True)
+    there = target / "dog/d1.png"
+    if what == "link":  # of the same length, too
+        (flat / "d1.png").write_bytes(b"x" * len(str(flat / "d1.png")))
+        there.symlink_to(flat / "d1.png")
+    elif what == "folder":
+        there.mkdir()
+    else:
+        there.write_bytes(picture(2)[: -3 if what == "other length" else -1] + b"x")
+    before = contents(target)
+    with pytest.raises(UserError, match=r"dog/d1.png exists with other content"):
+        sort_into_folders(flat, target, by_letter)
+    assert contents(target) == before
+    assert sorted(p.name for p in target.rglob("*")) == ["d1.png", "dog"]
+
+
+def test_a_file_that_appears_meanwhile_is_not_overwritten(
+    flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, copy = tmp_path / "sorted", shutil.copy2
+
+    def slow(source: Path, name: str) -> None:
+        copy(source, name)
+        tree(target, {"cat/c1.png": b"somebody else's"})
+
+    monkeypatch.setattr(shutil, "copy2", slow)
+    for linked in (True, False):
+        with pytest.raises(UserError, match=r"c1.png cannot be copied"):
+            sort_into_folders(flat, target, by_letter)
+        assert contents(target) == {"cat/c1.png": b"somebody else's"}
+        if linked:
+            (target / "cat/c1.png").unlink()
+            monkeypatch.setattr(os, "link", no_links)
+
+
+def no_links(*_: object) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+def test_a_file_system_without_links_will_do(
+    flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", no_links)
+    target = tmp_path / "sorted"
+    assert sort_into_folders(flat, target, by_letter) == {"cat": 2, "dog": 1}
+    assert set(contents(target)) == {"cat/c1.png", "cat/c2.png", "dog/d1.png"}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
+def test_an_interrupted_copy_leaves_whole_files_and_goes_on(
+    flat: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+) -> None:
+    target, copy = tmp_path / "sorted", shutil.copy2
+
+    def broken(source: Path, name: str) -> None:
+        if Path(source).name == "c2.png":
+            Path(name).write_bytes(Path(source).read_bytes()[:9])
+            raise error
+        copy(source, name)
+
+    monkeypatch.setattr(shutil, "copy2", broken)
+    expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else UserError
+    with pytest.raises(expected, match=r"|c2.png cannot be copied .*: full"):
+        sort_into_folders(flat, target, by_letter)
+    assert contents(target) == {"cat/c1.png": picture(0)}
+    monkeypatch.undo()
+    (target / "cat/.left.part").write_bytes(b"by one that was killed")
+    assert sort_into_folders(flat, target, by_letter) == {"cat": 2, "dog": 1}
+    assert audit(target).paths == ("cat/c1.png", "cat/c2.png", "dog/d1.png")
+
+
+HOSTILE = {
+    **dict.fromkeys(("..", ".", ".hidden", "../up"), "begins with a dot"),
+    **dict.fromkeys(("a/b", "/etc", "a\\b", "c:", "a|b", "what?"), "holds one of"),
+    **dict.fromkeys(("a\nb", "a\0b", "\x1b[2J", "a\u2028b", "\udce9"), "holds control"),
+    **dict.fromkeys((" a", "a ", "a."), "begins or ends with"),
+    **dict.fromkeys(("con", "NUL", "aux.txt", "LPT1", "Thumbs.db"), "is reserved"),
+    "": "is empty",
+    "é" * 128: "is longer than 255 bytes",
+}
+
+
+@pytest.mark.parametrize("label", HOSTILE)
+def test_a_label_must_be_a_plain_folder_name(
+    flat: Path, tmp_path: Path, label: str
+) -> None:
+    with pytest.raises(UserError, match=rf"of d1\.png {HOSTILE[label]}") as error:
+        sort_into_folders(
+            flat, tmp_path / "sorted", lambda p: label if p.name == "d1.png" else "fine"
+        )
+    assert "\n" not in str(error.value)
+    assert os.listdir(tmp_path) == ["flat"]
+
+
+def test_a_label_must_be_text(flat: Path, tmp_path: Path) -> None:
+    rule: Any = lambda path: 3  # noqa: E731
+    with pytest.raises(UserError, match=r"the label 3 of c1\.png is no text"):
+        sort_into_folders(flat, tmp_path / "sorted", rule)
+
+
+@pytest.mark.parametrize(
+    "label", ["Smileys & Emotion", "고양이", "a.b", "console", "é"]
+)
+def test_a_plain_label_is_taken(flat: Path, tmp_path: Path, label: str) -> None:
+    sort_into_folders(flat, tmp_path / "sorted", lambda path: label)
+    assert os.listdir(tmp_path / "sorted") == [label]
+
+
+@pytest.mark.parametrize("there", ["CAT/x.png", "cAt/x.png"])
+def test_labels_that_differ_only_in_case(
+    flat: Path, tmp_path: Path, there: str
+) -> None:
+    with pytest.raises(UserError, match="but for case"):
+        sort_into_folders(
+            flat, tmp_path / "a", lambda p: "cat" if p.name == "c1.png" else "Cat"
+        )
+    with pytest.raises(UserError, match="but for case"):  # with an invisible joiner
+        sort_into_folders(
+            flat, tmp_path / "a", lambda p: "a\u200db" if p.name < "d" else "a\u200dB"
+        )
+    tree(tmp_path / "b", {there: b"x"})
+    with pytest.raises(UserError, match=f"'cat' is the same as {there[:3]}, but for"):
+        sort_into_folders(flat, tmp_path / "b", by_letter)
+    assert contents(tmp_path / "b") == {there: b"x"}
+
+
+def test_source_and_target_lie_apart(flat: Path, tmp_path: Path) -> None:
+    (tmp_path / "alias").symlink_to(flat)
+    for target in (flat, flat / "in", tmp_path, tmp_path / "alias/in", flat / "x/.."):
+        with pytest.raises(UserError, match="lie in each other"):
+            sort_into_folders(flat, target, by_letter)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match="loop cannot be listed"):
+        sort_into_folders(flat, tmp_path / "loop", by_letter)
+    assert sort_into_folders(flat, tmp_path / "flat2", by_letter)  # a prefix, no parent
+
+
+@pytest.mark.parametrize("what", ["folder", "leaving", "broken", "pipe"])
+def test_a_source_holds_files_only(flat: Path, tmp_path: Path, what: str) -> None:
+    odd = flat / "c9.png"
+    if what == "folder":
+        odd.mkdir()
+    elif what == "pipe":
+        os.mkfifo(odd)
+    else:
+        odd.symlink_to("/etc/hosts" if what == "leaving" else "gone")
+    with pytest.raises(UserError, match=r"c9.png: (only files|it leaves|it leads now)"):
+        sort_into_folders(flat, tmp_path / "sorted", by_letter)
+    assert not (tmp_path / "sorted").exists()
+
+
+@pytest.mark.parametrize("what", ["file", "link", "target"])
+def test_a_target_that_is_no_folder(flat: Path, tmp_path: Path, what: str) -> None:
+    target = tmp_path / "sorted"
+    if what == "target":
+        target.write_bytes(b"x")
+    elif what == "file":
+        tree(target, {"dog": b"x"})
+    else:
+        target.mkdir()
+        (tmp_path / "outside").mkdir()
+        (target / "dog").symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match=r"dog is not a folder|sorted cannot be listed"):
+        sort_into_folders(flat, target, by_letter)
+    assert "cat" not in (os.listdir(target) if target.is_dir() else [])
+
+
+def test_a_missing_source_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="gone cannot be listed: No such file"):
+        sort_into_folders(tmp_path / "gone", tmp_path / "sorted", by_letter)

@@ -1,0 +1,310 @@
+"""Convolution and pooling: equal to the library's and to Keras's, in any setting."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from jaxstudy import ops
+from jaxstudy.types import Array
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def normal(*shape: int, seed: int = 0, dtype: Any = np.float32) -> Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def close(a: Any, b: Any, tolerance: float) -> None:
+    """Equal within a tolerance, relative to the largest value."""
+    a, b = np.asarray(a), np.asarray(b)
+    assert a.shape == b.shape
+    assert a.dtype == b.dtype
+    scale = max(1.0, float(np.abs(b).max())) if b.size else 1.0
+    np.testing.assert_allclose(a / scale, b / scale, atol=tolerance, rtol=0)
+
+
+def with_gradients(fn: Callable[..., Array], *args: Array) -> tuple[Array, ...]:
+    """The value, and the gradient of a sum of sines of it, to every argument."""
+
+    def total(*args: Array) -> tuple[Array, Array]:
+        y = fn(*args)
+        return jnp.sum(jnp.sin(y)), y
+
+    grads, y = jax.jit(jax.grad(total, tuple(range(len(args))), has_aux=True))(*args)
+    return y, *grads
+
+
+# (height, width, kernel, stride, padding, channels, outputs, groups)
+CONVOLUTIONS = [
+    (7, 8, (3, 3), (1, 1), "SAME", 3, 4, 1),
+    (8, 7, (3, 3), (2, 2), "SAME", 3, 4, 1),
+    (9, 9, (5, 1), (2, 1), "VALID", 2, 6, 1),
+    (6, 6, (1, 1), (1, 1), "SAME", 2, 3, 1),
+    (6, 6, (1, 1), (2, 2), "VALID", 2, 3, 1),
+    (6, 5, (1, 7), (1, 1), "SAME", 2, 3, 1),
+    (6, 6, (4, 2), (3, 3), ((1, 2), (0, 3)), 1, 2, 1),
+    (8, 8, (3, 3), (2, 2), "SAME", 4, 4, 4),
+    (8, 8, (5, 5), (1, 1), "SAME", 2, 6, 2),
+    (6, 6, (3, 3), (1, 1), "SAME", 4, 6, 2),
+]
+
+
+def convolution(case: Any, by: Callable[..., Array]) -> Callable[[Array, Array], Array]:
+    _, _, _, strides, padding, _, _, groups = case
+    return lambda x, k: by(
+        x, k, strides, padding, dimension_numbers=NHWC, feature_group_count=groups
+    )
+
+
+def arguments(case: Any, dtype: Any) -> tuple[Array, Array]:
+    height, width, kernel, _, _, channels, outputs, groups = case
+    return (
+        normal(3, height, width, channels, dtype=dtype),
+        normal(*kernel, channels // groups, outputs, seed=1, dtype=dtype),
+    )
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+def test_convolution_and_gradients_are_the_librarys(case: Any) -> None:
+    args = arguments(case, np.float32)
+    got = with_gradients(convolution(case, ops.conv_general_dilated), *args)
+    want = with_gradients(convolution(case, lax.conv_general_dilated), *args)
+    for a, b in zip(got, want, strict=True):
+        close(a, b, 1e-6)
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+@pytest.mark.usefixtures("float64")
+def test_in_float64_to_the_last_digits(case: Any) -> None:
+    args = arguments(case, np.float64)
+    got = with_gradients(convolution(case, ops.conv_general_dilated), *args)
+    want = with_gradients(convolution(case, lax.conv_general_dilated), *args)
+    for a, b in zip(got, want, strict=True):
+        close(a, b, 1e-14)
+
+
+@pytest.mark.parametrize("case", [CONVOLUTIONS[0], CONVOLUTIONS[7]], ids=str)
+def test_in_slices_it_is_the_same(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = arguments(case, np.float32)
+    want = with_gradients(convolution(case, lax.conv_general_dilated), *args)
+    monkeypatch.setattr(ops, "PATCH_BYTES", 1)  # an image at a time
+    got = with_gradients(convolution(case, ops.conv_general_dilated), *args)
+    for a, b in zip(got, want, strict=True):
+        close(a, b, 1e-6)
+
+
+def largest_array(fn: Callable[..., Any], *args: Any) -> int:
+    """Bytes of the largest array in a compiled program."""
+    text = jax.jit(fn).lower(*args).compile().as_text()
+    sizes = [
+        4 * math.prod(int(n) for n in shape.split("[")[1].split("]")[0].split(",") if n)
+        for shape in text.split()
+        if shape.startswith("f32[")
+    ]
+    return max(sizes)
+
+
+def test_patches_stay_within_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, kernel = normal(64, 16, 16, 8), normal(3, 3, 8, 8)
+    patches = 64 * 16 * 16 * 72 * 4
+    bound = patches // 8
+
+    def loss(x: Array, kernel: Array) -> Array:
+        return jnp.sum(jnp.sin(ops.conv2d(x, kernel)))
+
+    monkeypatch.setattr(ops, "PATCH_BYTES", 10 * patches)
+    assert largest_array(jax.grad(loss, (0, 1)), x, kernel) >= patches
+    monkeypatch.setattr(ops, "PATCH_BYTES", bound)
+    whole = 64 * 18 * 18 * 8 * 4  # the images themselves, padded
+    assert largest_array(jax.grad(loss, (0, 1)), x, kernel) <= max(bound, whole)
+
+
+def test_a_cpu_program_has_no_convolution_and_a_gpu_program_has() -> None:
+    x, kernel = normal(2, 8, 8, 3), normal(3, 3, 3, 4)
+    traced = jax.jit(jax.grad(lambda x, k: jnp.sum(ops.conv2d(x, k) ** 2))).trace(
+        x, kernel
+    )
+    assert "stablehlo.convolution" not in traced.lower().as_text()
+    for platform in ("cuda", "tpu"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert "stablehlo.convolution" in text
+
+
+def test_flax_layers_take_it() -> None:
+    x = normal(2, 9, 8, 3)
+    for options in ({}, {"strides": 2}, {"padding": "VALID", "feature_group_count": 3}):
+        ours = nn.Conv(
+            6, (3, 3), conv_general_dilated=ops.conv_general_dilated, **options
+        )
+        theirs = nn.Conv(6, (3, 3), **options)
+        variables = theirs.init(jax.random.key(0), x)
+        close(ours.apply(variables, x), theirs.apply(variables, x), 1e-6)
+
+
+def test_what_is_not_for_images_is_left_to_the_library() -> None:
+    x, kernel = normal(2, 9, 3), normal(3, 3, 4)
+    numbers = ("NWC", "WIO", "NWC")
+    got = ops.conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=numbers)
+    want = lax.conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=numbers)
+    close(got, want, 1e-6)
+    x, kernel = normal(2, 9, 9, 3), normal(3, 3, 3, 4)
+    got = ops.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", rhs_dilation=(2, 2), dimension_numbers=NHWC
+    )
+    want = lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", rhs_dilation=(2, 2), dimension_numbers=NHWC
+    )
+    close(got, want, 1e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_convolution_is_keras_s(stride: int, padding: Any) -> None:
+    x, kernel = normal(2, 8, 7, 3), normal(3, 3, 3, 5)
+    layer = keras.layers.Conv2D(
+        5, 3, strides=stride, padding=padding.lower(), use_bias=False
+    )
+    layer.build(x.shape)
+    layer.set_weights([kernel])
+    close(ops.conv2d(x, kernel, stride, padding), layer(x), 1e-6)
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.integers(0, 3), st.integers(0, 3), st.integers(0, 10**6))
+def test_convolution_of_a_moved_image_is_the_moved_convolution(
+    down: int, right: int, seed: int
+) -> None:
+    """Where nothing reaches the border: to the bit, since the products are the same."""
+    image = jnp.zeros((1, 16, 16, 2)).at[:, 4:8, 4:8].set(normal(1, 4, 4, 2, seed=seed))
+    kernel = normal(3, 3, 2, 3, seed=seed + 1)
+    moved = jnp.roll(image, (down, right), (1, 2))
+    want = jnp.roll(ops.conv2d(image, kernel), (down, right), (1, 2))
+    np.testing.assert_array_equal(ops.conv2d(moved, kernel), want)
+
+
+TRANSPOSED = [
+    (kernel, stride, padding)
+    for kernel in (1, 2, 3, 4, 5)
+    for stride in (1, 2, 3)
+    for padding in ("SAME", "VALID")
+]
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), TRANSPOSED)
+def test_transposed_convolution_is_keras_s(
+    kernel: int, stride: int, padding: Any
+) -> None:
+    x, k = normal(2, 4, 5, 3), normal(kernel, kernel, 6, 3, seed=1)
+    layer = keras.layers.Conv2DTranspose(
+        6, kernel, strides=stride, padding=padding.lower(), use_bias=False
+    )
+    layer.build(x.shape)
+    layer.set_weights([k])
+    close(ops.conv2d_transpose(x, k, stride, padding), layer(x), 1e-6)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), TRANSPOSED[6:18:3])
+@pytest.mark.usefixtures("float64")
+def test_transposed_gradients_are_the_librarys(
+    kernel: int, stride: int, padding: Any
+) -> None:
+    x = normal(2, 4, 5, 3, dtype=np.float64)
+    k = normal(kernel, kernel, 6, 3, seed=1, dtype=np.float64)
+    got = with_gradients(lambda x, k: ops.conv2d_transpose(x, k, stride, padding), x, k)
+    want = with_gradients(
+        lambda x, k: lax.conv_transpose(
+            x, k, (stride, stride), padding, dimension_numbers=NHWC,
+            transpose_kernel=True,
+        ),
+        x, k,
+    )  # fmt: skip
+    for a, b in zip(got, want, strict=True):
+        close(a, b, 1e-13)
+
+
+def test_transposed_is_the_gradient_of_the_convolution() -> None:
+    y, kernel = normal(2, 4, 4, 6), normal(3, 3, 2, 6)
+    _, vjp = jax.vjp(lambda x: ops.conv2d(x, kernel, 2), normal(2, 8, 8, 2))
+    close(ops.conv2d_transpose(y, kernel, 2), vjp(y)[0], 1e-6)
+
+
+POOLS = [
+    (window, strides, padding)
+    for window, strides in (((2, 2), None), ((3, 3), (2, 2)), ((3, 2), (1, 1)))
+    for padding in ("SAME", "VALID")
+]
+
+
+@pytest.mark.parametrize(("window", "strides", "padding"), POOLS, ids=str)
+@pytest.mark.parametrize("kind", ["max", "average"])
+def test_pooling_is_keras_s(kind: str, window: Any, strides: Any, padding: Any) -> None:
+    """Values from -2 to 2 in steps, so that many are equal; gradients too."""
+    x = jnp.round(normal(3, 7, 8, 2))
+    layer = {
+        "max": keras.layers.MaxPooling2D, "average": keras.layers.AveragePooling2D,
+    }[kind](window, strides, padding.lower())  # fmt: skip
+    ours = {"max": ops.max_pool, "average": ops.average_pool}[kind]
+    got = with_gradients(lambda x: ours(x, window, strides, padding), x)
+    for a, b in zip(got, with_gradients(layer, x), strict=True):
+        close(a, b, 1e-6)
+
+
+def test_max_pooling_keeps_nan_and_minus_infinity() -> None:
+    x = jnp.full((1, 2, 4, 1), -jnp.inf).at[0, 1, 0, 0].set(jnp.nan)
+    got = ops.max_pool(x)[0, 0, :, 0]
+    assert np.isnan(got[0])
+    assert got[1] == -np.inf
+    first = jnp.zeros((1, 2, 2, 1)).at[0, 0, 0, 0].set(jnp.nan)
+    assert np.isnan(ops.max_pool(first)).all()
+
+
+def test_pooling_of_known_numbers() -> None:
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    np.testing.assert_array_equal(ops.max_pool(x)[0, ..., 0], [[5, 7], [13, 15]])
+    np.testing.assert_array_equal(
+        ops.average_pool(x)[0, ..., 0], [[2.5, 4.5], [10.5, 12.5]]
+    )
+    same = ops.average_pool(x, (3, 3), (3, 3), "SAME")[0, ..., 0]
+    np.testing.assert_array_equal(same, [[5, 7], [13, 15]])  # corners of 4, 2, 2 and 1
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.integers(0, 3), st.integers(0, 3), st.integers(0, 10**6))
+def test_a_blob_moved_within_its_window_pools_to_the_same(
+    row: int, column: int, seed: int
+) -> None:
+    """Exact invariance: one bright pixel anywhere in a 4x4 window."""
+    place = np.random.default_rng(seed).integers(0, 2, 2) * 4
+    image = jnp.zeros((1, 8, 8, 1))
+    moved = image.at[0, place[0] + row, place[1] + column, 0].set(1.0)
+    still = image.at[0, place[0], place[1], 0].set(1.0)
+    for pool in (ops.max_pool, ops.average_pool):
+        np.testing.assert_array_equal(pool(moved, (4, 4)), pool(still, (4, 4)))
+
+
+def test_they_map_and_scan() -> None:
+    x, kernels = normal(3, 2, 6, 6, 2), normal(3, 3, 3, 2, 4, seed=1)
+
+    def network(x: Array, kernel: Array) -> Array:
+        y = ops.average_pool(ops.max_pool(ops.conv2d(x, kernel), (2, 2), (1, 1)))
+        return jnp.sum(jnp.sin(ops.conv2d_transpose(y, kernel[..., :4], 2)[..., :2]))
+
+    gradient = jax.grad(network, (0, 1))
+    one_by_one = [gradient(a, k) for a, k in zip(x, kernels, strict=True)]
+    want = jax.tree.map(lambda *leaves: jnp.stack(leaves), *one_by_one)
+    mapped = jax.jit(jax.vmap(gradient))(x, kernels)
+    _, scanned = jax.jit(
+        lambda x, k: lax.scan(lambda carry, one: (carry, gradient(*one)), 0, (x, k))
+    )(x, kernels)
+    for got in (mapped, scanned):
+        jax.tree.map(lambda a, b: close(a, b, 1e-6), got, want)
