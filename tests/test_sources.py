@@ -2,11 +2,25 @@
 
 import dataclasses
 import hashlib
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from jaxstudy.data.sources import ADMISSIONS, Source, read_bytes
+from jaxstudy.data import sources
+from jaxstudy.data.sources import (
+    ADMISSIONS,
+    NOTES,
+    PACKAGES,
+    MissingData,
+    Source,
+    check_folder,
+    check_records,
+    folder_sha256,
+    read_bytes,
+    records_seal,
+)
 from jaxstudy.types import UserError
 
 CONTENT = b"a,b\n1,2\n"
@@ -57,3 +71,96 @@ def test_a_folder_in_its_place(source: Source) -> None:
 def test_the_committed_table() -> None:
     assert len(read_bytes(ADMISSIONS).splitlines()) == 401
     assert str(ADMISSIONS.path).endswith(ADMISSIONS.command.rpartition("/")[2])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Source:
+    path = tmp_path / "folder"
+    for name in ("b.txt", "a/z.txt", "a/b c.txt", "a-b/c.txt", "B.txt"):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(f"this is {name}")
+    return Source(path, folder_sha256(path), "here", "make folder")
+
+
+def test_the_hash_of_a_folder_is_what_its_docstring_says(folder: Source) -> None:
+    listed = subprocess.run(
+        "find * -type f | LC_ALL=C sort | xargs -d '\\n' sha256sum | sha256sum",
+        shell=True, cwd=folder.path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert listed.stdout.split()[0] == folder.sha256
+    assert check_folder(folder) == folder.path
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "other content": lambda p: (p / "b.txt").write_text("this was b.txt"),
+    "one less": lambda p: (p / "a/z.txt").unlink(),
+    "one more": lambda p: (p / "a/new.txt").touch(),
+    "renamed": lambda p: (p / "b.txt").rename(p / "c.txt"),
+    "moved": lambda p: (p / "b.txt").rename(p / "a/b.txt"),
+    "a link to nothing": lambda p: (
+        (p / "b.txt").rename(p.parent / "x") and (p / "b.txt").symlink_to("x")
+    ),
+    "a file in its place": lambda p: p.rename(p.with_name("x")) and p.touch(),
+    "nothing": lambda p: p.rename(p.with_name("x")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_folder_is_found(folder: Source, change: str) -> None:
+    CHANGES[change](folder.path)
+    with pytest.raises(MissingData, match=r"this brings .*make folder"):
+        check_folder(folder)
+
+
+def test_changed_records_are_found(
+    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "RECORDS", {"mine": ("1.0.0", (source,))})
+    record = tmp_path / "mine" / "1.0.0" / "data"
+    record.parent.mkdir(parents=True)
+
+    def found_wrong() -> bool:
+        try:
+            check_records("mine", tmp_path)
+        except MissingData as error:
+            return "make data" in str(error)
+        return False
+
+    record.write_text("some records")
+    assert found_wrong()  # not sealed, as when their writing was stopped
+    (tmp_path / "mine" / "SHA256").write_text(records_seal("mine", tmp_path))
+    assert not found_wrong()
+    record.write_text("same records")
+    assert found_wrong()
+    record.write_text("some records")
+    assert not found_wrong()
+    other = dataclasses.replace(source, sha256="0" * 64)
+    monkeypatch.setattr(sources, "RECORDS", {"mine": ("1.0.0", (other,))})
+    assert found_wrong()  # made from something else
+    monkeypatch.setattr(sources, "RECORDS", {"mine": ("1.0.1", (source,))})
+    assert found_wrong()  # by an older builder
+
+
+def test_what_is_missing_is_noted_where_somebody_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(NOTES, raising=False)
+    MissingData("no such data").note()
+    monkeypatch.setenv(NOTES, str(tmp_path / "note"))
+    MissingData("no such data").note()
+    assert (tmp_path / "note").read_text() == "no such data"
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda p: p.name)
+def test_a_package_is_pinned(package: sources.Package) -> None:
+    """By version and hash; what it brings lies in its place, or in the system."""
+    assert package.version
+    for digest in (package.sha256, *(s.sha256 for s in package.sources)):
+        assert len(bytes.fromhex(digest)) == 32
+    for source in package.sources:
+        assert source.command == "make data"
+        assert package.version.partition("-")[0] in source.origin
+        assert package.place.parts[-3:] in (
+            source.path.parts[-3:],
+            source.path.parent.parts[-3:],
+        )

@@ -1,22 +1,134 @@
-"""Images: Fashion-MNIST, from the IDX files of its Debian package."""
+"""Image sets by name: Fashion-MNIST, the emoji, and whatever TFDS has.
 
+TFDS is imported only where its records are read: that takes a second.
+"""
+
+import contextlib
+import difflib
+import functools
 import gzip
+import io
+import logging
 import math
+import re
+import socket
+import sys
+import urllib.parse
+import urllib.request
 import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from jaxstudy.data.sources import FASHION_MNIST, read_bytes
+from jaxstudy.data.sources import (
+    FASHION_MNIST,
+    TFDS,
+    MissingData,
+    check_records,
+    read_bytes,
+)
 from jaxstudy.types import UserError
+
+FASHION_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
 
 
 class Images(NamedTuple):
-    """x [N, H, W] uint8 and labels y [N] int32."""
+    """x uint8 [N, H, W, C], labels y int32 [N], and, in some sets, groups int32 [N].
+
+    Images of one group show the same thing: they are no independent examples. Those of
+    `read_fashion_mnist` lack the axis C.
+    """
 
     x: np.ndarray
     y: np.ndarray
+    group: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class RecordImages:
+    """A split of a prepared TFDS set, decoded when asked for; it can be pickled.
+
+    Item i is {"x": uint8 [H, W, C], "y": int32}, as row i of a split read at once.
+    """
+
+    folder: Path
+    split: str
+    length: int
+    image: str  # the features' names
+    label: str
+    image_size: tuple[int, int]
+    channels: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Several items, which is twice as fast as one by one."""
+        return [self.item(record) for record in self.records(indices)]
+
+    @property
+    def nbytes(self) -> int:
+        """What all its pixels take in memory."""
+        return len(self) * math.prod(self.image_size) * self.channels
+
+    def records(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """All features of some examples, the image as a file's content.
+
+        Raises IndexError where there is no such example, UserError where the records
+        are damaged, which array_record proves by hashes of its own.
+        """
+        rows = [range(len(self))[index] for index in indices]
+        try:
+            return list(self._opened.__getitems__(rows))
+        except Exception as error:  # what array_record and protobuf raise
+            raise self._damaged(error) from error
+
+    def item(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The image and label of one of `records`."""
+        if record[self.label] < 0:
+            raise UserError(f"{self.folder}: {self.split!r} has images without label")
+        try:
+            with Image.open(io.BytesIO(record[self.image])) as image:
+                x = pixels(image, self.image_size, self.channels)
+        except Exception as error:  # decoders raise anything on what is broken
+            raise self._damaged(error) from error
+        return {"x": x, "y": np.int32(record[self.label])}
+
+    def _damaged(self, error: Exception) -> UserError:
+        return UserError(
+            f"{self.folder} is damaged ({_first(error)}); remove it, and `make data`, "
+            "or reading it again, brings it"
+        )
+
+    @functools.cached_property
+    def _opened(self) -> Any:
+        import tensorflow_datasets as tfds
+
+        with _quiet():
+            builder: Any = tfds.builder_from_directory(self.folder)
+            # decoded here: TFDS would take whichever decoder it finds installed
+            encoded = {self.image: tfds.decode.SkipDecoding()}
+            return builder.as_data_source(self.split, decoders=encoded)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+class ImageSet(NamedTuple):
+    """Splits by name, in memory or to be read one by one, and the classes' names."""
+
+    splits: Mapping[str, Images | RecordImages]
+    classes: tuple[str, ...]
 
 
 def read_idx(content: bytes, name: str | Path) -> np.ndarray:
@@ -58,3 +170,244 @@ def read_fashion_mnist() -> dict[str, Images]:
         )
         for split, prefix in (("train", "train"), ("test", "t10k"))
     }
+
+
+# ------------------------------------------------------------------ by name
+
+SPECS = ("fashion_mnist", "emoji")
+
+
+def read_images(
+    spec: str,
+    *,
+    image_size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    resident_bytes: int = 2 << 30,
+    data_dir: Path = TFDS,
+) -> ImageSet:
+    """An image-classification set by name, with the splits that it comes with.
+
+    "fashion_mnist" is read from the IDX files (train and test), "emoji" from the
+    records that `make data` prepares (train, validation and test), "tfds:NAME" from
+    those under `data_dir` or, where they are not there, from what TFDS downloads and
+    prepares there. A split of more than `resident_bytes` of pixels comes as
+    RecordImages.
+
+    image_size (height, width): what images are brought to, by PIL's bilinear filter;
+    it may be left out where all have one size. channels: 1 or 3, by default as they
+    are; transparency becomes white.
+
+    Raises UserError for another spec, for a set that does not have one image and one
+    class as features, and where images of several sizes get no image_size; MissingData
+    where there is no such data and it cannot be had.
+    """
+    _check_form(image_size, channels)
+    if spec == "fashion_mnist":
+        return _fashion(image_size, channels)
+    if spec == "emoji":
+        check_records("emoji", data_dir)
+        builder = _tfds_builder("emoji", data_dir)
+    else:
+        builder = _tfds_builder(_tfds_name(spec, data_dir), data_dir)
+    with _quiet():
+        image, label = _image_and_label(builder)
+        shape = builder.info.features[image].shape
+        prepared = builder.is_prepared()
+    if image_size is None and None in shape[:2]:
+        raise UserError(
+            f"{spec} has images of several sizes: give the one they are brought to"
+        )
+    if not prepared:  # only now: nothing is downloaded to be refused then
+        _download(builder)
+    splits: dict[str, Images | RecordImages] = {}
+    for split, info in builder.info.splits.items():
+        source = RecordImages(
+            Path(builder.data_dir), str(split), info.num_examples, image, label,
+            image_size or shape[:2], channels or (1 if shape[2] == 1 else 3),
+        )  # fmt: skip
+        resident = source.nbytes <= resident_bytes
+        splits[str(split)] = _all_of(source) if resident else source
+    return ImageSet(splits, tuple(builder.info.features[label].names))
+
+
+def _check_form(image_size: tuple[int, int] | None, channels: int | None) -> None:
+    if image_size is not None and min(image_size) < 1:
+        raise UserError(f"an image size is 1 or more by 1 or more, not {image_size}")
+    if channels not in (None, 1, 3):
+        raise UserError(f"images have 1 or 3 channels, not {channels}")
+
+
+def _fashion(image_size: tuple[int, int] | None, channels: int | None) -> ImageSet:
+    size, channels = image_size or (28, 28), channels or 1
+    splits = {}
+    for split, images in read_fashion_mnist().items():
+        x = images.x[..., None]
+        if (size, channels) != ((28, 28), 1):
+            x = np.stack([pixels(Image.fromarray(i), size, channels) for i in images.x])
+        splits[split] = Images(x, images.y)
+    return ImageSet(splits, FASHION_CLASSES)
+
+
+def _all_of(source: RecordImages) -> Images:
+    """A split in memory."""
+    x = np.empty((len(source), *source.image_size, source.channels), np.uint8)
+    y = np.empty(len(source), np.int32)
+    groups = []
+    for begin in range(0, len(source), 1024):
+        rows = range(begin, min(begin + 1024, len(source)))
+        for row, record in zip(rows, source.records(rows), strict=True):
+            item = source.item(record)
+            x[row], y[row] = item["x"], item["y"]
+            if "group" in record:
+                groups.append(record["group"])
+    if not groups:
+        return Images(x, y)
+    return Images(x, y, np.unique(groups, return_inverse=True)[1].astype(np.int32))
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """A picture as RGB, white where it is transparent."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def pixels(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndarray:
+    """A picture as uint8 [H, W, C], by PIL's bilinear filter, which also averages."""
+    height, width = size
+    if image.mode != ("L" if channels == 1 else "RGB"):
+        image = on_white(image).convert("L" if channels == 1 else "RGB")
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.array(image).reshape(height, width, channels)
+
+
+# ------------------------------------------------------------------ TFDS
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No log of TFDS, which warns of what is usual."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _tfds_name(spec: str, data_dir: Path) -> str:
+    """The NAME of "tfds:NAME". Raises UserError, with a suggestion, for other specs."""
+    kind, _, name = spec.partition(":")
+    if kind == "tfds" and re.fullmatch(r"\w+(/[\w.+-]+)?(:\d+\.\d+\.\d+)?", name):
+        return name
+    known = (*SPECS, *(f"tfds:{name}" for name in _local_names(data_dir)))
+    raise UserError(
+        f"{', '.join(SPECS)} and tfds:NAME are image sets, not {spec!r}"
+        + _suggestion(spec, known)
+    )
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _local_names(data_dir: Path) -> list[str]:
+    """The sets that are prepared in a folder."""
+    found = [  # NAME/VERSION and NAME/CONFIG/VERSION
+        path.relative_to(data_dir).parts[0]
+        for pattern in ("*/*/dataset_info.json", "*/*/*/dataset_info.json")
+        for path in data_dir.glob(pattern)
+    ]
+    return sorted(set(found))
+
+
+def _tfds_builder(name: str, data_dir: Path) -> Any:
+    """The builder of a set, which need not be prepared yet."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.registered import DatasetNotFoundError
+
+    try:
+        # it also prints, where a builder cannot do without TensorFlow
+        with _quiet(), contextlib.redirect_stdout(io.StringIO()):
+            return tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except DatasetNotFoundError:
+        local = _local_names(data_dir)
+        known = [*tfds.list_builders(with_community_datasets=False), *local]
+        short = re.split("[/:]", name)[0]
+        raise UserError(
+            f"TFDS has no data set {name!r}, and in {data_dir} are "
+            f"{', '.join(local) or 'none'}"
+            + ("" if short in known else _suggestion(short, known))
+        ) from None
+    except Exception as error:  # what its thousand builders raise
+        reason = (
+            "it needs TensorFlow, which this project does without"
+            if "No module named 'tensorflow'" in str(error)
+            else _first(error)
+        )
+        raise UserError(f"TFDS cannot build {name}: {reason}") from error
+
+
+def _image_and_label(builder: Any) -> tuple[str, str]:
+    """The names of the one image and the one class among a set's features.
+
+    Raises UserError saying what it has instead.
+    """
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    named = dict(features.items()) if hasattr(features, "items") else {}
+    images = [name for name, f in named.items() if type(f) is tfds.features.Image]
+    labels = [name for name, f in named.items() if type(f) is tfds.features.ClassLabel]
+    if len(labels) > 1 and builder.info.supervised_keys:
+        labels = [name for name in labels if name in builder.info.supervised_keys]
+    if len(images) != 1 or len(labels) != 1:
+        has = ", ".join(f"{name} ({type(f).__name__})" for name, f in named.items())
+        raise UserError(
+            f"{builder.name} is no set of images with one class each: it has {has}"
+        )
+    feature = named[images[0]]
+    if feature.np_dtype != np.uint8 or feature.shape[2] not in (None, 1, 3, 4):
+        raise UserError(
+            f"{builder.name} has images of shape {feature.shape} and type "
+            f"{feature.np_dtype.__name__}, not of 1, 3 or 4 channels of uint8"
+        )
+    return images[0], labels[0]
+
+
+def _download(builder: Any) -> None:
+    """Download and prepare a set of TFDS.
+
+    Raises MissingData where that fails. Without a network TFDS would retry for minutes.
+    """
+    import tensorflow_datasets as tfds
+
+    for url in list(builder.url_infos or ())[: 0 if urllib.request.getproxies() else 1]:
+        host = urllib.parse.urlsplit(url).hostname
+        try:
+            socket.getaddrinfo(host, None)
+        except OSError as error:
+            raise MissingData(
+                f"{builder.name} is not prepared in {builder.data_dir}, and {host}, "
+                f"which has it, cannot be reached: {error.strerror}"
+            ) from error
+    tfds.display_progress_bar(sys.stderr.isatty())
+    try:
+        # it prints where it writes
+        with _quiet(), contextlib.redirect_stdout(sys.stderr):
+            builder.download_and_prepare()
+    except Exception as error:  # what its thousand builders raise
+        raise MissingData(
+            f"TFDS cannot prepare {builder.name}: {_first(error)}"
+        ) from error
+
+
+def _first(error: Exception) -> str:
+    """The first line of what an exception says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

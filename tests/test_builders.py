@@ -1,0 +1,359 @@
+"""TFDS builders on tiny data: prepared, read back, and no TensorFlow anywhere."""
+
+import dataclasses
+import hashlib
+import io
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from jaxstudy.data import builders, images, sources
+from jaxstudy.data.builders import prepare
+from jaxstudy.data.emoji import emoji_group, emoji_splits
+from jaxstudy.data.images import Images, RecordImages, pixels, read_images
+from jaxstudy.data.sources import MissingData, Source, folder_sha256
+from jaxstudy.types import UserError
+from tests.conftest import ROOT
+from tests.test_images import idx
+
+Prepared = tuple[Path, dict[str, np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def patch() -> Any:
+    with pytest.MonkeyPatch.context() as patched:
+        yield patched
+
+
+@pytest.fixture(scope="module")
+def fashion(tmp_path_factory: pytest.TempPathFactory, patch: Any) -> Prepared:
+    """Twelve and five images, as IDX files and as records."""
+    folder = tmp_path_factory.mktemp("fashion")
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, n in (("train", 12), ("t10k", 5)):
+        arrays[f"{split}-images-idx3-ubyte"] = rng.integers(0, 256, (n, 28, 28))
+        arrays[f"{split}-labels-idx1-ubyte"] = rng.integers(0, 10, n)
+    files = {}
+    for name, array in arrays.items():
+        content = idx(array.astype(np.uint8))
+        (folder / name).write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        files[name] = Source(folder / name, digest, "", "make data")
+    patch.setattr(images, "FASHION_MNIST", files)
+    prepare("fashion_mnist", folder / "tfds")
+    return folder / "tfds", arrays
+
+
+CODES = [f"{0x1F600 + i:x}" for i in range(10)]
+
+
+@pytest.fixture(scope="module")
+def emoji(tmp_path_factory: pytest.TempPathFactory, patch: Any) -> Prepared:
+    """Two categories of ten drawings by each vendor, in each of the modes of PNG."""
+    folder = tmp_path_factory.mktemp("emoji")
+    rng = np.random.default_rng(1)
+    drawn = {}
+    for i, code in enumerate(CODES):
+        for category in ("Food & Drink", "Flags"):
+            for vendor in ("google", "twitter"):
+                path = f"{category}/{vendor}-{code}{'f' * (category == 'Flags')}.png"
+                (folder / "emoji" / category).mkdir(parents=True, exist_ok=True)
+                rgba = rng.integers(0, 256, (64, 64, 4)).astype(np.uint8)
+                rgba[..., 3] = 255 * (rgba[..., 3] > 99)
+                image = Image.fromarray(rgba).convert(("RGBA", "LA", "P", "RGB")[i % 4])
+                image.save(folder / "emoji" / path)
+                with Image.open(folder / "emoji" / path) as image:
+                    drawn[path] = pixels(image, (64, 64), 3)
+    digest = folder_sha256(folder / "emoji")
+    source = Source(folder / "emoji", digest, "a licence", "make data")
+    patch.setattr(builders, "EMOJI_FOLDERS", source)
+    patch.setitem(sources.RECORDS, "emoji", ("1.0.0", (source,)))
+    prepare("emoji", folder / "tfds")
+    return folder / "tfds", drawn
+
+
+def test_fashion_comes_back_in_order(fashion: Prepared) -> None:
+    data_dir, arrays = fashion
+    found = read_images("tfds:fashion_mnist", data_dir=data_dir)
+    direct = read_images("fashion_mnist")
+    assert found.classes == direct.classes
+    assert list(found.splits) == list(direct.splits) == ["train", "test"]
+    for split, name in (("train", "train"), ("test", "t10k")):
+        for got in (found.splits[split], direct.splits[split]):
+            assert isinstance(got, Images)
+            want = arrays[f"{name}-images-idx3-ubyte"][..., None]
+            np.testing.assert_array_equal(got.x, want)
+            np.testing.assert_array_equal(got.y, arrays[f"{name}-labels-idx1-ubyte"])
+            assert (got.x.dtype, got.y.dtype) == (np.uint8, np.int32)
+            assert got.group is None
+
+
+def test_tfds_itself_reads_the_records(fashion: Prepared) -> None:
+    data_dir, arrays = fashion
+    source: Any = tfds.data_source(
+        "fashion_mnist", split="train[25%:]", data_dir=data_dir
+    )
+    assert len(source) == 9
+    np.testing.assert_array_equal(
+        source[0]["image"][..., 0], arrays["train-images-idx3-ubyte"][3]
+    )
+
+
+def test_emoji_come_back_with_their_splits_and_groups(emoji: Prepared) -> None:
+    data_dir, drawn = emoji
+    found = read_images("emoji", data_dir=data_dir)
+    assert found.classes == ("Flags", "Food & Drink")
+    for split, paths in emoji_splits(drawn).items():
+        got = found.splits[split]
+        assert isinstance(got, Images)
+        assert len(got.x) == len(paths) == {"train": 24}.get(split, 8)
+        np.testing.assert_array_equal(got.x, [drawn[path] for path in paths])
+        labels = [found.classes[label] for label in got.y]
+        assert labels == [path.partition("/")[0] for path in paths]
+        assert got.group is not None
+        groups = [emoji_group(Path(path)) for path in paths]
+        numbered = [sorted(set(groups)).index(group) for group in groups]
+        np.testing.assert_array_equal(got.group, numbered)
+
+
+def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+    rgba = np.zeros((1, 3, 4), np.uint8)  # black, half black, hidden black
+    rgba[0, :, 3] = 255, 128, 0
+    got = pixels(Image.fromarray(rgba), (1, 3), 3)
+    np.testing.assert_array_equal(got[0, :, 0], [0, 127, 255])
+
+
+def test_the_description_has_licences_and_counts(emoji: Prepared) -> None:
+    data_dir, _ = emoji
+    text = tfds.builder("emoji", data_dir=data_dir).info.description
+    for part in ("Apache License 2.0", "CC-BY 4.0", "Twemoji, copyright Twitter"):
+        assert part in text
+    assert "'train': {'Flags': 12, 'Food & Drink': 12}" in text
+
+
+def test_records_are_sealed(emoji: Prepared, tmp_path: Path) -> None:
+    data_dir, _ = emoji
+    with pytest.raises(MissingData, match="this brings it: make data"):
+        read_images("emoji", data_dir=tmp_path)
+    record = next((data_dir / "emoji" / "1.0.0").glob("*test.array_record*"))
+    content = record.read_bytes()
+    record.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:
+        with pytest.raises(MissingData, match=r"damaged.*this brings it: make data"):
+            read_images("emoji", data_dir=data_dir)
+    finally:
+        record.write_bytes(content)
+
+
+def test_preparing_says_nothing(
+    emoji: Prepared, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    prepare("emoji", tmp_path)
+    assert tuple(capfd.readouterr()) == ("", "")
+    assert sorted(p.name for p in (tmp_path / "emoji").iterdir()) == ["1.0.0", "SHA256"]
+
+
+def test_changed_folders_are_not_prepared(
+    emoji: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = dataclasses.replace(builders.EMOJI_FOLDERS, sha256="0" * 64)
+    monkeypatch.setattr(builders, "EMOJI_FOLDERS", wrong)
+    with pytest.raises(MissingData, match="make data"):
+        prepare("emoji", tmp_path)
+
+
+# ------------------------------------------------------------------ one by one
+
+
+@pytest.mark.parametrize("form", [((64, 64), 3), ((20, 30), 1)])
+def test_a_large_split_is_read_one_by_one(emoji: Prepared, form: Any) -> None:
+    data_dir, _ = emoji
+    size, channels = form
+    bound = 8 * size[0] * size[1] * channels  # of validation and test
+    found = read_images(
+        "emoji", data_dir=data_dir, image_size=size, channels=channels,
+        resident_bytes=bound,
+    )  # fmt: skip
+    whole = read_images("emoji", data_dir=data_dir, image_size=size, channels=channels)
+    assert isinstance(found.splits["test"], Images)
+    source, want = found.splits["train"], whole.splits["train"]
+    assert isinstance(source, RecordImages)
+    assert isinstance(want, Images)
+    assert source.nbytes == want.x.nbytes
+    copies = [pickle.loads(pickle.dumps(source))]
+    assert source[0]["y"] == want.y[0]
+    assert len(pickle.dumps(source)) < 1000  # opened, it still is only its settings
+    copies.append(pickle.loads(pickle.dumps(source)))
+    for opened in (source, *copies):
+        assert len(opened) == 24
+        for i in (0, 23, -1, 5):
+            item = opened[i]
+            np.testing.assert_array_equal(item["x"], want.x[i])
+            assert (item["y"], item["y"].dtype) == (want.y[i], np.int32)
+        items = opened.__getitems__([7, 2, 7])
+        np.testing.assert_array_equal([i["x"] for i in items], want.x[[7, 2, 7]])
+        for i in (24, -25):
+            with pytest.raises(IndexError):
+                opened[i]
+
+
+def test_damage_is_found_while_reading(fashion: Prepared, tmp_path: Path) -> None:
+    record = next(fashion[0].glob("fashion_mnist/3.0.1/*test.array_record*"))
+    content = record.read_bytes()
+    source = read_images(
+        "tfds:fashion_mnist", data_dir=fashion[0], resident_bytes=1
+    ).splits["test"]
+    try:
+        middle = bytearray(content)
+        middle[200] ^= 1
+        for damaged in (bytes(middle), content[:-3000], b""):
+            record.write_bytes(damaged)
+            fresh = pickle.loads(pickle.dumps(source))
+            with pytest.raises(UserError, match=r"fashion_mnist/3\.0\.1 is damaged"):
+                fresh.__getitems__(range(5))
+    finally:
+        record.write_bytes(content)
+
+
+# ------------------------------------------------------------------ other sets
+
+
+class Varied(tfds.core.GeneratorBasedBuilder):
+    """Images of several sizes, and one class more than is meant; for these tests."""
+
+    name = "jaxstudy_varied"
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        label = tfds.features.ClassLabel(names=["dark", "light"])
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(
+                {
+                    "photo": tfds.features.Image(encoding_format="jpeg"),
+                    "kind": label,
+                    "other": label,
+                }
+            ),
+            supervised_keys=("photo", "kind"),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> Any:
+        return {"every": self._generate_examples()}
+
+    def _generate_examples(self) -> Any:
+        for i in range(6):
+            file = io.BytesIO()
+            Image.new("RGB", (30, 20 + i), (0, 100 + i, 255 * (i % 2))).save(
+                file, "JPEG"
+            )
+            yield i, {"photo": file.getvalue(), "kind": i % 2, "other": 0}
+
+
+def test_a_set_is_prepared_where_it_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Registered with TFDS, as its own are; with images of several sizes."""
+    with pytest.raises(UserError, match="several sizes"):
+        read_images("tfds:jaxstudy_varied", data_dir=tmp_path)
+    found = read_images("tfds:jaxstudy_varied", data_dir=tmp_path, image_size=(8, 9))
+    assert found.classes == ("dark", "light")
+    got = found.splits["every"]
+    assert isinstance(got, Images)
+    assert got.x.shape == (6, 8, 9, 3)
+    assert set(got.x[:, 0, 0, 1] // 10) == {10}  # green, in each
+    np.testing.assert_array_equal(got.x[..., 2].min((1, 2)) > 128, got.y == 1)
+    assert sorted(got.y) == [0, 0, 0, 1, 1, 1]
+    assert capsys.readouterr().out == ""
+    again = read_images(
+        "tfds:jaxstudy_varied:1.0.0", data_dir=tmp_path, image_size=(8, 9)
+    )
+    np.testing.assert_array_equal(got.x, again.splits["every"].x)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ("fashon_mnist", r"not 'fashon_mnist'; did you mean 'fashion_mnist'\?"),
+        (
+            "tfds:emojis",
+            r"no data set 'emojis', and in .* are emoji; did you mean 'emoji'",
+        ),
+        ("tfds:mnits", r"did you mean 'mnist'\?"),
+        ("tfds:emoji:7.0.0", r"no data set 'emoji:7\.0\.0', and in .* are emoji$"),
+        ("tfds:../emoji", "are image sets, not"),
+        ("tfds:/etc", "are image sets, not"),
+        ("tfds:huggingface:mnist", "are image sets, not"),
+        ("tfds:", "are image sets, not"),
+        ("", "are image sets, not"),
+        ("tfds:titanic", "needs TensorFlow, which this project does without"),
+        ("tfds:imdb_reviews", r"it has text \(Text\), label \(ClassLabel\)$"),
+        ("tfds:celeb_a", r"it has image \(Image\), landmarks"),
+        ("tfds:diabetic_retinopathy_detection/none", "TFDS"),
+    ],
+)
+def test_other_names_are_refused(emoji: Prepared, spec: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        read_images(spec, data_dir=emoji[0])
+
+
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        ({"channels": 4}, "1 or 3 channels, not 4"),
+        ({"image_size": (0, 8)}, r"not \(0, 8\)"),
+    ],
+)
+def test_other_forms_are_refused(form: Any, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        read_images("fashion_mnist", **form)
+
+
+def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: Any) -> None:
+        raise OSError(-2, "Name or service not known")
+
+    monkeypatch.setattr(images.socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(images.urllib.request, "getproxies", dict)
+    with pytest.raises(
+        MissingData, match=r"mnist is not prepared in .*cannot be reached"
+    ):
+        read_images("tfds:mnist", data_dir=tmp_path)
+
+
+def test_a_download_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the server says no\nand more")
+
+    monkeypatch.setattr(Varied, "_generate_examples", fail)
+    with pytest.raises(MissingData, match="TFDS cannot prepare jaxstudy_varied"):
+        read_images("tfds:jaxstudy_varied", data_dir=tmp_path, image_size=(8, 9))
+
+
+def test_no_tensorflow_and_no_tfds_unless_asked(emoji: Prepared) -> None:
+    """In a process of its own: Keras, in others, may import what it finds."""
+    code = (
+        "import sys, logging\n"
+        "from pathlib import Path\n"
+        "import jaxstudy.__main__\n"
+        "from jaxstudy.data.images import read_images\n"
+        "assert 'tensorflow_datasets' not in sys.modules\n"
+        f"found = read_images('tfds:emoji', data_dir=Path({str(emoji[0])!r}))\n"
+        "assert len(found.splits['train'].y) == 24\n"
+        "import jaxstudy.data.builders\n"
+        "assert 'tensorflow_datasets' in sys.modules\n"
+        "assert 'tensorflow' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,0 +1,520 @@
+"""Fetching, with programs that stand in for apt-get, npm and pip."""
+
+import dataclasses
+import hashlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxstudy import __main__ as command
+from jaxstudy.data import fetch as module
+from jaxstudy.data.fetch import STEPS, Step, fetch, package_step, unpack
+from jaxstudy.data.sources import (
+    NOTES,
+    MissingData,
+    Package,
+    Source,
+    folder_sha256,
+)
+from jaxstudy.types import UserError
+from tests.conftest import ROOT, contents
+
+CONTENT = {"one.txt": b"the first", "two.txt": b"the second"}
+
+
+def tar(files: Mapping[str, bytes | tarfile.TarInfo], mode: str = "w:gz") -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode) as archive:  # type: ignore[call-overload]
+        for name, content in files.items():
+            if isinstance(content, tarfile.TarInfo):
+                archive.addfile(content)
+            else:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def wheel(files: Mapping[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
+def deb(files: Mapping[str, bytes], folder: Path) -> bytes:
+    """A real package: dpkg-deb, which unpacks it, comes with apt-get."""
+    tree = folder / "deb"
+    (tree / "DEBIAN").mkdir(parents=True)
+    (tree / "DEBIAN" / "control").write_text(
+        "Package: thing\nVersion: 1\nArchitecture: all\nMaintainer: us\n"
+        "Description: x\n"
+    )
+    for name, content in files.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(content)
+    made = folder / "made.deb"
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", "--build", tree, made],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return made.read_bytes()
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder before all others on PATH, and of Python's modules."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    return folder
+
+
+Client = Callable[..., Package]
+
+
+@pytest.fixture
+def client(tmp_path: Path, programs: Path) -> Client:
+    """A client that brings an archive of CONTENT, and the package that it brings."""
+
+    def make(name: str, say: str = "", code: int = 0) -> Package:
+        inside = {f"x/{file}": content for file, content in CONTENT.items()}
+        if name == "npm":
+            archive, ending = tar(inside | {"x/other": b""}), "tgz"
+        elif name == "pip":
+            archive, ending = wheel(inside | {"x/other": b""}), "whl"
+        else:
+            archive, ending = deb(inside, tmp_path), "deb"
+        (tmp_path / f"archive.{ending}").write_bytes(archive)
+        asked = {"npm": "pack", "apt-get": "download", "pip": "download"}[name]
+        script = (
+            f'#!/bin/sh\necho called >> "{tmp_path}/calls"\n'
+            f'[ "$1" = {asked} ] || exit 99\n'
+            f'case "$*" in *thing*1.0*) ;; *) exit 98;; esac\n'
+            f'printf "{say}"\n[ {code} = 0 ] || exit {code}\n'
+            f'cp "{tmp_path}/archive.{ending}" .\n'
+        )
+        program = programs / name
+        program.write_text(script)
+        program.chmod(0o755)
+        if name == "pip":  # python -m pip
+            program.rename(programs / "pip.sh")
+            (programs / "pip.py").write_text(
+                "import subprocess, sys\n"
+                f"sys.exit(subprocess.call(['{programs}/pip.sh', *sys.argv[1:]]))\n"
+            )
+        good = tmp_path / "good"
+        good.mkdir()
+        for file, content in CONTENT.items():
+            (good / file).write_bytes(content)
+        place = tmp_path / "data" / "deep" / "place"
+        source = Source(place, folder_sha256(good), "a licence", "make data")
+        keep = (r"(?:\./)?x/(.*\.txt)", r"\1")
+        digest = hashlib.sha256(archive).hexdigest()
+        return Package(
+            "Things", name, "thing", "1.0", digest, (keep,), place, (source,)  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    return make
+
+
+def bring(package: Package, data: Path) -> dict[str, str]:
+    return fetch([package_step(package)], data)
+
+
+CLIENTS = ("apt-get", "npm", "pip")
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_it_comes_once(
+    name: str, client: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package, data = client(name), tmp_path / "data"
+    assert bring(package, data) == {}
+    assert contents(package.place) == CONTENT
+    assert sorted(p.name for p in data.iterdir()) == [".lock", "deep"]
+    assert "Things: brought in" in capsys.readouterr().out
+    assert bring(package, data) == {}
+    out = capsys.readouterr()
+    assert out.out == "Things: there (a licence)\n"
+    assert out.err == ""
+    assert (tmp_path / "calls").read_text() == "called\n"
+
+
+def test_files_may_be_sources_one_by_one(client: Client, tmp_path: Path) -> None:
+    package = client("npm")
+    package = dataclasses.replace(
+        package,
+        sources=tuple(
+            # where the system has it already, but for one that is missing
+            Source(tmp_path / name, hashlib.sha256(content).hexdigest(), "", "")
+            for name, content in CONTENT.items()
+        ),
+    )
+    (tmp_path / "one.txt").write_bytes(CONTENT["one.txt"])
+    assert bring(package, tmp_path / "data") == {}
+    assert contents(package.place) == CONTENT
+
+
+@pytest.mark.parametrize("damage", ["changed", "removed", "added"])
+def test_what_is_damaged_comes_again(
+    damage: str, client: Client, tmp_path: Path
+) -> None:
+    package = client("npm")
+    bring(package, tmp_path / "data")
+    if damage == "changed":
+        (package.place / "one.txt").write_bytes(b"the firsT")
+    elif damage == "removed":
+        (package.place / "one.txt").unlink()
+    else:
+        (package.place / "three.txt").touch()
+    assert bring(package, tmp_path / "data") == {}
+    assert contents(package.place) == CONTENT
+    assert (tmp_path / "calls").read_text() == "called\n" * 2
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_another_archive_is_not_used(name: str, client: Client, tmp_path: Path) -> None:
+    package = dataclasses.replace(client(name), sha256="0" * 64)
+    missing = bring(package, tmp_path / "data")
+    assert "has SHA-256" in missing["Things"]
+    assert "nothing of it is used" in missing["Things"]
+    assert not package.place.exists()
+
+
+def test_other_content_is_not_used(client: Client, tmp_path: Path) -> None:
+    package = client("npm")
+    bring(package, tmp_path / "data")
+    (package.place / "one.txt").write_bytes(b"damaged")
+    wrong = dataclasses.replace(package.sources[0], sha256="0" * 64)
+    missing = bring(dataclasses.replace(package, sources=(wrong,)), tmp_path / "data")
+    assert "SHA-256" in missing["Things"]
+    assert (package.place / "one.txt").read_bytes() == b"damaged"  # as it was
+
+
+FAILURES = {
+    "apt-get": (
+        "Reading package lists...\\nE: Unable to locate package thing\\n",
+        100,
+        "E: Unable to locate package thing",
+        "apt-get update, then make data",
+    ),
+    "npm": (
+        "npm error code X\\nnpm error network request failed\\nnpm error log\\n",
+        1,
+        "npm error network request failed",
+        "when the registry can be reached: make data",
+    ),
+    "pip": (
+        "WARNING: retrying\\nERROR: No matching distribution\\nnotice\\n",
+        1,
+        "ERROR: No matching distribution",
+        "when the registry can be reached: make data",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_a_client_that_fails_is_quoted(
+    name: str, client: Client, tmp_path: Path
+) -> None:
+    say, code, reason, remedy = FAILURES[name]
+    package = client(name, say, code)
+    said = bring(package, tmp_path / "data")["Things"]
+    assert f"{name} did not fetch thing 1.0 ({reason}); " in said
+    assert remedy in said
+    assert not package.place.exists()
+
+
+def test_a_client_that_brings_nothing(client: Client, tmp_path: Path) -> None:
+    package = client("npm")
+    (tmp_path / "archive.tgz").rename(tmp_path / "archive.txt")
+    assert "did not fetch" in bring(package, tmp_path / "data")["Things"]
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("apt-get", "needs a Debian system"),
+        ("npm", "apt-get install npm, then make data"),
+        ("pip", "ensurepip, then make data"),
+    ],
+)
+def test_no_such_client(
+    name: str, remedy: str, client: Client, programs: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    package = client(name)
+    for program in programs.iterdir():
+        program.unlink()
+    monkeypatch.setenv("PATH", str(programs))
+    (programs / "pip").mkdir()  # hides the real one
+    (programs / "pip" / "__init__.py").touch()
+    said = bring(package, tmp_path / "data")["Things"]
+    assert name in said
+    assert remedy in said
+
+
+def test_no_program_to_unpack_with(
+    client: Client, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = client("apt-get")
+    monkeypatch.setenv("PATH", str(programs))
+    (programs / "apt-get").write_text(
+        f"#!{sys.executable}\nimport shutil\n"
+        f"shutil.copy('{tmp_path}/archive.deb', 'archive.deb')\n"
+    )
+    assert "dpkg-deb cannot be run" in bring(package, tmp_path / "data")["Things"]
+
+
+# ------------------------------------------------------------------ stops
+
+
+@pytest.mark.parametrize("where", ["fetching", "unpacked"])
+def test_killed_and_called_again(
+    where: str, client: Client, programs: Path, tmp_path: Path
+) -> None:
+    """SIGKILL while the client writes, and between unpacking and renaming."""
+    package, data = client("npm"), tmp_path / "data"
+    good = (programs / "npm").read_text()
+    wait = f"\ntouch {tmp_path}/waiting\nexec sleep 60\n"
+    if where == "fetching":
+        (programs / "npm").write_text(f"#!/bin/sh\necho half > half.tgz{wait}")
+    code = (
+        "from pathlib import Path; from jaxstudy.data import fetch as f;"
+        "from jaxstudy.data.sources import Package, Source;"
+        f"p = {package!r};".replace("PosixPath", "Path")
+        + f"wait = Path({str(tmp_path / 'waiting')!r});"
+        "f._put = lambda *_: (wait.touch(), f.time.sleep(60));"
+        f"f.fetch([f.package_step(p)], Path({str(data)!r}))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], start_new_session=True,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}"},
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "waiting").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert (tmp_path / "waiting").exists()
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert (data / ".fetching").exists()
+    assert not package.place.exists()
+    (programs / "npm").write_text(good)
+    assert bring(package, data) == {}
+    assert contents(package.place) == CONTENT
+    assert not (data / ".fetching").exists()
+
+
+def test_interrupted_it_cleans_up(tmp_path: Path) -> None:
+    def stop(folder: Path) -> None:
+        (folder / "half").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch([Step("x", "", absent, stop)], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    fetch([Step("x", "", absent, lambda folder: None)], tmp_path)  # not locked
+
+
+def test_two_at_a_time(tmp_path: Path) -> None:
+    def bring(folder: Path) -> None:
+        with pytest.raises(UserError, match="another process is fetching"):
+            fetch([], tmp_path)
+
+    assert fetch([Step("x", "", absent, bring)], tmp_path) == {}
+    assert fetch([], tmp_path) == {}
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        fetch([], tmp_path / "file")
+
+
+def absent() -> None:
+    raise MissingData("not there")
+
+
+def test_a_full_disk_is_one_missing_item(tmp_path: Path) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device", str(folder / "big"))
+
+    missing = fetch([Step("x", "", absent, full)], tmp_path)
+    assert "big cannot be written: No space left on device" in missing["x"]
+
+
+# ------------------------------------------------------------------ archives
+
+TORN = tar({"x/a": b"1" * 999})[:60]
+
+
+def npm_package(keep: str, place: Path) -> Package:
+    return Package("x", "npm", "x", "1", "", ((keep, r"\1"),), place, ())
+
+
+def link(name: str, target: str, kind: bytes) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+@pytest.mark.parametrize("name", ["x/../../out", "x//out", "x/a/../../../out"])
+def test_no_member_leaves_its_folder(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a.tgz").write_bytes(tar({name: b"evil"}))
+    package = npm_package("x/(.*)", tmp_path)
+    with pytest.raises(UserError, match="would leave its folder"):
+        unpack(package, tmp_path / "a.tgz", tmp_path / "in")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+def test_only_files_are_kept(kind: bytes, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    members = {
+        "a": link("x/dir", str(outside), kind),
+        "b": link("x/passwd", "/etc/passwd", kind),
+        "x/dir/file": b"content",
+        "y/other": b"not asked for",
+    }
+    (tmp_path / "a.tgz").write_bytes(tar(members))
+    unpack(npm_package("x/(.*)", tmp_path), tmp_path / "a.tgz", tmp_path / "in")
+    assert contents(tmp_path / "in") == {"dir/file": b"content"}
+    assert not any(path.is_symlink() for path in (tmp_path / "in").rglob("*"))
+    assert list(outside.iterdir()) == []
+
+
+def test_a_name_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.tgz").write_bytes(tar({"x/a": b"1", "y/a": b"2"}))
+    with pytest.raises(UserError, match="holds 'a' twice"):
+        unpack(npm_package("./(.*)", tmp_path), tmp_path / "a.tgz", tmp_path / "in")
+
+
+@pytest.mark.parametrize("client_name", CLIENTS)
+@pytest.mark.parametrize(
+    "content", [b"", b"no archive", TORN], ids=["empty", "text", "torn"]
+)
+def test_no_archive(client_name: Any, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(content)
+    package = dataclasses.replace(npm_package("x/(.*)", tmp_path), client=client_name)
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        unpack(package, tmp_path / "a", tmp_path / "in")
+
+
+# ------------------------------------------------------------------ the command
+
+
+def test_every_step_comes_after_what_it_needs() -> None:
+    titles = [step.title for step in STEPS]
+    assert len(set(titles)) == len(titles)
+    for i, step in enumerate(STEPS):
+        assert set(step.needs) <= set(titles[:i])
+
+
+@pytest.fixture
+def steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Five steps, of which the second fails and the third needs it."""
+    done: list[str] = []
+
+    def fail(folder: Path) -> None:
+        raise MissingData("no network; this brings it: make data")
+
+    monkeypatch.setattr(
+        command,
+        "STEPS",
+        (
+            Step("first", "MIT", absent, lambda folder: done.append("first")),
+            Step("second", "", absent, fail),
+            Step("third", "", absent, lambda folder: done.append("third"), ("second",)),
+            Step(
+                "fourth", "", absent, lambda folder: done.append("fourth"), ("third",)
+            ),
+            Step("fifth", "", absent, lambda folder: done.append("fifth"), ("first",)),
+        ),
+    )
+    monkeypatch.setattr(
+        command, "fetch", lambda steps: module.fetch(steps, tmp_path / "data")
+    )
+    return done
+
+
+def test_the_command_goes_on_and_says_what_is_missing(
+    steps: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["jaxstudy", "data"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2
+    assert steps == ["first", "fifth"]
+    assert "second: missing; no network; this brings it: make data\n" in out
+    assert "third: missing; it is made from second, which is missing\n" in out
+    assert err == "error: 3 of 5 are missing: second, third, fourth\n"
+
+
+GOOD = "print('good lesson')"
+BROKEN = "raise SystemExit(1)"
+BADLY_SET = "raise SystemExit(2)"
+LACKING = f"""
+import os
+with open(os.environ["{NOTES}"], "w") as note:  # as MissingData.note
+    note.write("emoji are missing; this brings it: make data")
+raise SystemExit(2)
+"""
+
+
+def study(
+    scripts: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> int:
+    (tmp_path / "experiments").mkdir()
+    for name, text in scripts.items():
+        (tmp_path / "experiments" / f"{name}.py").write_text(text)
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    monkeypatch.setattr(command, "write_report", lambda runs: runs / "report.html")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    argv = ["jaxstudy", "study", "--runs", str(tmp_path / "runs")]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_a_study_goes_on_without_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code = study({"ch1_a": LACKING, "ch2_b": GOOD}, tmp_path, monkeypatch)
+    out, err = capfd.readouterr()
+    assert code == 0
+    assert "good lesson" in out
+    listed = out.partition("\nmissing data:\n")[2].partition("\n\nreport: ")[0]
+    assert listed == "  ch1_a: emoji are missing; this brings it: make data"
+    assert "failed" not in err
+
+
+def test_a_failure_is_not_missing_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scripts = {"ch1_a": LACKING, "ch1_b": BROKEN, "ch1_c": BADLY_SET, "ch1_d": GOOD}
+    assert study(scripts, tmp_path, monkeypatch) == 2
+    out, err = capfd.readouterr()
+    assert "good lesson" in out
+    assert "  ch1_a: emoji" in out.partition("\nmissing data:\n")[2]
+    assert "2 of 4 failed: ch1_b, ch1_c" in err
