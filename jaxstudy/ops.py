@@ -8,6 +8,7 @@ elementwise operations on strided slices. Layers get the convolution by
 Images are [B, H, W, C], kernels [h, w, C, O].
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -66,7 +67,9 @@ def conv_general_dilated(
 
     def on_cpu(lhs: Array, rhs: Array) -> Array:
         if feature_group_count > 1:
-            return _depthwise(lhs, rhs, strides, pads)
+            single = lhs.shape[-1] == rhs.shape[-1]
+            depthwise = _depthwise_single if single else _depthwise
+            return depthwise(lhs, rhs, strides, pads)
         return _by_patches(lhs, rhs, strides, pads, precision, preferred_element_type)
 
     return lax.platform_dependent(lhs, rhs, cpu=on_cpu, default=library)
@@ -165,6 +168,56 @@ def _depthwise(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> A
     )
     assert isinstance(total, jax.Array)
     return total.reshape(*total.shape[:3], outputs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise_single(
+    x: Array, kernel: Array, strides: tuple[int, ...], pads: tuple[tuple[int, int], ...]
+) -> Array:
+    """One kernel [h, w, 1, C] for each channel, with a gradient a tenth as costly.
+
+    The derived one keeps, or adds up, an image for every tap. There is no forward mode.
+    """
+    return _depthwise(x, kernel, strides, pads)
+
+
+def _depthwise_forward(
+    x: Array, kernel: Array, strides: tuple[int, ...], pads: tuple[tuple[int, int], ...]
+) -> tuple[Array, tuple[Array, Array]]:
+    return _depthwise(x, kernel, strides, pads), (x, kernel)
+
+
+def _depthwise_backward(
+    strides: tuple[int, ...],
+    pads: tuple[tuple[int, int], ...],
+    kept: tuple[Array, Array],
+    dy: Array,
+) -> tuple[Array, Array]:
+    x, kernel = kept
+    h, w, _, channels = kernel.shape
+    # the transposed map is again a depthwise one, of dy spread out by the strides
+    spreading = [
+        (k - 1 - low, n + low - (m - 1) * s - 1, s - 1)
+        for k, (low, _), n, m, s in zip(
+            (h, w), pads, x.shape[1:3], dy.shape[1:3], strides, strict=True
+        )
+    ]
+    zero = jnp.zeros((), dy.dtype)
+    spread = lax.pad(dy, zero, [(0, 0, 0), *spreading, (0, 0, 0)])
+    dx = _depthwise(spread, kernel[::-1, ::-1], (1, 1), ((0, 0), (0, 0)))
+    widths = [(0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)]
+    padded = lax.pad(x, jnp.zeros((), x.dtype), widths)
+    seen = [s * (m - 1) + 1 for s, m in zip(strides, dy.shape[1:3], strict=True)]
+
+    def tap(place: Array) -> Array:  # one at a time: all of them would be h w images
+        start = (0, place // w, place % w, 0)
+        window = lax.dynamic_slice(padded, start, (len(x), *seen, channels))
+        return jnp.sum(window[:, :: strides[0], :: strides[1]] * dy, (0, 1, 2))
+
+    return dx, lax.map(tap, jnp.arange(h * w)).reshape(kernel.shape)
+
+
+_depthwise_single.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def conv2d_transpose(
@@ -346,8 +399,8 @@ def average_pool(
     strides = strides or window
     pads = _pads(x.shape[1:3], window, strides, padding)
     counts = [
-        _overlaps(n, *rest)
-        for n, *rest in zip(x.shape[1:3], window, strides, pads, strict=True)
+        _overlaps(n, k, s, around)
+        for n, k, s, around in zip(x.shape[1:3], window, strides, pads, strict=True)
     ]
     shares = 1 / np.outer(*counts).astype(np.float64)[..., None]
 

@@ -54,6 +54,7 @@ CONVOLUTIONS = [
     (6, 5, (1, 7), (1, 1), "SAME", 2, 3, 1),
     (6, 6, (4, 2), (3, 3), ((1, 2), (0, 3)), 1, 2, 1),
     (8, 8, (3, 3), (2, 2), "SAME", 4, 4, 4),
+    (9, 8, (5, 3), (2, 1), ((2, 1), (0, 2)), 3, 3, 3),
     (8, 8, (5, 5), (1, 1), "SAME", 2, 6, 2),
     (6, 6, (3, 3), (1, 1), "SAME", 4, 6, 2),
 ]
@@ -274,8 +275,8 @@ def test_pooling_of_known_numbers() -> None:
     np.testing.assert_array_equal(
         ops.average_pool(x)[0, ..., 0], [[2.5, 4.5], [10.5, 12.5]]
     )
-    same = ops.average_pool(x, (3, 3), (3, 3), "SAME")[0, ..., 0]
-    np.testing.assert_array_equal(same, [[5, 7], [13, 15]])  # corners of 4, 2, 2 and 1
+    same = ops.average_pool(x, (3, 3), (2, 2), "SAME")[0, ..., 0]
+    np.testing.assert_array_equal(same, [[5, 6.5], [11, 12.5]])  # of 9, 6, 6 and 4
 
 
 @settings(deadline=None, max_examples=12)

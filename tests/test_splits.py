@@ -1,0 +1,89 @@
+"""An image set as three: disjoint, exhaustive, the same every time."""
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxstudy.data.dataset import Streamed
+from jaxstudy.data.images import Images, ImageSet
+from jaxstudy.data.splits import ImageSplits, image_splits
+from jaxstudy.types import UserError
+
+
+def images(n: int, begin: int = 0) -> Images:
+    """Images that are known by their label."""
+    return Images(np.zeros((n, 4, 5, 3), np.uint8), np.arange(begin, begin + n))
+
+
+def labels(splits: ImageSplits) -> dict[str, list[int]]:
+    found = {}
+    for name in ("train", "validation", "test"):
+        data = getattr(splits, name)
+        found[name] = np.asarray(data.arrays["y"])[np.asarray(data.rows)].tolist()
+    return found
+
+
+@settings(deadline=None, max_examples=30)
+@given(n=st.integers(26, 200), limit=st.integers(1, 15), more=st.integers(0, 5))
+def test_what_is_missing_is_drawn_from_train(n: int, limit: int, more: int) -> None:
+    whole = ImageSet({"train": images(n)}, ("a",))
+    found = labels(image_splits(whole))
+    assert sorted(itertools.chain(*found.values())) == list(range(n))
+    assert abs(len(found["test"]) - n / 10) <= 1
+    assert labels(image_splits(whole)) == found
+    few = labels(image_splits(whole, limit=limit))
+    assert len(few["train"]) == limit
+    assert set(few["train"]) <= set(
+        labels(image_splits(whole, limit=limit + more))["train"]
+    )
+    assert {n: few[n] for n in ("validation", "test")} == {
+        n: found[n] for n in ("validation", "test")
+    }
+
+
+def test_splits_that_there_are_stay_as_they_are() -> None:
+    sets = {"train": images(20), "validation": images(5, 20), "test": images(6, 25)}
+    found = labels(image_splits(ImageSet(sets, ("a",))))
+    assert found == {n: s.y.tolist() for n, s in sets.items()}
+
+
+def test_the_shape_has_channels_also_where_the_images_have_none() -> None:
+    grey = Images(np.zeros((30, 4, 5), np.uint8), np.zeros(30, np.int32))
+    splits = image_splits(ImageSet({"train": grey}, ("a",)))
+    assert splits.shape == (4, 5, 1)
+    assert splits.train.arrays["x"].shape == (30, 4, 5, 1)  # type: ignore[union-attr]
+
+
+class Few:
+    """A source of three images."""
+
+    def __len__(self) -> int:
+        return 30
+
+    def __getitem__(self, row: int) -> Mapping[str, Any]:
+        return {"x": np.zeros((4, 5, 3), np.uint8), "y": np.int32(row)}
+
+
+def test_a_source_is_streamed() -> None:
+    whole: Any = ImageSet({"train": Few(), "test": images(4)}, ("a",))  # type: ignore[dict-item]
+    splits = image_splits(whole, limit=10)
+    assert isinstance(splits.train, Streamed)
+    assert isinstance(splits.validation, Streamed)
+    assert splits.shape == (4, 5, 3)
+    rows = [set(np.asarray(d.rows).tolist()) for d in (splits.train, splits.validation)]
+    assert not rows[0] & rows[1]
+
+
+def test_what_cannot_be_split_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no split 'train', only test"):
+        image_splits(ImageSet({"test": images(4)}, ("a",)))
+    with pytest.raises(UserError, match="2 images to train on cannot be split"):
+        image_splits(ImageSet({"train": images(2)}, ("a",)))
+    with pytest.raises(UserError, match="only 24 images to train on, not 25"):
+        image_splits(ImageSet({"train": images(30)}, ("a",)), limit=25)
