@@ -1,0 +1,273 @@
+"""The weights of Keras files, read so that nothing in a file can run, grow or reach.
+
+Keras has written HDF5 files of the weights or of the whole model (`.h5`, the files of
+keras.applications among them), its newer `.weights.h5`, and `.keras`, a zip file
+around one of those. Only arrays are read: not the description of the model, which may
+ask for code to be run, and no other file that this one may point to.
+
+A layer has another name in every file (conv2d_94 for the first one), so layers are
+matched by what they hold and by their order, and every shape is checked.
+"""
+
+import functools
+import io
+import re
+import struct
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxstudy import hdf5
+from jaxstudy.model import Stages
+from jaxstudy.models.inception import Conv, Fork, Make, inception_stages, inception_v3
+from jaxstudy.types import PyTree, UserError
+
+_MEMBER = "model.weights.h5"  # of a .keras file
+_ZIP = b"PK\x03\x04"
+
+Where = tuple[str, ...]  # a path in the trees of parameters and statistics
+
+# By the ranks of a layer's arrays. A normalisation with a scale would hold four.
+_KINDS = {(4,): "convolution", (1, 1, 1): "normalisation", (2, 1): "dense"}
+
+
+class KerasLayer(NamedTuple):
+    """A layer with weights: its name in the file, and its arrays in Keras's order.
+
+    That order is kernel, bias; or beta, moving mean, moving variance.
+    """
+
+    name: str
+    arrays: Sequence[np.ndarray]
+
+
+class _Slot(NamedTuple):
+    """Where the arrays of a layer go, and their shapes."""
+
+    wheres: Sequence[Where]
+    shapes: Sequence[tuple[int, ...]]
+
+
+def read_keras_layers(path: str | Path) -> list[KerasLayer]:
+    """Every layer with weights of a Keras file, as read-only numpy arrays.
+
+    They come in the model's order; in the newer files, which do not hold that, class
+    by class, each in the model's order. Models inside a model are not opened. Raises
+    UserError where the file is missing, damaged, or not as Keras would have written it.
+    """
+    try:
+        layers = list(_layers(hdf5.root(_read(Path(path)))))
+    except ValueError as error:
+        raise UserError(f"no Keras weights can be read from {path}: {error}") from error
+    return [layer for layer in layers if layer.arrays]
+
+
+def load_inception_v3(
+    path: str | Path, *, include_top: bool = True, classes: int = 1000
+) -> dict[str, PyTree]:
+    """{"params", "extra"} of `inception_v3` from a Keras file, in float32.
+
+    Without top, a file with top will do: its classifier is left out. Raises UserError
+    as `read_keras_layers` does, and where the file is of another network, with the
+    first difference, or a number in it is not finite.
+    """
+    layers = read_keras_layers(path)
+    try:
+        weights = inception_weights(layers, include_top=include_top, classes=classes)
+    except ValueError as error:
+        raise UserError(
+            f"{path} does not hold the weights of this InceptionV3: {error}"
+        ) from error
+    return jax.tree.map(lambda x: jnp.array(x, jnp.float32), weights)
+
+
+def inception_weights(
+    layers: Sequence[KerasLayer], *, include_top: bool = True, classes: int = 1000
+) -> dict[str, PyTree]:
+    """The layers of a Keras InceptionV3 as {"params", "extra"}, its arrays as they are.
+
+    Raises ValueError where they are of another network, with the first difference, or
+    a number is not finite.
+    """
+    slots = _slots(classes) if include_top else _slots(classes)[:-1]
+    weights: dict[str, PyTree] = {}
+    for layer, slot in _matched(layers, slots):
+        for array, where in zip(layer.arrays, slot.wheres, strict=True):
+            if not np.isfinite(array).all():
+                raise ValueError(f"not every number in layer {layer.name} is finite")
+            tree = weights
+            for part in where[:-1]:
+                tree = tree.setdefault(part, {})
+            tree[where[-1]] = array
+    return weights
+
+
+def keras_order(stages: Stages) -> list[Where]:
+    """Where the convolutions of these stages are, in the order of Keras's layers.
+
+    Keras sorts the layers of a network by their distance from its end, the longest
+    first, and those of the same distance by branch.
+    """
+    ordered: list[Where] = []
+    for name, make in stages:
+        convolutions, _ = _distances(make, (name,), 0)
+        convolutions.sort(key=lambda found: -found[0])  # stable: branches keep order
+        ordered += [where for _, where in convolutions]
+    return ordered
+
+
+def _distances(
+    make: Make, where: Where, end: int
+) -> tuple[list[tuple[int, Where]], int]:
+    """The convolutions of a step with their distances, and that of its first layer.
+
+    `end` is how many layers come after the step.
+    """
+    if isinstance(make, Conv):  # and its normalisation and activation
+        return [(end + 3, where)], end + 3
+    if not isinstance(make, Fork):
+        return [], end + 1
+    found, farthest = [], 0
+    for branch, steps in make.branches:
+        distance = end + 1  # the concatenation
+        for i, step in reversed(list(enumerate(steps, 1))):
+            inner, distance = _distances(step, (*where, f"{branch}_{i}"), distance)
+            found += inner
+        farthest = max(farthest, distance)
+    return found, farthest
+
+
+@functools.cache  # tracing takes a second
+def _slots(classes: int) -> Sequence[_Slot]:
+    """What InceptionV3 has to be filled with, in Keras's order; last of all the top."""
+    model = inception_v3(classes=classes)
+    params, extra = jax.eval_shape(model.init, jax.random.key(0))
+    leaves = jax.tree.leaves_with_path({"params": params, "extra": extra})
+    shapes = {tuple(part.key for part in path): leaf.shape for path, leaf in leaves}
+
+    def slot(*wheres: Where) -> _Slot:
+        return _Slot(wheres, [shapes[where] for where in wheres])
+
+    slots = []
+    for where in keras_order(inception_stages()):
+        statistics = ("extra", "batch_stats", *where, "bn")
+        slots += [
+            slot(("params", *where, "conv", "kernel")),
+            slot(
+                ("params", *where, "bn", "bias"),
+                (*statistics, "mean"),
+                (*statistics, "var"),
+            ),
+        ]
+    dense = ("params", "predictions", "dense")
+    return [*slots, slot((*dense, "kernel"), (*dense, "bias"))]
+
+
+def _matched(
+    layers: Sequence[KerasLayer], slots: Sequence[_Slot]
+) -> list[tuple[KerasLayer, _Slot]]:
+    """Every layer beside its slot: the layers of a kind have the same order in both."""
+    kinds: dict[str, tuple[list[KerasLayer], list[_Slot]]]
+    kinds = {kind: ([], []) for kind in _KINDS.values()}
+    for slot in slots:
+        kinds[_KINDS[_ranks(slot.shapes)]][1].append(slot)
+    for layer in layers:
+        shapes = [array.shape for array in layer.arrays]
+        if _ranks(shapes) not in _KINDS:
+            listed = ", ".join(map(str, shapes[:4])) + ", ..." * (len(shapes) > 4)
+            raise ValueError(f"layer {layer.name} holds arrays of shape {listed}")
+        kinds[_KINDS[_ranks(shapes)]][0].append(layer)
+    if len(kinds["dense"][0]) == 1 and not kinds["dense"][1]:
+        del kinds["dense"]  # the top, for a model without
+    for kind, (found, expected) in kinds.items():
+        if len(found) != len(expected):
+            raise ValueError(
+                f"it holds {len(found)} {kind} layers instead of {len(expected)}"
+            )
+    pairs = [pair for both in kinds.values() for pair in zip(*both, strict=True)]
+    for layer, slot in pairs:
+        for array, where, shape in zip(layer.arrays, *slot, strict=True):
+            if array.shape != shape:
+                raise ValueError(
+                    f"layer {layer.name} holds an array of shape {array.shape} instead "
+                    f"of {shape}, that of {'/'.join(where[1:])}"
+                )
+    return pairs
+
+
+def _ranks(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(map(len, shapes))
+
+
+def _read(path: Path) -> bytes:
+    """A file of HDF5, or the one inside a .keras file."""
+    try:
+        if not path.is_file():  # a pipe would wait for ever
+            raise ValueError("it is no file" if path.exists() else "it is missing")
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"it cannot be read ({error.strerror})") from error
+    if not content.startswith(_ZIP):
+        return content
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if _MEMBER not in archive.namelist():
+                raise ValueError(f"it is a zip file without {_MEMBER}")
+            info = archive.getinfo(_MEMBER)
+            # few bytes unpack to many; Keras stores them as they are
+            packed = info.compress_type != zipfile.ZIP_STORED
+            if packed or info.file_size > len(content):
+                raise ValueError(f"its {_MEMBER} is compressed")
+            return archive.read(info)  # nothing is unpacked to a folder
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        NotImplementedError,  # a version of the format
+        OSError,  # an offset
+        OverflowError,
+        RuntimeError,  # encryption
+        struct.error,
+    ) as error:
+        raise ValueError(f"its zip file is damaged ({error})") from error
+
+
+def _layers(file: hdf5.Group) -> Iterator[KerasLayer]:
+    """All layers, also those that hold nothing."""
+    # of a whole model, they are one level down
+    old = file.group("model_weights") if "model_weights" in file else file
+    names = _names(old, "layer_names")
+    if names:  # lists of names give the order
+        for name in names:
+            group = old.group(name)
+            yield _layer(name, group, _names(group, "weight_names"))
+    elif "layers" in file:  # dense, dense_1, ... are the dense layers in order
+        new = file.group("layers")
+        for name in sorted(new, key=_counter):
+            if "vars" in new.group(name):
+                group = new.group(f"{name}/vars")
+                yield _layer(name, group, sorted(group, key=_counter))
+    else:
+        raise ValueError("it holds no layers of Keras")
+
+
+def _layer(name: str, group: hdf5.Group, arrays: Sequence[str]) -> KerasLayer:
+    return KerasLayer(name, [group.array(array) for array in arrays])
+
+
+def _counter(name: str) -> tuple[str, int]:
+    """conv2d_10 after conv2d_9, and that after conv2d."""
+    counted = re.fullmatch(r"(.*?)_?([0-9]{1,9})", name)
+    return (counted[1], int(counted[2])) if counted else (name, 0)
+
+
+def _names(group: hdf5.Group, attribute: str) -> list[str]:
+    """A list of names; Keras cuts a long one into attribute0, attribute1, ..."""
+    pieces = [group.texts(attribute)]
+    while pieces[-1] is not None or len(pieces) == 1:
+        pieces.append(group.texts(f"{attribute}{len(pieces) - 1}"))
+    return [name for piece in pieces if piece for name in piece]
