@@ -534,6 +534,8 @@ def open_run(
             write_atomically(path, before)
         raise
     finally:
+        if run._board is not None:
+            run._board.close()  # its flush does not wait for what is in the queue
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
         (folder / "run.lock").unlink(missing_ok=True)
