@@ -49,6 +49,7 @@ torture: .venv/installed-test  ## kill a run at 24 random moments; the end must 
 bench: .venv-bench/installed  ## speed beside Keras and PyTorch
 	.venv-bench/bin/python benchmarks/speed.py
 	.venv-bench/bin/python benchmarks/study_speed.py
+	.venv-bench/bin/python benchmarks/images_speed.py
 
 clean:  ## remove the environments (runs stay)
 	rm -rf .venv .venv-bench

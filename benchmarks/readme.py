@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parent))
+import images_speed
 import speed
 import study_speed
 
@@ -184,8 +185,9 @@ def speed_table() -> str:
     """The tables of benchmarks/results/*.json."""
     files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
     results = [json.loads(path.read_text()) for path in files]
+    tables = {None: speed.table, "images": images_speed.table}
     return "\n\n".join(
-        study_speed.table(r) if "kind" in r else speed.table(r) for r in results
+        tables.get(result.get("kind"), study_speed.table)(result) for result in results
     )
 
 

@@ -1,0 +1,228 @@
+"""Lesson 2.2.1 and 2.2.3: folders with faults, sets apart by group, pairs of seeds."""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from test_experiments import load
+
+from jaxstudy import cli
+from jaxstudy.data.dataset import Dataset
+from jaxstudy.data.emoji import emoji_group, emoji_splits
+from jaxstudy.types import UserError
+
+lesson: Any = load("experiments", "ch2_augmentation")
+CLASSES = ("dark", "light")
+
+
+def make_folder(folder: Path, count: int = 20) -> Path:
+    """Two classes of 8x8 noise, the one darker than the other."""
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            x = rng.integers(100 * label, 156 + 100 * label, (8, 8, 3))
+            Image.fromarray(x.astype(np.uint8)).save(folder / name / f"{i:02}.png")
+    return folder
+
+
+def add_faults(folder: Path) -> set[tuple[str, str]]:
+    """Spoil a folder; the path and kind of each fault."""
+    whole = (folder / "dark" / "00.png").read_bytes()
+    (folder / "dark" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "dark" / "nothing.png").write_bytes(b"")
+    (folder / "light" / "notes.png").write_text("no image")
+    (folder / "stray.png").write_bytes(whole)
+    (folder / "none").mkdir()
+    return {
+        ("dark/cut.png", "truncated or damaged"),
+        ("dark/nothing.png", "zero bytes"),
+        ("light/notes.png", "not an image"),
+        ("none", "empty class"),
+        ("stray.png", "outside a class"),
+    }
+
+
+def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: object) -> Any:
+    """The exit code of the lesson at smoke on a folder, in this process."""
+    argv = ["ch2_augmentation.py", "--preset", "smoke", "--folder", str(folder)]
+    monkeypatch.setattr(sys, "argv", [*argv, *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.experiment(lesson.main, lesson.PRESETS)
+    return ended.value.code
+
+
+def test_faults_are_left_out_and_listed_and_seeds_are_paired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faults = add_faults(make_folder(tmp_path / "images"))
+    # without layers nothing tells the arms apart, unless images, weights or order do
+    monkeypatch.setattr(lesson, "LAYERS", ())
+    monkeypatch.setattr(lesson, "draw_versions", lambda *_: None)
+    where = tmp_path / "run"
+    arguments = ("--sizes", 8, 24, "--run-dir", where)
+    assert run(monkeypatch, tmp_path / "images", *arguments) == 0
+
+    listed = json.loads((where / "faults.json").read_text())
+    assert {(fault["path"], fault["kind"]) for fault in listed} == faults
+    warned = capsys.readouterr().err
+    assert all(f"{path}: {kind}" in warned for path, kind in faults)
+    assert f"40 images in 2 classes: {CLASSES[0]} 20, {CLASSES[1]} 20" in warned
+
+    lines = (where / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert {row["split"] for row in rows} == {"train", "validation", "test"}
+    losses = np.array([np.reshape(row["loss"], (2, 2, 2)) for row in rows])
+    assert np.array_equal(losses[..., 0], losses[..., 1])  # the arms
+    assert np.all(losses[:, :, 0] != losses[:, :, 1])  # the seeds
+    assert np.all(losses[:, 0] != losses[:, 1])  # the sizes
+
+
+def test_strict_refuses_naming_every_fault_and_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faults = add_faults(make_folder(tmp_path / "images"))
+    arguments = ("--sizes", 8, "--strict", "--run-dir", tmp_path / "runs" / "one")
+    assert run(monkeypatch, tmp_path / "images", *arguments) == 2
+    refused = capsys.readouterr().err
+    assert all(f"{path}: {kind}" in refused for path, kind in faults)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "classes", "arguments", "sentence"),
+    [
+        (20, 2, ("--sizes", 8, 25), "--sizes 25: there are only 24 images to train on"),
+        (2, 2, ("--sizes", 2), "too small for a test set"),
+        (4, 2, ("--sizes", 2, "--validation-split", 0.01), "no validation example of"),
+        (20, 1, ("--sizes", 8), "has one class only"),
+        (20, 0, ("--sizes", 8), "holds no class folder with images"),
+    ],
+)
+def test_too_small_a_folder_is_one_sentence_and_no_trace(
+    count: int,
+    classes: int,
+    arguments: tuple[object, ...],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_folder(tmp_path / "images", count)
+    for name in CLASSES[classes:]:
+        (tmp_path / "images" / name).rename(tmp_path / name)
+    where = tmp_path / "run"
+    assert run(monkeypatch, tmp_path / "images", *arguments, "--run-dir", where) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert sentence in line
+    assert not where.exists()
+
+
+def test_sets_are_disjoint_by_group_and_the_test_set_is_everyones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images of one group have one colour: no colour may be in two sets."""
+    codes = [f"{0x1F300 + i:x}" for i in range(40)]
+    names = [
+        f"{vendor}-{code}{mark}.png"
+        for code in codes
+        for vendor in ("google", "twitter")
+        for mark in ("", "-200d-2640-fe0f")  # the same of a woman
+    ]
+    groups = {emoji_group(Path(name)) for name in names}
+    colours = {group: i + 1 for i, group in enumerate(sorted(groups))}
+    paths = []
+    for category in ("Food & Drink", "Objects"):
+        (tmp_path / category).mkdir()
+        for name in names[:80] if category == "Objects" else names[80:]:
+            colour = colours[emoji_group(Path(name))]
+            path = tmp_path / category / name
+            Image.new("RGB", (8, 8), (colour, 0, 0)).save(path)
+            paths.append(f"{category}/{name}")
+    monkeypatch.setattr(lesson, "check_folder", lambda _: tmp_path)
+
+    def found(seed: int) -> dict[str, set[int]]:
+        config = lesson.Config(image_size=8, seed=seed)
+        images, audited = lesson.read_folder(config)
+        assert not audited.faults
+        assert images.classes == ("Food & Drink", "Objects")
+        assert sum(len(split.x) for split in images.splits.values()) == len(paths)
+        for split in images.splits.values():
+            half = split.x[:, 0, 0, 0] <= 20
+            assert np.array_equal(split.y, half.astype(int))
+        return {n: set(s.x[:, 0, 0, 0].tolist()) for n, s in images.splits.items()}
+
+    here, there = found(0), found(1)
+    for sets in (here, there):
+        assert not sets["train"] & sets["validation"]
+        assert not (sets["train"] | sets["validation"]) & sets["test"]
+    test = {colours[emoji_group(Path(p))] for p in emoji_splits(paths)["test"]}
+    assert here["test"] == there["test"] == test
+    assert here["validation"] != there["validation"]
+
+
+@given(
+    there=st.integers(1, 50),
+    sizes=st.lists(st.integers(1, 50), min_size=1, max_size=4),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_smaller_training_sets_are_within_larger_ones(
+    there: int, sizes: list[int], seed: int
+) -> None:
+    config = lesson.Config(sizes=tuple(sizes), seeds=3, seed=seed)
+    rows = 2 * np.arange(there)  # not all of the arrays belong to the set
+    train = Dataset({}, rows, np.ones(there, bool))  # type: ignore[arg-type]
+    if max(sizes) > there:
+        with pytest.raises(UserError, match=f"only {there} images"):
+            lesson.training_rows(config, train)
+        return
+    drawn = lesson.training_rows(config, train)
+    assert drawn.shape == (len(sizes), 3, max(sizes))
+    for number in range(3):
+        sets = {}
+        for size, each in zip(sizes, drawn[:, number], strict=True):
+            images, times = np.unique(each, return_counts=True)
+            assert len(images) == size
+            assert np.isin(images, rows).all()
+            assert np.ptp(times) <= 1  # all as often, but for the last round
+            sets[size] = set(images.tolist())
+        nested = [sets[size] for size in sorted(sets)]
+        assert all(a <= b for a, b in itertools.pairwise(nested))
+
+
+def test_the_epoch_is_chosen_by_validation_alone() -> None:
+    rng = np.random.default_rng(0)
+    accuracy = {name: rng.uniform(size=(5, 2, 3, 2)) for name in ("validation", "test")}
+    got = lesson.chosen(accuracy)
+    for place in np.ndindex(2, 3, 2):
+        epoch = np.argmax(accuracy["validation"][:, *place])
+        assert got[place] == accuracy["test"][epoch, *place]
+
+
+def test_only_one_arm_sees_other_versions() -> None:
+    config = lesson.PRESETS["smoke"]
+    model = lesson.cnn((8, 8, 3), 2, filters=())
+    step = jax.jit(lesson.train_step_of_arms(model, config))
+    state = lesson.init_lanes(
+        model, lesson.optax.adam(1e-3), jax.random.split(jax.random.key(0), 1)
+    )
+    state = jax.tree.map(lambda a: a[0], state)
+    x = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
+    batch = {"x": jnp.asarray(x), "y": jnp.arange(4) % 2, "mask": jnp.ones(4)}
+
+    def loss(arm: int, step_number: int) -> float:
+        moved = state._replace(step=jnp.int32(step_number))
+        return float(step(moved, batch, jnp.int32(arm))[1]["loss"].total)
+
+    assert loss(0, 0) == loss(0, 1)
+    assert len({loss(0, 0), loss(1, 0), loss(1, 1)}) == 3  # new ones at each step
