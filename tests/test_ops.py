@@ -143,7 +143,10 @@ def test_a_cpu_program_has_no_convolution_and_a_gpu_program_has() -> None:
 
 def test_flax_layers_take_it() -> None:
     x = normal(2, 9, 8, 3)
-    for options in ({}, {"strides": 2}, {"padding": "VALID", "feature_group_count": 3}):
+    variants: list[dict[str, Any]] = [
+        {}, {"strides": 2}, {"padding": "VALID", "feature_group_count": 3},
+    ]  # fmt: skip
+    for options in variants:
         ours = nn.Conv(
             6, (3, 3), conv_general_dilated=ops.conv_general_dilated, **options
         )
