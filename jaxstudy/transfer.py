@@ -1,0 +1,312 @@
+"""Networks that others trained, to build on, and what their frozen layers put out.
+
+What layers that stay as they are make of an image is the same in every epoch of every
+training: it is computed once, and kept in the user's cache folder under the hash of
+all that it depends on. `model.on_frozen` computes the same anew at every step.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import io
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.console
+import rich.progress as rp
+
+from jaxstudy.data.sources import EFFICIENTNET_LITE0, read_bytes
+from jaxstudy.keras_weights import load_inception_v3
+from jaxstudy.model import Model, Stage, Stages, sequential
+from jaxstudy.models import efficientnet, inception
+from jaxstudy.run import warn
+from jaxstudy.torch_weights import read_torch_weights
+from jaxstudy.types import Array, Key, PyTree, UserError
+
+BackboneName = Literal["efficientnet_lite0", "inception_v3"]
+
+# What the outputs of frozen layers may take for all images, in memory and on the disk.
+FEATURE_BYTES = 2**30
+_SEAL = hashlib.sha256().digest_size
+
+
+class Backbone(NamedTuple):
+    """A trained network without its last layer: one vector for each image.
+
+    `stages` take images [B, H, W, 3] as `preprocess` makes them of pixels 0 to 255;
+    `weights` are {"params", "extra"}, by stage.
+    """
+
+    name: str
+    stages: Stages
+    weights: PyTree
+    preprocess: Callable[[Array], Array]
+
+
+def backbone(name: BackboneName, weights: Path | None = None) -> Backbone:
+    """EfficientNet-Lite0 as a package brings it, or InceptionV3 from a Keras file.
+
+    Raises UserError where InceptionV3 gets no file, another network one, or the weights
+    are missing or damaged, and for other names.
+    """
+    if name == "efficientnet_lite0":
+        if weights is not None:
+            raise UserError(
+                f"--weights {weights}: {name} has those that `make data` brings; a "
+                "file of Keras weights goes with inception_v3"
+            )
+        content, path = read_bytes(EFFICIENTNET_LITE0), EFFICIENTNET_LITE0.path
+        tensors = efficientnet.efficientnet_weights(read_torch_weights(content, path))
+        stages = efficientnet.efficientnet_stages(include_top=False)
+        return Backbone(
+            name, stages, weights_of(stages, tensors), efficientnet.preprocess
+        )
+    if name == "inception_v3":
+        if weights is None:
+            raise UserError(
+                "no package brings the weights of inception_v3: give a Keras file of "
+                "them, with or without top, by --weights FILE"
+            )
+        loaded = load_inception_v3(weights, include_top=False)
+        *stages, _ = inception.inception_stages()  # up to the mean over all places
+        return Backbone(name, tuple(stages), loaded, inception.preprocess)
+    raise UserError(f"{', '.join(get_args(BackboneName))} are backbones, not {name!r}")
+
+
+_SMALLEST = {
+    "efficientnet_lite0": efficientnet.SMALLEST,
+    "inception_v3": inception.SMALLEST,
+}
+
+
+def check_image_size(name: BackboneName, size: int) -> None:
+    """Raise UserError where images of so many pixels a side leave nothing to a pool."""
+    if size < _SMALLEST[name]:
+        raise UserError(
+            f"{name} needs images of {_SMALLEST[name]} pixels a side at least, not "
+            f"{size}"
+        )
+
+
+def weights_of(stages: Stages, weights: PyTree) -> PyTree:
+    """Those of some stages alone, of {"params", "extra"} by stage."""
+    names = {stage.name for stage in stages}
+
+    def part(tree: Mapping[str, PyTree]) -> PyTree:
+        return {name: tree[name] for name in tree if name in names}
+
+    extra = {kind: part(tree) for kind, tree in weights["extra"].items()}
+    return {"params": part(weights["params"]), "extra": extra}
+
+
+def pretrained(model: Model, weights: PyTree) -> Model:
+    """A model of stages that begins with these weights, {"params", "extra"} by stage.
+
+    What has none begins as it would, and weights of other stages are left out.
+    """
+
+    def known(tree: Mapping[str, PyTree], by: Mapping[str, PyTree]) -> PyTree:
+        # copies: what training may overwrite must be its own
+        return {n: jax.tree.map(jnp.array, by.get(n, tree[n])) for n in tree}
+
+    def init(key: Key) -> tuple[PyTree, PyTree]:
+        params, extra = model.init(key)
+        kinds = weights["extra"]
+        return known(params, weights["params"]), {
+            kind: known(tree, kinds.get(kind, {})) for kind, tree in extra.items()
+        }
+
+    return model._replace(init=init)
+
+
+def with_classifier(stages: Stages, classes: int) -> Stages:
+    """The stages, and a last one: a logit for each class."""
+    last = efficientnet.Make(efficientnet.Classifier, (classes,))
+    return (*stages, Stage("classifier", last))
+
+
+def with_stored_statistics(model: Model) -> Model:
+    """A model that normalises by its stored statistics while it trains, too.
+
+    They come from more images than a small set has, and stay as they are.
+    """
+
+    def apply(
+        params: PyTree, extra: PyTree, *inputs: Array, train: bool, key: Key | None
+    ) -> tuple[Any, PyTree]:
+        return model.apply(params, extra, *inputs, train=False, key=None)
+
+    return model._replace(apply=apply)
+
+
+def on_pixels(network: Backbone, model: Model, size: int) -> Model:
+    """A model of the backbone's first stages, on pixels [B, H, W, 3] of any size.
+
+    They are brought to `size` a side by bilinear interpolation.
+    """
+
+    def apply(
+        params: PyTree, extra: PyTree, x: Array, *, train: bool, key: Key | None
+    ) -> tuple[Any, PyTree]:
+        shape = (len(x), size, size, x.shape[-1])
+        x = jax.image.resize(network.preprocess(x), shape, "bilinear")
+        return model.apply(params, extra, x, train=train, key=key)
+
+    return model._replace(apply=apply)
+
+
+def means(stages: Stages, example: Array | jax.ShapeDtypeStruct) -> Model:
+    """What each of these stages puts out, its mean over all places, as one [B, D].
+
+    Early layers know colours and edges, late ones things: a few images teach more from
+    all of them than from the last alone. Outputs without places are left out.
+    """
+    alone = [sequential((stage,), example) for stage in stages]
+
+    def apply(
+        params: PyTree, extra: PyTree, x: Array, *, train: bool, key: Key | None
+    ) -> tuple[Array, PyTree]:
+        found = []
+        for stage, model in zip(stages, alone, strict=True):
+            part = weights_of((stage,), {"params": params, "extra": extra})
+            x, _ = model.apply(*part.values(), x, train=False, key=None)
+            if x.ndim == 4:
+                found.append(jnp.mean(x, (1, 2)))
+        return jnp.concatenate(found, -1), extra
+
+    return Model(sequential(stages, example).init, apply)
+
+
+def frozen_features(
+    model: Model,
+    weights: PyTree,
+    inputs: np.ndarray,
+    *,
+    batch_size: int = 64,
+    title: str = "features",
+    limit: int = FEATURE_BYTES,
+) -> np.ndarray:
+    """What a model that stays as it is makes of inputs [N, ...], from the cache or new.
+
+    `weights` are its {"params", "extra"}; it is evaluated in batches of `batch_size`.
+    The cache is jaxstudy/features in the user's cache folder. A file there is named by
+    the SHA-256 of the weights, the inputs, and the program that computes one from the
+    other, as it is compiled for this device: whatever changes the outputs changes the
+    name. It is read only if it is whole, by a SHA-256 at its end.
+    Raises UserError where all outputs would take more than `limit` bytes.
+    """
+
+    def outputs_of(params: PyTree, extra: PyTree, x: Array) -> Array:
+        return model.apply(params, extra, x, train=False, key=None)[0]
+
+    batch = jax.ShapeDtypeStruct((batch_size, *inputs.shape[1:]), inputs.dtype)
+    operands = weights["params"], weights["extra"]
+    lowered = jax.jit(outputs_of).lower(*operands, batch)
+    one = lowered.out_info
+    shape = (len(inputs), *one.shape[1:])
+    size = math.prod(shape) * one.dtype.itemsize
+    if size > limit:
+        raise UserError(
+            f"the {title} of {len(inputs)} images take {size / 2**20:,.0f} MiB, more "
+            f"than {limit / 2**20:,.0f}: freeze more layers, or take smaller images"
+        )
+    key = _content_hash(lowered.as_text(), weights, inputs)
+    path = cache_folder() / f"{key}.npy"
+    found = _read(path, size)
+    if found is not None and (found.shape, found.dtype) == (shape, one.dtype):
+        return found
+    compiled = lowered.compile()
+    found = np.empty(shape, one.dtype)
+    with _bar(title, len(inputs)) as advance:
+        for begin in range(0, len(inputs), batch_size):
+            # the last batch is filled up from the first images
+            rows = np.arange(begin, begin + batch_size) % len(inputs)
+            outputs = np.asarray(compiled(*operands, inputs[rows]))
+            found[begin : begin + batch_size] = outputs[: len(inputs) - begin]
+            advance(batch_size)
+    _write(path, found)
+    return found
+
+
+def cache_folder() -> Path:
+    """Where features are kept; all in it can be removed, and is computed anew."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "jaxstudy" / "features"
+
+
+def _content_hash(program: str, weights: PyTree, inputs: np.ndarray) -> str:
+    """The SHA-256 of all that the outputs depend on."""
+    device = jax.devices()[0]
+    found = hashlib.sha256()
+
+    def add(*description: Any, content: bytes = b"") -> None:
+        found.update(json.dumps([*description, len(content)]).encode())
+        found.update(content)
+
+    def add_array(name: str, x: np.ndarray) -> None:
+        content = np.ascontiguousarray(x).tobytes()
+        add(name, list(x.shape), str(x.dtype), content=content)
+
+    add(importlib.metadata.version("jaxlib"), device.platform, device.device_kind)
+    add("program", content=program.encode())
+    for path, leaf in jax.tree.leaves_with_path(weights):
+        add_array(jax.tree_util.keystr(path), np.asarray(leaf))
+    add_array("inputs", inputs)
+    return found.hexdigest()
+
+
+def _seal(path: Path, content: bytes) -> bytes:
+    """The end of a file. Its name counts, so that none passes for another."""
+    return hashlib.sha256(path.name.encode() + content).digest()
+
+
+def _read(path: Path, size: int) -> np.ndarray | None:
+    """The array in a file; None where there is none, or not the whole."""
+    try:
+        if path.stat().st_size > size + 4096:  # an array's header is shorter
+            return None
+        content = path.read_bytes()
+    except OSError:
+        return None
+    content, seal = content[:-_SEAL], content[-_SEAL:]
+    if seal != _seal(path, content):
+        return None
+    return np.load(io.BytesIO(content), allow_pickle=False)
+
+
+def _write(path: Path, array: np.ndarray) -> None:
+    """Keep an array; a reader sees all of it or nothing. Warns where it cannot be."""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    content = file.getvalue()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content + _seal(path, content))
+        os.replace(temporary, path)
+    except OSError as error:
+        warn(f"{path.parent} cannot keep features: {error.strerror or error}")
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar, on a terminal only; what it yields counts images."""
+    bar = rp.Progress(
+        *rp.Progress.get_default_columns(),
+        console=rich.console.Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )
+    with bar:
+        task = bar.add_task(title, total=total)
+        yield lambda count: bar.advance(task, count)

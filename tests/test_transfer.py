@@ -1,0 +1,128 @@
+"""Frozen layers: computed once, kept by content, and never changed by training."""
+
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxstudy import transfer
+from jaxstudy.model import on_frozen, sequential, split_stages
+from jaxstudy.models.efficientnet import efficientnet_stages
+from jaxstudy.objectives import cross_entropy
+from jaxstudy.training import init_state, make_train_step
+from jaxstudy.transfer import (
+    backbone,
+    check_image_size,
+    frozen_features,
+    pretrained,
+    weights_of,
+    with_classifier,
+)
+from jaxstudy.types import UserError
+
+ALL = efficientnet_stages(include_top=False)
+STAGES = (*ALL[:2], ALL[-1])  # stem, block0 and the pool
+FROZEN, TRAINED = split_stages(STAGES, "block0")
+IMAGE = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+FEATURES = jax.ShapeDtypeStruct((1, 4, 4, 32), jnp.float32)
+FIRST = sequential(FROZEN, IMAGE)
+REST = sequential(with_classifier(TRAINED, 3), FEATURES)
+IMAGES = np.random.default_rng(0).normal(size=(5, 8, 8, 3)).astype(np.float32)
+
+
+def weights(seed: int = 0) -> Any:
+    return dict(zip(("params", "extra"), FIRST.init(jax.random.key(seed)), strict=True))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return transfer.cache_folder()
+
+
+def test_features_are_computed_once_and_kept_by_content(cache: Path) -> None:
+    first = frozen_features(FIRST, weights(), IMAGES, batch_size=2)
+    (file,) = cache.iterdir()
+    written = file.stat().st_mtime_ns
+    np.testing.assert_array_equal(
+        frozen_features(FIRST, weights(), IMAGES, batch_size=2), first
+    )
+    assert file.stat().st_mtime_ns == written
+    want, _ = FIRST.apply(*weights().values(), IMAGES, train=False, key=None)
+    np.testing.assert_allclose(first, want, atol=1e-6)
+    frozen_features(FIRST, weights(1), IMAGES, batch_size=2)
+    frozen_features(FIRST, weights(), IMAGES + 1, batch_size=2)
+    frozen_features(FIRST, weights(), IMAGES[:, :6], batch_size=2)
+    assert len(list(cache.iterdir())) == 4
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_file_is_computed_anew(cache: Path, damage: str) -> None:
+    first = frozen_features(FIRST, weights(), IMAGES)
+    (file,) = cache.iterdir()
+    content = file.read_bytes()
+    flipped = content[:200] + bytes([content[200] ^ 1]) + content[201:]
+    file.write_bytes({"flip": flipped, "cut": content[:-9], "empty": b""}[damage])
+    np.testing.assert_array_equal(frozen_features(FIRST, weights(), IMAGES), first)
+    assert file.read_bytes() == content
+
+
+def test_more_than_the_limit_is_refused(cache: Path) -> None:
+    with pytest.raises(UserError, match=r"take 0 MiB, more.*freeze more layers"):
+        frozen_features(FIRST, weights(), IMAGES, limit=100)
+    assert not cache.exists()
+
+
+def test_training_leaves_frozen_leaves_and_costs_them_no_state() -> None:
+    """And what is kept gives the outputs and gradients of what is computed anew."""
+    fixed = weights()
+    model = on_frozen(pretrained(FIRST, fixed), REST)
+    tx = optax.adam(0.1)
+    state = init_state(model, tx, jax.random.key(2))
+    counted = [a.size for a in jax.tree.leaves(state.opt_state)]
+    assert sum(counted) == 1 + 2 * sum(a.size for a in jax.tree.leaves(state.params))
+    y, mask = jnp.array([0, 1, 2, 0, 1]), jnp.ones(5)
+    batch = {"x": jnp.asarray(IMAGES), "y": y, "mask": mask}
+    step = jax.jit(make_train_step(cross_entropy(model), tx))
+    after, _ = step(state, batch)
+    after, _ = step(after, batch)
+    chex.assert_trees_all_equal(after.extra["frozen"], fixed)
+    assert not np.array_equal(
+        jax.tree.leaves(after.params)[0], jax.tree.leaves(state.params)[0]
+    )
+    kept = {**batch, "x": jnp.asarray(frozen_features(FIRST, fixed, IMAGES))}
+
+    def gradient(model: Any, extra: Any, batch: Any) -> Any:
+        def loss(params: Any) -> Any:
+            return cross_entropy(model)(params, extra, batch, None)[0]
+
+        return jax.jit(jax.value_and_grad(loss))(after.params)
+
+    chex.assert_trees_all_close(
+        gradient(model, after.extra, batch),
+        gradient(REST, after.extra["trained"], kept),
+        atol=1e-5,
+    )
+
+
+def test_weights_are_taken_by_stage() -> None:
+    params, extra = sequential(STAGES, IMAGE).init(jax.random.key(0))
+    part = weights_of(FROZEN, {"params": params, "extra": extra})
+    assert set(part["params"]) == {"stem"}
+    assert {name for tree in part["extra"].values() for name in tree} == {"stem"}
+
+
+def test_bad_input_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"did you mean 'block0'"):
+        split_stages(STAGES, "block00")
+    with pytest.raises(UserError, match="75 pixels a side at least, not 74"):
+        check_image_size("inception_v3", 74)
+    with pytest.raises(UserError, match="--weights FILE"):
+        backbone("inception_v3")
+    with pytest.raises(UserError, match="goes with inception_v3"):
+        backbone("efficientnet_lite0", tmp_path / "any.h5")
