@@ -42,7 +42,7 @@ from jaxstudy.data.augment import Flip, Layer, Rotation, Translation, Zoom
 from jaxstudy.data.emoji import emoji_group, emoji_splits
 from jaxstudy.data.images import Images, ImageSet, read_images
 from jaxstudy.data.sources import EMOJI_FOLDERS, check_folder
-from jaxstudy.data.splits import ImageSplits, Rows, image_splits
+from jaxstudy.data.splits import ImageSplits, image_splits, nested_rows
 from jaxstudy.model import Model
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
@@ -148,20 +148,6 @@ def read_folder(config: Config) -> tuple[ImageSet, folders.Audit]:
     return ImageSet(splits, audited.classes), audited
 
 
-def training_rows(config: Config, train: Rows) -> np.ndarray:
-    """The images to learn from, [sizes, seeds, longest]; a seed's sets are nested."""
-    longest, there = max(config.sizes), np.asarray(train.rows)
-    if longest > len(there):
-        raise UserError(
-            f"--sizes {longest}: there are only {len(there)} images to train on"
-        )
-    generators = [np.random.default_rng((config.seed, n)) for n in range(config.seeds)]
-    orders = [generator.permutation(there) for generator in generators]
-    return np.array(
-        [[np.resize(order[:n], longest) for order in orders] for n in config.sizes]
-    )
-
-
 def train_step_of_arms(model: Model, config: Config) -> TrainStep:
     """The step (state, batch, arm): on the images as they are, or on new versions."""
     plain, optimizer = cross_entropy(model), optax.adam(config.rate)
@@ -215,7 +201,8 @@ def train(
 ) -> dict[str, np.ndarray]:
     """Accuracy on each set after each epoch, [epochs, sizes, seeds, arms]."""
     state, keys = start
-    rows = training_rows(config, data.train).repeat(len(ARMS), axis=1)
+    rows = nested_rows(data.train, config.sizes, config.seeds, config.seed)
+    rows = rows.repeat(len(ARMS), axis=1)
     rows = jnp.asarray(rows.reshape(-1, rows.shape[2]))
     few = {
         name: data._replace(rows=data.rows[:EVALUATED], valid=data.valid[:EVALUATED])
@@ -333,7 +320,8 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         size = config.image_size, config.image_size
         images, audited = read_images(config.data, image_size=size), None
     data = image_splits(images)
-    training_rows(config, data.train)  # refuses before anything is written
+    # refuses before anything is written
+    nested_rows(data.train, config.sizes, config.seeds, config.seed)
     if audited is not None:
         faults = json.dumps([fault._asdict() for fault in audited.faults], indent=1)
         write_atomically(run.folder / "faults.json", faults + "\n")

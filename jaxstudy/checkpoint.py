@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -107,13 +108,22 @@ def _sha256_of_json(value: Any) -> str:
 
 
 class _Silent(logging.Filter):
-    """Drops what orbax logs on the way to an exception that we report ourselves."""
+    """Drops what orbax says on the way to an exception that we report ourselves."""
 
     loading = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hook = sys.unraisablehook
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Drop all while loading; later, what its abandoned tasks still have to say."""
         return not (self.loading or "was never retrieved" in record.getMessage())
+
+    def unraisable(self, found: Any) -> None:
+        """Drop what reads say that go on when another has failed and all has ended."""
+        if str(found.exc_value) != "Event loop is closed":
+            self.hook(found)
 
     @contextlib.contextmanager
     def silence(self) -> Iterator[None]:
@@ -130,6 +140,7 @@ class _Silent(logging.Filter):
 _silent = _Silent()
 for _name in ("absl", "asyncio"):
     logging.getLogger(_name).addFilter(_silent)
+sys.unraisablehook = _silent.unraisable
 
 
 class Checkpoints:

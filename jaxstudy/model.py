@@ -143,6 +143,33 @@ def split_stages(stages: Stages, name: str) -> tuple[Stages, Stages]:
     return stages[: names.index(name)], stages[names.index(name) :]
 
 
+def chained(first: Model, second: Model) -> Model:
+    """The second model on the outputs of the first; both are trained.
+
+    Params and extra are {"first", "second"}.
+    """
+
+    def init(key: Key) -> tuple[PyTree, PyTree]:
+        keys = jax.random.split(key)
+        parts = [m.init(k) for m, k in zip((first, second), keys, strict=True)]
+        (params, extra), (more, other) = parts
+        return {"first": params, "second": more}, {"first": extra, "second": other}
+
+    def apply(
+        params: PyTree, extra: PyTree, *inputs: Array, train: bool, key: Key | None
+    ) -> tuple[Any, PyTree]:
+        keys = (None, None) if key is None else jax.random.split(key)
+        hidden, before = first.apply(
+            params["first"], extra["first"], *inputs, train=train, key=keys[0]
+        )
+        outputs, after = second.apply(
+            params["second"], extra["second"], hidden, train=train, key=keys[1]
+        )
+        return outputs, {"first": before, "second": after}
+
+    return Model(init, apply)
+
+
 def on_frozen(frozen: Model, trained: Model) -> Model:
     """Train one model on the outputs of another that stays as it is.
 

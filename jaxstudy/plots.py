@@ -137,7 +137,7 @@ def save_network(
 def save_lines(run: Run, name: str, panels: Sequence[Panel]) -> None:
     """Panels of lines side by side as NAME.png; estimates get a band."""
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.6 * len(panels), 3.8), squeeze=False
+        1, len(panels), figsize=(4.6 * len(panels) + 1.6, 3.8), squeeze=False
     )
     for axis, panel in zip(axes[0], panels, strict=True):
         for label, (x, y) in panel.lines.items():
@@ -173,8 +173,10 @@ def save_images(
     single channel in any other range is drawn from its least to its largest value.
     """
     columns = max(len(row) for row in images)
+    lines = max(title.count("\n") for row in titles or [[""]] for title in row)
+    height = (1.4 + 0.15 * lines) * len(images)
     figure, axes = plt.subplots(
-        len(images), columns, figsize=(1.25 * columns, 1.4 * len(images)), squeeze=False
+        len(images), columns, figsize=(1.25 * columns, height), squeeze=False
     )
     for axis in axes.ravel():
         axis.set(xticks=[], yticks=[])

@@ -25,7 +25,7 @@ import rich.progress as rp
 
 from jaxstudy.data.sources import EFFICIENTNET_LITE0, read_bytes
 from jaxstudy.keras_weights import load_inception_v3
-from jaxstudy.model import Model, Stage, Stages, sequential
+from jaxstudy.model import Model, Stages, sequential, split_stages
 from jaxstudy.models import efficientnet, inception
 from jaxstudy.run import warn
 from jaxstudy.torch_weights import read_torch_weights
@@ -127,38 +127,13 @@ def pretrained(model: Model, weights: PyTree) -> Model:
     return model._replace(init=init)
 
 
-def with_classifier(stages: Stages, classes: int) -> Stages:
-    """The stages, and a last one: a logit for each class."""
-    last = efficientnet.Make(efficientnet.Classifier, (classes,))
-    return (*stages, Stage("classifier", last))
-
-
-def with_stored_statistics(model: Model) -> Model:
-    """A model that normalises by its stored statistics while it trains, too.
-
-    They come from more images than a small set has, and stay as they are.
-    """
-
-    def apply(
-        params: PyTree, extra: PyTree, *inputs: Array, train: bool, key: Key | None
-    ) -> tuple[Any, PyTree]:
-        return model.apply(params, extra, *inputs, train=False, key=None)
-
-    return model._replace(apply=apply)
-
-
-def on_pixels(network: Backbone, model: Model, size: int) -> Model:
-    """A model of the backbone's first stages, on pixels [B, H, W, 3] of any size.
-
-    They are brought to `size` a side by bilinear interpolation.
-    """
+def on_pixels(network: Backbone, model: Model) -> Model:
+    """A model of the backbone's first stages, on pixels [B, H, W, 3], 0 to 255."""
 
     def apply(
         params: PyTree, extra: PyTree, x: Array, *, train: bool, key: Key | None
     ) -> tuple[Any, PyTree]:
-        shape = (len(x), size, size, x.shape[-1])
-        x = jax.image.resize(network.preprocess(x), shape, "bilinear")
-        return model.apply(params, extra, x, train=train, key=key)
+        return model.apply(params, extra, network.preprocess(x), train=train, key=key)
 
     return model._replace(apply=apply)
 
@@ -167,22 +142,112 @@ def means(stages: Stages, example: Array | jax.ShapeDtypeStruct) -> Model:
     """What each of these stages puts out, its mean over all places, as one [B, D].
 
     Early layers know colours and edges, late ones things: a few images teach more from
-    all of them than from the last alone. Outputs without places are left out.
+    all of them than from the last alone. Outputs without places are left out. All
+    normalise by their stored statistics, also where they are trained: those come from
+    more images than a small set has.
     """
-    alone = [sequential((stage,), example) for stage in stages]
+    run = _outputs(stages, example)
 
     def apply(
         params: PyTree, extra: PyTree, x: Array, *, train: bool, key: Key | None
     ) -> tuple[Array, PyTree]:
+        _, found = run(params, extra, x)
+        return jnp.concatenate(found, -1), extra
+
+    return Model(sequential(stages, example).init, apply)
+
+
+def split_means(
+    stages: Stages, name: str, example: Array | jax.ShapeDtypeStruct
+) -> tuple[Model, Model]:
+    """`means` as two models: the stages before the one of this name, and the rest.
+
+    The first puts out all that the second takes: (its last output, the means so far).
+    Raises UserError where no stage has the name, or the first.
+    """
+    before, rest = split_stages(stages, name)
+    if not before:
+        raise UserError(f"{name!r} is the first layer: none before it stays frozen")
+    run_before, init = _outputs(before, example), sequential(before, example).init
+
+    def apply_before(
+        params: PyTree, extra: PyTree, x: Array, *, train: bool, key: Key | None
+    ) -> tuple[tuple[Array, Array], PyTree]:
+        x, found = run_before(params, extra, x)
+        return (x, jnp.concatenate(found, -1)), extra
+
+    first = Model(init, apply_before)
+    between = output_shapes(first, example)[0]
+    run_rest = _outputs(rest, between)
+
+    def apply_rest(
+        params: PyTree, extra: PyTree, x: tuple[Array, Array], *, train: bool,
+        key: Key | None,
+    ) -> tuple[Array, PyTree]:  # fmt: skip
+        places, means_so_far = x
+        _, found = run_rest(params, extra, places)
+        return jnp.concatenate([means_so_far, *found], -1), extra
+
+    return first, Model(sequential(rest, between).init, apply_rest)
+
+
+def joined_by_one_array(
+    first: Model, second: Model, example: Array | jax.ShapeDtypeStruct
+) -> tuple[Model, Model]:
+    """Models of which one takes the several arrays [B, ...] that the other puts out.
+
+    The same two with one array [B, D] between them, which can be kept.
+    """
+    shapes = output_shapes(first, example)
+    leaves, structure = jax.tree.flatten(shapes)
+    ends = np.cumsum([math.prod(leaf.shape[1:]) for leaf in leaves])
+
+    def apply_first(
+        params: PyTree, extra: PyTree, x: Array, *, train: bool, key: Key | None
+    ) -> tuple[Array, PyTree]:
+        found, extra = first.apply(params, extra, x, train=train, key=key)
+        flat = [a.reshape(len(a), -1) for a in jax.tree.leaves(found)]
+        return jnp.concatenate(flat, -1), extra
+
+    def apply_second(
+        params: PyTree, extra: PyTree, x: Array, *, train: bool, key: Key | None
+    ) -> tuple[Any, PyTree]:
+        parts = [
+            part.reshape(len(x), *leaf.shape[1:])
+            for part, leaf in zip(jnp.split(x, ends[:-1], -1), leaves, strict=True)
+        ]
+        whole = jax.tree.unflatten(structure, parts)
+        return second.apply(params, extra, whole, train=train, key=key)
+
+    return first._replace(apply=apply_first), second._replace(apply=apply_second)
+
+
+def output_shapes(model: Model, example: Array | jax.ShapeDtypeStruct) -> Any:
+    """What a model puts out for such inputs, as shapes."""
+
+    def outputs(x: Array) -> Any:
+        params, extra = model.init(jax.random.key(0))
+        return model.apply(params, extra, x, train=False, key=None)[0]
+
+    return jax.eval_shape(outputs, example)
+
+
+def _outputs(
+    stages: Stages, example: Array | jax.ShapeDtypeStruct
+) -> Callable[[PyTree, PyTree, Array], tuple[Array, list[Array]]]:
+    """The last output of some stages, and of those with places the mean over them."""
+    alone = [sequential((stage,), example) for stage in stages]
+
+    def run(params: PyTree, extra: PyTree, x: Array) -> tuple[Array, list[Array]]:
         found = []
         for stage, model in zip(stages, alone, strict=True):
             part = weights_of((stage,), {"params": params, "extra": extra})
             x, _ = model.apply(*part.values(), x, train=False, key=None)
             if x.ndim == 4:
                 found.append(jnp.mean(x, (1, 2)))
-        return jnp.concatenate(found, -1), extra
+        return x, found
 
-    return Model(sequential(stages, example).init, apply)
+    return run
 
 
 def frozen_features(

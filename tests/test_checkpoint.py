@@ -8,18 +8,21 @@ import os
 import random
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import contents
 
+from jaxstudy import checkpoint
 from jaxstudy.checkpoint import Checkpoints, DamagedError, Keep, Restored
 from jaxstudy.types import UserError
+from tests.conftest import contents
 
 # what orbax leaves behind when it fails to read: tasks that nobody awaits any more
 pytestmark = [
@@ -521,3 +524,19 @@ def test_weights_without_training_are_no_state(tmp_path: Path) -> None:
 def test_a_step_that_is_not_there(three: Path) -> None:
     with pytest.raises(DamagedError, match="cannot be read"):
         Checkpoints(three).load(9, tree(0))
+
+
+def test_what_reads_say_after_the_end_is_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One read of many fails, orbax closes its event loop, and the others find it so.
+
+    That comes at any moment and cannot be awaited; all else is passed on.
+    """
+    heard: list[str] = []
+    monkeypatch.setattr(
+        checkpoint._silent, "hook", lambda found: heard.append(str(found.exc_value))
+    )
+    for text in ("Event loop is closed", "no space left"):
+        sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(text)))  # type: ignore[arg-type]
+    assert heard == ["no space left"]

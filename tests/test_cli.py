@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import tiny
-from conftest import ROOT, contents
 
 from jaxstudy import cli
 from jaxstudy.run import Stopped
 from jaxstudy.types import UserError
+from tests.conftest import ROOT, contents
 
 
 class Answer(NamedTuple):

@@ -22,7 +22,9 @@ import images_speed as bench  # noqa: E402  # pyright: ignore[reportMissingImpor
 import readme  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 from jaxstudy.data.sources import MissingData  # noqa: E402
+from jaxstudy.model import sequential, split_stages  # noqa: E402
 from jaxstudy.models.cnn import cnn  # noqa: E402
+from jaxstudy.models.inception import inception_stages  # noqa: E402
 
 TOLERANCES = {"loss": 0.01, "picture": 0.1}
 
@@ -144,7 +146,7 @@ def test_the_share_of_the_peak_is_of_the_peak_in_the_same_round(
     monkeypatch.setitem(bench.WORKLOADS, "cnn", work)
     monkeypatch.setattr(bench, "run_contestant", run)
     result = bench.measure("cnn", bench.Command(workload="cnn", rounds=2, out=tmp_path))
-    names = [bench.PEAK, bench.OURS, "peer"]
+    names = [bench.OURS, "peer", bench.PEAK]
     assert order == [*names, *names[1:], names[0]]
     assert result["peaks"] == [100, 50]
     ours, peer = (result["contestants"][n]["rounds"] for n in contestants)
@@ -168,45 +170,45 @@ def test_operations_are_those_of_every_convolution() -> None:
 
 
 @pytest.fixture
-def images() -> dict[str, np.ndarray]:
-    """Made-up digits for the CNN, learnable, and its weights."""
+def images(monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
+    """Made-up digits for the CNN, learnable, in smaller batches; its weights."""
+    monkeypatch.setattr(bench, "BATCH", 16)
     rng = np.random.default_rng(0)
-    y = rng.integers(0, 10, 2 * bench.BATCH).astype(np.int32)
+    y = rng.integers(0, 10, 10 * 16).astype(np.int32)
     x = rng.integers(0, 100, (len(y), 28, 28, 1)).astype(np.uint8)
     x[np.arange(len(y)), 2 * y] = 255
-    params, _ = cnn((28, 28, 1), 10).init(jax.random.key(0))
-    return {"x": x, "y": y, **bench.flat(params=params)}
+    return {"x": x, "y": y, **bench.random_weights(cnn((28, 28, 1), 10))}
 
 
 def test_this_project_and_keras_train_the_same_cnn(
     images: dict[str, np.ndarray],
 ) -> None:
-    ours = bench.cnn_jaxstudy(images, 2)
-    peer = bench.cnn_keras(images, 2)
+    ours = bench.cnn_jaxstudy(images, 10)
+    peer = bench.cnn_keras(images, 10)
     assert ours.step_ms > 0
     assert peer.step_ms > 0
     loss = ours.results["loss"]
     assert loss.shape == (1 + bench.EPOCHS,)
     assert loss[-1] < loss[0] - 0.1
     assert bench.apart(peer.results["loss"], loss) < 1e-4
-    changed = {**images, "params/conv_1/bias": images["params/conv_1/bias"] + 0.1}
-    other = bench.cnn_jaxstudy(changed, 2).results["loss"]
-    assert bench.apart(other, loss) > 1e-4  # so the weights given are those used
 
 
-def test_arrays_are_put_back_where_they_were() -> None:
-    trees = {"params": {"a": {"b": np.arange(3)}}, "extra": {"c": np.ones(2)}}
-    arrays = bench.flat(**trees)
-    assert set(arrays) == {"params/a/b", "extra/c"}
-    for name, tree in trees.items():
-        assert jax.tree.all(
-            jax.tree.map(np.array_equal, tree, bench.tree(arrays, name))
-        )
+def test_random_weights_are_a_models_own_and_all_different() -> None:
+    first, _ = split_stages(inception_stages(include_top=False), "conv4")
+    model = sequential(first, jax.ShapeDtypeStruct((1, 75, 75, 3), np.float32))
+    arrays = bench.random_weights(model)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    for name, tree in zip(("params", "extra"), shapes, strict=True):
+        found = bench.tree(arrays, name)
+        assert jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, tree, found))
+    assert len({array.ravel()[:8].tobytes() for array in arrays.values()}) == 3 * 4
+    assert all(a.min() >= 0.5 for name, a in arrays.items() if name.endswith("var"))
 
 
 @pytest.fixture(scope="module")
 def pictures() -> dict[str, np.ndarray]:
-    return bench.augmentation_data()
+    """A part of each, for speed; as many, for the mean change."""
+    return {"x": bench.augmentation_data()["x"][:, :24, :24]}
 
 
 @pytest.fixture(scope="module")
@@ -214,23 +216,15 @@ def layered(pictures: dict[str, np.ndarray]) -> bench.Measured:
     return bench.augmentation_jaxstudy(pictures, 2, layered=True)
 
 
-def test_layer_after_layer_is_what_keras_does(
-    pictures: dict[str, np.ndarray], layered: bench.Measured
-) -> None:
-    peer = bench.augmentation_keras(pictures, 2)
-    for what, tolerance in bench.WORKLOADS["augmentation"].tolerances.items():
-        assert bench.apart(peer.results[what], layered.results[what]) <= tolerance
-
-
 def test_at_once_and_layer_after_layer_differ_only_at_borders(
     pictures: dict[str, np.ndarray], layered: bench.Measured
 ) -> None:
     ours = bench.augmentation_jaxstudy(pictures, 2)
     assert ours.step_ms > 0
-    inner = (slice(None), slice(24, 40), slice(24, 40))
+    inner = (slice(None), slice(8, 16), slice(8, 16))
     one, other = (m.results["picture"][inner] for m in (ours, layered))
     assert bench.apart(one, other) < 0.02  # each interpolation blurs a little
-    assert np.abs(one - pictures["x"][inner]).max() > 0.2
+    assert bench.apart(one, pictures["x"][inner]) > 0.2
     means = [m.results["mean change"] for m in (ours, layered)]
     assert (
         bench.apart(*means) < bench.WORKLOADS["augmentation"].tolerances["mean change"]
@@ -239,7 +233,7 @@ def test_at_once_and_layer_after_layer_differ_only_at_borders(
 
 @pytest.mark.parametrize(
     "kept",
-    [{"turn": (0.0, 0.0)}, {"down": (0.0, 0.0), "right": (0.0, 0.0)}, {"flip": False}],
+    [{"turn": (0.0, 0.0)}, {"flip": False}],
 )
 def test_the_mean_change_shows_a_layer_that_is_missing(
     pictures: dict[str, np.ndarray],
@@ -266,13 +260,10 @@ def test_a_process_prints_figures_and_keeps_what_is_compared(
 
 
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
-    np.savez(tmp_path / "data.npz", y=np.zeros(1))
-    command = bench.Command(
-        "augmentation", 1, 1, tmp_path, bench.OURS, tmp_path / "data.npz"
-    )
-    with pytest.raises(SystemExit, match="jaxstudy failed") as stopped:
-        bench.run_contestant("augmentation", command, tmp_path)
-    assert "KeyError" in str(stopped.value.code)
+    command = bench.Command(workload="cnn", contestant="nobody")
+    with pytest.raises(SystemExit, match="nobody failed") as stopped:
+        bench.run_contestant("cnn", command, tmp_path)
+    assert "keras-tensorflow" in str(stopped.value.code)
 
 
 def test_nothing_is_written_when_results_disagree(

@@ -18,7 +18,6 @@ import jax
 import keras
 import numpy as np
 import pytest
-from conftest import contents
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from keras.src.legacy.saving import legacy_h5_format
@@ -32,6 +31,7 @@ from jaxstudy.keras_weights import (
     read_keras_layers,
 )
 from jaxstudy.types import UserError
+from tests.conftest import contents
 
 # of Keras's own variables, under numpy 2
 pytestmark = pytest.mark.filterwarnings(

@@ -1,6 +1,5 @@
 """Lesson 2.2.1 and 2.2.3: folders with faults, sets apart by group, pairs of seeds."""
 
-import itertools
 import json
 import sys
 from pathlib import Path
@@ -10,15 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
-from test_experiments import load
 
 from jaxstudy import cli
-from jaxstudy.data.dataset import Dataset
 from jaxstudy.data.emoji import emoji_group, emoji_splits
-from jaxstudy.types import UserError
+from tests.test_experiments import load
 
 lesson: Any = load("experiments", "ch2_augmentation")
 CLASSES = ("dark", "light")
@@ -169,35 +164,6 @@ def test_sets_are_disjoint_by_group_and_the_test_set_is_everyones(
     test = {colours[emoji_group(Path(p))] for p in emoji_splits(paths)["test"]}
     assert here["test"] == there["test"] == test
     assert here["validation"] != there["validation"]
-
-
-@given(
-    there=st.integers(1, 50),
-    sizes=st.lists(st.integers(1, 50), min_size=1, max_size=4),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_smaller_training_sets_are_within_larger_ones(
-    there: int, sizes: list[int], seed: int
-) -> None:
-    config = lesson.Config(sizes=tuple(sizes), seeds=3, seed=seed)
-    rows = 2 * np.arange(there)  # not all of the arrays belong to the set
-    train = Dataset({}, rows, np.ones(there, bool))  # type: ignore[arg-type]
-    if max(sizes) > there:
-        with pytest.raises(UserError, match=f"only {there} images"):
-            lesson.training_rows(config, train)
-        return
-    drawn = lesson.training_rows(config, train)
-    assert drawn.shape == (len(sizes), 3, max(sizes))
-    for number in range(3):
-        sets = {}
-        for size, each in zip(sizes, drawn[:, number], strict=True):
-            images, times = np.unique(each, return_counts=True)
-            assert len(images) == size
-            assert np.isin(images, rows).all()
-            assert np.ptp(times) <= 1  # all as often, but for the last round
-            sets[size] = set(images.tolist())
-        nested = [sets[size] for size in sorted(sets)]
-        assert all(a <= b for a, b in itertools.pairwise(nested))
 
 
 def test_the_epoch_is_chosen_by_validation_alone() -> None:

@@ -16,7 +16,6 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from conftest import ROOT, contents
 from tiny import PER_EPOCH, Config
 
 from jaxstudy import run as run_module
@@ -34,6 +33,7 @@ from jaxstudy.run import (
 )
 from jaxstudy.training import TrainState
 from jaxstudy.types import UserError
+from tests.conftest import ROOT, contents
 
 CONFIG = Config(kind="noisy")
 EACH = Options(save_every=0)  # a checkpoint after every chunk, the last two stay

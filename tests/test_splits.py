@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstudy.data.dataset import Streamed
+from jaxstudy.data.dataset import Dataset, Streamed
 from jaxstudy.data.images import Images, ImageSet
-from jaxstudy.data.splits import ImageSplits, image_splits
+from jaxstudy.data.splits import ImageSplits, image_splits, nested_rows
 from jaxstudy.types import UserError
 
 
@@ -87,3 +87,31 @@ def test_what_cannot_be_split_is_said(tmp_path: Path) -> None:
         image_splits(ImageSet({"train": images(2)}, ("a",)))
     with pytest.raises(UserError, match="only 24 images to train on, not 25"):
         image_splits(ImageSet({"train": images(30)}, ("a",)), limit=25)
+
+
+@given(
+    there=st.integers(1, 50),
+    sizes=st.lists(st.integers(1, 50), min_size=1, max_size=4),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_smaller_training_sets_are_within_larger_ones(
+    there: int, sizes: list[int], seed: int
+) -> None:
+    rows = 2 * np.arange(there)  # not all of the arrays belong to the set
+    train = Dataset({}, rows, np.ones(there, bool))  # type: ignore[arg-type]
+    if max(sizes) > there:
+        with pytest.raises(UserError, match=f"only {there} images"):
+            nested_rows(train, sizes, 3, seed)
+        return
+    drawn = nested_rows(train, sizes, 3, seed)
+    assert drawn.shape == (len(sizes), 3, max(sizes))
+    for number in range(3):
+        sets = {}
+        for size, each in zip(sizes, drawn[:, number], strict=True):
+            images, times = np.unique(each, return_counts=True)
+            assert len(images) == size
+            assert np.isin(images, rows).all()
+            assert np.ptp(times) <= 1  # all as often, but for the last round
+            sets[size] = set(images.tolist())
+        nested = [sets[size] for size in sorted(sets)]
+        assert all(a <= b for a, b in itertools.pairwise(nested))

@@ -11,17 +11,20 @@ import optax
 import pytest
 
 from jaxstudy import transfer
-from jaxstudy.model import on_frozen, sequential, split_stages
+from jaxstudy.model import chained, on_frozen, sequential, split_stages
 from jaxstudy.models.efficientnet import efficientnet_stages
+from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.training import init_state, make_train_step
 from jaxstudy.transfer import (
     backbone,
     check_image_size,
     frozen_features,
+    joined_by_one_array,
+    means,
     pretrained,
+    split_means,
     weights_of,
-    with_classifier,
 )
 from jaxstudy.types import UserError
 
@@ -31,7 +34,7 @@ FROZEN, TRAINED = split_stages(STAGES, "block0")
 IMAGE = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
 FEATURES = jax.ShapeDtypeStruct((1, 4, 4, 32), jnp.float32)
 FIRST = sequential(FROZEN, IMAGE)
-REST = sequential(with_classifier(TRAINED, 3), FEATURES)
+REST = chained(sequential(TRAINED, FEATURES), mlp(16, (), 3))
 IMAGES = np.random.default_rng(0).normal(size=(5, 8, 8, 3)).astype(np.float32)
 
 
@@ -115,6 +118,52 @@ def test_weights_are_taken_by_stage() -> None:
     part = weights_of(FROZEN, {"params": params, "extra": extra})
     assert set(part["params"]) == {"stem"}
     assert {name for tree in part["extra"].values() for name in tree} == {"stem"}
+
+
+@pytest.mark.parametrize("name", ["block0", "pool"])
+def test_a_network_cut_in_two_is_the_whole_one(name: str) -> None:
+    """As (places, means) and as one array, which is what is kept between the two."""
+    params, extra = sequential(STAGES, IMAGE).init(jax.random.key(0))
+    given = params, extra
+    x = jnp.asarray(IMAGES)
+    alone = [sequential(STAGES[:n], IMAGE) for n in (1, 2)]
+    outputs = [m.apply(*given, x, train=False, key=None)[0] for m in alone]
+    want = jnp.concatenate([a.mean((1, 2)) for a in outputs], -1)
+    whole, _ = means(STAGES, IMAGE).apply(*given, x, train=False, key=None)
+    np.testing.assert_allclose(whole, want, atol=1e-6)
+    first, rest = split_means(STAGES, name, IMAGE)
+    flat_first, flat_rest = joined_by_one_array(first, rest, IMAGE)
+    between, _ = flat_first.apply(*given, x, train=False, key=None)
+    assert between.shape == (len(x), {"block0": 512 + 32, "pool": 256 + 48}[name])
+    for one, other, middle in (
+        (first, rest, first.apply(*given, x, train=False, key=None)[0]),
+        (flat_first, flat_rest, between),
+    ):
+        assert set(one.init(jax.random.key(1))[0]).isdisjoint(
+            other.init(jax.random.key(1))[0]
+        )
+        got, _ = other.apply(*given, middle, train=False, key=None)
+        np.testing.assert_allclose(got, want, atol=1e-6)
+    with pytest.raises(UserError, match="'stem' is the first layer"):
+        split_means(STAGES, "stem", IMAGE)
+
+
+def test_stored_statistics_stay_while_layers_train() -> None:
+    first, rest = joined_by_one_array(*split_means(STAGES, "block0", IMAGE), IMAGE)
+    params, extra = sequential(STAGES, IMAGE).init(jax.random.key(0))
+    x, _ = first.apply(params, extra, jnp.asarray(IMAGES), train=False, key=None)
+    begin = pretrained(rest, {"params": params, "extra": extra})
+    model, tx = chained(begin, mlp(48, (), 3)), optax.adam(0.1)
+    state = init_state(model, tx, jax.random.key(0))
+    before = jax.device_get(state)
+    chex.assert_trees_all_equal(before.params["first"]["block0"], params["block0"])
+    batch = {"x": x, "y": jnp.array([0, 1, 2, 0, 1]), "mask": jnp.ones(5)}
+    after, _ = jax.jit(make_train_step(cross_entropy(model), tx))(state, batch)
+    chex.assert_trees_all_equal(after.extra, before.extra)
+    moved = jax.tree.map(
+        lambda a, b: not np.array_equal(a, b), after.params, before.params
+    )
+    assert all(jax.tree.leaves(moved))
 
 
 def test_bad_input_is_named(tmp_path: Path) -> None:

@@ -256,6 +256,17 @@ def _read_image(path: Path, verify: bool = False) -> Image.Image:
         raise _BadImage("truncated or damaged", detail) from error
 
 
+def read_image(path: Path, image_size: tuple[int, int]) -> np.ndarray:
+    """One image file as uint8 [H, W, 3], brought to (height, width).
+
+    Raises UserError where the file is none, or damaged.
+    """
+    try:
+        return _pixels(_read_image(path), image_size, 3)
+    except _BadImage as error:
+        raise UserError(f"{path}: {error}") from error
+
+
 def _content(path: Path) -> bytes:
     try:
         status = os.stat(path)

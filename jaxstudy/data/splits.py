@@ -1,5 +1,6 @@
 """An image set as three sets: to learn from, to choose by, and to test on."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +65,25 @@ def image_splits(
     shape = whole.x.shape[1:] if isinstance(whole, Images) else whole[0]["x"].shape
     height, width, channels = (*shape, 1)[:3]
     return ImageSplits(**sets, classes=images.classes, shape=(height, width, channels))
+
+
+def nested_rows(train: Rows, sizes: Sequence[int], seeds: int, seed: int) -> np.ndarray:
+    """Rows of training sets of several sizes, [sizes, seeds, longest].
+
+    A seed's smaller sets are among its larger ones, and are repeated to the length of
+    the longest, so that an epoch of each has as many steps. Raises UserError where
+    there are not so many rows.
+    """
+    longest, there = max(sizes), np.asarray(train.rows)
+    if longest > len(there):
+        raise UserError(
+            f"--sizes {longest}: there are only {len(there)} images to train on"
+        )
+    generators = [np.random.default_rng((seed, n)) for n in range(seeds)]
+    orders = [generator.permutation(there) for generator in generators]
+    return np.array(
+        [[np.resize(order[:n], longest) for order in orders] for n in sizes]
+    )
 
 
 def _rows(images: object) -> Rows:

@@ -45,6 +45,13 @@ def read_rows(source: Source, rows: Sequence[int]) -> Mapping[str, np.ndarray]:
     return {name: np.stack([row[name] for row in read]) for name in read[0]}
 
 
+def some_rows(data: Dataset | Streamed, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Some rows [n] of the arrays of a set, or of its source, as fields [n, ...]."""
+    if isinstance(data, Streamed):
+        return dict(read_rows(data.source, rows.tolist()))
+    return {name: np.asarray(a)[rows] for name, a in data.arrays.items()}
+
+
 def row_bytes(data: Streamed) -> int:
     """The size of one row of all fields."""
     first = data.source[int(data.rows.reshape(-1)[0])]

@@ -1,0 +1,435 @@
+"""Lesson 2.3: transfer learning: what a network knows that somebody else trained.
+
+EfficientNet-Lite0 learnt to tell a thousand things apart on ImageNet. Without its last
+layer it makes features of any image, and a regression on those tells nine kinds of
+emoji apart that it never saw. Its layers stay as they are, so their features are
+computed once and kept. Then its last layers are trained too, from the one of a name on.
+Both are beside the same regression on pixels and a CNN that begins with nothing, by
+the number of images to learn from. `--backbone inception_v3 --weights FILE` takes
+InceptionV3 with the weights of a Keras file.
+
+A seed fixes the images, the first weights and the order; small sets are repeated to the
+length of the largest, an epoch here. A training counts as it was after the epoch of its
+best validation accuracy. Drawings of the same thing are never in two of the sets.
+
+Expected (quick):
+Then: ch2_transfer.py --predict FILE [FILE ...]
+"""
+
+import contextlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pydantic
+
+from jaxstudy import plots, transfer
+from jaxstudy.cli import Count, Positive, Settings, experiment
+from jaxstudy.data.augment import Flip, Rotation, Translation, Zoom, augmented
+from jaxstudy.data.dataset import dataset
+from jaxstudy.data.folders import read_image
+from jaxstudy.data.images import read_images
+from jaxstudy.data.splits import image_splits, nested_rows
+from jaxstudy.data.stream import some_rows
+from jaxstudy.model import Model, chained, column_statistics, on_frozen, standardized
+from jaxstudy.models.cnn import cnn
+from jaxstudy.models.mlp import mlp
+from jaxstudy.objectives import cross_entropy
+from jaxstudy.run import Run, Saved, write_atomically
+from jaxstudy.statistics import Estimate, mean_interval
+from jaxstudy.summary import print_summary
+from jaxstudy.training import (
+    Lanes,
+    TrainState,
+    fit,
+    init_lanes,
+    make_eval_step,
+    make_train_step,
+)
+from jaxstudy.types import Array, Objective, PyTree
+
+ARMS = ("pixels", "scratch", "scratch, augmented", "frozen", "fine-tuned")
+LAYERS = (Flip(), Rotation(0.05), Zoom(0.2), Translation(0.1, 0.1))
+Sets = dict[str, dict[str, np.ndarray]]  # "train", "validation", "test": x and y
+EVALUATED = 2000  # images of a validation or test set, at most
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """The network to build on, the images, and how long to learn from them."""
+
+    backbone: transfer.BackboneName = "efficientnet_lite0"
+    """The network that somebody else trained."""
+    weights: Path | None = None
+    """Its weights, a Keras file; those of efficientnet_lite0 come by `make data`."""
+    fine_tune_from: str = "block15"
+    """Name of the first layer to train when fine-tuning; the summary lists them."""
+    data: str = "emoji"
+    """emoji or tfds:NAME."""
+    image_size: Count = 112
+    """Height and width of images for the backbone."""
+    small_size: Annotated[int, pydantic.Field(ge=8)] = 32
+    """Height and width of images for the CNN and the regression on pixels."""
+    sizes: tuple[Count, ...] = (100, 300, 1000, 2286)
+    """Numbers of images to learn from."""
+    filters: tuple[Count, ...] = (16, 32)
+    """Filters of each convolution of the CNN."""
+    epochs: Count = 36
+    """Passes of the CNN over as many images as the largest set has."""
+    regression_epochs: Count = 30
+    """Passes of the regressions."""
+    tuning_epochs: Count = 5
+    """Passes when fine-tuning."""
+    rate: Positive = 0.001
+    """Learning rate of AdamW at the start; it falls to 0 along a cosine."""
+    tuning_rate: Positive = 0.0001
+    """Learning rate when fine-tuning: what is good already should change little."""
+    decay: Positive = 0.1
+    """Weight decay of AdamW."""
+    batch_size: Count = 32
+    """Images in a gradient step."""
+    seeds: Annotated[int, pydantic.Field(ge=2)] = 4
+    """Trainings of each kind and size; an even number shares two cores evenly."""
+
+
+PRESETS = {
+    "smoke": Config(
+        image_size=32, small_size=8, sizes=(20, 40), filters=(4,), epochs=2,
+        regression_epochs=2, tuning_epochs=1, seeds=2, batch_size=20,
+    ),
+    "quick": Config(
+        image_size=64, small_size=16, sizes=(150, 600, 2286), epochs=12,
+        regression_epochs=15, tuning_epochs=2, seeds=2,
+    ),
+    "full": Config(),
+}  # fmt: skip
+
+
+class Images(NamedTuple):
+    """The images of one size, and the rows of "train" that each training learns from.
+
+    rows [sizes, seeds, longest].
+    """
+
+    sets: Sets
+    rows: np.ndarray
+    classes: tuple[str, ...]
+
+
+def read(config: Config, size: int) -> Images:
+    """The images with so many pixels a side; no more of them than are used."""
+    found = read_images(config.data, image_size=(size, size), channels=3)
+    data = image_splits(found)
+    rows = nested_rows(data.train, config.sizes, config.seeds, config.seed)
+    used, rows = np.unique(rows, return_inverse=True)
+    sets = {"train": some_rows(data.train, used)}
+    for name, held_out in (("validation", data.validation), ("test", data.test)):
+        sets[name] = some_rows(held_out, np.asarray(held_out.rows)[:EVALUATED])
+    shape = len(config.sizes), config.seeds, -1
+    return Images(sets, rows.reshape(shape), data.classes)
+
+
+def backbone(config: Config) -> transfer.Backbone:
+    """The network to build on; refuses images that are too small for it."""
+    transfer.check_image_size(config.backbone, config.image_size)
+    return transfer.backbone(config.backbone, config.weights)
+
+
+def features(sets: Sets, network: transfer.Backbone, model: Model, name: str) -> Sets:
+    """What some of the backbone's layers, as they are, make of the images of all sets.
+
+    x [N, D] in the place of x [N, H, W, 3].
+    """
+    x = np.concatenate([fields["x"] for fields in sets.values()])
+    model = transfer.on_pixels(network, model)
+    found = transfer.frozen_features(model, network.weights, x, title=name)
+    ends = np.cumsum([len(fields["x"]) for fields in sets.values()])
+    parts = zip(sets.items(), np.split(found, ends[:-1]), strict=True)
+    return {key: {**fields, "x": part} for (key, fields), part in parts}
+
+
+def regression(inputs: int, classes: int) -> Model:
+    """A logit for each class, of inputs [B, D] that are standardised first."""
+    return standardized(mlp(inputs, (), classes), inputs)
+
+
+def optimizer(config: Config, epochs: int, rate: float) -> optax.GradientTransformation:
+    """AdamW, with a learning rate that falls to 0."""
+    steps = epochs * -(-max(config.sizes) // config.batch_size)
+    schedule = optax.cosine_decay_schedule(rate, steps)
+    return optax.adamw(schedule, weight_decay=config.decay)
+
+
+def keys(config: Config) -> Array:
+    """Of the weights and of the data order, [sizes x seeds, 2]: the seed's alone."""
+    own = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
+    return jnp.tile(own, (len(config.sizes), 1))
+
+
+class Trained(NamedTuple):
+    """The weights at the end, and the accuracy on each set after each epoch.
+
+    state: one lane for each size and seed; accuracy [epochs, sizes, seeds] by set.
+    """
+
+    state: TrainState
+    accuracy: dict[str, np.ndarray]
+
+
+def train(
+    arm: str,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    images: Images,
+    config: Config,
+    epochs: int,
+    run: Run,
+) -> Trained:
+    """Train with every size and seed, each a lane of one program."""
+    data = {name: dataset(fields) for name, fields in images.sets.items()}
+    rows = jnp.asarray(images.rows.reshape(-1, images.rows.shape[-1]))
+    own = data["train"]._replace(rows=rows, valid=jnp.ones(rows.shape, bool))
+    fitted = fit(
+        state,
+        make_train_step(objective, tx),
+        own,
+        batch_size=config.batch_size,
+        epochs=epochs,
+        key=keys(config)[:, 1],
+        eval_step=make_eval_step(objective),
+        evaluate_on={name: data[name] for name in ("validation", "test")},
+        eval_batch_size=500,
+        evaluate_first=False,
+        lanes=Lanes(),
+        part=run.part(arm),
+    )
+    shape = (-1, *images.rows.shape[:2])
+    accuracy = {
+        name: np.reshape(
+            [row["accuracy"] for row in fitted.rows if row["split"] == name], shape
+        )
+        for name in images.sets
+    }
+    return Trained(fitted.state, accuracy)
+
+
+def train_regression(arm: str, images: Images, config: Config, run: Run) -> Trained:
+    """The regression on x [N, D], standardised by what each training learns from."""
+    x, epochs = jnp.asarray(images.sets["train"]["x"]), config.regression_epochs
+    model = regression(x.shape[1], len(images.classes))
+    tx = optimizer(config, epochs, config.rate)
+    state = init_lanes(model, tx, keys(config)[:, 0])
+    rows = jnp.asarray(images.rows.reshape(-1, images.rows.shape[-1]))
+    statistics = jax.lax.map(
+        lambda mine: column_statistics(x[mine], jnp.ones(len(mine))), rows
+    )
+    state = state._replace(extra={**state.extra, "standardization": statistics})
+    return train(arm, cross_entropy(model), tx, state, images, config, epochs, run)
+
+
+def train_scratch(images: Images, config: Config, run: Run) -> dict[str, Trained]:
+    """A CNN that begins with nothing, on the images and on random versions of them."""
+    shape, epochs = images.sets["train"]["x"].shape[1:], config.epochs
+    model = cnn(shape, len(images.classes), filters=config.filters)
+    tx, plain = optimizer(config, epochs, config.rate), cross_entropy(model)
+    found = {}
+    for arm, objective in (
+        ("scratch", plain),
+        ("scratch, augmented", augmented(plain, LAYERS)),
+    ):
+        state = init_lanes(model, tx, keys(config)[:, 0])
+        found[arm] = train(arm, objective, tx, state, images, config, epochs, run)
+    return found
+
+
+def fine_tune(
+    rest: Model, begin: TrainState, images: Images, config: Config, run: Run
+) -> Trained:
+    """The backbone's last layers and the regression, from where the latter has got to.
+
+    One that knows nothing would begin by sending wrong gradients through layers that
+    are good (Kumar et al. 2022).
+    """
+    epochs = config.tuning_epochs
+    tx = optimizer(config, epochs, config.tuning_rate)
+    _, inputs, classes = begin.params["output"]["kernel"].shape
+    model = chained(rest, regression(inputs, classes))
+    state = init_lanes(model, tx, keys(config)[:, 0])
+    state = state._replace(
+        params={**state.params, "second": begin.params},
+        extra={**state.extra, "second": begin.extra},
+    )
+    objective = cross_entropy(model)
+    return train("fine-tuned", objective, tx, state, images, config, epochs, run)
+
+
+def chosen(accuracy: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Test accuracy [sizes, seeds] after the epoch of the best validation accuracy."""
+    best = accuracy["validation"].argmax(0)
+    return np.take_along_axis(accuracy["test"], best[None], 0)[0]
+
+
+def summary_text(before: Model, rest: Model, classes: int, size: int) -> str:
+    """What the fine-tuned network consists of, and what of it is trained."""
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    inputs = transfer.output_shapes(on_frozen(before, rest), image)
+    trained = chained(rest, regression(inputs.shape[1], classes))
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        print_summary(on_frozen(before, trained), image)
+    return text.getvalue()
+
+
+def probabilities(
+    params: PyTree, extra: PyTree, x: np.ndarray, config: Config
+) -> np.ndarray:
+    """Of each class [N, K], by the regression on features x [N, D].
+
+    Of all trainings [sizes x seeds] it is that with the most images, first seed.
+    """
+    lane = config.sizes.index(max(config.sizes)) * config.seeds
+    params, extra = jax.tree.map(lambda a: a[lane], (params, extra))
+    model = regression(x.shape[1], len(params["output"]["bias"]))
+    logits, _ = model.apply(params, extra, jnp.asarray(x), train=False, key=None)
+    return np.asarray(jax.nn.softmax(logits))
+
+
+def draw_accuracies(
+    run: Run, config: Config, trained: Mapping[str, Trained], majority: float
+) -> None:
+    """Test accuracy by the number of images, and for the most of them by epoch."""
+
+    def line(x: Sequence[float], values: np.ndarray) -> plots.Line:
+        return x, [mean_interval(value, "seeds") for value in values]
+
+    label, scales = "images to learn from", ("log", "linear")
+    most = config.sizes.index(max(config.sizes))
+    found = {
+        arm: line(config.sizes, chosen(of_arm.accuracy))
+        for arm, of_arm in trained.items()
+    }
+    always = config.sizes, [majority] * len(config.sizes)
+    panels = [
+        plots.Panel(
+            f"{config.sizes[most]} images, {split}", "epoch", "accuracy",
+            {
+                arm: line(range(1, len(of_arm.accuracy[split]) + 1),
+                          of_arm.accuracy[split][:, most])
+                for arm, of_arm in trained.items()
+            },
+        )
+        for split in ("train", "validation")
+    ]  # fmt: skip
+    plots.save_lines(run, "curves", panels)
+    lines = {**found, "the largest class": always}
+    plots.save_lines(
+        run, "sizes", [plots.Panel("test", label, "accuracy", lines, scales)]
+    )
+
+
+def draw_predictions(run: Run, images: Images, chances: np.ndarray) -> None:
+    """Images of the test set and what the regression on frozen features says."""
+    test, (rows, columns) = images.sets["test"], (4, 8)
+    shown = np.random.default_rng(0).permutation(len(test["y"]))[: rows * columns]
+
+    def title(i: int) -> str:
+        named = int(chances[i].argmax())
+        text = f"{images.classes[named]} {chances[i, named]:.2f}"
+        wrong = named != test["y"][i]
+        return f"{text}\nNOT {images.classes[test['y'][i]]}" if wrong else f"{text}\n"
+
+    grid = [shown[i : i + columns] for i in range(0, len(shown), columns)]
+    plots.save_images(
+        run,
+        "predictions",
+        [[test["x"][i] for i in row] for row in grid],
+        [[title(i) for i in row] for row in grid],
+    )
+
+
+def main(config: Config, run: Run) -> dict[str, Estimate | float]:
+    """Train from scratch, on frozen features and on, with sets of several sizes."""
+    network = backbone(config)
+    shape = (1, config.image_size, config.image_size, 3)
+    image = jax.ShapeDtypeStruct(shape, jnp.float32)
+    before, rest = transfer.split_means(network.stages, config.fine_tune_from, image)
+    images, small = read(config, config.image_size), read(config, config.small_size)
+    text = summary_text(before, rest, len(images.classes), config.image_size)
+    write_atomically(run.folder / "summary.txt", text)
+    write_atomically(run.folder / "classes.json", json.dumps(images.classes) + "\n")
+    print(text)
+
+    flat = {
+        name: fields
+        | {"x": fields["x"].reshape(len(fields["x"]), -1) / np.float32(255)}
+        for name, fields in small.sets.items()
+    }
+    trained = {
+        "pixels": train_regression("pixels", small._replace(sets=flat), config, run),
+        **train_scratch(small, config, run),
+    }
+    whole = transfer.means(network.stages, image)
+    found = features(images.sets, network, whole, "features")
+    frozen = train_regression("frozen", images._replace(sets=found), config, run)
+    state = frozen.state
+    chances = probabilities(state.params, state.extra, found["test"]["x"], config)
+    draw_predictions(run, images, chances)
+    before, rest = transfer.joined_by_one_array(before, rest, image)
+    kept = features(images.sets, network, before, f"before {config.fine_tune_from}")
+    tuned = fine_tune(
+        transfer.pretrained(rest, network.weights), frozen.state,
+        images._replace(sets=kept), config, run,
+    )  # fmt: skip
+    trained |= {"frozen": frozen, "fine-tuned": tuned}
+
+    counts = np.bincount(images.sets["test"]["y"], minlength=len(images.classes))
+    majority = float(
+        counts[np.bincount(images.sets["train"]["y"]).argmax()] / sum(counts)
+    )
+    draw_accuracies(run, config, trained, majority)
+    result: dict[str, Estimate | float] = {"largest class: test accuracy": majority}
+    accuracy = {arm: chosen(of_arm.accuracy) for arm, of_arm in trained.items()}
+    for i, size in enumerate(config.sizes):
+        for arm, values in accuracy.items():
+            of_arm = mean_interval(values[i], "seeds")
+            result[f"{size} images, {arm}: test accuracy"] = of_arm
+        gain = accuracy["fine-tuned"][i] - accuracy["frozen"][i]
+        result[f"{size} images: gained by fine-tuning"] = mean_interval(
+            gain, "seeds, paired"
+        )
+    return result
+
+
+def predict(saved: Saved[Config], files: tuple[Path, ...]) -> None:
+    """The class of images FILE..., by the regression on frozen features."""
+    config = saved.config
+    network = backbone(config)
+    size = config.image_size, config.image_size
+    x = np.stack([read_image(path, size) for path in files])
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    model = transfer.on_pixels(network, transfer.means(network.stages, image))
+    found = transfer.frozen_features(
+        model, network.weights, x, batch_size=min(len(x), 64)
+    )
+    classes = json.loads((saved.folder / "classes.json").read_text(encoding="utf-8"))
+    shapes = jax.eval_shape(
+        jax.vmap(regression(found.shape[1], len(classes)).init), keys(config)[:, 0]
+    )
+    like = dict(zip(("params", "extra"), shapes, strict=True))
+    weights = saved.weights(like, "frozen")
+    chances = probabilities(weights["params"], weights["extra"], found, config)
+    for path, chance in zip(files, chances, strict=True):
+        best = chance.argsort()[::-1][:3]
+        print(f"{path}: " + ", ".join(f"{classes[i]} {chance[i]:.3f}" for i in best))
+
+
+if __name__ == "__main__":
+    experiment(main, PRESETS, predict=predict)

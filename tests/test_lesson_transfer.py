@@ -1,0 +1,191 @@
+"""Lesson 2.3: where fine-tuning begins, what chooses the epoch, and prediction."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxstudy import cli, transfer
+from jaxstudy.data import sources
+from jaxstudy.data.images import Images, ImageSet
+from jaxstudy.model import Stage, sequential
+from jaxstudy.models.efficientnet import efficientnet_stages, preprocess
+from jaxstudy.run import Options, open_run, read_saved
+from jaxstudy.types import UserError
+from tests.test_experiments import load
+
+lesson: Any = load("experiments", "ch2_transfer")
+CLASSES = ("dark", "light", "red")
+SMALL = efficientnet_stages(include_top=False)
+STAGES: tuple[Stage, ...] = (*SMALL[:2], SMALL[-1])  # stem, block0 and the pool
+
+
+def few(rng: np.random.Generator, n: int, size: int) -> Images:
+    y = (np.arange(n) % 3).astype(np.int32)
+    x = rng.integers(0, 100, (n, size, size, 3))
+    x[y == 1] += 120
+    x[y == 2, ..., 0] += 150
+    return Images(x.astype(np.uint8), y)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The lesson on three easy classes and a backbone of two blocks, run once.
+
+    `begun` and `ended` are the states of each training, `given` its other arguments.
+    """
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    params, extra = sequential(STAGES, image).init(jax.random.key(3))
+    network = transfer.Backbone(
+        "efficientnet_lite0", STAGES, {"params": params, "extra": extra}, preprocess
+    )
+    config = lesson.Config(
+        fine_tune_from="block0", image_size=32, small_size=8, sizes=(6, 30),
+        filters=(4,), epochs=2, regression_epochs=40, tuning_epochs=1, seeds=2,
+        batch_size=10, rate=0.01,
+    )  # fmt: skip
+    found = SimpleNamespace(
+        config=config, network=network, begun={}, ended={}, given={}
+    )
+
+    def read(spec: str, *, image_size: tuple[int, int], channels: int) -> ImageSet:
+        rng = np.random.default_rng(0)
+        counts = {"train": 30, "validation": 12, "test": 12}
+        sets = {name: few(rng, n, image_size[0]) for name, n in counts.items()}
+        return ImageSet(sets, CLASSES)  # type: ignore[arg-type]
+
+    real = lesson.fit
+
+    def fit(state: Any, *args: Any, **options: Any) -> Any:
+        name = options["part"].name
+        found.begun[name] = jax.device_get(state)
+        found.given[name] = options
+        fitted = real(state, *args, **options)
+        found.ended[name] = jax.device_get(fitted.state)
+        return fitted
+
+    root = tmp_path_factory.mktemp("transfer")
+    found.folder = root / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lesson, "read_images", read)
+        patch.setattr(lesson, "fit", fit)
+        patch.setattr(lesson.transfer, "backbone", lambda *_: network)
+        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+        with open_run(found.folder, "ch2_transfer", "smoke", config, Options()) as run:
+            found.result = lesson.main(config, run)
+    found.read = read
+    return found
+
+
+def test_the_whole_lesson_and_what_it_predicts(
+    finished: SimpleNamespace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for arm in lesson.ARMS:
+        assert f"30 images, {arm}: test accuracy" in finished.result
+    assert finished.result["30 images, frozen: test accuracy"].mean > 0.9
+    assert "block0" in (finished.folder / "summary.txt").read_text()
+    assert {path.stem for path in (finished.folder / "figures").iterdir()} == {
+        "curves", "predictions", "sizes",
+    }  # fmt: skip
+    rng, files = np.random.default_rng(1), []
+    for label, x in zip(CLASSES, few(rng, 3, 20).x, strict=True):
+        files.append(tmp_path / f"{label}.png")
+        Image.fromarray(x).save(files[-1])
+    monkeypatch.setattr(transfer, "backbone", lambda *_: finished.network)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    saved = read_saved(finished.folder, lesson.Config, "ch2_transfer")
+    lesson.predict(saved, tuple(files))
+    lines = capsys.readouterr().out.splitlines()
+    for path, label, line in zip(files, CLASSES, lines, strict=True):
+        assert line.startswith(f"{path}: {label} ")
+    files[1].write_bytes(b"none")
+    with pytest.raises(UserError, match=r"light\.png: not an image"):
+        lesson.predict(saved, tuple(files))
+
+
+def test_fine_tuning_begins_where_the_regression_ended(
+    finished: SimpleNamespace,
+) -> None:
+    """Before its first step, the network says what the regression says."""
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    _, rest = transfer.joined_by_one_array(
+        *transfer.split_means(STAGES, "block0", image), image
+    )
+    state, ended = finished.begun["fine-tuned"], finished.ended["frozen"]
+    kept, plain = (
+        finished.given[arm]["evaluate_on"]["test"].arrays["x"]
+        for arm in ("fine-tuned", "frozen")
+    )
+    regression = lesson.regression(plain.shape[1], 3)
+    tuned = lesson.chained(rest, regression)
+    for lane in range(4):
+        one, other = (
+            jax.tree.map(lambda a, lane=lane: a[lane], (s.params, s.extra))
+            for s in (state, ended)
+        )
+        assert np.array_equal(
+            jax.tree.leaves(one[0]["first"])[0],
+            jax.tree.leaves(finished.network.weights["params"]["block0"])[0],
+        )
+        got, _ = tuned.apply(*one, kept, train=False, key=None)
+        want, _ = regression.apply(*other, plain, train=False, key=None)
+        np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_each_training_is_standardised_by_its_own_images(
+    finished: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lesson, "read_images", finished.read)
+    images = lesson.read(finished.config, 8)
+    assert [len(np.unique(r)) for r in images.rows[:, 0]] == [6, 30]
+    x = images.sets["train"]["x"].reshape(30, -1).astype(np.float32) / 255
+    found = finished.begun["pixels"].extra["standardization"].mean
+    for lane, rows in enumerate(images.rows.reshape(4, 30)):
+        np.testing.assert_allclose(found[lane], x[rows].mean(0), atol=1e-6)
+
+
+def test_the_epoch_is_chosen_by_validation_alone() -> None:
+    rng = np.random.default_rng(0)
+    accuracy = {name: rng.uniform(size=(5, 2, 3)) for name in ("validation", "test")}
+    got = lesson.chosen(accuracy)
+    for place in np.ndindex(2, 3):
+        epoch = np.argmax(accuracy["validation"][:, *place])
+        assert got[place] == accuracy["test"][epoch, *place]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--fine-tune-from", "blok15"), "did you mean 'block15'"),
+        (("--fine-tune-from", "stem"), "'stem' is the first layer"),
+        (("--image-size", "16"), "needs images of 32 pixels a side at least, not 16"),
+        (("--backbone", "inception_v3", "--image-size", "75"), "--weights FILE"),
+        (("--sizes", "5000"), "only 2286 images"),
+    ],
+)
+def test_bad_settings_leave_no_trace(
+    words: tuple[str, ...],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if not sources.EFFICIENTNET_LITE0.path.exists():
+        pytest.skip("`make data` brings the weights; then it runs")
+    folder = tmp_path / "run"
+    argv = ["ch2_transfer.py", "--preset", "smoke", "--run-dir", str(folder), *words]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit) as ended:
+        cli.experiment(lesson.main, lesson.PRESETS, predict=lesson.predict)
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
+    assert not folder.exists()
