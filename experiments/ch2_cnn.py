@@ -67,7 +67,7 @@ class Config(Settings):
 
     data: str = "fashion_mnist"
     """fashion_mnist, emoji, or tfds:NAME."""
-    images: Count | None = 6_000
+    images: Count | None = 5_000
     """Images to learn from; None: all of them."""
     epochs: Count = 3
     """Passes over them."""
@@ -94,7 +94,7 @@ PRESETS = {
         networks=("flatten", "max pooling"),
     ),
     "quick": Config(),
-    "full": Config(images=None, epochs=8, seeds=6, moved_images=2000),
+    "full": Config(images=20_000, epochs=5, seeds=4, moved_images=1000),
 }
 
 

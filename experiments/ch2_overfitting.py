@@ -1,10 +1,10 @@
 """Lesson 2.1.2: evaluate, see a network overfit, and what the course does about it.
 
 A small convolutional network learns Fashion-MNIST and is evaluated after every epoch on
-images it never trained on. Four changes, one at a time and together: another dense
-layer, another convolution with pooling, and dropout. What each is worth is the accuracy
-on the test set; how much the network has learnt by heart is the gap between the
-accuracy on images it trained on and on the validation set.
+images it never trained on. Three changes, one at a time and together: another dense
+layer, another convolution with pooling, and dropout; then the best cure, more images.
+What each is worth is the accuracy on the test set; how much the network has learnt by
+heart is the gap between the accuracy on images it trained on and on the validation set.
 
 Expected (quick): about 0.87 each, with a gap of 0.05 without dropout and 0.01 with it.
 Expected (full): all of it together reaches 0.92 and more.
@@ -37,13 +37,17 @@ from jaxstudy.training import (
     measure,
 )
 
-Name = Literal["base", "+ dense", "+ convolution", "+ dropout", "all"]
+Name = Literal[
+    "base", "+ dense", "+ convolution", "+ dropout", "all", "all, every image"
+]
+ALL = {"filters": (32, 64), "hidden": (128, 64), "dropout": 0.3}
 NETWORKS: dict[Name, dict[str, Any]] = {
     "base": {"filters": (32,), "hidden": (64,)},
     "+ dense": {"filters": (32,), "hidden": (128, 64)},
     "+ convolution": {"filters": (32, 64), "hidden": (64,)},
     "+ dropout": {"filters": (32,), "hidden": (64,), "dropout": 0.5},
-    "all": {"filters": (32, 64), "hidden": (128, 64), "dropout": 0.3},
+    "all": ALL,
+    "all, every image": ALL,
 }
 
 
@@ -53,11 +57,11 @@ class Config(Settings):
 
     data: str = "fashion_mnist"
     """fashion_mnist, emoji, or tfds:NAME."""
-    images: Count | None = 6_000
-    """Images to learn from; None: all of them."""
+    images: Count = 3_000
+    """Images to learn from, but for "all, every image"."""
     epochs: Count = 8
     """Passes over them."""
-    networks: tuple[Name, ...] = get_args(Name)
+    networks: tuple[Name, ...] = get_args(Name)[:-1]
     """Which networks to train."""
     batch_size: Count = 128
     """Images in a gradient step."""
@@ -70,7 +74,7 @@ class Config(Settings):
 PRESETS = {
     "smoke": Config(images=256, epochs=2, networks=("base", "all")),
     "quick": Config(),
-    "full": Config(images=None, epochs=12, seeds=6),
+    "full": Config(images=10_000, networks=get_args(Name), seeds=6),
 }
 
 
@@ -118,11 +122,14 @@ def train(name: Name, config: Config, data: ImageSplits, run: Run) -> dict[str, 
 
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     """Train every network; the table and the curves."""
-    data = image_splits(read_images(config.data), limit=config.images)
+    images = read_images(config.data)
+    few, every = image_splits(images, limit=config.images), image_splits(images)
     result = {
         f"{name}: {metric}": value
         for name in config.networks
-        for metric, value in train(name, config, data, run).items()
+        for metric, value in train(
+            name, config, every if name == "all, every image" else few, run
+        ).items()
     }
     names = [name.strip("+ ") for name in config.networks]
     plots.save_curves(run, names, "loss", "log-loss [nats]", ("known", "validation"))

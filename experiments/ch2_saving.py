@@ -35,7 +35,7 @@ from jaxstudy.data.splits import ImageSplits, image_splits
 from jaxstudy.model import Model
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
-from jaxstudy.run import Options, Run, open_run, read_saved
+from jaxstudy.run import Options, Part, Run, open_run, read_saved
 from jaxstudy.training import (
     Fitted,
     fit,
@@ -97,6 +97,7 @@ class Trainings:
         objective = cross_entropy(self.model)
         self.train_step = make_train_step(objective, self.optimizer)
         self.eval_step = make_eval_step(objective)
+        self.parts: dict[str, Part] = {}
 
     def train(
         self,
@@ -115,6 +116,7 @@ class Trainings:
             self.folder / name, NAME, "lesson", config, options,
             resume=resume, allow_change=resume,
         ) as run:  # fmt: skip
+            self.parts[name] = run.part()
             return fit(
                 init_state(self.model, self.optimizer, key),
                 self.train_step,
@@ -285,6 +287,7 @@ def main(config: Config, run: Run) -> dict[str, Any]:
         result[f"{name}: MiB on the disk"] = trainings.size(name) / 2**20
     result["validation accuracy at the end"] = last["accuracy"]
     run.append([{"part": "every", **row} for row in trained["every"].rows])
+    run.parts.update(trainings.parts)  # whose steps and times are this run's
     return result
 
 
