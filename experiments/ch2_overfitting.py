@@ -74,7 +74,9 @@ class Config(Settings):
 PRESETS = {
     "smoke": Config(images=256, epochs=2, networks=("base", "all")),
     "quick": Config(),
-    "full": Config(images=10_000, networks=get_args(Name), seeds=6),
+    "full": Config(
+        images=10_000, networks=get_args(Name), epochs=10, batch_size=64, seeds=6
+    ),
 }
 
 

@@ -12,7 +12,10 @@ A seed fixes the images, the first weights and the order; small sets are repeate
 length of the largest, an epoch here. A training counts as it was after the epoch of its
 best validation accuracy. Drawings of the same thing are never in two of the sets.
 
-Expected (quick):
+Expected (quick, 64 pixels): with all images 0.54 on pixels, 0.53 from scratch, 0.73 on
+frozen features; with 150 of them 0.45, 0.48 and 0.58. Expected (full, 224 pixels): 0.55,
+0.61 and 0.78. Fine-tuning gains nothing here, and with most images loses 0.02: the
+features fit what there is to learn, and trained further they fit the images.
 Then: ch2_transfer.py --predict FILE [FILE ...]
 """
 
