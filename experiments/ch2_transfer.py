@@ -13,9 +13,9 @@ length of the largest, an epoch here. A training counts as it was after the epoc
 best validation accuracy. Drawings of the same thing are never in two of the sets.
 
 Expected (quick, 64 pixels): with all images 0.54 on pixels, 0.53 from scratch, 0.73 on
-frozen features; with 150 of them 0.45, 0.48 and 0.58. Expected (full, 224 pixels): 0.55,
-0.61 and 0.78. Fine-tuning gains nothing here, and with most images loses 0.02: the
-features fit what there is to learn, and trained further they fit the images.
+frozen features; with 150 of them 0.45, 0.48 and 0.58.
+Expected (full, 224 pixels): with all of them 0.55, 0.61 and 0.78. Fine-tuning gains
+nothing here, and with most images loses 0.02: it fits all it learns from at once.
 Then: ch2_transfer.py --predict FILE [FILE ...]
 """
 

@@ -106,7 +106,7 @@ def test_in_slices_it_is_the_same(case: Any, monkeypatch: pytest.MonkeyPatch) ->
 
 def largest_array(fn: Callable[..., Any], *args: Any) -> int:
     """Bytes of the largest array in a compiled program."""
-    text = jax.jit(fn).lower(*args).compile().as_text()
+    text = jax.jit(fn).lower(*args).compile().as_text() or ""
     sizes = [
         4 * math.prod(int(n) for n in shape.split("[")[1].split("]")[0].split(",") if n)
         for shape in text.split()
