@@ -91,7 +91,7 @@ def train(name: Name, config: Config, data: ImageSplits, run: Run) -> dict[str, 
     # as many of those trained on as of those not: the train rows of the log are of
     # weights that still change, and of networks without some of their units
     known = np.asarray(data.train.rows)[: len(data.validation.rows)]
-    part = run.part(name.strip("+ "))
+    part = run.part(name.strip("+ ").replace(" ", "_"))
     fitted = fit(
         init_lanes(model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),

@@ -56,13 +56,14 @@ def save_curves(
 ) -> None:
     """Curves of these splits of several parts, side by side, as curves.png.
 
-    Where a part has lanes: their median, and the band that holds 80 % of them.
+    Where a part has lanes: their median, and the band that holds 80 % of them. The
+    part of a name has underscores for spaces. Raises KeyError where there is none.
     """
     figure, axes = plt.subplots(
         1, len(names), figsize=(4 * len(names), 3.2), squeeze=False
     )
     for axis, name in zip(axes[0], names, strict=True):
-        rows = run.part(name.replace(" ", "_")).rows
+        rows = run.parts[name.replace(" ", "_")].rows
         for split, colour in zip(splits, COLOURS, strict=False):
             epoch, middle, low, high = curve(rows, split, metric).T
             axis.plot(epoch, middle, color=colour, label=split)
