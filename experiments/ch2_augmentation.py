@@ -39,6 +39,7 @@ from jaxstudy import plots
 from jaxstudy.cli import Count, Positive, Settings, experiment
 from jaxstudy.data import augment, folders
 from jaxstudy.data.augment import Flip, Layer, Rotation, Translation, Zoom
+from jaxstudy.data.dataset import spread
 from jaxstudy.data.emoji import emoji_group, emoji_splits
 from jaxstudy.data.images import Images, ImageSet, read_images
 from jaxstudy.data.sources import EMOJI_FOLDERS, check_folder
@@ -206,8 +207,8 @@ def train(
     rows = rows.repeat(len(ARMS), axis=1)
     rows = jnp.asarray(rows.reshape(-1, rows.shape[2]))
     few = {
-        name: data._replace(rows=data.rows[:EVALUATED], valid=data.valid[:EVALUATED])
-        for name, data in (("validation", data.validation), ("test", data.test))
+        name: spread(held_out, EVALUATED)
+        for name, held_out in (("validation", data.validation), ("test", data.test))
     }
     fitted = fit(
         state,

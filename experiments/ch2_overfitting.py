@@ -6,8 +6,9 @@ layer, another convolution with pooling, and dropout; then the best cure, more i
 What each is worth is the accuracy on the test set; how much the network has learnt by
 heart is the gap between the accuracy on images it trained on and on the validation set.
 
-Expected: a gap that dropout and more images narrow; no figures until the full preset
-has been measured.
+Expected (quick, 500 images, a minute): gaps of about 0.14 (base), 0.16 (+ dense), 0.12
+(+ convolution) and 0.11 (+ dropout), with test accuracies of 0.77 to 0.80 that two
+seeds do not tell apart.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import pydantic
 
 from jaxstudy import plots
 from jaxstudy.cli import Count, Positive, Settings, experiment
-from jaxstudy.data.dataset import subset
+from jaxstudy.data.dataset import spread
 from jaxstudy.data.images import read_images
 from jaxstudy.data.splits import ImageSplits, image_splits
 from jaxstudy.model import parameter_count
@@ -57,13 +58,13 @@ class Config(Settings):
 
     data: str = "fashion_mnist"
     """fashion_mnist, emoji, or tfds:NAME."""
-    images: Count = 3_000
+    images: Count = 500
     """Images to learn from, but for "all, every image"."""
-    epochs: Count = 8
+    epochs: Count = 20
     """Passes over them."""
     networks: tuple[Name, ...] = get_args(Name)[:-1]
     """Which networks to train."""
-    batch_size: Count = 128
+    batch_size: Count = 32
     """Images in a gradient step."""
     rate: Positive = 0.001
     """Learning rate of Adam at the start; it falls to 0 along a cosine."""
@@ -90,7 +91,7 @@ def train(name: Name, config: Config, data: ImageSplits, run: Run) -> dict[str, 
     keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
     # as many of those trained on as of those not: the train rows of the log are of
     # weights that still change, and of networks without some of their units
-    known = np.asarray(data.train.rows)[: len(data.validation.rows)]
+    count = min(len(data.train.rows), len(data.validation.rows))
     part = run.part(name.strip("+ ").replace(" ", "_"))
     fitted = fit(
         init_lanes(model, optimizer, keys[:, 0]),
@@ -101,8 +102,8 @@ def train(name: Name, config: Config, data: ImageSplits, run: Run) -> dict[str, 
         key=keys[:, 1],
         eval_step=eval_step,
         evaluate_on={
-            "known": subset(data.train, known),
-            "validation": data.validation,
+            "known": spread(data.train, count),
+            "validation": spread(data.validation, count),
         },
         eval_batch_size=500,
         evaluate_first=False,

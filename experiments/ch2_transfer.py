@@ -36,7 +36,7 @@ import pydantic
 from jaxstudy import plots, transfer
 from jaxstudy.cli import Count, Positive, Settings, experiment
 from jaxstudy.data.augment import Flip, Rotation, Translation, Zoom, augmented
-from jaxstudy.data.dataset import dataset
+from jaxstudy.data.dataset import dataset, spread
 from jaxstudy.data.folders import read_image
 from jaxstudy.data.images import read_images
 from jaxstudy.data.splits import image_splits, nested_rows
@@ -134,7 +134,7 @@ def read(config: Config, size: int) -> Images:
     used, rows = np.unique(rows, return_inverse=True)
     sets = {"train": some_rows(data.train, used)}
     for name, held_out in (("validation", data.validation), ("test", data.test)):
-        sets[name] = some_rows(held_out, np.asarray(held_out.rows)[:EVALUATED])
+        sets[name] = some_rows(held_out, np.asarray(spread(held_out, EVALUATED).rows))
     shape = len(config.sizes), config.seeds, -1
     return Images(sets, rows.reshape(shape), data.classes)
 

@@ -21,6 +21,7 @@ from jaxstudy.data.dataset import (
     kfold,
     ordered_batches,
     random_split,
+    spread,
     stacked_subsets,
     steps_per_epoch,
     subset,
@@ -314,3 +315,22 @@ def test_folds_depend_on_their_seed() -> None:
 def test_folds_that_cannot_be_are_refused(folds: int) -> None:
     with pytest.raises(ValueError, match="need 2 to 10 folds for 10 rows"):
         kfold(10, folds, 0)
+
+
+@pure
+@given(st.integers(1, 200), st.integers(1, 250))
+def test_spread_rows_are_distinct_in_order_and_even(n: int, count: int) -> None:
+    rows = np.asarray(spread(dataset({"x": np.arange(n)}), count).rows)
+    assert len(rows) == min(n, count)
+    assert rows[0] == 0
+    gaps = np.diff([*rows, n])
+    assert gaps.min() >= 1
+    assert gaps.max() - gaps.min() <= 1
+
+
+def test_spread_rows_of_sorted_classes_have_every_class() -> None:
+    labels = np.repeat(np.arange(5), 30)
+    rows = np.asarray(spread(dataset({"y": labels}), 10).rows)
+    assert np.bincount(labels[rows]).tolist() == [2] * 5
+    with pytest.raises(ValueError, match="1 row"):
+        spread(dataset({"y": labels}), 0)

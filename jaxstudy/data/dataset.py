@@ -75,6 +75,18 @@ def subset(data: D, rows: np.ndarray | Sequence[int]) -> D:
     return data._replace(rows=chosen, valid=jnp.ones(len(chosen), bool))
 
 
+def spread(data: D, count: int) -> D:
+    """At most `count` rows of a set, evenly spaced: the first may be all of one class.
+
+    Raises ValueError when `count` is under 1.
+    """
+    if count < 1:
+        raise ValueError(f"need 1 row at least, not {count}")
+    n = len(data.rows)
+    chosen = np.arange(min(count, n)) * n // min(count, n)
+    return data._replace(rows=data.rows[chosen], valid=data.valid[chosen])
+
+
 def stacked_subsets(data: Dataset, groups: Sequence[np.ndarray]) -> Dataset:
     """One subset per lane: rows and valid [L, n], padded to the longest group."""
     for group in groups:
