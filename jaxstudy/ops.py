@@ -24,9 +24,10 @@ from jaxstudy.types import Array
 Padding = Literal["SAME", "VALID"]
 Pads = Sequence[tuple[int, int]]  # before and after, for H and W
 
-# What the patches of one slice of a batch may take. Smaller slices were no faster
-# (4 and 16 MiB took a fifth more time in the network of lesson 2.1).
+# What the patches of a batch may take; those of a larger one are made slice by slice.
+# Slices that fit a cache take less time than large ones, but no slices least.
 PATCH_BYTES = 64 * 2**20
+SLICE_BYTES = 8 * 2**20
 
 _NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
@@ -131,8 +132,8 @@ def _by_patches(
 ) -> Array:
     """Convolution as patches [B, H', W', h w C] times the kernel [h w C, O].
 
-    The patches are made anew for the gradient, and of a part of the batch where those
-    of all images would take more than PATCH_BYTES: no more than that of them exist.
+    The patches are made anew for the gradient. Where those of all images would take
+    more than PATCH_BYTES, those of SLICE_BYTES (or of one image) exist at a time.
     """
     matrix = kernel.reshape(-1, kernel.shape[-1])
 
@@ -151,9 +152,9 @@ def _by_patches(
     product = jax.checkpoint(product)
     shape = jax.eval_shape(product, x).shape
     image = math.prod(shape[1:3]) * matrix.shape[0] * x.dtype.itemsize
-    together = max(1, PATCH_BYTES // max(1, image))
-    if together >= len(x):
+    if image * len(x) <= PATCH_BYTES:
         return product(x)
+    together = max(1, SLICE_BYTES // image)
     return lax.map(lambda one: product(one[None])[0], x, batch_size=together)
 
 
