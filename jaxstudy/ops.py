@@ -11,13 +11,14 @@ Images are [B, H, W, C], kernels [h, w, C, O].
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from jaxstudy.types import Array
 
@@ -73,7 +74,21 @@ def conv_general_dilated(
             return depthwise(lhs, rhs, strides, pads)
         return _by_patches(lhs, rhs, strides, pads, precision, preferred_element_type)
 
-    return lax.platform_dependent(lhs, rhs, cpu=on_cpu, default=library)
+    return _by_platform(on_cpu, library, lhs, rhs)
+
+
+def _by_platform(
+    on_cpu: Callable[..., Array], library: Callable[..., Array], *args: Array
+) -> Array:
+    """What the platform is faster at; both are traced, whichever it is.
+
+    On a mesh of explicit axes the images stay split as they are, by examples: what is
+    done on a CPU reshapes, and leaves the compiler to see how that is split.
+    """
+    batch = next(iter(jax.typeof(args[0]).sharding.spec), None)
+    if batch is not None:
+        on_cpu = jax.sharding.auto_axes(on_cpu, out_sharding=PartitionSpec(batch))
+    return lax.platform_dependent(*args, cpu=on_cpu, default=library)
 
 
 def conv2d(
@@ -241,7 +256,7 @@ def conv2d_transpose(
     def on_cpu(x: Array, kernel: Array) -> Array:
         return _by_phases(x, kernel, stride, pads)
 
-    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=library)
+    return _by_platform(on_cpu, library, x, kernel)
 
 
 def _transposed_pads(window: int, stride: int, padding: Padding) -> tuple[int, int]:
@@ -387,7 +402,7 @@ def max_pool(
             return _max_of_tiles(_tiles(x, window, pads, -jnp.inf))
         return _first_largest(_taps(x, window, strides, pads, -jnp.inf))[0]
 
-    return lax.platform_dependent(x, cpu=on_cpu, default=library)
+    return _by_platform(on_cpu, library, x)
 
 
 def average_pool(
@@ -417,7 +432,7 @@ def average_pool(
         first, *others = _taps(x, window, strides, pads)
         return sum(others, first)
 
-    total = lax.platform_dependent(x, cpu=on_cpu, default=library)
+    total = _by_platform(on_cpu, library, x)
     return total * jnp.asarray(shares, x.dtype)
 
 
