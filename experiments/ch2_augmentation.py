@@ -48,7 +48,7 @@ from jaxstudy.model import Model
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.run import Run, warn, write_atomically
-from jaxstudy.statistics import Estimate, mean_interval
+from jaxstudy.statistics import Estimate, at_best_epoch, mean_interval
 from jaxstudy.training import (
     Lanes,
     TrainState,
@@ -231,12 +231,6 @@ def train(
     return {name: np.reshape(rows, shape) for name, rows in accuracy.items()}
 
 
-def chosen(accuracy: dict[str, np.ndarray]) -> np.ndarray:
-    """Test accuracy [sizes, seeds, arms] after the epoch of the best validation."""
-    best = accuracy["validation"].argmax(0)
-    return np.take_along_axis(accuracy["test"], best[None], 0)[0]
-
-
 def draw_versions(run: Run, image: np.ndarray) -> None:
     """An image [H, H, 3] in 16 versions, and what each layer alone makes of it."""
     keys, size = jax.random.split(jax.random.key(0), 15), (len(image), len(image))
@@ -337,7 +331,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     train_step, begin = train_step_of_arms(model, config), start(model, config)
     seconds = seconds_of_steps(train_step, begin[0], config, data)
     accuracy = train(model, train_step, begin, config, data, run)
-    found = chosen(accuracy)
+    found = at_best_epoch(accuracy["validation"], accuracy["test"])
     draw_accuracies(run, config, accuracy, found)
     result: dict[str, Estimate | float] = {}
     for size, values in zip(config.sizes, found, strict=True):

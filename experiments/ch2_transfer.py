@@ -46,7 +46,7 @@ from jaxstudy.models.cnn import cnn
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.run import Run, Saved, write_atomically
-from jaxstudy.statistics import Estimate, mean_interval
+from jaxstudy.statistics import Estimate, at_best_epoch, mean_interval
 from jaxstudy.summary import print_summary
 from jaxstudy.training import (
     Lanes,
@@ -278,12 +278,6 @@ def fine_tune(
     return train("fine-tuned", objective, tx, state, images, config, epochs, run)
 
 
-def chosen(accuracy: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Test accuracy [sizes, seeds] after the epoch of the best validation accuracy."""
-    best = accuracy["validation"].argmax(0)
-    return np.take_along_axis(accuracy["test"], best[None], 0)[0]
-
-
 def summary_text(before: Model, rest: Model, classes: int, size: int) -> str:
     """What the fine-tuned network consists of, and what of it is trained."""
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
@@ -310,7 +304,11 @@ def probabilities(
 
 
 def draw_accuracies(
-    run: Run, config: Config, trained: Mapping[str, Trained], majority: float
+    run: Run,
+    config: Config,
+    trained: Mapping[str, Trained],
+    test: Mapping[str, np.ndarray],
+    majority: float,
 ) -> None:
     """Test accuracy by the number of images, and for the most of them by epoch."""
 
@@ -319,10 +317,7 @@ def draw_accuracies(
 
     label, scales = "images to learn from", ("log", "linear")
     most = config.sizes.index(max(config.sizes))
-    found = {
-        arm: line(config.sizes, chosen(of_arm.accuracy))
-        for arm, of_arm in trained.items()
-    }
+    found = {arm: line(config.sizes, values) for arm, values in test.items()}
     always = config.sizes, [majority] * len(config.sizes)
     panels = [
         plots.Panel(
@@ -401,14 +396,17 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     majority = float(
         counts[np.bincount(images.sets["train"]["y"]).argmax()] / sum(counts)
     )
-    draw_accuracies(run, config, trained, majority)
+    test = {
+        arm: at_best_epoch(of_arm.accuracy["validation"], of_arm.accuracy["test"])
+        for arm, of_arm in trained.items()
+    }
+    draw_accuracies(run, config, trained, test, majority)
     result: dict[str, Estimate | float] = {"largest class: test accuracy": majority}
-    accuracy = {arm: chosen(of_arm.accuracy) for arm, of_arm in trained.items()}
     for i, size in enumerate(config.sizes):
-        for arm, values in accuracy.items():
+        for arm, values in test.items():
             of_arm = mean_interval(values[i], "seeds")
             result[f"{size} images, {arm}: test accuracy"] = of_arm
-        gain = accuracy["fine-tuned"][i] - accuracy["frozen"][i]
+        gain = test["fine-tuned"][i] - test["frozen"][i]
         result[f"{size} images: gained by fine-tuning"] = mean_interval(
             gain, "seeds, paired"
         )

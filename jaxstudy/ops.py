@@ -78,7 +78,7 @@ def conv_general_dilated(
 
 
 def _by_platform(
-    on_cpu: Callable[..., Array], library: Callable[..., Array], *args: Array
+    on_cpu: Callable[..., Any], library: Callable[..., Array], *args: Array
 ) -> Array:
     """What the platform is faster at; both are traced, whichever it is.
 
@@ -87,7 +87,8 @@ def _by_platform(
     """
     batch = next(iter(jax.typeof(args[0]).sharding.spec), None)
     if batch is not None:
-        on_cpu = jax.sharding.auto_axes(on_cpu, out_sharding=PartitionSpec(batch))
+        split: Any = jax.sharding.auto_axes
+        on_cpu = split(on_cpu, out_sharding=PartitionSpec(batch))
     return lax.platform_dependent(*args, cpu=on_cpu, default=library)
 
 

@@ -43,6 +43,17 @@ def mean_interval(values: np.ndarray, of: str) -> Estimate:
     )
 
 
+def at_best_epoch(validation: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Test values [...] of the epoch with the best validation value, of [epochs, ...].
+
+    The first of equal ones. Raises ValueError where the shapes differ.
+    """
+    if validation.shape != test.shape:
+        raise ValueError(f"{validation.shape} and {test.shape} are not of one training")
+    best = validation.argmax(0)
+    return np.take_along_axis(test, best[None], 0)[0]
+
+
 def bootstrap_interval(
     values: np.ndarray, of: str, seed: int = 0, resamples: int = 9999
 ) -> Estimate:

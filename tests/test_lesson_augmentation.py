@@ -166,15 +166,6 @@ def test_sets_are_disjoint_by_group_and_the_test_set_is_everyones(
     assert here["validation"] != there["validation"]
 
 
-def test_the_epoch_is_chosen_by_validation_alone() -> None:
-    rng = np.random.default_rng(0)
-    accuracy = {name: rng.uniform(size=(5, 2, 3, 2)) for name in ("validation", "test")}
-    got = lesson.chosen(accuracy)
-    for place in np.ndindex(2, 3, 2):
-        epoch = np.argmax(accuracy["validation"][:, *place])
-        assert got[place] == accuracy["test"][epoch, *place]
-
-
 def test_only_one_arm_sees_other_versions() -> None:
     config = lesson.PRESETS["smoke"]
     model = lesson.cnn((8, 8, 3), 2, filters=())

@@ -153,15 +153,6 @@ def test_each_training_is_standardised_by_its_own_images(
         np.testing.assert_allclose(found[lane], x[rows].mean(0), atol=1e-6)
 
 
-def test_the_epoch_is_chosen_by_validation_alone() -> None:
-    rng = np.random.default_rng(0)
-    accuracy = {name: rng.uniform(size=(5, 2, 3)) for name in ("validation", "test")}
-    got = lesson.chosen(accuracy)
-    for place in np.ndindex(2, 3):
-        epoch = np.argmax(accuracy["validation"][:, *place])
-        assert got[place] == accuracy["test"][epoch, *place]
-
-
 @pytest.mark.parametrize(
     ("words", "says"),
     [

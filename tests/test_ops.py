@@ -348,7 +348,7 @@ def split_batches() -> None:
             for a, b in zip(got, want, strict=True):
                 close(a, b, 1e-6)
                 if kind == AxisType.Explicit:
-                    assert a.sharding.spec[0] == "data", name
+                    assert jax.typeof(a).sharding.spec[0] == "data", name
     print("equal on four devices")
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from jaxstudy.statistics import (
     Estimate,
     algoperf_score,
+    at_best_epoch,
     bootstrap_interval,
     holm,
     interquartile_mean,
@@ -406,6 +407,15 @@ def test_profile_and_score_by_hand() -> None:
 ones, two = np.ones, np.array([1.0, 2.0])
 
 
+def test_the_epoch_is_chosen_by_validation_alone() -> None:
+    validation, test = np.random.default_rng(0).uniform(size=(2, 5, 2, 3))
+    got = at_best_epoch(validation, test)
+    for place in np.ndindex(2, 3):
+        assert got[place] == test[np.argmax(validation[:, *place]), *place]
+    tied = at_best_epoch(np.array([0.1, 0.3, 0.3]), np.array([1.0, 2.0, 3.0]))
+    assert tied == 2
+
+
 @pytest.mark.parametrize(
     ("why", "refused"),
     [
@@ -437,6 +447,7 @@ ones, two = np.ones, np.array([1.0, 2.0])
         ("two pairs", lambda: paired_test(ones((2, 3)), ones((2, 3)))),
         ("two pairs", lambda: paired_test(ones(1), ones(1))),
         ("is NaN", lambda: paired_test(two, np.array([1, nan]))),
+        ("of one training", lambda: at_best_epoch(ones((2, 3)), two)),
         ("from 0 to 1", lambda: holm(np.array(0.1))),
         ("from 0 to 1", lambda: holm(ones((2, 2)))),
         ("from 0 to 1", lambda: holm(np.array([0.1, nan]))),
