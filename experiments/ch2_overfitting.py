@@ -9,6 +9,9 @@ heart is the gap between the accuracy on images it trained on and on the validat
 Expected (quick, 500 images, a minute): gaps of about 0.14 (base), 0.16 (+ dense), 0.12
 (+ convolution) and 0.11 (+ dropout), with test accuracies of 0.77 to 0.80 that two
 seeds do not tell apart.
+Expected (full, 10,000 images, an hour): gaps of 0.043, 0.054, 0.036 and 0.026, test
+accuracies of 0.883, 0.886, 0.883 and 0.871: less learnt by heart is not more learnt.
+With every image the gap is as wide as before, 0.030, but the test accuracy 0.921.
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,110 @@
+"""Text as numbers: the course's "bag" of all characters, or words, that occur."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxstudy.types import UserError
+
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what a number of no known symbol reads as
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The symbols that texts are made of, numbered from 1; 0 stands for any other.
+
+    Symbols are characters or words. Raises ValueError where one comes twice.
+    """
+
+    symbols: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check that every symbol has one number."""
+        if len(set(self.symbols)) != len(self.symbols) or UNKNOWN in self.symbols:
+            raise ValueError("a symbol of the vocabulary comes twice, or is reserved")
+
+    def __len__(self) -> int:
+        """How many numbers there are, with that of the unknown."""
+        return len(self.symbols) + 1
+
+    def encode(self, text: Sequence[str], *, allow_unknown: bool = False) -> np.ndarray:
+        """The numbers [n] of a text, a string of characters or a list of words.
+
+        Raises UserError, naming them, where symbols are not in the vocabulary, unless
+        they may become 0.
+        """
+        numbers = {symbol: number for number, symbol in enumerate(self.symbols, 1)}
+        found = np.array([numbers.get(symbol, 0) for symbol in text], np.int32)
+        if not allow_unknown and not found.all():
+            others = dict.fromkeys(s for s in text if s not in numbers)
+            shown = ", ".join(map(repr, list(others)[:8]))
+            more = f" and {len(others) - 8} more" if len(others) > 8 else ""
+            raise UserError(
+                f"{shown}{more}: not in the vocabulary of the training text"
+            )
+        return found
+
+    def decode(self, numbers: Iterable[int]) -> list[str]:
+        """The symbols of some numbers, UNKNOWN for 0."""
+        symbols = (UNKNOWN, *self.symbols)
+        return [symbols[number] for number in numbers]
+
+    def to_json(self) -> str:
+        """What `vocabulary_of_json` reads."""
+        return json.dumps(self.symbols, ensure_ascii=False) + "\n"
+
+
+def fit_vocabulary(tokens: Iterable[str], *, size: int | None = None) -> Vocabulary:
+    """The symbols of a training text: all of them in order, or the most frequent.
+
+    With a `size`, so many of them at most, the unknown counted; of equally frequent
+    ones the first in order. Raises UserError where there is none.
+    """
+    counts = Counter(tokens)
+    if not counts:
+        raise UserError("a vocabulary needs some text, and there is none")
+    symbols = sorted(counts)
+    if size is not None and size <= len(symbols):
+        symbols = sorted(symbols, key=lambda symbol: -counts[symbol])[: size - 1]
+    return Vocabulary(tuple(sorted(symbols)))
+
+
+def vocabulary_of_json(text: str, where: str) -> Vocabulary:
+    """The vocabulary that `to_json` wrote. Raises UserError where it is none."""
+    try:
+        symbols = json.loads(text)
+        if not isinstance(symbols, list) or not all(
+            isinstance(symbol, str) for symbol in symbols
+        ):
+            raise ValueError("it is not a list of strings")
+        return Vocabulary(tuple(symbols))
+    except ValueError as error:
+        raise UserError(f"{where} holds no vocabulary: {error}") from error
+
+
+_WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*|\d+|[^\w\s]")
+
+
+def words(text: str) -> list[str]:
+    """The words, numbers and marks of a text, in lower case."""
+    return _WORD.findall(text.lower())
+
+
+def windows(numbers: np.ndarray, length: int) -> dict[str, np.ndarray]:
+    """A text [n] as inputs x and targets y [N, length], y being x one step later.
+
+    Windows do not overlap but for that one symbol; what is left at the end is left out.
+    Raises UserError where the text is shorter than one window.
+    """
+    count = (len(numbers) - 1) // length
+    if count < 1:
+        raise UserError(
+            f"a text of {len(numbers)} symbols is shorter than one window of "
+            f"{length} and the next symbol"
+        )
+    x, y = numbers[: count * length], numbers[1 : count * length + 1]
+    return {"x": x.reshape(count, length), "y": y.reshape(count, length)}

@@ -1,0 +1,341 @@
+"""Recurrent layers with the arithmetic of Keras: SimpleRNN, GRU and LSTM.
+
+What comes from the inputs is multiplied for all steps at once, and so is the gradient
+of the recurrent kernel; a step of the recurrence is one product with that kernel.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.linen import initializers
+
+from jaxstudy.model import Model
+from jaxstudy.types import Array, Key, PyTree
+
+Kind = Literal["simple", "gru", "lstm"]
+Start = Literal["keras", "flax"]
+States = tuple[Array, ...]  # h [B, U], and of an LSTM the cell c [B, U]
+
+
+class Cell(NamedTuple):
+    """One step: `step(x, r, states) -> states`, with x of the input, r of h.
+
+    x and r are [B, gates U]. additive: only their sum matters.
+    """
+
+    gates: int
+    states: int
+    additive: bool
+    step: Callable[[Array, Array, States], States]
+
+
+def _simple(x: Array, r: Array, states: States) -> States:
+    """h' = tanh(x + r)."""
+    del states
+    return (jnp.tanh(x + r),)
+
+
+def _gru(x: Array, r: Array, states: States) -> States:
+    """h' = z h + (1 - z) tanh(x_n + s(x_r + r_r) r_n), z = s(x_z + r_z).
+
+    s is the sigmoid; Keras calls it "reset_after" (Cho et al. 2014, arXiv:1406.1078).
+    """
+    (h,) = states
+    (x_z, x_r, x_n), (r_z, r_r, r_n) = jnp.split(x, 3, -1), jnp.split(r, 3, -1)
+    z = nn.sigmoid(x_z + r_z)
+    return (z * h + (1 - z) * jnp.tanh(x_n + nn.sigmoid(x_r + r_r) * r_n),)
+
+
+def _lstm(x: Array, r: Array, states: States) -> States:
+    """c' = s(f) c + s(i) tanh(g), h' = s(o) tanh(c'), with i, f, g, o = x + r.
+
+    s is the sigmoid (Hochreiter and Schmidhuber 1997; Gers et al. 2000).
+    """
+    _, c = states
+    i, f, g, o = jnp.split(x + r, 4, -1)
+    c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
+    return nn.sigmoid(o) * jnp.tanh(c), c
+
+
+CELLS: dict[Kind, Cell] = {
+    "simple": Cell(1, 1, True, _simple),
+    "gru": Cell(3, 1, False, _gru),
+    "lstm": Cell(4, 2, True, _lstm),
+}
+
+
+def _masked(cell: Cell, x: Array, r: Array, states: States, real: Any) -> States:
+    """The step, where it is `real` [B]; elsewhere the states stay as they are."""
+    after = cell.step(x, r, states)
+    if real is None:
+        return after
+    pairs = zip(after, states, strict=True)
+    return tuple(jnp.where(real[:, None], new, old) for new, old in pairs)
+
+
+def _forward(
+    kind: Kind, x: Array, kernel: Array, bias: Array, begin: States, real: Any
+) -> tuple[States, Array]:
+    def step(states: States, inputs: Any) -> tuple[States, tuple[States, Array]]:
+        x, real = inputs
+        r = states[0] @ kernel + bias
+        after = _masked(CELLS[kind], x, r, states, real)
+        return after, (after, r)
+
+    return jax.lax.scan(step, begin, (x, real))[1]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def recur(
+    kind: Kind, x: Array, kernel: Array, bias: Array, begin: States, real: Any
+) -> States:
+    """The states after every step, [T, B, U] each.
+
+    x [T, B, gates U] are the inputs' parts, kernel [U, gates U] and bias [gates U] make
+    h's; `begin` [B, U] are the first states; steps with `real` [T, B] false change
+    nothing (None: all are real). There is no forward mode: the derived gradient would
+    add up that of the kernel step by step.
+    """
+    return _forward(kind, x, kernel, bias, begin, real)[0]
+
+
+def _recur_forward(
+    kind: Kind, x: Array, kernel: Array, bias: Array, begin: States, real: Any
+) -> tuple[States, Any]:
+    states, r = _forward(kind, x, kernel, bias, begin, real)
+    return states, (x, kernel, begin, real, states, r)
+
+
+def _recur_backward(kind: Kind, kept: Any, d_states: States) -> tuple[Any, ...]:
+    x, kernel, begin, real, states, r = kept
+    cell = CELLS[kind]
+    before = tuple(
+        jnp.concatenate([first[None], later[:-1]])
+        for first, later in zip(begin, states, strict=True)
+    )
+
+    def step(d_after: States, inputs: Any) -> tuple[States, tuple[Array, ...]]:
+        x, r, states, real, d_outputs = inputs
+        d_after = tuple(a + b for a, b in zip(d_after, d_outputs, strict=True))
+        _, pull = jax.vjp(
+            lambda x, r, states: _masked(cell, x, r, states, real), x, r, states
+        )
+        d_x, d_r, (d_h, *d_others) = pull(d_after)
+        d_states = (d_h + d_r @ kernel.T, *d_others)
+        return d_states, (d_r,) if cell.additive else (d_r, d_x)
+
+    zeros = tuple(jnp.zeros_like(a) for a in begin)
+    d_begin, (d_r, *d_x) = jax.lax.scan(
+        step, zeros, (x, r, before, real, d_states), reverse=True
+    )
+    rows, width = before[0].size // kernel.shape[0], kernel.shape[1]
+    d_kernel = before[0].reshape(rows, -1).T @ d_r.reshape(rows, width)
+    return d_x[0] if d_x else d_r, d_kernel, d_r.sum((0, 1)), d_begin, None
+
+
+recur.defvjp(_recur_forward, _recur_backward)
+
+
+def _orthogonal_gates(key: Key, shape: tuple[int, int], dtype: Any) -> Array:
+    """An orthogonal matrix [U, U] for each gate, as Flax starts."""
+    units, width = shape
+    keys = jax.random.split(key, width // units)
+    each = [initializers.orthogonal()(k, (units, units), dtype) for k in keys]
+    return jnp.concatenate(each, axis=1)
+
+
+def _small_uniform(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """Between -0.05 and 0.05, as Keras's Embedding starts."""
+    return jax.random.uniform(key, shape, dtype, -0.05, 0.05)
+
+
+def _first_bias(kind: Kind, start: Start, units: int) -> np.ndarray:
+    """Zeros, but Keras's forget gate begins at 1: it remembers."""
+    bias = np.zeros(CELLS[kind].gates * units, np.float32)
+    if (kind, start) == ("lstm", "keras"):
+        bias[units : 2 * units] = 1
+    return bias
+
+
+class Layer(nn.Module):
+    """One recurrent layer; its arrays are Keras's, a GRU's two biases apart."""
+
+    kind: Kind
+    units: int
+    start: Start = "keras"
+
+    @nn.compact
+    def __call__(
+        self, x: Array, lengths: Array | None = None, begin: States | None = None
+    ) -> tuple[Array, States]:
+        """Map x [B, T, D] to h of every step [B, T, U], and the last states.
+
+        Steps from `lengths` [B] on are padding: h and the states stay as they were.
+        """
+        cell, keras = CELLS[self.kind], self.start == "keras"
+        width = cell.gates * self.units
+        glorot, orthogonal = initializers.glorot_uniform(), initializers.orthogonal()
+        kernel = self.param(
+            "kernel",
+            glorot if keras else initializers.lecun_normal(),
+            (x.shape[-1], width),
+        )
+        recurrent = self.param(
+            "recurrent_kernel",
+            orthogonal if keras else _orthogonal_gates,
+            (self.units, width),
+            jnp.float32,
+        )
+        first = _first_bias(self.kind, self.start, self.units)
+        bias = self.param("bias", lambda key: jnp.asarray(first))
+        own = jnp.zeros(width, x.dtype)
+        if not cell.additive:
+            own = self.param("recurrent_bias", initializers.zeros_init(), (width,))
+        if begin is None:
+            zeros = jnp.zeros((len(x), self.units), x.dtype)
+            begin = (zeros,) * cell.states
+        steps = x.swapaxes(0, 1)
+        real = None
+        if lengths is not None:
+            real = jnp.arange(len(steps))[:, None] < lengths
+        inputs = steps @ kernel + bias
+        after = recur(self.kind, inputs, recurrent, own, begin, real)
+        states = cast(States, after)
+        last = tuple(a[-1] for a in states)
+        return states[0].swapaxes(0, 1), last
+
+
+class Recurrent(nn.Module):
+    """Recurrent layers on top of each other."""
+
+    kind: Kind
+    units: tuple[int, ...]
+    start: Start = "keras"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        lengths: Array | None = None,
+        begin: Sequence[States] | None = None,
+    ) -> tuple[Array, tuple[States, ...]]:
+        """Map x [B, T, D] to the last layer's h [B, T, U], and every layer's states.
+
+        `begin` goes on from states that an earlier part of the sequence left.
+        """
+        last = []
+        for i, units in enumerate(self.units):
+            layer = Layer(self.kind, units, self.start, name=f"layer_{i + 1}")
+            mine = None if begin is None else begin[i]
+            x, states = layer(x, lengths, mine)
+            last.append(states)
+        return x, tuple(last)
+
+
+class LanguageModel(nn.Module):
+    """What comes next, from all that came before: embedding, layers, one dense."""
+
+    vocabulary: int
+    kind: Kind
+    units: tuple[int, ...]
+    embedding: int | None
+    dropout: float
+    start: Start
+
+    @nn.compact
+    def __call__(
+        self, tokens: Array, begin: Sequence[States] | None, train: bool
+    ) -> tuple[Array, tuple[States, ...]]:
+        """Map tokens [B, T] to logits [B, T, V], and every layer's last states."""
+        if self.embedding is None:
+            x = jax.nn.one_hot(tokens, self.vocabulary)
+        else:
+            x = nn.Embed(
+                self.vocabulary,
+                self.embedding,
+                embedding_init=_small_uniform,
+                name="embedding",
+            )(tokens)
+        layers = Recurrent(self.kind, self.units, self.start, name="layers")
+        x, last = layers(x, None, begin)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        init = initializers.glorot_uniform()
+        return nn.Dense(self.vocabulary, kernel_init=init, name="output")(x), last
+
+
+def language_model(
+    vocabulary: int,
+    kind: Kind,
+    units: tuple[int, ...],
+    *,
+    embedding: int | None = None,
+    dropout: float = 0.0,
+    start: Start = "keras",
+) -> Model:
+    """Recurrent layers from tokens [B, T] to logits [B, T, V] of the next token.
+
+    Without an embedding, tokens enter as one-hot vectors. Every call begins with zeros,
+    unless `extra["states"]` are there: then with those, and they come back as they are
+    after the last token. `first_states` are those of a beginning.
+    """
+    module = LanguageModel(vocabulary, kind, tuple(units), embedding, dropout, start)
+
+    def init(key: Key) -> tuple[PyTree, PyTree]:
+        variables = module.init(key, jnp.zeros((1, 1), jnp.int32), None, train=False)
+        return variables["params"], {}
+
+    def apply(
+        params: PyTree, extra: PyTree, tokens: Array, *, train: bool, key: Key | None
+    ) -> tuple[Array, PyTree]:
+        logits, last = module.apply(
+            {"params": params}, tokens, extra.get("states"), train=train,
+            rngs=None if key is None else {"dropout": key},
+        )  # fmt: skip
+        return logits, {**extra, "states": last} if "states" in extra else extra
+
+    return Model(init, apply)
+
+
+def first_states(kind: Kind, units: tuple[int, ...], rows: int) -> tuple[States, ...]:
+    """The zeros [B, U] that every layer begins with."""
+    return tuple(
+        tuple(jnp.zeros((rows, width)) for _ in range(CELLS[kind].states))
+        for width in units
+    )
+
+
+def to_keras(params: dict[str, Array]) -> list[np.ndarray]:
+    """A layer's arrays as `get_weights` of Keras's layer has them.
+
+    kernel, recurrent_kernel, bias; a GRU's bias is [2, 3 U], the input's first.
+    """
+    arrays = {name: np.asarray(a) for name, a in params.items()}
+    bias = arrays["bias"]
+    if "recurrent_bias" in arrays:
+        bias = np.stack([bias, arrays["recurrent_bias"]])
+    return [arrays["kernel"], arrays["recurrent_kernel"], bias]
+
+
+def from_keras(weights: Sequence[np.ndarray]) -> dict[str, Array]:
+    """A layer's arrays from `get_weights` of Keras's SimpleRNN, GRU or LSTM.
+
+    Raises ValueError where these are not the arrays of one of them, with biases.
+    """
+    shapes = [np.shape(a) for a in weights]
+    fits = len(shapes) == 3 and len(shapes[0]) == len(shapes[1]) == 2
+    width = shapes[1][1] if fits else 0
+    if not fits or shapes[0][1] != width or shapes[2] not in ((width,), (2, width)):
+        raise ValueError(
+            f"arrays of shapes {shapes} are not those of a recurrent layer of Keras: "
+            "[D, G], [U, G] and [G], or [2, G] of a GRU with reset_after"
+        )
+    kernel, recurrent, bias = (jnp.asarray(a) for a in weights)
+    arrays = {"kernel": kernel, "recurrent_kernel": recurrent}
+    if bias.ndim == 2:
+        return {**arrays, "bias": bias[0], "recurrent_bias": bias[1]}
+    return {**arrays, "bias": bias}

@@ -1,0 +1,134 @@
+"""Decoding: sequences out of a model that gives the chances of the next token.
+
+A `Step` is (states, token [B]) -> (states, logits [B, V]): what one more token makes of
+the states, arrays [B, ...]. Each function is pure and one scan; jit comes from outside.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxstudy.types import Array, Key, PyTree
+
+Step = Callable[[PyTree, Array], tuple[PyTree, Array]]
+
+
+def top_k_logits(logits: Array, k: Array | int) -> Array:
+    """Logits [B, V] with all but the k largest of each row at -inf; equal ones stay.
+
+    k may be traced: one program serves every k. From V on nothing changes.
+    """
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    last = jnp.clip(jnp.asarray(k) - 1, 0, logits.shape[-1] - 1)
+    lowest = jnp.take_along_axis(ordered, jnp.full((len(logits), 1), last), axis=-1)
+    return jnp.where(logits >= lowest, logits, -jnp.inf)
+
+
+def draw(
+    key: Key, logits: Array, temperature: Array | float, k: Array | int | None = None
+) -> Array:
+    """A token [B] of each row, from softmax(logits / temperature) of the k largest.
+
+    At temperature 0 it is the most probable one.
+    """
+    if k is not None:
+        logits = top_k_logits(logits, k)
+    positive = jnp.where(jnp.asarray(temperature) > 0, temperature, 1.0)
+    drawn = jax.random.categorical(key, logits / positive)
+    return jnp.where(jnp.asarray(temperature) > 0, drawn, jnp.argmax(logits, axis=-1))
+
+
+def sample(
+    step: Step,
+    states: PyTree,
+    prefix: Array,
+    key: Key,
+    *,
+    length: int,
+    temperature: Array | float = 1.0,
+    k: Array | int | None = None,
+    end: int | None = None,
+) -> Array:
+    """Go on from a prefix [B, P], P at least 1: the next tokens [B, length].
+
+    `states` are those before the prefix. Temperature 0 is greedy decoding. After an
+    `end` token a row is filled with it. Row b depends on the key, b and its own prefix.
+    """
+    rows, given = prefix.shape
+    if not given:
+        raise ValueError("a prefix has one token at least")
+    row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+
+    def body(carry: tuple[PyTree, Array, Array], at: Array) -> tuple[tuple, Array]:
+        states, token, ended = carry
+        states, logits = step(states, token)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, at)
+        drawn = jax.vmap(lambda key, row: draw(key, row[None], temperature, k)[0])(
+            keys, logits
+        )
+        inside = at + 1 < given
+        following = prefix[:, jnp.minimum(at + 1, given - 1)]
+        token = jnp.where(inside, following, drawn).astype(prefix.dtype)
+        if end is not None:
+            token = jnp.where(ended, end, token)
+            ended = ended | ((token == end) & ~inside)
+        return (states, token, ended), token
+
+    begin = (states, prefix[:, 0], jnp.zeros(rows, bool))
+    _, tokens = jax.lax.scan(body, begin, jnp.arange(given - 1 + length))
+    return tokens[given - 1 :].T
+
+
+class Beams(NamedTuple):
+    """The best sequences found for each row, the best first.
+
+    tokens [B, W, length], filled with the end token after the first; scores [B, W], the
+    logarithms of their probabilities in nats.
+    """
+
+    tokens: Array
+    scores: Array
+
+
+def beam_search(
+    step: Step, states: PyTree, first: Array, *, width: int, length: int, end: int
+) -> Beams:
+    """The `width` most probable sequences after the tokens `first` [B], as it finds.
+
+    Each step keeps the best of all continuations; one that has ended stays as it is.
+    Width 1 is greedy decoding. Scores are sums, not divided by the length.
+    """
+    rows = len(first)
+
+    def spread(a: Array) -> Array:
+        return jnp.repeat(a, width, axis=0)
+
+    # all beams begin alike: only the first may be continued at first
+    scores = jnp.full((rows, width), -jnp.inf).at[:, 0].set(0.0)
+    tokens = jnp.full((rows, width, length), end, first.dtype)
+    begin = (jax.tree.map(spread, states), spread(first), tokens, scores)
+    ended = jnp.zeros((rows, width), bool)
+
+    def body(carry: tuple, at: Array) -> tuple[tuple, None]:
+        states, token, tokens, scores, ended = carry
+        states, logits = step(states, token)
+        chances = jax.nn.log_softmax(logits).reshape(rows, width, -1)
+        size = chances.shape[-1]
+        only_end = jnp.where(jnp.arange(size) == end, 0.0, -jnp.inf)
+        chances = jnp.where(ended[..., None], only_end, chances)
+        total = (scores[..., None] + chances).reshape(rows, -1)
+        scores, best = jax.lax.top_k(total, width)
+        parent, new = best // size, (best % size).astype(tokens.dtype)
+        tokens = jnp.take_along_axis(tokens, parent[..., None], axis=1)
+        tokens = tokens.at[:, :, at].set(new)
+        ended = jnp.take_along_axis(ended, parent, axis=1) | (new == end)
+        chosen = (jnp.arange(rows)[:, None] * width + parent).reshape(-1)
+        states = jax.tree.map(lambda a: a[chosen], states)
+        return (states, new.reshape(-1), tokens, scores, ended), None
+
+    (_, _, tokens, scores, _), _ = jax.lax.scan(
+        body, (*begin, ended), jnp.arange(length)
+    )
+    return Beams(tokens, scores)

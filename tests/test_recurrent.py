@@ -1,0 +1,293 @@
+"""Recurrent layers: equal to Keras's, causal, and the same however they are run."""
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+
+from jaxstudy.models.recurrent import (
+    CELLS,
+    Kind,
+    Layer,
+    Recurrent,
+    States,
+    first_states,
+    from_keras,
+    language_model,
+    recur,
+    to_keras,
+)
+from jaxstudy.types import Array
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+BATCH, STEPS, FEATURES, UNITS = 3, 6, 5, 4
+LENGTHS = np.array([6, 1, 4])
+THEIRS: dict[Kind, Any] = {
+    "simple": keras.layers.SimpleRNN,
+    "gru": keras.layers.GRU,
+    "lstm": keras.layers.LSTM,
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def normal(*shape: int, seed: int = 0, dtype: Any = np.float32) -> Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def random_params(kind: Kind) -> Any:
+    """Every array is random: a bias that stayed zero would prove nothing."""
+    x = jnp.zeros((1, 1, FEATURES))
+    like = jax.eval_shape(Layer(kind, UNITS).init, jax.random.key(0), x)["params"]
+    return {
+        name: 0.5 * normal(*leaf.shape, seed=seed)
+        for seed, (name, leaf) in enumerate(sorted(like.items()), 1)
+    }
+
+
+def outputs(kind: Kind, params: Any, x: Array, lengths: Any = None) -> Array:
+    return Layer(kind, UNITS).apply({"params": params}, x, lengths)[0]  # type: ignore[index]
+
+
+def total(y: Array) -> Array:
+    """A number that depends on every value of y in its own way."""
+    return jnp.sum(jnp.sin(y * jnp.linspace(1, 2, y.size).reshape(y.shape)))
+
+
+def close(a: Any, b: Any, tolerance: float = 1e-6) -> None:
+    """Equal within a tolerance, relative to the largest value if that is above 1."""
+    a, b = np.asarray(a), np.asarray(b)
+    scale = max(1.0, float(np.abs(b).max()))
+    np.testing.assert_allclose(a / scale, b / scale, rtol=0, atol=tolerance)
+
+
+@every_kind
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "masked"])
+def test_outputs_and_gradients_are_those_of_keras(kind: Kind, lengths: Any) -> None:
+    # in float32: Keras on JAX casts to it in tanh
+    params, x = random_params(kind), normal(BATCH, STEPS, FEATURES)
+    theirs = THEIRS[kind](UNITS, return_sequences=True)
+    theirs.build(x.shape)
+    theirs.set_weights(to_keras(params))
+    mask = None if lengths is None else jnp.arange(STEPS) < lengths[:, None]
+
+    def ours(params: Any, x: Array) -> Array:
+        return outputs(kind, params, x, lengths)
+
+    def keras_layer(weights: Any, x: Array) -> Array:
+        y, _ = theirs.stateless_call(
+            weights, [v.value for v in theirs.non_trainable_variables], x, mask=mask
+        )
+        return y
+
+    weights = [v.value for v in theirs.trainable_variables]
+    close(ours(params, x), keras_layer(weights, x))
+    mine = jax.grad(lambda p, x: total(ours(p, x)), (0, 1))(params, x)
+    want = jax.grad(lambda w, x: total(keras_layer(w, x)), (0, 1))(weights, x)
+    close(mine[1], want[1])
+    for a, b in zip(to_keras(mine[0]), want[0], strict=True):
+        close(a, b)
+
+
+@every_kind
+def test_weights_go_to_keras_and_back(kind: Kind) -> None:
+    theirs = THEIRS[kind](UNITS)
+    theirs.build((None, STEPS, FEATURES))
+    weights = [np.asarray(v.value) for v in theirs.weights]
+    params = from_keras(weights)
+    for a, b in zip(to_keras(params), weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+    x = normal(BATCH, STEPS, FEATURES)
+    close(outputs(kind, params, x)[:, -1], theirs(x))
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(5, 4), (4, 4)],
+        [(5, 4), (4, 8), (8,)],
+        [(5, 12), (4, 12), (3, 12)],
+        [(5,), (4, 12), (12,)],
+    ],
+)
+def test_other_arrays_are_refused(shapes: Any) -> None:
+    with pytest.raises(ValueError, match="not those of a recurrent layer"):
+        from_keras([np.zeros(shape) for shape in shapes])
+
+
+@pytest.mark.parametrize("kind", ["simple", "lstm"])
+def test_flax_makes_the_same_of_the_same_weights(kind: Kind) -> None:
+    """An outside check that needs no Keras; Flax's GRU has another set of biases."""
+    params, x = random_params(kind), normal(BATCH, STEPS, FEATURES)
+    if kind == "simple":
+        cell: nn.RNNCellBase = nn.SimpleCell(UNITS)
+        theirs: Any = {
+            "i": {"kernel": params["kernel"], "bias": params["bias"]},
+            "h": {"kernel": params["recurrent_kernel"]},
+        }
+    else:
+        cell = nn.OptimizedLSTMCell(UNITS)
+        parts = {
+            name: np.split(np.asarray(params[name]), 4, -1)
+            for name in ("kernel", "recurrent_kernel", "bias")
+        }
+        theirs = {
+            **{f"i{g}": {"kernel": parts["kernel"][n]} for n, g in enumerate("ifgo")},
+            **{
+                f"h{g}": {
+                    "kernel": parts["recurrent_kernel"][n],
+                    "bias": parts["bias"][n],
+                }
+                for n, g in enumerate("ifgo")
+            },
+        }
+    want = nn.RNN(cell).apply({"params": {"cell": theirs}}, x)
+    close(outputs(kind, params, x), want)
+
+
+def plain(kind: Kind, x: Array, kernel: Array, bias: Array, begin: States) -> States:
+    """The recurrence as a plain scan, for its derived gradient."""
+
+    def step(states: States, x: Array) -> tuple[States, States]:
+        after = CELLS[kind].step(x, states[0] @ kernel + bias, states)
+        return after, after
+
+    return jax.lax.scan(step, begin, x)[1]
+
+
+@every_kind
+@pytest.mark.usefixtures("float64")
+def test_the_gradient_is_that_of_a_plain_scan(kind: Kind) -> None:
+    width = CELLS[kind].gates * UNITS
+    args = (
+        normal(STEPS, BATCH, width, dtype=np.float64),
+        normal(UNITS, width, seed=1, dtype=np.float64),
+        normal(width, seed=2, dtype=np.float64),
+        tuple(
+            normal(BATCH, UNITS, seed=n, dtype=np.float64)
+            for n in range(CELLS[kind].states)
+        ),
+    )
+
+    def gradient(run: Callable[..., States]) -> Any:
+        def value(*args: Any) -> Array:
+            return sum((total(a) for a in run(*args)), jnp.zeros(()))
+
+        return jax.grad(value, (0, 1, 2, 3))(*args)
+
+    found = gradient(lambda *args: recur(kind, *args, None))
+    want = gradient(lambda *args: plain(kind, *args))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        close(a, b, 1e-14)
+
+
+@every_kind
+def test_no_output_depends_on_a_later_input(kind: Kind) -> None:
+    params, x = random_params(kind), normal(BATCH, STEPS, FEATURES)
+    jacobian = jax.jacrev(lambda x: outputs(kind, params, x).sum((0, 2)))(x)
+    size = np.abs(np.asarray(jacobian)).max((1, 3))  # [output step, input step]
+    assert (np.triu(size, 1) == 0).all()
+    assert (size[np.tril_indices(STEPS)] > 0).all()
+
+
+@every_kind
+def test_more_padding_changes_no_bit(kind: Kind) -> None:
+    x = normal(BATCH, STEPS, 12)
+    layer = Layer(kind, 16)  # XLA multiplies by 4 columns in another way than by 16
+    variables, run = layer.init(jax.random.key(0), x), jax.jit(layer.apply)
+    y, last = run(variables, x, LENGTHS)
+    for count in (1, 7, 40):
+        more = jnp.concatenate([x, normal(BATCH, count, 12, seed=count)], axis=1)
+        padded, padded_last = run(variables, more, LENGTHS)
+        np.testing.assert_array_equal(padded[:, :STEPS], y)
+        for a, b in zip(last, padded_last, strict=True):
+            np.testing.assert_array_equal(a, b)
+    for row, length in enumerate(LENGTHS):  # padding repeats the last real output
+        repeated = y[row, [length - 1]].repeat(STEPS - length, 0)
+        np.testing.assert_array_equal(y[row, length:], repeated)
+    assert not np.array_equal(y, run(variables, x, None)[0])
+
+
+@every_kind
+def test_parts_that_carry_their_states_are_one_long_pass(kind: Kind) -> None:
+    x = normal(BATCH, STEPS, FEATURES)
+    network = Recurrent(kind, (UNITS, 3))
+    variables = network.init(jax.random.key(0), x)
+    whole, last = network.apply(variables, x)
+    first, states = network.apply(variables, x[:, :2])
+    second, end = network.apply(variables, x[:, 2:], None, states)
+    close(jnp.concatenate([first, second], axis=1), whole)
+    for a, b in zip(jax.tree.leaves(end), jax.tree.leaves(last), strict=True):
+        close(a, b)
+
+
+@every_kind
+def test_it_runs_in_lanes(kind: Kind) -> None:
+    params, x = random_params(kind), normal(2, BATCH, STEPS, FEATURES)
+    alone = jnp.stack([outputs(kind, params, each, LENGTHS) for each in x])
+    run = jax.vmap(lambda x: outputs(kind, params, x, LENGTHS))
+    close(run(x), alone)
+
+
+def test_first_weights_are_those_of_each_library() -> None:
+    def first(kind: Kind, start: Any) -> Any:
+        layer = Layer(kind, 8, start)
+        return layer.init(jax.random.key(0), jnp.zeros((1, 1, 5)))["params"]
+
+    def singular(a: Any) -> np.ndarray:
+        return np.linalg.svd(np.asarray(a), compute_uv=False)
+
+    keras_start, flax_start = first("lstm", "keras"), first("lstm", "flax")
+    # one orthogonal matrix over all gates in Keras, one for each in Flax
+    np.testing.assert_allclose(singular(keras_start["recurrent_kernel"]), 1, atol=1e-5)
+    for gate in np.split(np.asarray(flax_start["recurrent_kernel"]), 4, 1):
+        np.testing.assert_allclose(singular(gate), 1, atol=1e-5)
+    gates = np.split(np.asarray(keras_start["recurrent_kernel"]), 4, 1)
+    assert np.mean([singular(gate).mean() for gate in gates]) < 0.6
+    np.testing.assert_array_equal(keras_start["bias"].reshape(4, 8)[1], 1)
+    assert np.count_nonzero(keras_start["bias"]) == 8
+    assert not flax_start["bias"].any()
+    bound = np.sqrt(6 / (5 + 32))  # Glorot's
+    largest = np.abs(keras_start["kernel"]).max()
+    assert 0.8 * bound < largest <= bound
+
+
+@every_kind
+@pytest.mark.parametrize("embedding", [None, 3])
+def test_a_language_model_goes_on_from_its_states(kind: Kind, embedding: Any) -> None:
+    model = language_model(7, kind, (UNITS, 5), embedding=embedding)
+    params, extra = model.init(jax.random.key(0))
+    assert extra == {}
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 7, (BATCH, STEPS)))
+    whole, none = model.apply(params, {}, tokens, train=False, key=None)
+    assert whole.shape == (BATCH, STEPS, 7)
+    assert none == {}
+    extra = {"states": first_states(kind, (UNITS, 5), BATCH)}
+    parts = []
+    for part in jnp.split(tokens, [1, 4], axis=1):
+        logits, extra = model.apply(params, extra, part, train=False, key=None)
+        parts.append(logits)
+    close(jnp.concatenate(parts, axis=1), whole)
+    # what is not the past changes nothing
+    other = tokens.at[:, 3:].set(0)
+    changed, _ = model.apply(params, {}, other, train=False, key=None)
+    close(changed[:, :3], whole[:, :3])
+    assert np.abs(np.asarray(changed[:, 3:] - whole[:, 3:])).max() > 1e-5
+
+
+def test_dropout_is_for_training_alone() -> None:
+    model = language_model(7, "gru", (UNITS,), dropout=0.5)
+    params, _ = model.init(jax.random.key(0))
+    tokens = jnp.zeros((1, STEPS), jnp.int32)
+
+    def logits(train: bool, seed: int | None) -> np.ndarray:
+        key = None if seed is None else jax.random.key(seed)
+        return np.asarray(model.apply(params, {}, tokens, train=train, key=key)[0])
+
+    assert (logits(False, None) == logits(False, None)).all()
+    assert (logits(True, 0) == logits(True, 0)).all()
+    assert (logits(True, 0) != logits(True, 1)).any()

@@ -1,0 +1,192 @@
+"""Decoding: against brute force, greedy decoding and the chances themselves."""
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxstudy.sampling import beam_search, draw, sample, top_k_logits
+from jaxstudy.types import Array
+
+VOCABULARY, END, HIDDEN = 4, 3, 5
+RNG = np.random.default_rng(0)
+EMBED = RNG.normal(size=(VOCABULARY, HIDDEN)).astype(np.float32)
+RECURRENT = RNG.normal(size=(HIDDEN, HIDDEN)).astype(np.float32)
+OUTPUT = 2 * RNG.normal(size=(HIDDEN, VOCABULARY)).astype(np.float32)
+END_BIAS = np.array([0, 0, 0, 1.5], np.float32)  # so that some end early
+
+
+def step(states: Array, token: Array) -> tuple[Array, Array]:
+    """A small random network: what comes next depends on all that came before."""
+    h = jnp.tanh(states @ RECURRENT + jnp.asarray(EMBED)[token])
+    return h, h @ OUTPUT + END_BIAS
+
+
+def begin(rows: int) -> Array:
+    return jnp.zeros((rows, HIDDEN))
+
+
+def log_probability(first: int, tokens: Any) -> float:
+    """Of these tokens after the first, up to and with the first end."""
+    states, token, total = begin(1), first, 0.0
+    for following in tokens:
+        states, logits = step(states, jnp.array([token]))
+        total += float(jax.nn.log_softmax(logits)[0, following])
+        token = following
+        if following == END:
+            break
+    return total
+
+
+def every_sequence(first: int, length: int) -> dict[tuple[int, ...], float]:
+    """Each sequence that ends, filled with the end token, or is this long."""
+    found = {}
+    for tokens in itertools.product(range(VOCABULARY), repeat=length):
+        ended = tokens.index(END) if END in tokens else length
+        filled = tokens[:ended] + (END,) * (length - ended)
+        found[filled] = found.get(filled) or log_probability(first, filled)
+    return found
+
+
+def search(first: list[int], width: int, length: int) -> Any:
+    run = jax.jit(
+        lambda first: beam_search(
+            step, begin(len(first)), first, width=width, length=length, end=END
+        )
+    )
+    return jax.device_get(run(jnp.array(first)))
+
+
+def test_a_beam_of_every_width_finds_what_brute_force_finds() -> None:
+    length, first = 4, [0, 1, 2]
+    wide = search(first, VOCABULARY**3, length)
+    for row, token in enumerate(first):
+        every = every_sequence(token, length)
+        best = sorted(every, key=lambda tokens: -every[tokens])[:8]
+        assert [tuple(t) for t in wide.tokens[row, :8]] == best
+        np.testing.assert_allclose(
+            wide.scores[row, :8], [every[t] for t in best], atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_scores_are_the_logarithms_of_the_probabilities(width: int) -> None:
+    found = search([0, 2], width, 5)
+    for row, first in enumerate([0, 2]):
+        assert (np.diff(found.scores[row]) <= 0).all()
+        assert len({tuple(t) for t in found.tokens[row]}) == width
+        for tokens, score in zip(found.tokens[row], found.scores[row], strict=True):
+            assert score == pytest.approx(log_probability(first, tokens), abs=1e-5)
+            after = np.flatnonzero(tokens == END)
+            assert not len(after) or (tokens[after[0] :] == END).all()
+
+
+def greedy(first: list[int], length: int) -> np.ndarray:
+    """One token after the other in plain Python."""
+    rows = []
+    for token in first:
+        states, row, ended = begin(1), [], False
+        for _ in range(length):
+            states, logits = step(states, jnp.array([token]))
+            token = END if ended else int(jnp.argmax(logits))
+            ended |= token == END
+            row.append(token)
+        rows.append(row)
+    return np.array(rows)
+
+
+def test_a_beam_of_one_is_greedy() -> None:
+    want = greedy([0, 1, 2, 3], 6)
+    np.testing.assert_array_equal(search([0, 1, 2, 3], 1, 6).tokens[:, 0], want)
+    lengths = [(row == END).argmax() if END in row else 6 for row in want]
+    assert len(set(lengths)) > 1  # they end at different places
+
+
+def run(prefix: Any, seed: int = 0, **options: Any) -> np.ndarray:
+    prefix = jnp.array(prefix)
+    options.setdefault("length", 6)
+    return np.asarray(
+        jax.jit(
+            lambda prefix, key: sample(step, begin(len(prefix)), prefix, key, **options)
+        )(prefix, jax.random.key(seed))
+    )
+
+
+def test_at_temperature_zero_sampling_is_greedy() -> None:
+    first = [[0], [1], [2], [3]]
+    want = greedy([0, 1, 2, 3], 6)
+    np.testing.assert_array_equal(run(first, temperature=0.0, end=END), want)
+    np.testing.assert_array_equal(run(first, temperature=1e-6, end=END), want)
+    np.testing.assert_array_equal(run(first, temperature=1.0, k=1, end=END), want)
+
+
+def test_a_prefix_is_read_and_not_repeated() -> None:
+    want = greedy([2], 6)[0]
+    given = [2, *want[:2]]
+    got = run([given], temperature=0.0, length=4, end=END)
+    np.testing.assert_array_equal(got[0], want[2:])
+    # an end inside the prefix ends nothing
+    after_end = run([[0, END, 1]], temperature=0.0, length=3, end=END)[0]
+    states = begin(1)
+    for token in (0, END, 1):
+        states, logits = step(states, jnp.array([token]))
+    assert after_end[0] == int(jnp.argmax(logits)) != END
+
+
+def test_the_seed_fixes_what_is_drawn_row_by_row() -> None:
+    first = [[0], [1], [0], [0]]
+    got = run(first, 1, length=20)
+    np.testing.assert_array_equal(got, run(first, 1, length=20))
+    np.testing.assert_array_equal(got[:2], run(first[:2], 1, length=20))
+    assert (got != run(first, 2, length=20)).any()
+    assert (got[0] != got[2]).any()  # the same prefix, another row
+    np.testing.assert_array_equal(got[:, :7], run(first, 1, length=7))
+
+
+@pytest.mark.parametrize(
+    ("temperature", "k"), [(1.0, None), (0.5, None), (2.0, 2), (1.0, 3)]
+)
+def test_tokens_come_as_often_as_they_should(temperature: float, k: int | None) -> None:
+    n = 20_000
+    _, logits = step(begin(1), jnp.array([1]))
+    scaled = np.asarray(logits[0], np.float64) / temperature
+    if k is not None:
+        scaled[np.argsort(scaled)[: VOCABULARY - k]] = -np.inf
+    chances = np.exp(scaled) / np.exp(scaled).sum()
+    got = run(np.full((n, 1), 1), length=1, temperature=temperature, k=k)
+    share = np.bincount(got[:, 0], minlength=VOCABULARY) / n
+    # five standard errors, and exactly 0 where the chance is
+    assert (abs(share - chances) <= 5 * np.sqrt(chances * (1 - chances) / n)).all()
+
+
+def test_one_program_serves_every_temperature_and_k() -> None:
+    traces = []
+
+    @jax.jit
+    def go(key: Array, temperature: Array, k: Array) -> Array:
+        traces.append(1)
+        _, logits = step(begin(2), jnp.array([0, 1]))
+        return draw(key, logits, temperature, k)
+
+    for temperature, k in ((0.0, 4), (1.0, 1), (0.7, 2), (1.0, 99)):
+        go(jax.random.key(0), jnp.float32(temperature), jnp.int32(k))
+    assert len(traces) == 1
+
+
+def test_the_k_largest_stay() -> None:
+    logits = jnp.array([[1.0, 3.0, 2.0, 0.0], [5.0, 5.0, 1.0, 5.0]])
+    inf = np.inf
+    assert top_k_logits(logits, 2).tolist() == [
+        [-inf, 3.0, 2.0, -inf],
+        [5.0, 5.0, -inf, 5.0],  # equal ones all stay
+    ]
+    np.testing.assert_array_equal(top_k_logits(logits, 4), logits)
+    np.testing.assert_array_equal(top_k_logits(logits, 9), logits)
+
+
+def test_an_empty_prefix_is_refused() -> None:
+    with pytest.raises(ValueError, match="one token at least"):
+        run(np.zeros((1, 0), np.int32))
