@@ -111,7 +111,7 @@ def split_tunes(tunes: Sequence[str], *, held_out: float = 0.1) -> Tunes:
     parts = names[2 * count :], names[:count], names[count : 2 * count]
     return Tunes(
         *(
-            tuple(tunes[i] for i in np.flatnonzero(np.isin(groups, part)))
+            tuple(tunes[i] for i in np.flatnonzero(np.isin(groups, part)).tolist())
             for part in parts
         )
     )
