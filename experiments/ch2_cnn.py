@@ -9,6 +9,8 @@ padding "SAME" with "VALID"; a figure shows a real image after every layer.
 
 Expected (quick, 2000 images, a minute): all between 0.73 and 0.77 on images as they
 are; moved by 3 pixels, about 0.47 flattened and 0.53 to 0.56 with convolutions.
+Expected (full, 10,000 images, a quarter of an hour): 0.84 flattened, 0.87 with max
+pooling, 0.88 with none; moved by 3 pixels 0.48, 0.65 and 0.55.
 `--data tfds:NAME` takes any image-classification set of TFDS.
 """
 
@@ -177,7 +179,8 @@ def draw_maps(run: Run, states: dict[Name, TrainState], data: ImageSplits) -> No
         model = cnn(data.shape, len(data.classes), padding=padding, capture=True)
         apply = jax.jit(functools.partial(model.apply, train=False, key=None))
         (_, values), _ = apply(params, extra, image)
-        maps = {layer: np.asarray(value[0][0]) for layer, value in values.items()}
+        layers = sorted(values, key=lambda name: name.split()[::-1])  # jit sorts names
+        maps = {layer: np.asarray(values[layer][0][0]) for layer in layers}
         # the channels with most to show
         strongest = {n: np.argsort(-m.std((0, 1)))[:8] for n, m in maps.items()}
         plots.save_images(
