@@ -27,7 +27,8 @@ Series = tuple[str, str, int, Sequence[Row]]  # of a curve: panel, name, colour,
 Drawn = dict[str, Any]  # what the template has to draw
 
 MARKERS = ("config.json", "metrics.jsonl", "result.json")  # any of them makes a run
-INSIDE = ("checkpoints", "figures", "samples", "tensorboard")  # folders of a run
+# Folders of a run: what is in them is its own, even trainings with folders like runs.
+INSIDE = ("checkpoints", "figures", "samples", "tensorboard", "trainings")
 IMAGES = {".png": (b"\x89PNG\r\n", "image/png"), ".gif": (b"GIF8", "image/gif")}
 TEXTS = (".txt", ".abc")
 STUDY_PARTS = ("tune ", "report ")  # of a study: trainings by the hundred

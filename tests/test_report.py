@@ -287,8 +287,9 @@ def test_without_a_run_there_is_no_report(tmp_path):
 def test_a_run_folder_can_be_the_root(tmp_path):
     folder = make_run(tmp_path)
     assert page_of(folder).rows[1][:2] == ["ch1_x", "quick"]
-    (folder / "checkpoints" / "1").mkdir(parents=True)
-    shutil.copy(folder / "config.json", folder / "checkpoints" / "1")
+    for inside in (folder / "checkpoints" / "1", folder / "trainings" / "begun"):
+        inside.mkdir(parents=True)
+        shutil.copy(folder / "config.json", inside)
     assert "1 run of 1 experiment" in page_of(folder).text
 
 
