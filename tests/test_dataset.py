@@ -317,7 +317,7 @@ def test_folds_that_cannot_be_are_refused(folds: int) -> None:
         kfold(10, folds, 0)
 
 
-@pure
+@compiling
 @given(st.integers(1, 200), st.integers(1, 250))
 def test_spread_rows_are_distinct_in_order_and_even(n: int, count: int) -> None:
     rows = np.asarray(spread(dataset({"x": np.arange(n)}), count).rows)

@@ -1,7 +1,6 @@
 """Convolution and pooling: equal to the library's and to Keras's, in any setting."""
 
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxstudy import ops
 from jaxstudy.types import Array
+from tests.conftest import several_devices
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -353,10 +353,9 @@ def split_batches() -> None:
 
 
 def test_batches_split_over_devices_come_out_the_same() -> None:
-    flags = "--xla_force_host_platform_device_count=4"
     done = subprocess.run(
         [sys.executable, "-c", "from tests import test_ops; test_ops.split_batches()"],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env=several_devices(4),
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,

@@ -42,7 +42,7 @@ from jaxstudy.study import (
 )
 from jaxstudy.training import fit, init_state, make_eval_step, make_train_step
 from jaxstudy.types import Array, Key, UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, several_devices
 
 PROTOCOL = Protocol(trials=3, seeds=5, budgets=(1,), epochs=2)
 
@@ -298,10 +298,9 @@ def test_lanes_split_over_devices_have_the_same_numbers(
         code = FOUR_DEVICES.format(
             root=str(ROOT), folder=str(folder), devices=devices, mode=mode
         )
-        flags = f"--xla_force_host_platform_device_count={devices}"
         subprocess.run(
             [sys.executable, "-c", code],
-            env=os.environ | {"XLA_FLAGS": flags},
+            env=several_devices(devices),
             check=True,
             timeout=240,
         )
@@ -398,13 +397,26 @@ SLOW = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The study.json of a process that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    subprocess.run(
+        [sys.executable, str(SCRIPT), *SLOW, "--run-dir", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=200,
+        check=True,
+    )
+    return (folder / "study.json").read_bytes()
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_study_ends_as_one_never_killed(
-    signum: signal.Signals, tmp_path: Path, start: Any
+    signum: signal.Signals, tmp_path: Path, start: Any, never_killed: bytes
 ) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    reference = start(SCRIPT, [*SLOW, "--run-dir", whole])
-    assert reference.wait(timeout=200) == 0
+    killed = tmp_path / "killed"
     process = start(SCRIPT, [*SLOW, "--run-dir", killed])
     log = killed / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -418,7 +430,7 @@ def test_a_killed_study_ends_as_one_never_killed(
     before = log.read_bytes().splitlines()
     resumed = start(SCRIPT, ["--resume", "--run-dir", killed])
     assert resumed.wait(timeout=200) == 0
-    assert (killed / "study.json").read_bytes() == (whole / "study.json").read_bytes()
+    assert (killed / "study.json").read_bytes() == never_killed
     done = [line for line in before if b'"tune digits' in line]
     after = [line for line in log.read_bytes().splitlines() if b'"tune ' in line]
     assert after[: len(done)] == done  # in place, so nothing was repeated

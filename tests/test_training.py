@@ -1,7 +1,6 @@
 """The step, the loop, and what jit, scan, map, donation and sharding make of them."""
 
 import functools
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,6 +45,7 @@ from jaxstudy.training import (
     plan_chunk,
 )
 from jaxstudy.types import Array, Batch, Mean, Metrics, PyTree, UserError
+from tests.conftest import several_devices
 
 # 52 rows in batches of 10: six steps an epoch, the last with two rows and padding.
 N, BATCH, PER_EPOCH, EPOCHS = 52, 10, 6, 4
@@ -771,10 +771,9 @@ def sharded_steps() -> None:
 
 
 def test_the_step_runs_unchanged_on_a_sharded_batch() -> None:
-    flags = "--xla_force_host_platform_device_count=4"
     done = subprocess.run(
         [sys.executable, "-W", "error", __file__],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env=several_devices(4),
         capture_output=True,
         text=True,
         timeout=300,
