@@ -2,7 +2,7 @@
 
 A small convolutional network learns Fashion-MNIST and is evaluated after every epoch on
 images it never trained on. Three changes, one at a time and together: another dense
-layer, another convolution with pooling, and dropout; then the best cure, more images.
+layer, another convolution with pooling, and dropout; and all of it with more images.
 What each is worth is the accuracy on the test set; how much the network has learnt by
 heart is the gap between the accuracy on images it trained on and on the validation set.
 
@@ -11,7 +11,8 @@ Expected (quick, 500 images, a minute): gaps of about 0.14 (base), 0.16 (+ dense
 seeds do not tell apart.
 Expected (full, 10,000 images, an hour): gaps of 0.043, 0.054, 0.036 and 0.026, test
 accuracies of 0.883, 0.886, 0.883 and 0.871: less learnt by heart is not more learnt.
-With every image the gap is as wide as before, 0.030, but the test accuracy 0.921.
+All of it together has a gap of 0.029 and reaches 0.878, and with every image, the gap
+as wide as that, 0.921.
 """
 
 from dataclasses import dataclass

@@ -74,12 +74,22 @@ def start() -> Any:
 Start = Callable[..., Process]
 
 
-def several_devices(count: int) -> Mapping[str, str]:
-    """The environment of a process that sees so many devices of the processor."""
+def run_on_devices(count: int, *arguments: str) -> str:
+    """What `python ARGUMENTS` prints where the processor is so many devices."""
     flag = f"--xla_force_host_platform_device_count={count}"
     flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
     own = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    return {**os.environ, **own}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, **own},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def contents(folder: Path) -> Mapping[str, bytes]:

@@ -1,10 +1,7 @@
 """Convolution and pooling: equal to the library's and to Keras's, in any setting."""
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -20,7 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxstudy import ops
 from jaxstudy.types import Array
-from tests.conftest import several_devices
+from tests.conftest import run_on_devices
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -353,14 +350,5 @@ def split_batches() -> None:
 
 
 def test_batches_split_over_devices_come_out_the_same() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "from tests import test_ops; test_ops.split_batches()"],
-        env=several_devices(4),
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("equal on four devices\n")
+    code = "from tests import test_ops; test_ops.split_batches()"
+    assert run_on_devices(4, "-c", code).endswith("equal on four devices\n")

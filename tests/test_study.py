@@ -42,7 +42,7 @@ from jaxstudy.study import (
 )
 from jaxstudy.training import fit, init_state, make_eval_step, make_train_step
 from jaxstudy.types import Array, Key, UserError
-from tests.conftest import ROOT, several_devices
+from tests.conftest import ROOT, run_on_devices
 
 PROTOCOL = Protocol(trials=3, seeds=5, budgets=(1,), epochs=2)
 
@@ -298,12 +298,7 @@ def test_lanes_split_over_devices_have_the_same_numbers(
         code = FOUR_DEVICES.format(
             root=str(ROOT), folder=str(folder), devices=devices, mode=mode
         )
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env=several_devices(devices),
-            check=True,
-            timeout=240,
-        )
+        run_on_devices(devices, "-c", code)
         records.append(json.loads((folder / "study.json").read_text()))
     if mode == "exact":
         assert records[0] == records[1]

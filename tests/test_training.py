@@ -1,8 +1,6 @@
 """The step, the loop, and what jit, scan, map, donation and sharding make of them."""
 
 import functools
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -45,7 +43,7 @@ from jaxstudy.training import (
     plan_chunk,
 )
 from jaxstudy.types import Array, Batch, Mean, Metrics, PyTree, UserError
-from tests.conftest import several_devices
+from tests.conftest import run_on_devices
 
 # 52 rows in batches of 10: six steps an epoch, the last with two rows and padding.
 N, BATCH, PER_EPOCH, EPOCHS = 52, 10, 6, 4
@@ -771,16 +769,8 @@ def sharded_steps() -> None:
 
 
 def test_the_step_runs_unchanged_on_a_sharded_batch() -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", __file__],
-        env=several_devices(4),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("equal on four devices\n")
+    printed = run_on_devices(4, "-W", "error", __file__)
+    assert printed.endswith("equal on four devices\n")
 
 
 if __name__ == "__main__":
