@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen import initializers
 
-from jaxstudy.model import Model
+from jaxstudy.model import Model, from_linen
 from jaxstudy.types import Array, Key, PyTree
 
 Kind = Literal["simple", "gru", "lstm"]
@@ -235,6 +235,39 @@ class Recurrent(nn.Module):
             x, states = layer(x, lengths, mine)
             last.append(states)
         return x, tuple(last)
+
+
+class SequenceToVector(nn.Module):
+    """Recurrent layers, and a dense one on the last h."""
+
+    kind: Kind
+    units: tuple[int, ...]
+    outputs: int
+    start: Start
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Map x [B, T, D] to [B, outputs], or to [B] where there is one output."""
+        h, _ = Recurrent(self.kind, self.units, self.start, name="layers")(x)
+        init = initializers.glorot_uniform()
+        y = nn.Dense(self.outputs, kernel_init=init, name="output")(h[:, -1])
+        return y[:, 0] if self.outputs == 1 else y
+
+
+def sequence_to_vector(
+    features: int,
+    kind: Kind,
+    units: tuple[int, ...],
+    outputs: int,
+    *,
+    start: Start = "keras",
+) -> Model:
+    """Recurrent layers from a sequence [B, T, D], of any length, to [B, outputs].
+
+    A dense layer reads h after the last step; [B] where there is one output.
+    """
+    module = SequenceToVector(kind, tuple(units), outputs, start)
+    return from_linen(module, jax.ShapeDtypeStruct((1, 1, features), jnp.float32))
 
 
 class LanguageModel(nn.Module):
