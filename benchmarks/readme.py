@@ -172,6 +172,70 @@ LESSONS = (
             ("the largest class", "largest class: test accuracy"),
         ),
     ),
+    Lesson(
+        "3.1.2, 3.2",
+        "ch3_memory",
+        "The gradient that fades: adding two of T numbers with SimpleRNN, GRU and LSTM",
+        (
+            ("squared error at T = 200: SimpleRNN", "simple, T = 200: squared error"),
+            ("GRU", "gru, T = 200: squared error"),
+            ("LSTM", "lstm, T = 200: squared error"),
+            ("at T = 400: SimpleRNN", "simple, T = 400: squared error"),
+            ("GRU", "gru, T = 400: squared error"),
+            ("LSTM", "lstm, T = 400: squared error"),
+            ("always the mean", "always the mean: squared error"),
+            (
+                "untrained gradient at the first of 200 steps / the last: SimpleRNN",
+                "simple, T = 200: gradient at the first step / the last",
+            ),
+            ("LSTM", "lstm, T = 200: gradient at the first step / the last"),
+        ),
+    ),
+    Lesson(
+        "3.1.1",
+        "ch3_translate",
+        "An encoder-decoder from Korean to English, dates and messages, with and "
+        "without attention, greedy and by beam",
+        (
+            (
+                "exact match on dates, greedy: attention",
+                "dates, attention: exact match, greedy",
+            ),
+            ("no attention", "dates, no attention: exact match, greedy"),
+            (
+                "on messages, beam of 4: attention",
+                "messages, attention: exact match, beam of 4",
+            ),
+            ("no attention", "messages, no attention: exact match, beam of 4"),
+            ("chrF: attention", "messages, attention: chrF, beam of 4"),
+            ("no attention", "messages, no attention: chrF, beam of 4"),
+            (
+                "share of messages whose Korean has other English too",
+                "messages, noise: several English",
+            ),
+        ),
+    ),
+    Lesson(
+        "3.2.1",
+        "ch3_compose",
+        "Composing: an LSTM over the characters of 4233 tunes, judged by a parser",
+        (
+            ("bits a character, validation: LSTM", "LSTM: validation bits a character"),
+            ("n-gram", "n-gram: validation bits a character"),
+            ("xz -9", "xz -9: validation bits a character"),
+            ("test: LSTM", "LSTM: test bits a character"),
+            ("n-gram", "n-gram: test bits a character"),
+            ("xz -9", "xz -9: test bits a character"),
+            ("music21 accepts, of composed tunes", "composed: accepted by music21"),
+            ("of real ones", "real: accepted by music21"),
+            (
+                "and all bars add up, of composed",
+                "composed: accepted, and all bars add up",
+            ),
+            ("of real ones", "real: accepted, and all bars add up"),
+            ("copies among the composed", "composed: copies of a training tune"),
+        ),
+    ),
 )
 
 

@@ -91,8 +91,9 @@ def _experiment(
     for action_name, action in actions.items():
         value = getattr(asked, action_name)
         if value is not None:
+            _validate(asked.settings)
             saved = read_saved(folder, type(asked.settings), name)
-            return action(saved, value)
+            return action(dataclasses.replace(saved, config=asked.settings), value)
     _validate(asked.settings, asked.saving)
     if asked.resume and _already_finished(folder, name, asked):
         return None
@@ -137,7 +138,8 @@ def _command(
 ) -> Any:
     """The dataclass whose fields are the options, with the right defaults.
 
-    Defaults come from the preset asked for, or, to resume, from the saved run.
+    Defaults come from the preset asked for, or, to resume or to act on one, from the
+    saved run.
     """
     first_look = dataclasses.make_dataclass(
         "FirstLook",
@@ -159,7 +161,9 @@ def _command(
         seen = first_look()
     preset = seen.preset if seen.preset in presets else "quick"
     settings, options = presets[preset], Options()
-    if seen.resume:
+    flags = {"--" + action.replace("_", "-") for action in actions}
+    acting = any(arg.partition("=")[0] in flags for arg in argv)
+    if seen.resume or (acting and quiet == argv):
         folder = seen.run_dir or _default_folder(name, preset, seen.seed)
         saved: Saved[Any] = read_saved(folder, type(settings), name)
         preset, settings, options = saved.preset, saved.config, saved.options

@@ -77,3 +77,36 @@ def cross_entropy(model: Model) -> Objective:
 def squared_error(model: Model) -> Objective:
     """(output - y)^2 for outputs and y of shape [B]. Metrics: loss."""
     return supervised(model, lambda outputs, y: {"loss": jnp.square(outputs - y)})
+
+
+def sequence_cross_entropy(model: Model, begin: int) -> Objective:
+    """-log softmax(logits_t)[y_t] of every symbol y_t, given those before it.
+
+    Batch: x [B, S] of x_length [B] symbols, y [B, T] of y_length [B], the last the one
+    that ends it; the model sees x and, after `begin`, y (teacher forcing). Metrics:
+    loss in nats a symbol, accuracy of symbols, and "exact match", the share of rows
+    whose every symbol is the most probable one: of just those greedy decoding gives y.
+    """
+
+    def objective(
+        params: PyTree, extra: PyTree, batch: Batch, key: Key | None
+    ) -> tuple[Array, tuple[PyTree, Metrics]]:
+        y, training = batch["y"], key is not None
+        before = jnp.concatenate([jnp.full_like(y[:, :1], begin), y[:, :-1]], axis=1)
+        logits, extra = model.apply(
+            params, extra, batch["x"], batch["x_length"], before,
+            train=training, key=key,
+        )  # fmt: skip
+        within = jnp.arange(y.shape[1]) < batch["y_length"][:, None]
+        counted = within * batch["mask"][:, None]
+        right = jnp.argmax(logits, -1) == y
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+        exact = jnp.all(right | ~within, axis=1)
+        metrics = {
+            "loss": masked_mean(nats, counted),
+            "accuracy": masked_mean(right.astype(nats.dtype), counted),
+            "exact match": masked_mean(exact.astype(nats.dtype), batch["mask"]),
+        }
+        return mean_value(metrics["loss"]), (extra, metrics)
+
+    return objective

@@ -116,11 +116,12 @@ class Lanes(NamedTuple):
     rows [S, n], may be fewer, S dividing L: lane i has those of i modulo S, so that
     lanes are trained in pairs or groups on the same batches.
 
-    "exact" runs lane after lane (`lax.map`), every one bit-identical to itself alone,
-    and is the faster on a CPU; "fast" runs them abreast (`vmap`), for accelerators and
-    for tiny models. A lane whose loss is not finite stops the run, unless it
-    `may_diverge`: then it goes on as it is. The devices of this process share the lanes
-    among them, as many as divide their number, unless `devices` names others.
+    "exact" runs lane after lane (`lax.map`), every one bit-identical to itself alone
+    (on a GPU but for the last bits), and is the faster on a CPU; "fast" runs them
+    abreast (`vmap`), for accelerators and for tiny models. A lane whose loss is not
+    finite stops the run, unless it `may_diverge`: then it goes on as it is. The devices
+    of this process share the lanes among them, as many as divide their number, unless
+    `devices` names others.
     """
 
     args: tuple[PyTree, ...] = ()

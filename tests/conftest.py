@@ -17,14 +17,27 @@ _own_cache = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 if _own_cache:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxstudy-xla-")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-# Most of the tests' time is compiling, of programs that run once: with fewer passes of
-# LLVM they take 81 seconds instead of 115. Set XLA_FLAGS to have all passes.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+# Most of the tests' time is compiling, of programs that run once: with the old emitters
+# of loops and none of LLVM's passes, a fifth of it. Set XLA_FLAGS to have them all.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+)
 
 import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
+PYTHONPATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 Process = subprocess.Popen[str]
+
+
+@pytest.fixture
+def cpu() -> None:
+    """Skip what holds on a CPU alone: exact bits of other programs, its lowering."""
+    import jax
+
+    if jax.default_backend() != "cpu":
+        pytest.skip("runs where JAX computes on a CPU: JAX_PLATFORMS=cpu")
 
 
 @pytest.fixture
@@ -56,7 +69,7 @@ def start() -> Any:
         process = subprocess.Popen(
             [sys.executable, str(file), *map(str, arguments)],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": PYTHONPATH},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -78,7 +91,7 @@ def run_on_devices(count: int, *arguments: str) -> str:
     """What `python ARGUMENTS` prints where the processor is so many devices."""
     flag = f"--xla_force_host_platform_device_count={count}"
     flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
-    own = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    own = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": PYTHONPATH}
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,

@@ -11,20 +11,22 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     {"types", "statistics", "hdf5"},
     {"model", "ops", "torch_weights", "features", "data.sources", "data.dataset"},
+    {"sampling", "ngram"},
     {"data.stream"},
     {"models", "objectives", "optimizers", "data", "comparison"},
     {"problems", "data.splits", "data.builders", "keras_weights", "summary"},
+    {"models.seq2seq", "data.pairs", "data.prose"},
     {"data.fetch"},
     {"checkpoint"},
     {"run"},
     {"training", "transfer"},
-    {"adversarial", "study", "sampling"},
+    {"adversarial", "study"},
     {"plots", "report"},
-    {"study_plots"},
+    {"study_plots", "composing"},
     {"cli"},
     {"__main__"},
 )
-FLAX = {"model", "models", "summary"}
+FLAX = {"model", "models", "models.seq2seq", "summary"}
 ORBAX = {"checkpoint"}
 OUTSIDE = {"experiments", "tests", "benchmarks"}
 UNSAFE = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}

@@ -193,5 +193,6 @@ def test_means_of_parts_add_up_to_the_mean() -> None:
     parts = [masked_mean(values[s], mask[s]) for s in (slice(0, 3), slice(3, 10))]
     total = jax.tree.map(jnp.add, *parts)
     assert total == masked_mean(values, mask) == (25, 6)
-    assert mean_value(total) == np.float32(25 / 6)
+    # a GPU's division may be wrong in the last bit
+    np.testing.assert_array_max_ulp(mean_value(total), np.float32(25 / 6), 1)
     assert mean_value(Mean(jnp.float32(0), jnp.float32(0))) == 0

@@ -121,6 +121,7 @@ def largest_array(fn: Callable[..., Any], *args: Any) -> int:
     return max(sizes)
 
 
+@pytest.mark.usefixtures("cpu")
 def test_patches_stay_within_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     x, kernel = normal(64, 16, 16, 8), normal(3, 3, 8, 8)
     patches = 64 * 16 * 16 * 72 * 4
@@ -137,6 +138,7 @@ def test_patches_stay_within_their_bound(monkeypatch: pytest.MonkeyPatch) -> Non
     assert largest_array(jax.grad(loss, (0, 1)), x, kernel) <= max(bound, whole)
 
 
+@pytest.mark.usefixtures("cpu")
 def test_a_cpu_program_has_no_convolution_and_a_gpu_program_has() -> None:
     x, kernel = normal(2, 8, 8, 3), normal(3, 3, 3, 4)
     traced = jax.jit(jax.grad(lambda x, k: jnp.sum(ops.conv2d(x, k) ** 2))).trace(

@@ -194,6 +194,7 @@ def test_no_output_depends_on_a_later_input(kind: Kind) -> None:
     assert (size[np.tril_indices(STEPS)] > 0).all()
 
 
+@pytest.mark.usefixtures("cpu")
 @every_kind
 def test_more_padding_changes_no_bit(kind: Kind) -> None:
     x = normal(BATCH, STEPS, 12)

@@ -124,6 +124,7 @@ def test_a_small_bound_makes_more_chunks_and_the_same_bits(
     same(train(source, source), expected)
 
 
+@pytest.mark.usefixtures("cpu")
 @pytest.mark.parametrize("mode", ["exact", "fast"])
 def test_lanes_share_a_stream(mode: Any) -> None:
     keys = jax.random.split(jax.random.key(3), 2)

@@ -1,6 +1,8 @@
 """Text as numbers: there and back, and nothing that the training text has not."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from jaxstudy.data.text import (
     UNKNOWN,
     Vocabulary,
     fit_vocabulary,
-    vocabulary_of_json,
+    read_vocabulary,
     windows,
     words,
 )
@@ -27,7 +29,10 @@ def test_a_text_comes_back(text: str) -> None:
     assert numbers.min() >= 1
     assert numbers.max() < len(vocabulary)
     assert "".join(vocabulary.decode(numbers)) == text
-    assert vocabulary_of_json(vocabulary.to_json(), "a run") == vocabulary
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "symbols.json"
+        path.write_text(vocabulary.to_json(), encoding="utf-8")
+        assert read_vocabulary(path) == vocabulary
     assert fit_vocabulary(sorted(text)) == vocabulary  # the order does not matter
 
 
@@ -67,9 +72,13 @@ def test_many_unknown_symbols_are_counted() -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "{}", "[1]", '["a", "a"]', json.dumps([UNKNOWN]), "null"]
 )
-def test_a_damaged_vocabulary_is_named(text: str) -> None:
+def test_a_damaged_vocabulary_is_named(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "symbols.json"
     with pytest.raises(UserError, match=r"symbols\.json holds no vocabulary"):
-        vocabulary_of_json(text, "symbols.json")
+        read_vocabulary(path)  # there is no such file
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"symbols\.json holds no vocabulary"):
+        read_vocabulary(path)
 
 
 def test_no_text_has_no_vocabulary() -> None:

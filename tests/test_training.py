@@ -368,6 +368,7 @@ def one_lane(data: Dataset, lane: int) -> Dataset:
     return data._replace(rows=data.rows[lane], valid=data.valid[lane])
 
 
+@pytest.mark.usefixtures("cpu")
 @pytest.mark.parametrize("lane", [0, 2])
 def test_an_exact_lane_has_the_bits_of_its_run_alone(lane: int) -> None:
     """Lane 0 has a shorter fold; the run alone has its rate as a plain number."""
@@ -403,6 +404,7 @@ def test_fast_lanes_are_close_to_exact_ones() -> None:
         np.testing.assert_allclose(a["loss"], b["loss"], atol=1e-5)
 
 
+@pytest.mark.usefixtures("cpu")
 def test_lanes_begin_with_the_bits_of_init_state() -> None:
     keys = lane_keys()[0]
     lanes = init_lanes(MODEL, TX, keys)

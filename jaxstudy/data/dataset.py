@@ -1,11 +1,13 @@
 """Datasets as resident arrays, and the order in which training visits them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from jaxstudy.types import Array, Batch, Key
 
@@ -203,6 +205,36 @@ def random_split(n: int, shares: Sequence[float], seed: int) -> tuple[np.ndarray
     if min(len(p) for p in parts) == 0:
         raise ValueError(f"{n} rows are too few for the shares {shares}")
     return tuple(np.sort(p) for p in parts)
+
+
+def grouped_split(
+    keys: Sequence[Sequence[Hashable]], held_out: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows to train on, to choose by and to test on, the same at every call.
+
+    Rows that share a key, or are linked by others that do, are never in two of them.
+    `held_out` is the share of each of the last two, in such groups. Raises ValueError
+    where there are too few groups.
+    """
+    numbers: dict[Hashable, int] = {}
+    links = [
+        (row, numbers.setdefault(key, len(numbers)))
+        for row, own in enumerate(keys)
+        for key in own
+    ]
+    rows, columns = np.array(links).reshape(-1, 2).T
+    size = len(keys) + len(numbers)
+    graph = coo_array(
+        (np.ones(len(rows)), (rows, len(keys) + columns)), shape=(size, size)
+    )
+    group = connected_components(graph, directed=False)[1][: len(keys)]
+    names = np.random.default_rng(0).permutation(np.unique(group))
+    count = int(len(names) * held_out)
+    if count < 1:
+        raise ValueError(f"{len(names)} groups are too few to hold some of them out")
+    parts = names[2 * count :], names[:count], names[count : 2 * count]
+    train, validation, test = (np.flatnonzero(np.isin(group, part)) for part in parts)
+    return train, validation, test
 
 
 def kfold(n: int, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
+from jaxstudy.data.dataset import grouped_split
 from jaxstudy.types import UserError
 
 HEADER = ("M", "L", "K")  # metre, length of a plain note, key: what playing needs
@@ -91,27 +90,14 @@ def split_tunes(tunes: Sequence[str], *, held_out: float = 0.1) -> Tunes:
     Tunes that begin with the same 24 notes, or end with the same, are editions of one:
     they are never in two of the sets. Raises UserError where there are too few.
     """
-    group = list(range(len(tunes)))
-
-    def first(i: int) -> int:
-        while group[i] != i:
-            i = group[i]
-        return i
-
-    seen: dict[tuple[str, str], int] = {}
-    for i, tune in enumerate(tunes):
+    keys = []
+    for tune in tunes:
         notes = melody(tune)
-        for key in (("begins", notes[:24]), ("ends", notes[-24:])):
-            group[first(i)] = first(seen.setdefault(key, i))
-    groups = np.array([first(i) for i in range(len(tunes))])
-    names = np.random.default_rng(0).permutation(np.unique(groups))
-    count = int(len(names) * held_out)
-    if count < 1:
-        raise UserError(f"{len(tunes)} tunes are too few to hold some of them out")
-    parts = names[2 * count :], names[:count], names[count : 2 * count]
-    return Tunes(
-        *(
-            tuple(tunes[i] for i in np.flatnonzero(np.isin(groups, part)).tolist())
-            for part in parts
-        )
-    )
+        keys.append((("begins", notes[:24]), ("ends", notes[-24:])))
+    try:
+        sets = grouped_split(keys, held_out)
+    except ValueError as error:
+        raise UserError(
+            f"{len(tunes)} tunes are too few to hold some of them out"
+        ) from error
+    return Tunes(*(tuple(str(tunes[i]) for i in rows) for rows in sets))

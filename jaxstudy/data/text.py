@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -54,7 +55,7 @@ class Vocabulary:
         return [symbols[number] for number in numbers]
 
     def to_json(self) -> str:
-        """What `vocabulary_of_json` reads."""
+        """What `read_vocabulary` reads."""
         return json.dumps(self.symbols, ensure_ascii=False) + "\n"
 
 
@@ -73,17 +74,20 @@ def fit_vocabulary(tokens: Iterable[str], *, size: int | None = None) -> Vocabul
     return Vocabulary(tuple(sorted(symbols)))
 
 
-def vocabulary_of_json(text: str, where: str) -> Vocabulary:
-    """The vocabulary that `to_json` wrote. Raises UserError where it is none."""
+def read_vocabulary(path: Path) -> Vocabulary:
+    """The vocabulary that `to_json` made a file of.
+
+    Raises UserError, naming the file, where there is none in it.
+    """
     try:
-        symbols = json.loads(text)
+        symbols = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(symbols, list) or not all(
             isinstance(symbol, str) for symbol in symbols
         ):
             raise ValueError("it is not a list of strings")
         return Vocabulary(tuple(symbols))
-    except ValueError as error:
-        raise UserError(f"{where} holds no vocabulary: {error}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} holds no vocabulary: {error}") from error
 
 
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*|\d+|[^\w\s]")

@@ -40,15 +40,26 @@ def _simple(x: Array, r: Array, states: States) -> States:
     return (jnp.tanh(x + r),)
 
 
+def _gates(z: Array, *kinds: str) -> list[Array]:
+    """Equal parts of z [B, gates U], each through its kind: "sigmoid" or "tanh".
+
+    sigmoid(z) = (1 + tanh(z / 2)) / 2 makes one tanh of all of them: on a CPU, one loop
+    over whole rows takes a quarter of the time of a loop for every part.
+    """
+    halves = np.repeat([0.5 if kind == "sigmoid" else 1 for kind in kinds],
+                       z.shape[-1] // len(kinds))  # fmt: skip
+    half, rest = jnp.asarray(halves, z.dtype), jnp.asarray(1 - halves, z.dtype)
+    return jnp.split(half * jnp.tanh(half * z) + rest, len(kinds), -1)
+
+
 def _gru(x: Array, r: Array, states: States) -> States:
     """h' = z h + (1 - z) tanh(x_n + s(x_r + r_r) r_n), z = s(x_z + r_z).
 
     s is the sigmoid; Keras calls it "reset_after" (Cho et al. 2014, arXiv:1406.1078).
     """
-    (h,) = states
-    (x_z, x_r, x_n), (r_z, r_r, r_n) = jnp.split(x, 3, -1), jnp.split(r, 3, -1)
-    z = nn.sigmoid(x_z + r_z)
-    return (z * h + (1 - z) * jnp.tanh(x_n + nn.sigmoid(x_r + r_r) * r_n),)
+    (h,), two = states, 2 * x.shape[-1] // 3
+    z, reset = _gates(x[..., :two] + r[..., :two], "sigmoid", "sigmoid")
+    return (z * h + (1 - z) * jnp.tanh(x[..., two:] + reset * r[..., two:]),)
 
 
 def _lstm(x: Array, r: Array, states: States) -> States:
@@ -57,9 +68,9 @@ def _lstm(x: Array, r: Array, states: States) -> States:
     s is the sigmoid (Hochreiter and Schmidhuber 1997; Gers et al. 2000).
     """
     _, c = states
-    i, f, g, o = jnp.split(x + r, 4, -1)
-    c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
-    return nn.sigmoid(o) * jnp.tanh(c), c
+    i, f, g, o = _gates(x + r, "sigmoid", "sigmoid", "tanh", "sigmoid")
+    c = f * c + i * g
+    return o * jnp.tanh(c), c
 
 
 CELLS: dict[Kind, Cell] = {
@@ -149,7 +160,7 @@ def _orthogonal_gates(key: Key, shape: tuple[int, int], dtype: Any) -> Array:
     return jnp.concatenate(each, axis=1)
 
 
-def _small_uniform(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+def small_uniform(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
     """Between -0.05 and 0.05, as Keras's Embedding starts."""
     return jax.random.uniform(key, shape, dtype, -0.05, 0.05)
 
@@ -291,7 +302,7 @@ class LanguageModel(nn.Module):
             x = nn.Embed(
                 self.vocabulary,
                 self.embedding,
-                embedding_init=_small_uniform,
+                embedding_init=small_uniform,
                 name="embedding",
             )(tokens)
         layers = Recurrent(self.kind, self.units, self.start, name="layers")

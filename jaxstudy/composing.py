@@ -1,0 +1,246 @@
+"""Tunes judged from outside: does a parser read them, do the bars add up, are they new?
+
+music21 is the parser. It is lenient, so what it passes over in silence is counted here,
+and real tunes that no model has seen are judged beside the composed ones: their share
+is the most that can be asked for. `write_midi` and `save_piano_roll` are for the ear
+and the eye.
+"""
+
+import contextlib
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from jaxstudy import plots
+from jaxstudy.data.music import melody
+from jaxstudy.run import Run
+from jaxstudy.types import UserError
+
+# Letters that stand before a note or in its place and are not sung: fermata, trill,
+# bows, space and so on; music21 passes over most of them.
+MARKS = "HILMNOPRSTUVWZhijklmnopqrstuvwxy~."
+TEXT = re.compile(r'"[^"\n]*"|![^!\n]*!')  # chord symbols, fingerings, expressions
+
+
+class Verdict(NamedTuple):
+    """What the judge found: the first fault ("" if none), bars, and the wrong ones."""
+
+    fault: str
+    bars: int = 0
+    wrong: int = 0
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the parser reads all of it."""
+        return not self.fault
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether it is accepted and every bar is as long as it should be."""
+        return self.accepted and not self.wrong
+
+
+def _plain(tune: str) -> str:
+    """A tune as music21 reads it best: the same notes.
+
+    It drops a note with a fermata, takes "A::" for a field of the header, and the
+    invisible bar line "[|]" for another with something after it.
+    """
+    head, key, body = tune.partition("\nK:")
+    key_line, end, body = body.partition("\n")
+    for there, here in (("H", ""), ("::", ":||:"), ("[|]", "|")):
+        body = body.replace(there, here)
+    return head + key + key_line + end + body
+
+
+def _read(tune: str) -> tuple[Any, Any, str]:
+    """music21's tokens and score of a tune, and what it warned of."""
+    from music21 import abcFormat  # slow to import
+
+    warned = io.StringIO()
+    with contextlib.redirect_stderr(warned):
+        handler = abcFormat.ABCFile().readstr(_plain(tune))
+        score = abcFormat.translate.abcToStreamScore(handler)
+    return handler.tokens, score, warned.getvalue().strip()
+
+
+def judge(tune: str) -> Verdict:
+    """Whether music21 accepts a tune in ABC notation, and whether its bars add up.
+
+    Accepted: it becomes a score without an exception or a warning; the header has X,
+    a metre and a key that are known; there is a bar line and a note; every quotation
+    is closed; and no character but spaces, marks of performance, "`" and "\\" is passed
+    over. Bars: the notes of each fill the metre; those beside the beginning, the end, a
+    repeat or a double bar may be shorter, as where a tune begins with an upbeat.
+    """
+    try:
+        tokens, score, warned = _read(tune)
+    except Exception as error:  # whatever a parser makes of garbage is a no
+        return Verdict(f"{type(error).__name__}: {error}")
+    bars, wrong = _count_bars(tokens)
+    fault = _header_fault(tokens) or _unread(_plain(tune), tokens) or warned
+    if not fault and not (bars and any(n.quarterLength for n in score.recurse().notes)):
+        fault = "no bar with a note"
+    return Verdict(fault, bars, wrong)
+
+
+def _header_fault(tokens: Sequence[Any]) -> str:
+    """What is missing before the first note, or unknown; "" if nothing."""
+    from music21 import abcFormat
+
+    found = {}
+    for token in tokens:
+        if isinstance(token, abcFormat.ABCNote):
+            break
+        if isinstance(token, abcFormat.ABCMetadata):
+            found[token.tag] = token
+    for tag, name in (("X", "number"), ("M", "metre"), ("K", "key")):
+        if tag not in found:
+            return f"no {name} ({tag}:)"
+    if found["M"].getTimeSignatureObject() is None:
+        return "no metre (M:none)"
+    key = found["K"].data
+    if not re.match("[A-G]", key) or found["K"].getKeySignatureParameters()[1] is None:
+        return f"unknown key {key}"  # for which music21 would take C
+    return ""
+
+
+def _unread(tune: str, tokens: Sequence[Any]) -> str:
+    """What the parser left out that is no mark of performance, in words; or ""."""
+    text = TEXT.sub("", tune)
+    if '"' in text:
+        return "a quotation is not closed"
+    read = Counter("".join(TEXT.sub("", token.src) for token in tokens))
+    left = Counter(text) - read
+    lost = [c for c in left if not c.isspace() and c not in MARKS + "`\\"]
+    return f"left out: {' '.join(sorted(lost))}" if lost else ""
+
+
+def _count_bars(tokens: Sequence[Any]) -> tuple[int, int]:
+    """How many bars have notes, and how many of them are of a wrong length."""
+    from music21 import abcFormat
+
+    bars = wrong = 0
+    metre, length = None, Fraction(0)
+    section: list[bool] = []  # of each of its bars: whether it is full
+
+    def end_bar() -> None:
+        nonlocal bars, wrong, length
+        if length and metre:
+            bars += 1
+            wrong += length > metre
+            section.append(length >= metre)
+        length = Fraction(0)
+
+    def end_section() -> None:
+        nonlocal wrong
+        wrong += section[1:-1].count(False)
+        section.clear()
+
+    for token in tokens:
+        if isinstance(token, abcFormat.ABCMetadata) and token.isMeter():
+            signature = token.getTimeSignatureObject()
+            if signature is not None:
+                metre = Fraction(signature.barDuration.quarterLength)
+        elif isinstance(token, abcFormat.ABCNote) and not token.inGrace:
+            in_tuplet = token.activeTuplet
+            share = in_tuplet.tupletMultiplier() if in_tuplet else 1
+            length += Fraction(token.quarterLength) * Fraction(share)
+        elif isinstance(token, abcFormat.ABCBar):
+            end_bar()
+            if not (token.isRegular() or token.isRepeatBracket()):
+                end_section()
+    end_bar()
+    end_section()
+    return bars, wrong
+
+
+def longest_copy(text: str, source: str) -> int:
+    """The length of the longest string that is in both texts."""
+    longest = 0
+    for start in range(len(text)):
+        # only a longer one matters, and if one is there, so are its beginnings
+        while start + longest < len(text) and (
+            text[start : start + longest + 1] in source
+        ):
+            longest += 1
+    return longest
+
+
+def copied_share(tune: str, melodies: str) -> float:
+    """Of a tune's melody, the share that comes in one piece from others.
+
+    `melodies` are the others' as `joined_melodies` gives them. Over 1/2 is a copy here.
+    """
+    notes = melody(tune)
+    return longest_copy(notes, melodies) / len(notes) if notes else 0.0
+
+
+def joined_melodies(tunes: Iterable[str]) -> str:
+    """The melodies of tunes in one text, apart: nothing is found across two."""
+    return "|".join(map(melody, tunes))
+
+
+def notes_of(tune: str) -> np.ndarray:
+    """Beginning and length in quarter notes and MIDI pitch of every note [n, 3].
+
+    Raises UserError where music21 reads no note.
+    """
+    try:
+        _, score, _ = _read(tune)
+        notes = [
+            (float(note.offset), float(note.quarterLength), pitch.midi)
+            for note in score.flatten().notes
+            for pitch in note.pitches
+            if note.quarterLength
+        ]
+    except Exception as error:  # as in `judge`
+        raise UserError(f"no tune that music21 reads: {error}") from error
+    if not notes:
+        raise UserError("no tune that music21 reads: it has no note")
+    return np.array(notes)
+
+
+def write_midi(tune: str, path: Path) -> None:
+    """Write a tune's notes as a MIDI file, by music21; repeats are played once.
+
+    Raises UserError where music21 reads no note.
+    """
+    from music21 import note, stream  # slow to import
+
+    # of the notes alone: of its own scores music21 refuses to write some, for repeats
+    # that do not match or bars that are too long
+    part = stream.Part()
+    for start, length, pitch in notes_of(tune):
+        part.insert(start, note.Note(int(pitch), quarterLength=length))
+    part.write("midi", path)
+
+
+def save_piano_roll(run: Run, name: str, tunes: Sequence[str]) -> None:
+    """Tunes below each other as NAME.png: pitch by time, a line an octave of C."""
+    figure, axes = plt.subplots(
+        len(tunes), 1, figsize=(11, 1.9 * len(tunes)), squeeze=False
+    )
+    for axis, tune in zip(axes[:, 0], tunes, strict=True):
+        start, length, pitch = notes_of(tune).T
+        axis.barh(pitch, 0.92 * length, left=start, height=0.9)
+        octaves = np.arange(12 * (pitch.min() // 12), pitch.max() + 12, 12)
+        axis.set_yticks(octaves, [f"C{int(c) // 12 - 1}" for c in octaves])
+        axis.set_ylim(pitch.min() - 2, pitch.max() + 2)
+        axis.set_xlim(0, (start + length).max())
+        head = tune.partition("\n")[2].partition("\nK:")
+        key = head[2].partition("\n")[0]
+        axis.set_title(
+            f"{head[0].replace(chr(10), '  ')}  K:{key}", fontsize=8, loc="left"
+        )
+        axis.grid(alpha=0.3)
+    axes[-1][0].set_xlabel("quarter notes")
+    figure.tight_layout()
+    plots.save(figure, run, name)

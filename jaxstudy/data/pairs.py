@@ -1,0 +1,205 @@
+"""Texts in two languages: Korean and English dates, and messages of a program."""
+
+import datetime
+import gettext
+import re
+import struct
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from babel.dates import format_date, format_skeleton
+
+from jaxstudy.data.dataset import grouped_split
+from jaxstudy.data.text import Vocabulary
+from jaxstudy.types import UserError
+
+END = "\n"  # no text has one: what a translation ends with, and begins after
+
+
+class Pair(NamedTuple):
+    """A Korean text, and the English one that means the same."""
+
+    source: str
+    target: str
+
+
+class Pairs(NamedTuple):
+    """Pairs to learn from, to choose by and to test on."""
+
+    train: tuple[Pair, ...]
+    validation: tuple[Pair, ...]
+    test: tuple[Pair, ...]
+
+
+FIRST, LAST = datetime.date(1900, 1, 1), datetime.date(2099, 12, 31)
+# Of CLDR's patterns those whose Korean says which English one is meant: 2024. 3. 5. is
+# both of two, so that one of them is left out.
+FORMATS = ("full", "long", "medium", "short", "yMEd", "yMMMEd")
+LONGEST_DATE = len("2026년 12월 30일 수요일"), len("Wednesday, September 30, 2026")
+# What follows the year, the month and the day of each.
+_KOREAN = {
+    "full": r"(\d{4})년 (\d+)월 (\d+)일 (\w)요일",
+    "long": r"(\d{4})년 (\d+)월 (\d+)일",
+    "medium": r"(\d{4})\. (\d+)\. (\d+)\.",
+    "short": r"(\d{2})\. (\d+)\. (\d+)\.",
+    "yMEd": r"(\d{4})\. (\d+)\. (\d+)\. \((\w)\)",
+    "yMMMEd": r"(\d{4})년 (\d+)월 (\d+)일 \((\w)\)",
+}
+_WEEKDAYS = "월화수목금토일"
+
+
+def date_text(date: datetime.date, form: str, language: str) -> str:
+    """A date as CLDR writes it: one of FORMATS, in "ko" or "en"."""
+    if form.startswith("y"):
+        return format_skeleton(form, date, locale=language)
+    return format_date(date, form, locale=language)  # type: ignore[arg-type]
+
+
+def date_pairs(count: int, *, held_out: float = 0.1) -> Pairs:
+    """So many dates between FIRST and LAST, each in one of FORMATS by chance.
+
+    The same at every call; a date is in one of the sets only, and in it once. Raises
+    UserError where there are not so many days, or too few.
+    """
+    days = (LAST - FIRST).days + 1
+    if not 3 <= count <= days:
+        raise UserError(f"there are 3 to {days} dates to choose from, not {count}")
+    rng = np.random.default_rng(0)
+    chosen = rng.choice(days, count, replace=False)
+    pairs = []
+    for day, form in zip(chosen, rng.choice(FORMATS, count), strict=True):
+        date = FIRST + datetime.timedelta(int(day))
+        pairs.append(
+            Pair(*(date_text(date, str(form), language) for language in ("ko", "en")))
+        )
+    part = max(1, int(count * held_out))
+    cut = pairs[2 * part :], pairs[:part], pairs[part : 2 * part]
+    return Pairs(*map(tuple, cut))
+
+
+def check_date(text: str) -> None:
+    """Raise UserError where this is no date in one of the Korean FORMATS.
+
+    The day must exist, and fall on the weekday that the text says.
+    """
+    matches = (re.fullmatch(pattern, text) for pattern in _KOREAN.values())
+    found = next(filter(None, matches), None)
+    if found is None:
+        example = ", ".join(date_text(datetime.date(2024, 3, 5), form, "ko")
+                            for form in FORMATS)  # fmt: skip
+        raise UserError(f"{text!r} is not written as one of: {example}")
+    year, month, day, *weekday = found.groups()
+    centuries = (19, 20) if len(year) == 2 else ("",)  # the short form has no century
+    for century in centuries:
+        try:
+            date = datetime.date(int(f"{century}{year}"), int(month), int(day))
+        except ValueError:
+            continue
+        on = _WEEKDAYS[date.weekday()]
+        if weekday and weekday[0] != on:
+            raise UserError(f"{text!r}: that day is a {on}요일, not {weekday[0]}요일")
+        return
+    raise UserError(f"{text!r}: there is no such day")
+
+
+def read_messages(folder: Path, longest: tuple[int, int]) -> list[Pair]:
+    """The messages of gettext catalogues (.mo) with Korean in them, each pair once.
+
+    Marks of keyboard shortcuts are taken off. Texts of several lines are left out, and
+    so are those with more characters than `longest`, of Korean and of English. Raises
+    UserError, naming the file, where one is no catalogue, and where there is none.
+    """
+    pairs: dict[Pair, None] = {}
+    files = sorted(folder.glob("*.mo"))
+    if not files:
+        raise UserError(f"there is no gettext catalogue (.mo) in {folder}")
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                catalogue = vars(gettext.GNUTranslations(file))["_catalog"]
+        except (OSError, ValueError, struct.error) as error:
+            raise UserError(f"{path} is no gettext catalogue: {error}") from error
+        for english, korean in catalogue.items():
+            if not isinstance(english, str) or not re.search("[가-힣]", korean):
+                continue  # a plural, or left in English
+            # before \x04 comes a note on where the message stands
+            pair = Pair(_plain(korean), _plain(english.rpartition("\x04")[2]))
+            fits = all(0 < len(t) <= n for t, n in zip(pair, longest, strict=True))
+            if fits and END not in korean + english:
+                pairs[pair] = None
+    return list(pairs)
+
+
+def _plain(text: str) -> str:
+    """A message without the mark of its keyboard shortcut, _F or ~F or (_F)."""
+    text = re.sub(r"\s?\([_~]\w\)", "", text)
+    return " ".join(re.sub(r"(?<!\w)[_~](?=\w)|(?<=\w)[_~](?=\w)", "", text).split())
+
+
+def split_messages(pairs: Sequence[Pair], *, held_out: float = 0.1) -> Pairs:
+    """The three sets, the same at every call.
+
+    Pairs with the same Korean or the same English, but for case, numbers and marks, are
+    never in two of them. Raises UserError where there are too few.
+    """
+    keys = [
+        tuple((which, re.sub(r"[\W\d_]+", "", text.lower())) for which, text in
+              enumerate(pair))
+        for pair in pairs
+    ]  # fmt: skip
+    try:
+        sets = grouped_split(keys, held_out)
+    except ValueError as error:
+        raise UserError(f"{len(pairs)} messages are too few to split") from error
+    return Pairs(*(tuple(pairs[i] for i in rows) for rows in sets))
+
+
+_CODES = re.compile(r"\$\w+|\$\([^)]*\)|%\w+|\d+", re.ASCII)
+
+
+def noise(pairs: Sequence[Pair]) -> dict[str, float]:
+    """Shares of pairs that cannot be right, or not the only right ones.
+
+    "another number or placeholder": one language has a number or a placeholder that
+    the other has not; "several English": the same Korean stands for other English too,
+    so that an exact match is a matter of luck.
+    """
+    english: dict[str, set[str]] = {}
+    for pair in pairs:
+        english.setdefault(pair.source, set()).add(pair.target)
+    codes = [[Counter(_CODES.findall(text)) for text in pair] for pair in pairs]
+    return {
+        "another number or placeholder": float(np.mean([a != b for a, b in codes])),
+        "several English": float(np.mean([len(english[p.source]) > 1 for p in pairs])),
+    }
+
+
+def encode_pairs(
+    pairs: Sequence[Pair],
+    source: Vocabulary,
+    target: Vocabulary,
+    longest: tuple[int, int],
+) -> dict[str, np.ndarray]:
+    """Pairs as x [N, S], x_length [N], y [N, T] and y_length [N], padded.
+
+    S and T - 1 are `longest`: y ends with END, which counts. Characters outside a
+    vocabulary become 0. Raises ValueError where a text is too long.
+    """
+    texts = {
+        "x": [source.encode(pair.source, allow_unknown=True) for pair in pairs],
+        "y": [target.encode(pair.target + END, allow_unknown=True) for pair in pairs],
+    }
+    arrays: dict[str, np.ndarray] = {}
+    for name, width in zip(texts, (longest[0], longest[1] + 1), strict=True):
+        lengths = np.array([len(numbers) for numbers in texts[name]], np.int32)
+        if lengths.max() > width:
+            raise ValueError(f"a text of {lengths.max()} symbols is over {width}")
+        filling = target.encode(END)[0] if name == "y" else 0
+        arrays[name] = np.full((len(pairs), width), filling, np.int32)
+        for row, numbers in zip(arrays[name], texts[name], strict=True):
+            row[: len(numbers)] = numbers
+        arrays[f"{name}_length"] = lengths
+    return arrays

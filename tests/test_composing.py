@@ -1,0 +1,161 @@
+"""Tunes judged by music21: what it accepts, which bars add up, what is copied."""
+
+from collections import Counter
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxstudy.composing import (
+    copied_share,
+    joined_melodies,
+    judge,
+    longest_copy,
+    notes_of,
+    save_piano_roll,
+    write_midi,
+)
+from jaxstudy.run import open_run
+from jaxstudy.types import UserError
+
+HEAD = "X:1\nM:6/8\nL:1/8\nK:G\n"
+# an upbeat, a triplet, dotted pairs, a fermata, a chord symbol, grace notes, a slur, a
+# trill, an ending with a second one, and a repeat within a line
+GOOD = (
+    HEAD
+    + 'D|"G"G2G (3ABc d|{e}d>cB HA3|Tg3 !f!f3|[1 G3 G2:|[2 G3 G2||\n'
+    + "B|(dBd) g`f`e:: d|[GB]3 A3|uG3 z2|]\n"
+)
+
+
+def test_a_good_tune_is_accepted_and_adds_up() -> None:
+    verdict = judge(GOOD)
+    assert verdict.fault == ""
+    assert verdict.accepted
+    assert verdict.adds_up
+    # D, four, two endings of one, B, one, d, two: the upbeats are bars, too
+    assert verdict.bars == 11
+
+
+@pytest.mark.parametrize(
+    ("body", "bars", "wrong"),
+    [
+        ("GGG GGG|GGG GGG|GGG GGG|\n", 3, 0),
+        ("GGG GGG|GGG GG|GGG GGG|\n", 3, 1),  # too short within
+        ("GGG GGG|GGG GGGG|GGG GGG|\n", 3, 1),  # too long within
+        ("G|GGG GGG|GGG GG|\n", 3, 0),  # upbeat and last bar
+        ("GGG GGGG|GGG GGG|GGG|\n", 3, 1),  # too long at the beginning
+        ("GGG GG:|G|GGG GGG|GGG GG||\n", 4, 0),  # in every part the same
+        ("GGG GG:|G|GG|GGG GG||\n", 4, 1),
+        ("GGG GG|:GGG|GGG GGG|GGG GG||\n", 4, 0),
+        ("GGG GGG|GGG GG::G|GGG GGG|GGG GG:|\n", 5, 0),
+        ("GGG GGG|GGG GG|1 GGG GG:|2 GGG GGG|]\n", 4, 1),  # an ending is no new part
+        ("GGG GGG|\nM:2/4\nGGGG|GGGGGG|GGGG|\n", 4, 1),  # another metre from there
+        ("GGG GGG|{ABc}GGG GGG|GGG GGG|\n", 3, 0),  # grace notes take no time
+        ("GGG GGG|(3GGG G G3|GGG GGG|\n", 3, 0),
+        ("GGG GGG|(3GGG GG G3|GGG GGG|\n", 3, 1),
+        ("GGG GGG|G>G G G3|GGG [GB]3|\n", 3, 0),
+    ],
+)
+def test_bars_are_counted(body: str, bars: int, wrong: int) -> None:
+    verdict = judge(HEAD + body)
+    assert (verdict.fault, verdict.bars, verdict.wrong) == ("", bars, wrong)
+    assert verdict.adds_up == (wrong == 0)
+
+
+@pytest.mark.parametrize(
+    ("tune", "fault"),
+    [
+        ("", ""),
+        ("hello, world", ""),
+        ("GGG GGG|GGG GGG|", ""),
+        ("X:1\nM:6/8\nL:1/8\nGGG GGG|\n", "no key"),
+        ("X:1\nM:6/8\nL:1/8\nGGG GGG|\nK:G\n", "no key"),  # it comes too late
+        ("X:1\nL:1/8\nK:G\nGGG GGG|\n", "no metre"),
+        ("X:1\nM:none\nL:1/8\nK:G\nGGG GGG|\n", "no metre"),
+        ("M:6/8\nL:1/8\nK:G\nGGG GGG|\n", "no number"),
+        ("X:1\nM:6/8\nL:1/8\nK:Qx\nGGG GGG|\n", "unknown key Qx"),
+        ("X:1\nM:6/8\nL:1/8\nK:Gquux\nGGG GGG|\n", "unknown key Gquux"),
+        ("X:1\nM:six\nL:1/8\nK:G\nGGG GGG|\n", ""),
+        (HEAD, "no bar with a note"),
+        (HEAD + "z3 z3|\n", "no bar with a note"),
+        (HEAD + 'GGG "G GGG|GGG GGG|\n', "a quotation is not closed"),
+        (HEAD + "GGG 7 GGG|GGG GGG|\n", "left out: 7"),
+        (HEAD + "GGG #GGG| $ GGG GGG|\n", "left out: # $"),
+        (HEAD + "GGG [GBd|GGG GGG|\n", ""),
+        (HEAD + "GGG q4 GGG|GGG GGG|\n", ""),
+        (HEAD + "GGG G//// GGG|\n", ""),
+    ],
+)
+def test_what_a_parser_cannot_read_is_not_accepted(tune: str, fault: str) -> None:
+    verdict = judge(tune)
+    assert verdict.fault
+    assert verdict.fault.startswith(fault)
+    assert not verdict.accepted
+    assert not verdict.adds_up
+
+
+@given(st.text("abcGz|:[]()\"'!/23<>KXML\n ", max_size=60))
+def test_no_text_breaks_the_judge(text: str) -> None:
+    assert judge(HEAD + text).wrong >= 0
+
+
+@given(st.text("ab", max_size=12), st.text("ab", max_size=12))
+def test_the_longest_copy_is_that_of_brute_force(text: str, source: str) -> None:
+    pieces = {text[i:j] for i in range(len(text)) for j in range(i, len(text) + 1)}
+    assert longest_copy(text, source) == max(
+        (len(piece) for piece in pieces if piece in source), default=0
+    )
+
+
+def test_a_copy_is_found_whatever_its_rhythm_and_never_across_two_tunes() -> None:
+    others = joined_melodies([HEAD + "GABc dedc|BAGF\n", HEAD + "g2e2 c4|\n"])
+    assert others == "gabcdedcbagf|gec"
+    assert copied_share(HEAD + "G3 A3|B3 c3|d2e4|\n", others) == 1
+    assert copied_share(HEAD + "gag bag|\n", others) == pytest.approx(3 / 6)
+    assert copied_share(HEAD + "g f g e c a|\n", others) == pytest.approx(3 / 6)
+    assert copied_share(HEAD + "z4|\n", others) == 0
+
+
+def test_notes_and_a_midi_file(tmp_path: Path) -> None:
+    notes = notes_of("X:1\nM:4/4\nL:1/8\nK:G\nG2 F z [ce]4|{d}g>g f4 z2|\n")
+    # F is sharp in G; a chord is two notes; a grace note takes no time; a quarter is 1
+    assert notes.tolist() == [
+        [0.0, 1.0, 67.0],
+        [1.0, 0.5, 66.0],
+        [2.0, 2.0, 72.0],
+        [2.0, 2.0, 76.0],
+        [4.0, 0.75, 79.0],
+        [4.75, 0.25, 79.0],
+        [5.0, 2.0, 78.0],
+    ]
+    path = tmp_path / "tune.mid"
+    write_midi(GOOD, path)
+    from music21 import midi  # slow to import
+
+    file = midi.MidiFile()
+    file.open(path)
+    file.read()
+    file.close()
+    events = [event for track in file.tracks for event in track.events]
+    begun = Counter(event.pitch for event in events if event.isNoteOn())
+    ended = Counter(event.pitch for event in events if event.isNoteOff())
+    assert begun == ended == Counter(notes_of(GOOD)[:, 2])
+
+
+@pytest.mark.parametrize("tune", [HEAD, HEAD + "z6|\n", "hello", HEAD + "[G|\n"])
+def test_no_midi_file_of_what_has_no_note(tune: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no tune that music21 reads"):
+        write_midi(tune, tmp_path / "tune.mid")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_piano_roll_shows_the_notes(tmp_path: Path) -> None:
+    with open_run(tmp_path / "run", "test", "smoke", Path()) as run:
+        save_piano_roll(run, "roll", [GOOD, HEAD + "G6|c6|\n"])
+    pixels = matplotlib.image.imread(tmp_path / "run" / "figures" / "roll.png")
+    blue = np.all(np.abs(pixels[..., :3] - np.array([31, 119, 180]) / 255) < 0.02, -1)
+    assert np.mean(blue) > 0.02
