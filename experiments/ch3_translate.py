@@ -73,19 +73,19 @@ class Config(Settings):
 
     tasks: tuple[Task, ...] = ("dates",)
     """What to translate."""
-    dates: Annotated[int, pydantic.Field(ge=30)] = 10_000
+    dates: Annotated[int, pydantic.Field(ge=30)] = 5_000
     """Dates, of which a tenth is for choosing and a tenth for testing."""
     messages: Annotated[int, pydantic.Field(ge=30)] | None = None
     """Messages to learn from, drawn from all; every one by default."""
     longest: tuple[Count, Count] = (24, 40)
     """Messages with more characters, of Korean and of English, are left out."""
-    units: Count = 128
+    units: Count = 96
     """Units of each recurrent layer."""
     embedding: Count = 64
     """Numbers that stand for a character."""
     dropout: Rate = 0.2
     """Share of the decoder's outputs that is dropped in training."""
-    date_epochs: Count = 8
+    date_epochs: Count = 6
     """Passes over the dates."""
     message_epochs: Count = 4
     """Passes over the messages."""
