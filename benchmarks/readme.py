@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parent))
-import images_speed
+import contest
 import speed
 import study_speed
 
@@ -170,6 +170,41 @@ LESSONS = (
             ("frozen", "2286 images, frozen: test accuracy"),
             ("fine-tuned", "2286 images, fine-tuned: test accuracy"),
             ("the largest class", "largest class: test accuracy"),
+        ),
+    ),
+    Lesson(
+        "3.1",
+        "ch3_next_word",
+        "The next word of Moby Dick: a bag of the last words, the words in order, a "
+        "simple RNN, an LSTM, n-grams; and the same words shuffled",
+        (
+            ("test perplexity: bag of words", "bag of words: test perplexity"),
+            ("words in order", "words in order: test perplexity"),
+            ("simple RNN", "simple RNN: test perplexity"),
+            ("LSTM", "LSTM: test perplexity"),
+            ("n-gram", "n-gram: test perplexity"),
+            (
+                "of the last 8 words alone, in order: LSTM",
+                "LSTM: perplexity, last words in order",
+            ),
+            ("shuffled", "LSTM: perplexity, last words shuffled"),
+            ("the bag, in order", "bag of words: perplexity, last words in order"),
+            ("shuffled", "bag of words: perplexity, last words shuffled"),
+        ),
+    ),
+    Lesson(
+        "3.1.1",
+        "ch3_shapes",
+        "Three shapes: a digit's image spelled in letters, sunspots forecast, sums "
+        "written digit by digit",
+        (
+            ("names spelled right", "spelling: exact match"),
+            ("sunspots, root mean squared error: simple", "sunspots, simple: error"),
+            ("GRU", "sunspots, gru: error"),
+            ("LSTM", "sunspots, lstm: error"),
+            ("as the year before", "sunspots, persistence: error"),
+            ("linear regression", "sunspots, linear regression: error"),
+            ("sums right", "addition: exact match"),
         ),
     ),
     Lesson(
@@ -341,7 +376,11 @@ def speed_table() -> str:
     """The tables of benchmarks/results/*.json."""
     files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
     results = [json.loads(path.read_text()) for path in files]
-    tables = {None: speed.table, "images": images_speed.table}
+    tables = {
+        None: speed.table,
+        "images": contest.table,
+        "sequences": contest.table,
+    }
     return "\n\n".join(
         tables.get(result.get("kind"), study_speed.table)(result) for result in results
     )

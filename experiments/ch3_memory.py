@@ -8,9 +8,14 @@ LSTM carry their state along as it is, until a gate says otherwise.
 
 All kinds have the same number of units and see the same sequences; a figure shows how
 large the gradient of the loss is at every step of the sequence, before training and
-after it.
+after it. Before, gates say nothing yet: half of a GRU's state is replaced at every
+step, and its gradient halves with it, while Keras starts a simple network with an
+orthogonal matrix, whose gradient fades least of all. But gates can learn: after
+training the gradients of GRU and LSTM are as large at the first step as at the last.
 
-Expected (quick): no figures until it has been measured.
+Expected (quick, one to two minutes, two seeds): GRU and LSTM solve both lengths, with
+squared errors under 0.001; the simple network comes to 0.014 at T = 25, and to 0.08 at
+50, where one of its two trainings learns next to nothing.
 """
 
 from dataclasses import dataclass

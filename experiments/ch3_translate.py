@@ -11,7 +11,8 @@ every step of the decoder looks back at what it needs, and the figure shows wher
 Greedy decoding takes the most probable symbol at each step, a beam the best sequence of
 several at once.
 
-Expected (quick): no figures until it has been measured.
+Expected (quick, dates alone, one to two minutes): with attention at least 0.99 of the
+test dates exactly right; without it none in so few steps.
 Then: ch3_translate.py --translate "2024년 3월 5일 화요일"
 """
 
@@ -79,19 +80,19 @@ class Config(Settings):
     """Messages to learn from, drawn from all; every one by default."""
     longest: tuple[Count, Count] = (24, 40)
     """Messages with more characters, of Korean and of English, are left out."""
-    units: Count = 96
+    units: Count = 128
     """Units of each recurrent layer."""
     embedding: Count = 64
     """Numbers that stand for a character."""
     dropout: Rate = 0.2
     """Share of the decoder's outputs that is dropped in training."""
-    date_epochs: Count = 6
+    date_epochs: Count = 4
     """Passes over the dates."""
     message_epochs: Count = 4
     """Passes over the messages."""
     batch_size: Count = 50
     """Pairs in a gradient step."""
-    rate: Positive = 0.003
+    rate: Positive = 0.01
     """Learning rate of Adam at the start; it falls to 0 along a cosine."""
     clip: Positive = 1.0
     """Largest norm of a gradient: longer ones are shortened to it."""

@@ -354,3 +354,15 @@ def split_batches() -> None:
 def test_batches_split_over_devices_come_out_the_same() -> None:
     code = "from tests import test_ops; test_ops.split_batches()"
     assert run_on_devices(4, "-c", code).endswith("equal on four devices\n")
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2, 3, 5), (2, 2, 3, 5)])
+def test_a_flat_product_is_that_of_every_row(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in (shape, (5, 4)))
+    dims = (((x.ndim - 1,), (0,)), ((), ()))
+    np.testing.assert_allclose(
+        ops.flat_dot_general(x, kernel, dims), np.asarray(x) @ kernel, atol=1e-6
+    )
+    with pytest.raises(ValueError, match="not x's last"):
+        ops.flat_dot_general(x, kernel, (((0,), (0,)), ((), ())))

@@ -4,6 +4,7 @@ The decoder's recurrence does not depend on what it attends to, so that in train
 its steps, and all its looks back, are a few products of matrices.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -13,6 +14,7 @@ from flax.linen import initializers
 
 from jaxstudy.model import Model
 from jaxstudy.models.recurrent import Kind, Recurrent, States, small_uniform
+from jaxstudy.ops import flat_dot_general
 from jaxstudy.sampling import Step
 from jaxstudy.types import Array, Key, PyTree
 
@@ -53,6 +55,9 @@ class Seq2Seq(NamedTuple):
         return step
 
 
+_dense = functools.partial(nn.Dense, dot_general=flat_dot_general)
+
+
 class _Encoder(nn.Module):
     """Both directions: what a symbol means depends on what follows it, too."""
 
@@ -84,7 +89,7 @@ class _Encoder(nn.Module):
             h, (first,) = there(x, lengths)
             reverse, (last,) = back(turned(x), lengths)
             x = jnp.concatenate([h, turned(reverse)], -1)
-            joint = nn.Dense(self.units, name=f"bridge_{i + 1}")
+            joint = _dense(self.units, name=f"bridge_{i + 1}")
             # an LSTM's c is carried over as h is, by the same weights
             ends.append(
                 tuple(
@@ -116,16 +121,16 @@ class _Decoder(nn.Module):
         h, states = layers(embed(tokens), None, memory.states)
         weights = jnp.zeros((*tokens.shape, memory.real.shape[1]), h.dtype)
         if self.attention:
-            keys = nn.Dense(self.units, use_bias=False, name="keys")(memory.outputs)
+            keys = _dense(self.units, use_bias=False, name="keys")(memory.outputs)
             scores = jnp.einsum("btu,bsu->bts", h, keys)
             scores = jnp.where(memory.real[:, None], scores, -jnp.inf)
             weights = nn.softmax(scores)
             context = jnp.einsum("bts,bse->bte", weights, memory.outputs)
             joined = jnp.concatenate([h, context], -1)
-            h = jnp.tanh(nn.Dense(self.units, name="combined")(joined))
+            h = jnp.tanh(_dense(self.units, name="combined")(joined))
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         init = initializers.glorot_uniform()
-        logits = nn.Dense(self.vocabulary, kernel_init=init, name="output")(h)
+        logits = _dense(self.vocabulary, kernel_init=init, name="output")(h)
         return memory._replace(states=states), logits, weights
 
 

@@ -1,0 +1,421 @@
+"""How fast an LSTM is beside Keras and PyTorch: same work, same cores, one go.
+
+    lstm       training a model of the next character
+    sampling   drawing characters from it
+
+How it is measured is in contest.py.
+
+    make bench                                          all; writes benchmarks/results/
+    sequences_speed.py --workload lstm --contestant torch   what each process runs
+"""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from contest import (
+    OURS,
+    Arrays,
+    Command,
+    Contestant,
+    Measured,
+    Workload,
+    keras_function,
+    main,
+    on_keras,
+    on_torch,
+    random_weights,
+    timed,
+    training_jaxstudy,
+    training_keras,
+    training_torch,
+    tree,
+)
+from study_speed import OURS_PACKAGES
+
+# The model: characters as one-hot vectors, an LSTM, and a dense layer at every step.
+# Not an embedding: in Keras on TensorFlow, Adam adds up the squares of the gradients of
+# a character that is there more than once, where all others square their sum.
+
+VOCABULARY, UNITS = 64, 256
+BATCH, LENGTH = 64, 64
+FOLLOWERS = 4  # characters that may come after a character
+KERNEL = "params/layers/layer_1/kernel"
+RECURRENT = "params/layers/layer_1/recurrent_kernel"
+OUTPUT = "params/output/kernel"
+WEIGHTS = [
+    KERNEL, RECURRENT, "params/layers/layer_1/bias", OUTPUT, "params/output/bias"
+]  # fmt: skip
+
+
+def model_jaxstudy() -> Any:
+    from jaxstudy.models.recurrent import language_model
+
+    return language_model(VOCABULARY, "lstm", (UNITS,))
+
+
+def weights() -> dict[str, np.ndarray]:
+    """Random ones, so large that what comes next depends on what came before."""
+    arrays = random_weights(model_jaxstudy())
+    arrays[KERNEL] *= 8  # a character is one row of it
+    arrays[OUTPUT] *= 4
+    return arrays
+
+
+def text(rows: int) -> np.ndarray:
+    """Made-up characters [rows, LENGTH + 1]: each has one of four that follow it."""
+    rng = np.random.default_rng(0)
+    followers = rng.integers(0, VOCABULARY, (VOCABULARY, FOLLOWERS))
+    characters = [rng.integers(0, VOCABULARY, rows)]
+    for choice in rng.integers(0, FOLLOWERS, (LENGTH, rows)):
+        characters.append(followers[characters[-1], choice])
+    return np.stack(characters, 1).astype(np.int32)
+
+
+def model_keras(data: Arrays) -> Any:
+    """Keras's layers of the same names, in a model of texts of any length."""
+    import keras
+
+    class OneHot(keras.layers.Layer):
+        def call(self, characters: Any) -> Any:
+            return keras.ops.one_hot(characters, VOCABULARY)
+
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            layers.Input((None,), dtype="int32"),
+            OneHot(),
+            layers.LSTM(UNITS, return_sequences=True),
+            layers.Dense(VOCABULARY),
+        ]
+    )
+    model.set_weights([data[name] for name in WEIGHTS])
+    return model
+
+
+def model_torch(data: Arrays) -> Any:
+    """The same with PyTorch's layers.
+
+    Its LSTM has a second bias. It is 0 and not trained: Adam would move the sum of two
+    twice as far.
+    """
+    import torch  # pyright: ignore[reportMissingImports]
+
+    nn = torch.nn
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one_hot = nn.Embedding.from_pretrained(torch.eye(VOCABULARY))  # frozen
+            self.lstm = nn.LSTM(VOCABULARY, UNITS, batch_first=True)
+            self.output = nn.Linear(UNITS, VOCABULARY)
+
+        def forward(self, characters: Any) -> Any:
+            return self.output(self.lstm(self.one_hot(characters))[0])
+
+    model = Model()
+    lstm, output = model.lstm, model.output
+    lstm.bias_hh_l0.requires_grad_(False).zero_()
+    own = [lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0]
+    for parameter, name in zip([*own, *output.parameters()], WEIGHTS, strict=True):
+        parameter.data.copy_(torch.tensor(data[name].T))
+    return model
+
+
+# Training
+
+
+def lstm_data() -> dict[str, np.ndarray]:
+    """x and y [N, T], and the weights; y is x one character later."""
+    found = text(WORKLOADS["lstm"].steps * BATCH)
+    return {"x": found[:, :-1], "y": found[:, 1:], **weights()}
+
+
+def lstm_operations() -> float:
+    """Two for each product of numbers, forward and for both gradients.
+
+    The inputs need no gradient, and the first h is zero.
+    """
+    gates = 4 * UNITS
+    products = LENGTH * (2 * VOCABULARY * gates + 3 * UNITS * VOCABULARY)
+    return 2.0 * BATCH * (products + 3 * (LENGTH - 1) * UNITS * gates)
+
+
+def lstm_jaxstudy(data: Arrays, steps: int) -> Measured:
+    return training_jaxstudy(model_jaxstudy(), data, steps, BATCH)
+
+
+def lstm_keras(data: Arrays, steps: int) -> Measured:
+    x, y = (data[name][: steps * BATCH] for name in ("x", "y"))
+    return training_keras(model_keras(data), x, y, steps, BATCH)
+
+
+def lstm_torch(data: Arrays, steps: int, compiled: bool = False) -> Measured:
+    import torch  # pyright: ignore[reportMissingImports]
+
+    x, y = (torch.tensor(data[n][: steps * BATCH]).long() for n in ("x", "y"))
+    return training_torch(model_torch(data), x, y, steps, BATCH, compiled)
+
+
+# Sampling
+
+PREFIX, DRAWN = 8, 256
+TEMPERATURE = 0.8
+
+Draw = Callable[[int], np.ndarray]  # number -> characters [B, DRAWN]
+
+
+def sampling_data() -> dict[str, np.ndarray]:
+    """x [B, T], whose first characters are the prefix, and the weights."""
+    return {"x": text(BATCH)[:, :-1], **weights()}
+
+
+def sampling_operations() -> float:
+    """Two for each product of numbers; logits of the last of the prefix and later."""
+    gates, steps = 4 * UNITS, PREFIX + DRAWN - 1
+    products = steps * VOCABULARY * gates + (steps - 1) * UNITS * gates
+    return 2.0 * BATCH * (products + DRAWN * UNITS * VOCABULARY)
+
+
+def sampled(
+    data: Arrays,
+    steps: int,
+    drawing: Callable[[float], Draw],
+    logits: Callable[[np.ndarray], Any],
+) -> Measured:
+    """Time drawing at TEMPERATURE; compare what rounding and chance leave alone.
+
+    Those are the logits of a given text, the share of greedy characters that differ,
+    and the mean nats of drawn ones by the distribution that they are to come from.
+    Once two greedy characters are as good as equal, rounding may decide between them,
+    and what follows in that row differs.
+    """
+    from scipy.special import log_softmax
+
+    draw, prefix = drawing(TEMPERATURE), data["x"][:, :PREFIX]
+    step_ms = timed(draw, lambda y: y, steps)
+    drawn = draw(-1)
+    whole = np.concatenate([prefix, drawn], 1)[:, :-1]
+    after = np.asarray(logits(whole))[:, PREFIX - 1 :] / TEMPERATURE
+    chances = np.take_along_axis(log_softmax(after, -1), drawn[..., None], -1)
+    results = {
+        "logits": np.asarray(logits(data["x"])),
+        "greedy characters": drawing(0.0)(0),
+        "nats of drawn ones": -chances.mean(),
+    }
+    return Measured(step_ms, results)
+
+
+def sampling_jaxstudy(data: Arrays, steps: int) -> Measured:
+    """`sample`, which is one compiled scan."""
+    import jax
+
+    from jaxstudy.models.recurrent import first_states
+    from jaxstudy.sampling import sample
+
+    model, params = model_jaxstudy(), tree(data, "params")
+    prefix = jax.numpy.asarray(data["x"][:, :PREFIX])
+    begin = first_states("lstm", (UNITS,), len(prefix))
+
+    @jax.jit
+    def drawn(params: Any, number: Any, temperature: Any) -> Any:
+        def step(states: Any, token: Any) -> Any:
+            extra = {"states": states}
+            logits, extra = model.apply(
+                params, extra, token[:, None], train=False, key=None
+            )
+            return extra["states"], logits[:, 0]
+
+        key = jax.random.fold_in(jax.random.key(0), number)
+        return sample(step, begin, prefix, key, length=DRAWN, temperature=temperature)
+
+    logits = jax.jit(lambda x: model.apply(params, {}, x, train=False, key=None)[0])
+    return sampled(
+        data, steps, lambda t: lambda i: np.asarray(drawn(params, i, t)), logits
+    )
+
+
+def sampling_keras(data: Arrays, steps: int, loop: bool = False) -> Measured:
+    """A compiled function of one character of all rows, called in a loop.
+
+    Or, as KerasHub samples, the `loop` compiled too.
+    """
+    import keras
+
+    whole, ops = model_keras(data), keras.ops
+    one_hot, lstm, output = whole.layers
+    prefix = data["x"][:, :PREFIX].T
+    zeros = ops.zeros((len(data["x"]), UNITS))
+
+    class Sampler(keras.Model):
+        def __init__(self, temperature: float) -> None:
+            super().__init__()
+            self.parts = [one_hot, lstm.cell, output]
+            self.temperature = temperature
+            self.seeds = keras.random.SeedGenerator(0)
+
+        def step(self, character: Any, states: Any) -> tuple[Any, Any]:
+            one_hot, cell, output = self.parts
+            x, states = cell(one_hot(character), states)
+            return output(x), states
+
+    class Step(Sampler):
+        def call(self, inputs: Any, training: bool = False) -> Any:
+            """The next character [B], and the states."""
+            logits, states = self.step(*inputs)
+            if not self.temperature:
+                return ops.argmax(logits, -1), states
+            logits = logits / self.temperature
+            drawn = keras.random.categorical(logits, 1, dtype="int32", seed=self.seeds)
+            return drawn[:, 0], states
+
+    class Loop(Sampler):
+        def call(self, given: Any, training: bool = False) -> Any:
+            """All characters [1 + steps, B]; those to draw are -1."""
+            steps, rows = given.shape[0] - 1, given.shape[1]
+            # argmax(z / t + noise) draws by softmax(z / t), where noise is Gumbel's
+            shape = (steps, rows, VOCABULARY)
+            uniform = keras.random.uniform(shape, 1e-7, 1, seed=self.seeds)
+            noise = -self.temperature * ops.log(-ops.log(uniform))
+
+            def body(at: Any, characters: Any, *states: Any) -> Any:
+                logits, states = self.step(characters[at], states)
+                drawn = ops.argmax(logits + noise[at], -1)
+                given = characters[at + 1]
+                following = ops.where(given < 0, drawn, given)[None]
+                characters = ops.slice_update(characters, (at + 1, 0), following)
+                return at + 1, characters, *states
+
+            begin = (0, given, zeros, zeros)
+            return ops.while_loop(lambda at, *_: at < steps, body, begin)[1]
+
+    def stepping(temperature: float) -> Draw:
+        characters = [ops.array(column) for column in prefix]
+        model = Step(temperature)
+        model((characters[0], [zeros, zeros]))
+        step = keras_function(model, False, wait=False)
+
+        def draw(number: int) -> np.ndarray:
+            states, found = [zeros, zeros], []
+            for character in characters:
+                following, states = step((character, states))
+            for _ in range(DRAWN - 1):
+                found.append(following)
+                following, states = step((following, states))
+            return np.stack([np.asarray(a) for a in [*found, following]], 1)
+
+        return draw
+
+    def looping(temperature: float) -> Draw:
+        given = ops.array(np.pad(prefix, ((0, DRAWN), (0, 0)), constant_values=-1))
+        model = Loop(temperature)
+        model(given)
+        function = keras_function(model, False)
+        return lambda number: np.asarray(function(given))[PREFIX:].T
+
+    return sampled(data, steps, looping if loop else stepping, whole)
+
+
+def sampling_torch(data: Arrays, steps: int, compiled: bool = False) -> Measured:
+    """One character of all rows is a function, called in a loop."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    torch.manual_seed(0)
+    model = model_torch(data)
+    cell = torch.nn.LSTMCell(VOCABULARY, UNITS)
+    for name, array in model.lstm.state_dict().items():
+        getattr(cell, name.removesuffix("_l0")).data.copy_(array)
+    prefix = torch.tensor(data["x"][:, :PREFIX]).long().T.contiguous()
+    zeros = torch.zeros(len(data["x"]), UNITS)
+
+    def drawing(temperature: float) -> Draw:
+        def advance(character: Any, h: Any, c: Any) -> Any:
+            h, c = cell(model.one_hot(character), (h, c))
+            logits = model.output(h)
+            if not temperature:
+                return logits.argmax(-1), h, c
+            chances = torch.softmax(logits / temperature, -1)
+            return torch.multinomial(chances, 1)[:, 0], h, c
+
+        step = torch.compile(advance) if compiled else advance
+
+        @torch.inference_mode()
+        def draw(number: int) -> np.ndarray:
+            found, h, c = [], zeros, zeros
+            for character in prefix:
+                following, h, c = step(character, h, c)
+            for _ in range(DRAWN - 1):
+                found.append(following)
+                following, h, c = step(following, h, c)
+            return torch.stack([*found, following], 1).numpy()
+
+        return draw
+
+    @torch.inference_mode()
+    def logits(x: np.ndarray) -> np.ndarray:
+        return model(torch.tensor(x).long()).numpy()
+
+    return sampled(data, steps, drawing, logits)
+
+
+# Who takes part
+
+WORKLOADS: dict[str, Workload] = {
+    "lstm": Workload(
+        "training a model of the next of 64 characters, one-hot vectors, an LSTM of "
+        "256 units and a dense layer, batch 64, 64 characters a row, Adam",
+        "All begin with the same weights and see the same batches in the same order, "
+        "in epochs of {steps} steps, of which `fit` of this project makes one compiled "
+        "chunk each; the second bias of PyTorch's LSTM is 0 and not trained",
+        lstm_data, lstm_operations,
+        {
+            OURS: Contestant("this project, `fit`", lstm_jaxstudy, OURS_PACKAGES),
+            **on_keras(lstm_keras, "`fit`", "`fit`"),
+            **on_torch(lstm_torch, "a plain loop"),
+        },
+        steps=25, tolerances={"loss": 2e-3}, targets={"best peer": 1},
+    ),
+    "sampling": Workload(
+        "drawing 64 rows of 256 characters at temperature 0.8, after prefixes of 8, "
+        "from the model of the next character",
+        "All have the same random weights; the others' step is one character of all "
+        "rows, from the states to the next character, which a loop in Python calls, "
+        "but with `while_loop` all steps are one compiled function as here. What is "
+        "compared are the logits of a given text, the share of greedy characters that "
+        "differ, since rounding may decide between two as good as equal, and the mean "
+        "nats of the characters drawn",
+        sampling_data, sampling_operations,
+        {
+            OURS: Contestant(
+                "this project, `sample`", sampling_jaxstudy, OURS_PACKAGES
+            ),
+            **on_keras(sampling_keras, "a loop of `tf.function`", "a loop, jitted"),
+            **{
+                f"{name}-loop": contestant
+                for name, contestant in on_keras(
+                    partial(sampling_keras, loop=True),
+                    "`keras.ops.while_loop` in a `tf.function`",
+                    "`keras.ops.while_loop`, jitted",
+                ).items()
+            },
+            **on_torch(sampling_torch, "a loop"),
+        },
+        steps=5,
+        tolerances={
+            "logits": 1e-4, "greedy characters": 0.1, "nats of drawn ones": 0.03
+        },
+        targets={"best peer": 1}, makes=("characters", BATCH * DRAWN),
+    ),
+}  # fmt: skip
+
+
+if __name__ == "__main__":
+    import tyro
+
+    command = tyro.cli(Command, description=__doc__)
+    sys.exit(main(command, WORKLOADS, Path(__file__)))

@@ -1,0 +1,117 @@
+"""Prose by passage: the chapters in order, none in two sets, files with faults."""
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxstudy.data import prose
+from jaxstudy.data.prose import read_blocks, read_chapters, read_prose, split_passages
+from jaxstudy.data.sources import MOBY_DICK, MissingData, folder_sha256
+from jaxstudy.types import UserError
+
+
+def book(folder: Path, chapters: int = 12) -> Path:
+    folder.mkdir()
+    for n in range(1, chapters + 1):
+        text = json.dumps({"chapter": str(n), "title": "A", "text": f"Chapter {n}."})
+        (folder / f"chapter_{n}.json").write_text(text)
+    (folder / "LICENSE").write_text("to do as one likes")
+    return folder
+
+
+def test_chapters_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    found = read_chapters(book(tmp_path / "book"))
+    assert found == [["chapter", str(n), "."] for n in range(1, 13)]
+
+
+def test_a_book_is_split_by_chapter_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = book(tmp_path / "book")
+    source = replace(MOBY_DICK, path=folder, sha256=folder_sha256(folder))
+    monkeypatch.setattr(prose, "MOBY_DICK", source)
+    sets = read_prose()
+    numbers = [[int(words[1]) for words in passages] for passages in sets]
+    assert numbers == [[1, 2, 3, 4, 6, 7, 8, 9, 11, 12], [5], [10]]
+    (folder / "chapter_5.json").write_text('{"text": "Another."}')
+    with pytest.raises(MissingData, match="make data"):
+        read_prose()
+
+
+@given(st.integers(10, 200))
+def test_every_passage_is_in_one_set(count: int) -> None:
+    passages = [[str(i)] for i in range(count)]
+    sets = split_passages(passages)
+    assert sorted(sum(sets, ())) == sorted(passages)
+    assert all(len(part) >= count // 10 for part in sets)
+    assert split_passages(passages) == sets
+
+
+def test_a_text_of_ones_own_is_cut_into_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    for count, blocks in ((1000, 10), (2999, 10), (25_500, 25)):
+        path.write_text(" ".join(f"A{'b' * (i % 7)}" for i in range(count)))
+        found = read_blocks(path)
+        assert len(found) == blocks
+        assert list(itertools.chain(*found)) == [
+            f"a{'b' * (i % 7)}" for i in range(count)
+        ]
+        assert max(map(len, found)) - min(map(len, found)) <= 1
+        assert [len(part) for part in read_prose(path)] == [
+            blocks - 2 * (blocks // 10) - (blocks % 10 >= 5),
+            blocks // 10 + (blocks % 10 >= 5),
+            blocks // 10,
+        ]
+    path.write_bytes(b"\xef\xbb\xbf" + b"word " * 1000)
+    assert set(itertools.chain(*read_blocks(path))) == {"word"}
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b'{"text": "caf\xe9"}', "no text in UTF-8: byte 13 is 0xe9"),
+        (b'{"text": "call me', "not JSON"),
+        (b'{"title": "Loomings"}', "not JSON with a"),
+        (b'["text"]', "not JSON with a"),
+        (b'{"text": 7}', "not JSON with a"),
+    ],
+)
+def test_a_damaged_chapter_is_named(
+    content: bytes, sentence: str, tmp_path: Path
+) -> None:
+    folder = book(tmp_path / "book")
+    (folder / "chapter_3.json").write_bytes(content)
+    with pytest.raises(UserError, match=sentence) as caught:
+        read_chapters(folder)
+    assert str(folder / "chapter_3.json") in str(caught.value)
+
+
+def test_what_is_too_short_or_not_there_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    with pytest.raises(UserError, match=r"mine\.txt cannot be read: No such file"):
+        read_prose(path)
+    path.write_text("call me")
+    with pytest.raises(UserError, match="has 2 words: 10 passages of 100"):
+        read_prose(path)
+    path.write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match=r"mine\.txt is no text in UTF-8"):
+        read_prose(path)
+    with pytest.raises(UserError, match=r"no chapter_1\.json"):
+        read_chapters(tmp_path)
+    with pytest.raises(UserError, match="2 passages are too few"):
+        split_passages([["a"], ["b"]])
+
+
+def test_moby_dick_is_whole() -> None:
+    try:
+        sets = read_prose()
+    except MissingData as missing:
+        pytest.skip(f"{missing} (then it runs)")
+    assert [len(passages) for passages in sets] == [108, 14, 13]
+    assert sets.train[0][:4] == ["call", "me", "ishmael", "."]
+    assert sum(len(p) for part in sets for p in part) == 252_564
