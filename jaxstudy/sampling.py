@@ -5,7 +5,7 @@ the states, arrays [B, ...]. Each function is pure and one scan; jit comes from 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,16 +27,20 @@ def top_k_logits(logits: Array, k: Array | int) -> Array:
 
 
 def draw(
-    key: Key, logits: Array, temperature: Array | float, k: Array | int | None = None
+    u: Array, logits: Array, temperature: Array | float, k: Array | int | None = None
 ) -> Array:
     """A token [B] of each row, from softmax(logits / temperature) of the k largest.
 
-    At temperature 0 it is the most probable one.
+    It is the first whose probability, with those before it, exceeds u [B], numbers
+    between 0 and 1: one of them for a row, not one for a token. At temperature 0 it is
+    the most probable token.
     """
     if k is not None:
         logits = top_k_logits(logits, k)
     positive = jnp.where(jnp.asarray(temperature) > 0, temperature, 1.0)
-    drawn = jax.random.categorical(key, logits / positive)
+    below = jnp.cumsum(jax.nn.softmax(logits / positive), axis=-1)
+    # of all that there is: the sum may differ from 1 in its last bits
+    drawn = jnp.sum(below <= u[:, None] * below[:, -1:], axis=-1)
     return jnp.where(jnp.asarray(temperature) > 0, drawn, jnp.argmax(logits, axis=-1))
 
 
@@ -59,15 +63,15 @@ def sample(
     rows, given = prefix.shape
     if not given:
         raise ValueError("a prefix has one token at least")
+    steps = jnp.arange(given - 1 + length)
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+    keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))(row_keys, steps)
+    chances = jax.vmap(jax.vmap(jax.random.uniform))(keys)  # all at once: [steps, B]
 
-    def body(carry: tuple[PyTree, Array, Array], at: Array) -> tuple[tuple, Array]:
-        states, token, ended = carry
+    def body(carry: tuple[PyTree, Array, Array], now: Any) -> tuple[tuple, Array]:
+        (states, token, ended), (at, u) = carry, now
         states, logits = step(states, token)
-        keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, at)
-        drawn = jax.vmap(lambda key, row: draw(key, row[None], temperature, k)[0])(
-            keys, logits
-        )
+        drawn = draw(u, logits, temperature, k)
         inside = at + 1 < given
         following = prefix[:, jnp.minimum(at + 1, given - 1)]
         token = jnp.where(inside, following, drawn).astype(prefix.dtype)
@@ -77,7 +81,7 @@ def sample(
         return (states, token, ended), token
 
     begin = (states, prefix[:, 0], jnp.zeros(rows, bool))
-    _, tokens = jax.lax.scan(body, begin, jnp.arange(given - 1 + length))
+    _, tokens = jax.lax.scan(body, begin, (steps, chances))
     return tokens[given - 1 :].T
 
 

@@ -1,5 +1,6 @@
 """Lesson 3.2.1: streams in order, bits of whole tunes, composing from a saved run."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -14,6 +15,7 @@ import pytest
 
 from jaxstudy import cli
 from jaxstudy.checkpoint import Checkpoints
+from jaxstudy.composing import notes_of
 from jaxstudy.data.sources import NOTES
 from jaxstudy.data.text import fit_vocabulary, read_vocabulary
 from jaxstudy.run import Options, read_saved, write_atomically
@@ -232,7 +234,11 @@ def test_compose_from_the_saved_run(
     assert "samples" in said
     path = smoke / "samples" / "composed_by_seed_0_1.abc"
     assert path.read_text() == tune
-    assert path.with_suffix(".mid").read_bytes().startswith(b"MThd")
+    # what a network of eight units makes up may be no tune
+    with contextlib.suppress(UserError):
+        notes_of(tune)
+        assert path.with_suffix(".mid").read_bytes().startswith(b"MThd")
+    assert path.with_suffix(".mid").exists() != ("became no MIDI file" in said)
     before = contents(smoke / "samples")
     assert run(monkeypatch, smoke, "--compose", PREFIX) == 0
     assert capsys.readouterr().out == tune

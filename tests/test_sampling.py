@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jaxstudy.sampling import beam_search, draw, sample, top_k_logits
 from jaxstudy.types import Array
@@ -166,14 +168,32 @@ def test_one_program_serves_every_temperature_and_k() -> None:
     traces = []
 
     @jax.jit
-    def go(key: Array, temperature: Array, k: Array) -> Array:
+    def go(temperature: Array, k: Array) -> Array:
         traces.append(1)
         _, logits = step(begin(2), jnp.array([0, 1]))
-        return draw(key, logits, temperature, k)
+        return draw(jnp.array([0.1, 0.7]), logits, temperature, k)
 
     for temperature, k in ((0.0, 4), (1.0, 1), (0.7, 2), (1.0, 99)):
-        go(jax.random.key(0), jnp.float32(temperature), jnp.int32(k))
+        go(jnp.float32(temperature), jnp.int32(k))
     assert len(traces) == 1
+
+
+SIZE = 20
+jitted_draw = jax.jit(draw)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(-20, 20, width=32), min_size=SIZE, max_size=SIZE),
+    st.lists(st.booleans(), min_size=SIZE, max_size=SIZE).filter(any),
+)
+def test_nothing_impossible_is_drawn(logits: list[float], possible: list[bool]) -> None:
+    """Not even by the least and the greatest numbers below 1."""
+    row = np.where(possible, np.array(logits, np.float32), -np.inf)
+    u = jnp.array([0, 2**-24, 0.5, 1 - 2**-24], jnp.float32)
+    tokens = np.asarray(jitted_draw(u, jnp.tile(row, (4, 1)), 1.0))
+    assert all(possible[token] for token in tokens)
+    assert np.all(np.diff(tokens) >= 0)
 
 
 def test_the_k_largest_stay() -> None:
