@@ -194,12 +194,7 @@ def predict(saved: Saved[Config], applicant: tuple[float, float, int]) -> None:
     )
     model = build("network", config.hidden)
     lanes = config.folds * config.repeats
-    shapes = jax.eval_shape(
-        jax.vmap(model.init), jax.random.split(jax.random.key(0), lanes)
-    )
-    weights = saved.weights(
-        dict(zip(("params", "extra"), shapes, strict=True)), "network"
-    )
+    weights = saved.lane_weights(model, lanes, "network")
     logits, _ = jax.vmap(
         lambda params, extra: model.apply(params, extra, x, train=False, key=None)
     )(weights["params"], weights["extra"])

@@ -425,11 +425,8 @@ def predict(saved: Saved[Config], files: tuple[Path, ...]) -> None:
         model, network.weights, x, batch_size=min(len(x), 64)
     )
     classes = json.loads((saved.folder / "classes.json").read_text(encoding="utf-8"))
-    shapes = jax.eval_shape(
-        jax.vmap(regression(found.shape[1], len(classes)).init), keys(config)[:, 0]
-    )
-    like = dict(zip(("params", "extra"), shapes, strict=True))
-    weights = saved.weights(like, "frozen")
+    model = regression(found.shape[1], len(classes))
+    weights = saved.lane_weights(model, len(keys(config)), "frozen")
     chances = probabilities(weights["params"], weights["extra"], found, config)
     for path, chance in zip(files, chances, strict=True):
         best = chance.argsort()[::-1][:3]

@@ -29,7 +29,7 @@ import pydantic
 
 from jaxstudy import plots
 from jaxstudy.cli import Count, Positive, Settings, experiment
-from jaxstudy.data.dataset import Dataset, dataset
+from jaxstudy.data.dataset import Dataset, dataset, steps_per_epoch
 from jaxstudy.model import Model
 from jaxstudy.models.recurrent import Kind, sequence_to_vector
 from jaxstudy.objectives import squared_error
@@ -120,7 +120,7 @@ def train(
     model = sequence_to_vector(2, kind, (config.units,), 1)
     objective = squared_error(model)
     rate = config.simple_rate if kind == "simple" else config.rate
-    steps = config.epochs * -(-config.examples // config.batch_size)
+    steps = config.epochs * steps_per_epoch(config.examples, config.batch_size)
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adam(optax.cosine_decay_schedule(rate, steps)),

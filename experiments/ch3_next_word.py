@@ -397,10 +397,7 @@ def following(name: Name, saved: Saved[Config], size: int, x: Array) -> np.ndarr
     """Probabilities [V] of the word after x [1, n - 1 + T]: the mean of all seeds."""
     config = saved.config
     model = build(name, config, size)
-    keys = jax.random.split(jax.random.key(0), config.seeds)
-    shapes = jax.eval_shape(jax.vmap(model.init), keys)
-    like = dict(zip(("params", "extra"), shapes, strict=True))
-    weights = saved.weights(like, name.replace(" ", "_"))
+    weights = saved.lane_weights(model, config.seeds, name.replace(" ", "_"))
 
     def one(params: PyTree, extra: PyTree) -> Array:
         logits, _ = model.apply(params, extra, x, train=False, key=None)

@@ -364,12 +364,7 @@ def translate(saved: Saved[Config], text: str) -> None:
         )
     for name in NETWORKS:
         network = build(alphabets, name, config)
-        shapes = jax.eval_shape(
-            jax.vmap(network.model.init),
-            jax.random.split(jax.random.key(0), config.seeds),
-        )
-        like = dict(zip(("params", "extra"), shapes, strict=True))
-        weights = saved.weights(like, part_of(task, name))
+        weights = saved.lane_weights(network.model, config.seeds, part_of(task, name))
         params = jax.tree.map(lambda a: a[0], weights["params"])
         decode = decoder(network, alphabets, config.beam)
         found = decode(params, numbers[None], np.array([len(numbers)]))

@@ -29,6 +29,7 @@ import jax
 import pydantic
 
 from jaxstudy.checkpoint import Checkpoints, DamagedError, Keep, Restored
+from jaxstudy.model import Model
 from jaxstudy.types import PyTree, UserError
 
 SCHEMA = 1
@@ -353,6 +354,14 @@ class Saved(Generic[C]):
     def weights(self, like: PyTree, part: str = "", step: int | None = None) -> PyTree:
         """The weights of one training; see `load_weights`."""
         return load_weights(self.folder, like, part, step)
+
+    def lane_weights(
+        self, model: Model, lanes: int, part: str = "", step: int | None = None
+    ) -> PyTree:
+        """The weights [lanes, ...] of a model that was trained in lanes."""
+        keys = jax.random.split(jax.random.key(0), lanes)
+        params, extra = jax.eval_shape(jax.vmap(model.init), keys)
+        return self.weights({"params": params, "extra": extra}, part, step)
 
 
 def load_weights(

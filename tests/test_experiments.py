@@ -215,6 +215,7 @@ def test_predict_from_the_saved_run(
     smoke: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = smoke("ch1_admission")
+    capsys.readouterr()  # what the run itself printed, where it ran just now
     module = load("experiments", "ch1_admission")
 
     def ask(*words: str) -> tuple[Any, str, str]:
