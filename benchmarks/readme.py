@@ -271,6 +271,30 @@ LESSONS = (
             ("copies among the composed", "composed: copies of a training tune"),
         ),
     ),
+    Lesson(
+        "4",
+        "ch4_csv",
+        "Columns of a table scaled, bucketed, embedded, hashed, crossed: who survived "
+        "the Titanic, beside logistic regression on the same folds; what a leak feigns",
+        (
+            ("cross-validated accuracy: network", "network: accuracy"),
+            ("logistic regression", "logistic regression: accuracy"),
+            ("network less that", "network - logistic regression: accuracy"),
+            (
+                "network less one that gets all columns",
+                "network - logistic regression, all columns: accuracy",
+            ),
+            (
+                "log-loss, network less that",
+                "network - logistic regression, all columns: log-loss",
+            ),
+            ("with a leak", "with boat and body (a leak): accuracy"),
+            (
+                "log-loss when sex is shuffled: increase",
+                "log-loss when sex is shuffled: increase",
+            ),
+        ),
+    ),
 )
 
 
@@ -287,8 +311,10 @@ class Command:
 def shown(value: Any) -> str:
     """A metric as the README has it: with its interval and n, where it has one."""
     if isinstance(value, dict):
-        interval = f"[{value['low']:.3f}, {value['high']:.3f}]"
-        return f"**{value['mean']:.3f}** {interval} (n = {value['n']} {value['of']})"
+        ends = [value[name] for name in ("mean", "low", "high")]
+        form = ".3f" if max(map(abs, ends)) >= 0.01 else ".2g"
+        mean, low, high = (format(end, form) for end in ends)
+        return f"**{mean}** [{low}, {high}] (n = {value['n']} {value['of']})"
     return f"**{value:.3g}**" if isinstance(value, float) else f"**{value}**"
 
 

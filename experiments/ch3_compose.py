@@ -125,9 +125,9 @@ PRESETS = {
     ),
     "quick": Config(),
     "full": Config(
-        units=(256,),
-        dropout=0.2,
-        epochs=30,
+        units=(256, 256),
+        dropout=0.4,
+        epochs=10,
         window=50,
         rate=0.004,
         orders=tuple(range(2, 17)),

@@ -10,12 +10,16 @@ All kinds have the same number of units and see the same sequences; a figure sho
 large the gradient of the loss is at every step of the sequence, before training and
 after it. Before, gates say nothing yet: half of a GRU's state is replaced at every
 step, and its gradient halves with it, while Keras starts a simple network with an
-orthogonal matrix, whose gradient fades least of all. But gates can learn: after
-training the gradients of GRU and LSTM are as large at the first step as at the last.
+orthogonal matrix, whose gradient fades least of all. But gates can learn: once GRU and
+LSTM solve the problem, their gradients at the first step are nearly those at the last.
+(Norms under 1e-30 are drawn as that: 32-bit numbers have no room for many less.)
 
 Expected (quick, one to two minutes, two seeds): GRU and LSTM solve both lengths, with
 squared errors under 0.001; the simple network comes to 0.014 at T = 25, and to 0.08 at
 50, where one of its two trainings learns next to nothing.
+Expected (full, six seeds, 37 minutes beside other work): at T = 200 GRU and LSTM solve
+the problem with every seed, the simple network with none, nor at T = 100. At T = 400
+the LSTM has learned it with one of six seeds, the GRU still with all.
 """
 
 from dataclasses import dataclass

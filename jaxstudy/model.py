@@ -203,3 +203,8 @@ def parameter_count(model: Model) -> int:
     """How many numbers a model's gradient has."""
     params, _ = jax.eval_shape(model.init, jax.random.key(0))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def small_uniform(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """Between -0.05 and 0.05, as Keras's Embedding starts."""
+    return jax.random.uniform(key, shape, dtype, -0.05, 0.05)

@@ -5,7 +5,7 @@ what its real rows weigh. The key says which mode is meant: with one the model t
 (dropout on), with None it is evaluated.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import optax
@@ -26,18 +26,22 @@ def mean_value(mean: Mean) -> Array:
 
 
 def supervised(
-    model: Model, row_metrics: Callable[[Array, Array], dict[str, Array]]
+    model: Model,
+    row_metrics: Callable[[Array, Array], dict[str, Array]],
+    inputs: Sequence[str] = ("x",),
 ) -> Objective:
     """The objective of a model from x to y, given what to measure on every row.
 
-    `row_metrics(outputs, y)` returns values [B] by name; "loss" is minimised.
+    `row_metrics(outputs, y)` returns values [B] by name; "loss" is minimised. `inputs`
+    are the fields that the model takes, if they are not x alone.
     """
 
     def objective(
         params: PyTree, extra: PyTree, batch: Batch, key: Key | None
     ) -> tuple[Array, tuple[PyTree, Metrics]]:
+        taken = [batch[name] for name in inputs]
         outputs, extra = model.apply(
-            params, extra, batch["x"], train=key is not None, key=key
+            params, extra, *taken, train=key is not None, key=key
         )
         rows = row_metrics(outputs, batch["y"])
         metrics = {name: masked_mean(v, batch["mask"]) for name, v in rows.items()}
@@ -60,10 +64,11 @@ def binary_cross_entropy(model: Model) -> Objective:
     )
 
 
-def cross_entropy(model: Model) -> Objective:
+def cross_entropy(model: Model, inputs: Sequence[str] = ("x",)) -> Objective:
     """-log softmax(logits)[y] for integer classes y [B], logits [B, K].
 
-    Metrics: loss in nats, accuracy of the most probable class.
+    Metrics: loss in nats, accuracy of the most probable class. `inputs` as `supervised`
+    has them.
     """
     return supervised(
         model,
@@ -71,6 +76,7 @@ def cross_entropy(model: Model) -> Objective:
             "loss": optax.softmax_cross_entropy_with_integer_labels(logits, y),
             "accuracy": (jnp.argmax(logits, -1) == y).astype(logits.dtype),
         },
+        inputs,
     )
 
 

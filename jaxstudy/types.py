@@ -1,9 +1,11 @@
 """The types every module speaks."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 Array = jax.Array
 Key = jax.Array  # typed, from jax.random.key
@@ -28,3 +30,32 @@ Objective = Callable[
 
 class UserError(Exception):
     """Something the user can put right, said in one sentence; exit code 2."""
+
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+LISTED = 100  # faults that are told one by one
+
+
+class Faults:
+    """What is wrong in a table: all of it, to be told at once."""
+
+    def __init__(self, name: str | Path) -> None:
+        self.name, self.count = name, 0
+        self._lines: dict[str, None] = {}
+
+    def add(self, line: str) -> None:
+        """Note one; the same one twice is one."""
+        if line not in self._lines:
+            self.count += 1
+            if len(self._lines) < LISTED:
+                self._lines[line] = None
+
+    def check(self) -> None:
+        """Raise UserError with every one there is, a line for each of several."""
+        lines = list(self._lines)
+        if self.count == 1:
+            raise UserError(f"{self.name}, {lines[0]}")
+        if self.count:
+            more = [f"and {self.count - LISTED} more"] if self.count > LISTED else []
+            head = f"{self.name} has {self.count} faults:"
+            raise UserError("\n  ".join([head, *lines, *more]))

@@ -19,10 +19,10 @@ ORDER = (
     {"data.fetch"},
     {"checkpoint"},
     {"run"},
-    {"training", "transfer"},
+    {"training", "transfer", "tables"},
     {"adversarial", "study"},
     {"plots", "report"},
-    {"study_plots", "composing"},
+    {"study_plots", "composing", "forgeries"},
     {"cli"},
     {"__main__"},
 )

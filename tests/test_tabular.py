@@ -23,7 +23,7 @@ from jaxstudy.data.tabular import (
     read_digits,
     read_table,
 )
-from jaxstudy.types import UserError
+from jaxstudy.types import LISTED, UserError
 
 COLUMNS = (Category("class", (0, 1)), Numeric("a"), Numeric("b"))
 HEADER = ["class", "a", "b"]
@@ -156,11 +156,26 @@ def test_a_ragged_row_is_named(row: int, width: int, extra_blank_lines: int) -> 
     )
 
 
-def test_all_faults_are_counted() -> None:
+def test_all_faults_are_told_at_once() -> None:
     cells = [["2", "x", ""], ["1", "2"], ["1", "2", "3"]]
-    message = fault(as_csv(cells))
-    assert message.startswith("t.csv, row 1 (line 2), column 'class': '2'")
-    assert message.endswith("(and 3 more faults)")
+    with pytest.raises(UserError) as error:
+        read_table(as_csv(cells), "t.csv", COLUMNS)
+    assert str(error.value).split("\n  ") == [
+        "t.csv has 4 faults:",
+        "row 1 (line 2), column 'class': '2' is none of 0, 1",
+        "row 1 (line 2), column 'a': 'x' is not a number",
+        "row 1 (line 2), column 'b': '' is blank",
+        "row 2 (line 3): 2 fields where the header has 3",
+    ]
+
+
+def test_very_many_faults_are_counted() -> None:
+    with pytest.raises(UserError) as error:
+        read_table(as_csv([["1", "x", "y"]] * 80), "t.csv", COLUMNS)
+    lines = str(error.value).split("\n  ")
+    assert len(lines) == LISTED + 2
+    assert lines[0] == "t.csv has 160 faults:"
+    assert lines[-1] == "and 60 more"
 
 
 @pytest.mark.parametrize("name", HEADER)

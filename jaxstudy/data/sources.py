@@ -74,6 +74,18 @@ ADMISSIONS = Source(
     ),
     command="git checkout -- jaxstudy/data/ucla_admissions.csv",
 )
+TITANIC = Source(
+    path=Path(__file__).with_name("titanic.csv"),
+    sha256="98919d5c63fefef712481a38acd0d154887c4d96280af2c834a921ea05d124ee",
+    origin=(
+        "OpenML data set 40945, version 1: titanic3 of Vanderbilt University's "
+        "Department of Biostatistics, from the Encyclopedia Titanica; values as in the "
+        "ARFF file among the tests of PyPI's scikit-learn 1.9.1, whose unpacked "
+        "SHA-256 is c56e3785c96cd8aceac85f11bff21c2bf72841426f50903a6f27be8f334a7d03, "
+        "written as CSV with nothing where it has a question mark"
+    ),
+    command="git checkout -- jaxstudy/data/titanic.csv",
+)
 
 
 # Where the Debian package puts it, in the checkout (`make data`) or in the system.

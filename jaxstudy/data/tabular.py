@@ -1,9 +1,11 @@
 """Tables: a reader that refuses what it does not understand, and two real data sets."""
 
+import codecs
 import csv
 import io
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxstudy.data.sources import ADMISSIONS, read_bytes
-from jaxstudy.types import UserError
-
-FLOAT32_MAX = float(np.finfo(np.float32).max)
+from jaxstudy.data.sources import ADMISSIONS, TITANIC, read_bytes
+from jaxstudy.types import FLOAT32_MAX, Faults, UserError
 
 
 @dataclass(frozen=True)
@@ -54,27 +54,104 @@ class Category:
 Column = Numeric | Category
 
 
+def _lines(file: Iterable[bytes], name: str | Path) -> Iterator[str]:
+    """The lines of UTF-8 text, with or without a byte order mark."""
+    offset = 0
+    for raw in file:
+        content = raw.removeprefix(codecs.BOM_UTF8) if not offset else raw
+        try:
+            for line in content.splitlines(keepends=True):
+                yield line.decode()
+        except UnicodeDecodeError:
+            broken = offset + len(raw) - len(content) + _first_broken(content)
+            raise UserError(f"{name}: byte {broken} is not UTF-8 text") from None
+        offset += len(raw)
+
+
+def _first_broken(content: bytes) -> int:
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    raise AssertionError("it is UTF-8 text")
+
+
+def read_rows(
+    file: Iterable[bytes], name: str | Path, faults: Faults
+) -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
+    """The header of a CSV file, and its rows, each after "NUMBER (line NUMBER)".
+
+    Rows count from 1, after the header. Rows of another number of fields are noted as
+    faults and left out; raises UserError where it is no table at all: empty, a header
+    alone, a quote left open, bytes that are not UTF-8.
+    """
+    reader = csv.reader(_lines(file, name), strict=True)
+
+    def filled() -> Iterator[tuple[int, list[str]]]:
+        try:
+            for row in reader:
+                if row:
+                    yield reader.line_num, row
+        except csv.Error as error:
+            raise UserError(f"{name}, line {reader.line_num}: {error}") from error
+
+    lines = filled()
+    header = [field.strip() for field in next(lines, (0, []))[1]]
+    if not header:
+        raise UserError(f"{name} is empty")
+
+    def rows() -> Iterator[tuple[str, list[str]]]:
+        number = 0
+        for number, (line, row) in enumerate(lines, 1):
+            where = f"{number} (line {line})"
+            if len(row) == len(header):
+                yield where, row
+            else:
+                width = f"{len(row)} fields where the header has {len(header)}"
+                faults.add(f"row {where}: {width}")
+        if not number:
+            raise UserError(f"{name} has a header and no row")
+
+    return header, rows()
+
+
+def _text_tables(
+    file: Iterable[bytes], name: str | Path, faults: Faults, rows: int
+) -> Iterator[pd.DataFrame]:
+    header, lines = read_rows(file, name, faults)
+    while part := list(itertools.islice(lines, rows)):
+        where, values = zip(*part, strict=True)
+        cells = [[field.strip() or None for field in row] for row in values]
+        yield pd.DataFrame(cells, index=list(where), columns=header, dtype=object)
+
+
+def read_text(
+    path: Path, faults: Faults, *, rows: int = 100_000
+) -> Iterator[pd.DataFrame]:
+    """A CSV file as tables of text, of so many rows at most, all columns.
+
+    What is blank is None; the index says where a row stands, as `read_rows` does.
+    Raises UserError as that, and where the file cannot be read.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    with file:
+        yield from _text_tables(file, path, faults, rows)
+
+
 def read_table(
     content: bytes, name: str | Path, columns: Sequence[Column]
 ) -> pd.DataFrame:
     """Read these columns of a CSV file with a header; other columns are ignored.
 
     Raises UserError naming file, row (1 is the first after the header), line, column
-    and value of the first fault, and how many there are: a missing or doubled column,
-    a ragged row, blank or unreadable or infinite numbers, an unknown class, no rows.
+    and value of every fault: a missing or doubled column, a ragged row, blank or
+    unreadable or infinite numbers, an unknown class, no rows.
     """
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name}: byte {error.start} is not UTF-8 text") from error
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        lines = [(reader.line_num, row) for row in reader if row]
-    except csv.Error as error:
-        raise UserError(f"{name}, line {reader.line_num}: {error}") from error
-    if not lines:
-        raise UserError(f"{name} is empty")
-    header = [field.strip() for field in lines[0][1]]
+    faults = Faults(name)
+    header, rows = read_rows(io.BytesIO(content), name, faults)
     for column in columns:
         if header.count(column.name) != 1:
             what = (
@@ -83,17 +160,8 @@ def read_table(
             raise UserError(
                 f"{name}: column {column.name!r} {what}; the header is {header}"
             )
-    if len(lines) == 1:
-        raise UserError(f"{name} has a header and no row")
-    faults = []
     values: dict[str, list[float]] = {column.name: [] for column in columns}
-    for number, (line, row) in enumerate(lines[1:], 1):
-        where = f"{name}, row {number} (line {line})"
-        if len(row) != len(header):
-            faults.append(
-                f"{where}: {len(row)} fields where the header has {len(header)}"
-            )
-            continue
+    for where, row in rows:
         for column in columns:
             field = row[header.index(column.name)].strip()
             try:
@@ -101,10 +169,8 @@ def read_table(
                     raise ValueError("is blank")
                 values[column.name].append(column.parse(field))
             except ValueError as error:
-                faults.append(f"{where}, column {column.name!r}: {field!r} {error}")
-    if faults:
-        more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
-        raise UserError(faults[0] + more)
+                faults.add(f"row {where}, column {column.name!r}: {field!r} {error}")
+    faults.check()
     return pd.DataFrame(values)
 
 
@@ -183,6 +249,17 @@ def applicant_row(
                 f"({low:g} to {high:g}): the answer is an extrapolation"
             )
     return admission_arrays(pd.DataFrame([fields]))["x"]
+
+
+def read_titanic() -> pd.DataFrame:
+    """The 1309 passengers of the Titanic as text, None where something is not known.
+
+    `boat` and `body` were written down afterwards, and tell who survived. Raises
+    MissingData where the committed table has other content.
+    """
+    faults = Faults(TITANIC.path)
+    content = io.BytesIO(read_bytes(TITANIC))
+    return pd.concat(_text_tables(content, TITANIC.path, faults, 10_000))
 
 
 def read_digits() -> dict[str, np.ndarray]:

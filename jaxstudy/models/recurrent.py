@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen import initializers
 
-from jaxstudy.model import Model, from_linen
+from jaxstudy.model import Model, from_linen, small_uniform
 from jaxstudy.ops import flat_dot_general
 from jaxstudy.types import Array, Key, PyTree
 
@@ -159,11 +159,6 @@ def _orthogonal_gates(key: Key, shape: tuple[int, int], dtype: Any) -> Array:
     keys = jax.random.split(key, width // units)
     each = [initializers.orthogonal()(k, (units, units), dtype) for k in keys]
     return jnp.concatenate(each, axis=1)
-
-
-def small_uniform(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    """Between -0.05 and 0.05, as Keras's Embedding starts."""
-    return jax.random.uniform(key, shape, dtype, -0.05, 0.05)
 
 
 def _first_bias(kind: Kind, start: Start, units: int) -> np.ndarray:

@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax.linen import initializers
 
-from jaxstudy.model import Model
-from jaxstudy.models.recurrent import Kind, Recurrent, States, small_uniform
+from jaxstudy.model import Model, small_uniform
+from jaxstudy.models.recurrent import Kind, Recurrent, States
 from jaxstudy.ops import flat_dot_general
 from jaxstudy.sampling import Step
 from jaxstudy.types import Array, Key, PyTree

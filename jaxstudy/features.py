@@ -1,0 +1,784 @@
+"""Feature columns: what a network is to read in a table, declared column by column.
+
+A column that leaves something open (a mean, boundaries, a vocabulary) learns it from
+the training rows, and `fit` returns it filled in: what is learned is part of the
+column, and saved with it as JSON. Then a table goes two steps. `Features.numbers` makes
+numbers of its text, once, and names whatever is wrong in it; `Features.encode` makes a
+network's inputs of these numbers, and is pure: jit, vmap and grad go through it.
+
+What a row has nothing in is stated for each column: `missing` and `unknown` are a
+bucket of their own, the mean beside an indicator, or a fault. A bucket that no training
+row is in counts as nothing, for no weight of it was ever trained.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pydantic
+
+from jaxstudy.types import FLOAT32_MAX, Array, Faults, UserError
+
+SAMPLE = 100_000  # values that quantiles are of: all, or as many drawn from all
+MOST_WORDS = 1_000_000  # in one vocabulary: more belong into hash buckets
+MISSING, UNKNOWN = 0, 1  # numbers of a category that is not there, or not known
+NONE = -1  # fills lists up to a common length
+
+Numbers = Mapping[str, Array | np.ndarray]  # [B] or [B, L] for each leaf
+
+
+# ------------------------------------------------------------------ columns
+
+
+@dataclass(frozen=True)
+class Numeric:
+    """A number, scaled, and whether it is missing: [B, 1], or [B, 2].
+
+    standard: (x - mean) / standard deviation; log: the same of log(1 + x); min-max:
+    from 0 to 1 over the training rows. A missing number counts as the mean, and has a 1
+    in the second column, which is there if a training row misses the number.
+    """
+
+    column: str
+    scale: Literal["standard", "log", "min-max"] = "standard"
+    missing: Literal["mean", "refuse"] = "mean"
+    shift: float | None = None
+    """What is subtracted; learned, as the next three are, unless given."""
+    divisor: float | None = None
+    fill: float | None = None
+    """What a missing number counts as, of log(1 + x) on that scale."""
+    may_miss: bool | None = None
+    kind: Literal["numeric"] = "numeric"
+
+
+@dataclass(frozen=True)
+class Bucketized:
+    """Which interval a number is in: bucket i + 1 holds b_i <= x < b_{i + 1}.
+
+    `boundaries` are given, or so many buckets of equally many training rows are made.
+    The first bucket, 0, is of missing numbers.
+    """
+
+    column: str
+    boundaries: tuple[float, ...] | int
+    missing: Literal["bucket", "refuse"] = "bucket"
+    absent: tuple[int, ...] | None = None
+    """Buckets that no training row is in; learned."""
+    kind: Literal["bucketized"] = "bucketized"
+
+
+@dataclass(frozen=True)
+class Category:
+    """A word of a vocabulary: 0 is missing, 1 unknown, then come the words.
+
+    Words that fewer than `least` training rows have are unknown too, so that what is
+    unknown later has been trained. With a `separator` the text is a list of words, of
+    which the first `most` count.
+    """
+
+    column: str
+    separator: str | None = None
+    most: int = 8
+    least: int = 1
+    missing: Literal["bucket", "refuse"] = "bucket"
+    unknown: Literal["bucket", "refuse"] = "bucket"
+    words: tuple[str, ...] | None = None
+    """The vocabulary, the most frequent word first; learned unless given."""
+    absent: tuple[int, ...] | None = None
+    kind: Literal["category"] = "category"
+
+
+@dataclass(frozen=True)
+class Hashed:
+    """One of so many buckets, by the text's hash: 0 is missing, then 1 to `buckets`.
+
+    No vocabulary is kept, and different words may share a bucket. The hash is the first
+    8 bytes of BLAKE2b (RFC 7693), little-endian, modulo the number of buckets.
+    """
+
+    column: str
+    buckets: int
+    missing: Literal["bucket", "refuse"] = "bucket"
+    absent: tuple[int, ...] | None = None
+    kind: Literal["hashed"] = "hashed"
+
+
+Leaf = Annotated[Bucketized | Category | Hashed, pydantic.Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """All of several categories at once, in so many buckets by a hash of their numbers.
+
+    h_0 = 0; h_{i + 1} = f(h_i + number_i + 1) with f the finalizer of MurmurHash3.
+    """
+
+    of: tuple[Leaf, ...]
+    buckets: int
+    kind: Literal["crossed"] = "crossed"
+
+
+Categorical = Annotated[
+    Bucketized | Category | Hashed | Crossed, pydantic.Field(discriminator="kind")
+]
+
+
+@dataclass(frozen=True)
+class Indicator:
+    """A category as zeros and a one for each of its numbers; a list as several ones."""
+
+    of: Categorical
+    kind: Literal["indicator"] = "indicator"
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A category as a vector that is trained with the network; a list as their mean."""
+
+    of: Categorical
+    dimension: int
+    kind: Literal["embedding"] = "embedding"
+
+
+Column = Annotated[
+    Numeric | Indicator | Embedding, pydantic.Field(discriminator="kind")
+]
+
+
+class Table(NamedTuple):
+    """The vectors [size, dimension] of an embedding, its numbers in ids[:, where]."""
+
+    name: str
+    size: int
+    dimension: int
+    where: slice
+
+
+class Encoded(NamedTuple):
+    """Inputs of a network: x [B, D], and ids [B, K] of what it embeds, -1 for none."""
+
+    x: Array
+    ids: Array
+
+
+# ------------------------------------------------------------------ a table as numbers
+
+
+def _leaves(column: Column | Categorical) -> tuple[Any, ...]:
+    if isinstance(column, Crossed):
+        return column.of
+    if isinstance(column, Indicator | Embedding):
+        return _leaves(column.of)
+    return (column,)
+
+
+def name_of(column: Column | Categorical) -> str:
+    """What a column is called in tables and files."""
+    if isinstance(column, Crossed):
+        return " x ".join(name_of(leaf) for leaf in column.of)
+    if isinstance(column, Indicator | Embedding):
+        return name_of(column.of)
+    if isinstance(column, Bucketized):
+        return f"{column.column} (buckets)"
+    if isinstance(column, Hashed):
+        return f"{column.column} ({column.buckets} hash buckets)"
+    return column.column
+
+
+def _key(leaf: Numeric | Leaf) -> str:
+    """Where its numbers are."""
+    return f"{leaf.kind} {name_of(leaf)}"
+
+
+def size_of(of: Categorical) -> int:
+    """How many numbers a category may have."""
+    if isinstance(of, Crossed):
+        return of.buckets
+    if isinstance(of, Bucketized):
+        assert isinstance(of.boundaries, tuple), "not fitted"
+        return len(of.boundaries) + 2
+    if isinstance(of, Hashed):
+        return of.buckets + 1
+    assert of.words is not None, "not fitted"
+    return len(of.words) + 2
+
+
+def _series(table: pd.DataFrame, leaf: Numeric | Leaf) -> pd.Series:
+    return cast(pd.Series, table[leaf.column])
+
+
+def _as_number(series: pd.Series, faults: Faults) -> np.ndarray:
+    """Numbers [N] of float64, NaN where they are missing, every other fault noted."""
+    missing, values = series.isna().to_numpy(), series
+    if series.dtype == object or isinstance(series.dtype, pd.StringDtype):
+        text = series.astype(str).str.strip()
+        missing = missing | (text == "").to_numpy()
+        # 1_000 is Python, not data
+        plain = text.where(~text.str.contains("_", regex=False), "no number")
+        values = cast(pd.Series, pd.to_numeric(plain, errors="coerce"))
+    found = values.astype(float).to_numpy(np.float64, na_value=np.nan, copy=True)
+    found[missing] = np.nan
+    unreadable = np.isnan(found) & ~missing
+    too_large = np.abs(found) > FLOAT32_MAX
+    for bad, what in (
+        (unreadable, "is not a number"),
+        (too_large, "is too large for a 32-bit number"),
+    ):
+        _refuse(series, bad, what, faults)
+    found[unreadable | too_large] = np.nan
+    return np.where(unreadable | too_large, 0.0, found)  # so not missing, too
+
+
+def _as_text(series: pd.Series) -> pd.Series:
+    """Text, None where it is missing; 3 and 3.0 are the same category."""
+
+    def plain(value: Any) -> str | None:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        return str(value).strip() or None
+
+    distinct = series.drop_duplicates()
+    texts = {v: plain(v) for v in distinct[distinct.notna()]}
+    return series.map(lambda value: texts.get(value), na_action="ignore").astype(object)
+
+
+def _hash(text: str, buckets: int) -> int:
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % buckets + 1
+
+
+def _words(text: Any, leaf: Category) -> list[str]:
+    if not isinstance(text, str):
+        return []
+    if leaf.separator is None:
+        return [text]
+    parts = [part.strip() for part in text.split(leaf.separator)]
+    return list(dict.fromkeys(filter(None, parts)))[: leaf.most]
+
+
+def _refuse(series: pd.Series, bad: np.ndarray, what: str, faults: Faults) -> None:
+    """Note the rows [N] of a column that are at fault."""
+    for i in np.flatnonzero(bad).tolist():
+        value = series.iloc[i]
+        shown = "" if pd.isna(value) or not str(value).strip() else f"{value!r} "
+        faults.add(f"row {series.index[i]}, column {series.name!r}: {shown}{what}")
+
+
+def _category_numbers(leaf: Category, series: pd.Series, faults: Faults) -> np.ndarray:
+    """Numbers [N], or [N, most] of lists."""
+    assert leaf.words is not None, "not fitted"
+    texts, words = _as_text(series), pd.Index(leaf.words, dtype=object)
+    if leaf.separator is None:
+        place = words.get_indexer(texts).astype(np.int32)
+        found = np.where(place < 0, UNKNOWN, place + UNKNOWN + 1)
+        found = np.where(texts.isna(), MISSING, found)[:, None]
+    else:
+        codes, distinct = pd.factorize(texts, use_na_sentinel=False)
+        lists = np.full((len(distinct), leaf.most), NONE, np.int32)
+        for own, text in zip(lists, distinct, strict=True):
+            listed = _words(text, leaf)
+            place = words.get_indexer(listed) + UNKNOWN + 1
+            own[: len(listed) or 1] = np.maximum(place, UNKNOWN) if listed else MISSING
+        found = lists[codes]
+    if leaf.missing == "refuse":
+        _refuse(series, (found == MISSING).any(1), "is missing", faults)
+    if leaf.unknown == "refuse":
+        _refuse(series, (found == UNKNOWN).any(1), "is none of those known", faults)
+    return found if leaf.separator is not None else found[:, 0].astype(np.int32)
+
+
+def _numbers(leaf: Numeric | Leaf, series: pd.Series, faults: Faults) -> np.ndarray:
+    """The numbers of one leaf, its faults noted."""
+    if isinstance(leaf, Category):
+        return _category_numbers(leaf, series, faults)
+    if isinstance(leaf, Hashed):
+        texts = _as_text(series)
+        number = {t: _hash(t, leaf.buckets) for t in texts.dropna().unique()}
+        found = texts.map(number).fillna(MISSING).to_numpy(np.int32)
+        missing = found == MISSING
+    else:
+        found = _as_number(series, faults).astype(np.float32)
+        missing = np.isnan(found)
+        if isinstance(leaf, Numeric) and leaf.scale == "log":
+            _refuse(series, found <= -1, "has no log(1 + x)", faults)
+            found[found <= -1] = 0
+    if leaf.missing == "refuse":
+        _refuse(series, missing, "is missing", faults)
+    return found
+
+
+# ------------------------------------------------------------------ encoding
+
+
+def _ids(of: Categorical, numbers: Numbers) -> Array:
+    """The numbers [B, L] of a category, NONE for none and for what is absent."""
+    if isinstance(of, Crossed):
+        h = jnp.uint32(0)
+        for leaf in of.of:
+            h = _mixed(h + _leaf_ids(leaf, numbers)[:, 0].astype(jnp.uint32) + 1)
+        return (h % of.buckets).astype(jnp.int32)[:, None]
+    ids = _leaf_ids(of, numbers)
+    absent = np.array(of.absent or (), np.int32)
+    return jnp.where(jnp.isin(ids, absent), NONE, ids)
+
+
+def _leaf_ids(leaf: Leaf, numbers: Numbers) -> Array:
+    given = jnp.asarray(numbers[_key(leaf)])
+    if isinstance(leaf, Bucketized):
+        given = _bucket(leaf, given)
+    return given if given.ndim == 2 else given[:, None]
+
+
+def _bucket(leaf: Bucketized, given: Array | np.ndarray) -> Array:
+    """The numbers [B] of buckets, of numbers [B]."""
+    edges = jnp.array(leaf.boundaries, jnp.float32)
+    place = jnp.searchsorted(edges, given, side="right").astype(jnp.int32)
+    return jnp.where(jnp.isnan(given), MISSING, place + 1)
+
+
+def _mixed(h: Array) -> Array:
+    """The finalizer of MurmurHash3 for 32 bits (Appleby, public domain)."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h = (h ^ (h >> shift)) * jnp.uint32(factor)
+    return h ^ (h >> 16)
+
+
+def _dense(column: Column, numbers: Numbers) -> Array | None:
+    """What a column adds to x, [B, w]."""
+    if isinstance(column, Embedding):
+        return None
+    if isinstance(column, Indicator):
+        ids = _ids(column.of, numbers)
+        return jax.nn.one_hot(ids, size_of(column.of)).max(1)
+    assert column.divisor is not None, "not fitted"
+    given = jnp.asarray(numbers[_key(column)])
+    missing = jnp.isnan(given)
+    z = jnp.log1p(given) if column.scale == "log" else given
+    z = (
+        jnp.where(missing, column.fill or 0.0, z) - (column.shift or 0.0)
+    ) / column.divisor
+    return jnp.stack([z, missing], 1) if column.may_miss else z[:, None]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Columns that `fit` has filled in."""
+
+    columns: tuple[Column, ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The table's columns that are read."""
+        return tuple(dict.fromkeys(x.column for c in self.columns for x in _leaves(c)))
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """The embeddings, and where their numbers are among the ids."""
+        found, first = [], 0
+        for column in self.columns:
+            if isinstance(column, Embedding):
+                of = column.of
+                width = 1
+                if isinstance(of, Category) and of.separator is not None:
+                    width = of.most
+                where = slice(first, first + width)
+                found.append(Table(name_of(of), size_of(of), column.dimension, where))
+                first += width
+        return tuple(found)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each of the D columns of x is."""
+        return tuple(name for column in self.columns for name in _names(column))
+
+    def numbers(
+        self, table: pd.DataFrame, faults: Faults | None = None
+    ) -> dict[str, np.ndarray]:
+        """The numbers [N] or [N, L] that `encode` takes, float32 or int32.
+
+        Raises UserError naming every row, column and value at fault, all at once;
+        with `faults` they are noted there instead.
+        """
+        noted = Faults("the table") if faults is None else faults
+        check_columns(table, self.sources)
+        leaves = dict.fromkeys(leaf for c in self.columns for leaf in _leaves(c))
+        found = {x: _numbers(x, _series(table, x), noted) for x in leaves}
+        if faults is None:
+            noted.check()
+        return {_key(leaf): numbers for leaf, numbers in found.items()}
+
+    def keys_of(self, column: str) -> set[str]:
+        """Which of the numbers are made of one of the table's columns."""
+        leaves = (leaf for c in self.columns for leaf in _leaves(c))
+        return {_key(leaf) for leaf in leaves if leaf.column == column}
+
+    def unknown(self, numbers: Iterable[Numbers]) -> dict[str, int]:
+        """How many rows have a word that the vocabulary of a column has not."""
+        leaves = dict.fromkeys(leaf for c in self.columns for leaf in _leaves(c))
+        counts: Counter[str] = Counter()
+        for own in numbers:
+            for leaf in leaves:
+                if isinstance(leaf, Category):
+                    ids = np.asarray(own[_key(leaf)]).reshape(len(own[_key(leaf)]), -1)
+                    counts[leaf.column] += int((ids == UNKNOWN).any(1).sum())
+        return {column: count for column, count in counts.items() if count}
+
+    def encode(self, numbers: Numbers) -> Encoded:
+        """Inputs of a network, x [B, D] and ids [B, K]: pure, and a function of rows.
+
+        Each row's are its own alone.
+        """
+        rows = len(next(iter(numbers.values())))
+        dense = [d for c in self.columns if (d := _dense(c, numbers)) is not None]
+        ids = [_ids(c.of, numbers) for c in self.columns if isinstance(c, Embedding)]
+        nothing = jnp.zeros((rows, 0))
+        return Encoded(
+            jnp.concatenate([nothing, *dense], 1),
+            jnp.concatenate([nothing.astype(jnp.int32), *ids], 1),
+        )
+
+    def to_json(self) -> str:
+        """What `read_features` reads."""
+        return pydantic.TypeAdapter(Features).dump_json(self, indent=1).decode() + "\n"
+
+
+def describe(column: Column) -> str:
+    """How a column is read, in words."""
+    if isinstance(column, Numeric):
+        scales = {"standard": "scaled", "log": "log(1 + x), scaled"}
+        return f"a number, {scales.get(column.scale, 'from 0 to 1')}"
+    how = "ones and zeros"
+    if isinstance(column, Embedding):
+        how = f"vectors of {column.dimension} numbers"
+    return f"{type(column.of).__name__.lower()}, as {how}"
+
+
+def _names(column: Column) -> list[str]:
+    """What a column adds to x, by name."""
+    name = name_of(column)
+    if isinstance(column, Numeric):
+        return [name, f"{name} is missing"] if column.may_miss else [name]
+    if isinstance(column, Embedding):
+        return []
+    of = column.of
+    if isinstance(of, Category):
+        words = ("(missing)", "(unknown)", *(of.words or ()))
+        return [f"{name} = {word}" for word in words]
+    if isinstance(of, Bucketized):
+        assert isinstance(of.boundaries, tuple)
+        ends = [-math.inf, *of.boundaries, math.inf]
+        between = [f"{a:g} to {b:g}" for a, b in itertools.pairwise(ends)]
+        return [f"{of.column} {what}" for what in ("(missing)", *between)]
+    return [f"{name} {number}" for number in range(size_of(of))]
+
+
+def read_features(path: Path) -> Features:
+    """The columns that `Features.to_json` made a file of.
+
+    Raises UserError, naming the file, where there are none in it.
+    """
+    try:
+        return pydantic.TypeAdapter(Features).validate_json(path.read_bytes())
+    except (OSError, pydantic.ValidationError) as error:
+        what = str(error).splitlines()[0]
+        raise UserError(f"{path} holds no feature columns: {what}") from error
+
+
+# ------------------------------------------------------------------ what is learned
+
+
+class _Moments:
+    """Mean, deviation and range in one pass, merged by Chan, Golub and LeVeque 1983."""
+
+    def __init__(self) -> None:
+        self.n, self.mean, self.squares = 0, 0.0, 0.0
+        self.low, self.high, self.missing = math.inf, -math.inf, False
+
+    def add(self, values: np.ndarray) -> None:
+        self.missing |= bool(np.isnan(values).any())
+        values = values[~np.isnan(values)].astype(np.float64)
+        if not len(values):
+            return
+        n, mean = len(values), float(values.mean())
+        gap, total = mean - self.mean, self.n + n
+        self.squares += float(np.square(values - mean).sum())
+        self.squares += gap**2 * self.n * n / total
+        self.mean += gap * n / total
+        self.n = total
+        self.low = min(self.low, float(values.min()))
+        self.high = max(self.high, float(values.max()))
+
+
+class _Sample:
+    """Values drawn from all that came, each as likely (Vitter 1985, algorithm R)."""
+
+    def __init__(self) -> None:
+        self.seen, self.kept = 0, np.empty(0)
+        self.rng = np.random.default_rng(0)
+
+    def add(self, values: np.ndarray) -> None:
+        values = values[~np.isnan(values)]
+        room = SAMPLE - len(self.kept)
+        self.kept = np.concatenate([self.kept, values[:room]])
+        self.seen += min(room, len(values))
+        for value in values[room:]:
+            self.seen += 1
+            place = int(self.rng.integers(self.seen))
+            if place < SAMPLE:
+                self.kept[place] = value
+
+
+class _Learner:
+    """What one leaf learns from tables that come one after the other."""
+
+    def __init__(self, leaf: Any) -> None:
+        self.leaf, self.counts = leaf, Counter[Any]()
+        self.moments, self.sample = _Moments(), _Sample()
+
+    def add(self, series: pd.Series, faults: Faults) -> None:
+        leaf = self.leaf
+        if isinstance(leaf, Category):
+            return self._count_words(leaf, series, faults)
+        numbers = _numbers(leaf, series, faults)
+        if isinstance(leaf, Hashed):
+            self.counts.update(numbers.tolist())
+            return None
+        logarithmic = isinstance(leaf, Numeric) and leaf.scale == "log"
+        self.moments.add(np.log1p(numbers) if logarithmic else numbers)
+        if isinstance(leaf, Bucketized):
+            if isinstance(leaf.boundaries, int):
+                self.sample.add(numbers)
+            else:
+                self.counts.update(np.asarray(_bucket(leaf, numbers)).tolist())
+        return None
+
+    def _count_words(self, leaf: Category, series: pd.Series, faults: Faults) -> None:
+        texts = _as_text(series)
+        if leaf.missing == "refuse":
+            _refuse(series, texts.isna().to_numpy(), "is missing", faults)
+        for text, count in texts.value_counts(dropna=False).items():
+            for word in _words(text, leaf) or [None]:
+                self.counts[word] += int(count)
+        if len(self.counts) > MOST_WORDS:
+            raise UserError(
+                f"column {leaf.column!r} has more than {MOST_WORDS:,} different "
+                "values: hash them into buckets instead"
+            )
+
+    def learned(self) -> Any:
+        """The leaf, with nothing left open."""
+        leaf = self.leaf
+        if isinstance(leaf, Category):
+            return self._category(leaf)
+        if isinstance(leaf, Hashed):
+            return dataclasses.replace(leaf, absent=self._absent(leaf.buckets + 1))
+        if not self.moments.n:
+            raise UserError(f"column {leaf.column!r} has no number in a training row")
+        if isinstance(leaf, Numeric):
+            return self._numeric(leaf)
+        return self._buckets(leaf)
+
+    def _absent(self, size: int) -> tuple[int, ...]:
+        return tuple(number for number in range(size) if not self.counts[number])
+
+    def _numeric(self, leaf: Numeric) -> Numeric:
+        m = self.moments
+        shift, divisor = m.mean, math.sqrt(m.squares / m.n)
+        if leaf.scale == "min-max":
+            shift, divisor = m.low, m.high - m.low
+        found = {
+            "shift": shift,
+            "divisor": divisor or 1.0,  # a constant column becomes 0, not NaN
+            "fill": m.mean,
+            "may_miss": m.missing,
+        }
+        left_open = {n: v for n, v in found.items() if getattr(leaf, n) is None}
+        return dataclasses.replace(leaf, **left_open)
+
+    def _buckets(self, leaf: Bucketized) -> Bucketized:
+        if isinstance(leaf.boundaries, tuple):
+            absent = self._absent(len(leaf.boundaries) + 2)
+            return dataclasses.replace(leaf, absent=absent)
+        values, shares = self.sample.kept, np.arange(1, leaf.boundaries)
+        cuts = np.unique(np.quantile(values, shares / leaf.boundaries))
+        # one at the least value would leave nothing below it
+        cuts = cuts[cuts > values.min()].astype(np.float32)
+        boundaries = tuple(map(float, cuts))
+        absent = () if self.moments.missing else (MISSING,)
+        return dataclasses.replace(leaf, boundaries=boundaries, absent=absent)
+
+    def _category(self, leaf: Category) -> Category:
+        counts, words = self.counts, leaf.words
+        missing = counts.pop(None, 0)
+        if words is None:
+            often = [word for word in counts if counts[word] >= leaf.least]
+            words = tuple(sorted(often, key=lambda word: (-counts[word], word)))
+        rows = [missing, len(counts.keys() - {*words}), *(counts[w] for w in words)]
+        absent = tuple(number for number, n in enumerate(rows) if not n)
+        return dataclasses.replace(leaf, words=words, absent=absent)
+
+
+def fit(
+    columns: Sequence[Column],
+    tables: pd.DataFrame | Iterable[pd.DataFrame],
+    faults: Faults | None = None,
+) -> Features:
+    """Fill the columns in from the training rows, in one pass over one or more tables.
+
+    Means, deviations, ranges and vocabularies are exact; quantiles are of at most
+    SAMPLE values, drawn at random where there are more.
+
+    Raises UserError naming every row, column and value at fault (with `faults` they are
+    noted there instead), where a column is not there, or has nothing to learn from;
+    ValueError where the columns make no sense.
+    """
+    _check(columns)
+    noted = Faults("the training rows") if faults is None else faults
+    leaves = dict.fromkeys(leaf for column in columns for leaf in _leaves(column))
+    learners = {leaf: _Learner(leaf) for leaf in leaves}
+    rows = 0
+    for table in [tables] if isinstance(tables, pd.DataFrame) else tables:
+        check_columns(table, [leaf.column for leaf in leaves])
+        rows += len(table)
+        for leaf, learner in learners.items():
+            learner.add(_series(table, leaf), noted)
+    noted.check()
+    if not rows:
+        raise UserError("there is no training row")
+    learned = {leaf: learner.learned() for leaf, learner in learners.items()}
+    return Features(tuple(_filled(column, learned) for column in columns))
+
+
+def _filled(column: Any, learned: Mapping[Any, Any]) -> Any:
+    """A column, its leaves replaced."""
+    if isinstance(column, Crossed):
+        return dataclasses.replace(column, of=tuple(learned[x] for x in column.of))
+    if isinstance(column, Indicator | Embedding):
+        return dataclasses.replace(column, of=_filled(column.of, learned))
+    return learned[column]
+
+
+def _check(columns: Sequence[Column]) -> None:
+    """Raise ValueError where columns make no sense."""
+    leaves = dict.fromkeys(leaf for column in columns for leaf in _leaves(column))
+    for key, count in Counter(map(_key, leaves)).items():
+        if count > 1:
+            raise ValueError(f"{key} is declared in several ways")
+    if len(columns) != len(set(columns)) or not columns:
+        raise ValueError("columns are needed, and each once")
+    for column in columns:
+        of = column if isinstance(column, Numeric) else column.of
+        sizes = [column.dimension] if isinstance(column, Embedding) else []
+        sizes += [of.buckets] if isinstance(of, Hashed | Crossed) else []
+        for leaf in _leaves(column):
+            if isinstance(of, Crossed) and getattr(leaf, "separator", None) is not None:
+                raise ValueError(f"{name_of(of)}: a list cannot be crossed")
+            sizes += [leaf.buckets] if isinstance(leaf, Hashed) else []
+            sizes += [leaf.least, leaf.most] if isinstance(leaf, Category) else []
+            boundaries = getattr(leaf, "boundaries", (0.0,))
+            sizes += [boundaries] if isinstance(boundaries, int) else []
+            if isinstance(boundaries, tuple) and (
+                not boundaries or (np.diff(np.array(boundaries, np.float32)) <= 0).any()
+            ):
+                raise ValueError(f"{name_of(leaf)}: boundaries must rise")
+        if any(size < 1 for size in sizes):
+            raise ValueError(f"{name_of(column)}: sizes must be 1 or more")
+
+
+def check_columns(table: pd.DataFrame, names: Iterable[str]) -> None:
+    """Raise UserError, with a suggestion, where a table lacks one of some columns."""
+    for name in names:
+        count = list(table.columns).count(name)
+        if count == 1:
+            continue
+        if count:
+            raise UserError(f"column {name!r} occurs more than once")
+        known = [str(column) for column in table.columns]
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f" from {', '.join(known)}"
+        raise UserError(f"column {name!r} is missing{hint}")
+
+
+# ------------------------------------------------------------------ columns unasked
+
+FEW, MANY = 20, 1000  # different values: each a column of its own, or a vector
+
+
+class Inferred(NamedTuple):
+    """Columns for a table nobody described, and why others of it are left out."""
+
+    columns: tuple[Column, ...]
+    left_out: dict[str, str]
+
+
+class _Look:
+    """What one column looks like, over tables that come one after the other."""
+
+    def __init__(self) -> None:
+        self.rows = self.there = self.numeric = 0
+        self.values: Counter[str] = Counter()
+        self.moments, self.whole = _Moments(), True
+
+    def add(self, series: pd.Series) -> None:
+        texts = _as_text(series)
+        self.rows, there = self.rows + len(texts), texts.dropna()
+        self.there += len(there)
+        if len(self.values) <= MANY:
+            self.values.update(there.unique())
+        numbers = np.asarray(pd.to_numeric(there, errors="coerce"), np.float64)
+        numbers = numbers[np.isfinite(numbers)]
+        self.numeric += len(numbers)
+        self.moments.add(numbers)
+        self.whole &= bool((numbers == np.round(numbers)).all())
+
+    def column(self, name: str) -> Column | str:
+        """The column, or why there is none."""
+        if not self.there:
+            return "is empty"
+        if len(self.values) == 1:
+            return "is the same in every row"
+        many, moments = len(self.values), self.moments
+        if self.numeric >= 0.9 * self.there:  # what is no number is then a fault
+            if self.whole and many <= FEW // 2:
+                return Indicator(Category(name))
+            long_tail = moments.low >= 0 and moments.high > 10 * moments.mean
+            return Numeric(name, "log" if long_tail else "standard")
+        if many <= FEW:
+            return Indicator(Category(name))
+        if many > 0.5 * self.there:
+            return "has another text in nearly every row"
+        if many <= min(MANY, self.there / 10):  # ten rows and more for each
+            return Embedding(Category(name, least=5), 4)
+        return Indicator(Hashed(name, 100))
+
+
+def infer(tables: Iterable[pd.DataFrame], label: str) -> Inferred:
+    """Columns for all of a table but its label, in one pass.
+
+    Numbers are scaled (their logarithms, with a long tail), few different values become
+    indicators, more of them vectors, very many hash buckets. Raises UserError where
+    nothing is left.
+    """
+    looks: dict[str, _Look] = {}
+    for table in tables:
+        check_columns(table, [label, *table.columns])
+        for name in table.columns:
+            if name != label:
+                looks.setdefault(name, _Look()).add(cast(pd.Series, table[name]))
+    found = {name: look.column(name) for name, look in looks.items()}
+    columns = tuple(c for c in found.values() if not isinstance(c, str))
+    left_out = {name: why for name, why in found.items() if isinstance(why, str)}
+    if not columns:
+        raise UserError(f"there is no column to learn {label!r} from")
+    return Inferred(columns, left_out)

@@ -1,0 +1,475 @@
+"""Feature columns: each against a table by hand, pure, and blind to held-out rows."""
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxstudy import features
+from jaxstudy.features import (
+    Bucketized,
+    Category,
+    Column,
+    Crossed,
+    Embedding,
+    Features,
+    Hashed,
+    Indicator,
+    Numeric,
+    fit,
+    infer,
+    read_features,
+)
+from jaxstudy.types import Faults, UserError
+
+TABLE = pd.DataFrame(
+    {
+        "age": ["1", "3", None, "5", "11"],
+        "sex": ["m", "f", "f", "m", None],
+        "deck": ["C C", "A B", "", "B", "C"],
+        "ticket": ["PC 1", "17", "17", None, "A"],
+    }
+)
+COLUMNS: tuple[Column, ...] = (
+    Numeric("age"),
+    Indicator(Bucketized("age", 3)),
+    Indicator(Category("sex")),
+    Indicator(Category("deck", separator=" ", most=2)),
+    Embedding(Category("sex"), 2),
+    Embedding(Category("deck", separator=" ", most=2), 3),
+    Indicator(Hashed("ticket", 4)),
+    Indicator(Crossed((Category("sex"), Bucketized("age", 3)), 7)),
+)
+
+
+def encoded(columns: Any, train: pd.DataFrame, table: pd.DataFrame) -> Any:
+    fitted = fit(columns, train)
+    return jax.tree.map(np.asarray, fitted.encode(fitted.numbers(table)))
+
+
+def x_of(column: Column, table: pd.DataFrame = TABLE) -> np.ndarray:
+    return encoded([column], TABLE, table).x
+
+
+# ------------------------------------------------------------------ by hand
+
+
+def test_a_standardised_number() -> None:
+    # mean 5, deviations -4 -2 0 6: variance 14
+    expected = np.array([-4, -2, 0, 0, 6]) / math.sqrt(14)
+    x = x_of(Numeric("age"))
+    np.testing.assert_allclose(x[:, 0], expected, rtol=1e-6)
+    np.testing.assert_array_equal(x[:, 1], [0, 0, 1, 0, 0])
+
+
+def test_a_logarithm() -> None:
+    logs = np.log1p([1.0, 3, 5, 11])
+    x = x_of(Numeric("age", "log"))
+    expected = (logs - logs.mean()) / logs.std()
+    np.testing.assert_allclose(x[[0, 1, 3, 4], 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(x[2], [0, 1], atol=1e-7)
+
+
+def test_from_least_to_largest() -> None:
+    x = x_of(Numeric("age", "min-max"))
+    np.testing.assert_allclose(x[:, 0], [0, 0.2, 0.4, 0.4, 1], rtol=1e-6)
+
+
+def test_a_constant_number_becomes_zero() -> None:
+    table = pd.DataFrame({"age": [2.0, 2.0, 2.0]})
+    for scale in ("standard", "log", "min-max"):
+        x = encoded([Numeric("age", scale)], table, table).x
+        np.testing.assert_allclose(x, np.zeros((3, 1)), atol=1e-6)
+
+
+def test_given_boundaries() -> None:
+    x = x_of(Indicator(Bucketized("age", (3.0, 5.0))))
+    # missing, under 3, 3 up to 5, from 5
+    np.testing.assert_array_equal(x.argmax(1), [1, 2, 0, 3, 3])
+    np.testing.assert_array_equal(x.sum(1), 1)
+
+
+def test_boundaries_by_quantiles() -> None:
+    values = pd.DataFrame({"age": np.arange(12.0)})
+    fitted = fit([Indicator(Bucketized("age", 4))], values)
+    column: Any = fitted.columns[0]
+    np.testing.assert_allclose(column.of.boundaries, [2.75, 5.5, 8.25])
+    x = np.asarray(fitted.encode(fitted.numbers(values)).x)
+    np.testing.assert_array_equal(x.sum(0), [0, 3, 3, 3, 3])
+
+
+def test_equal_quantiles_are_one_boundary() -> None:
+    values = pd.DataFrame({"age": [0.0] * 9 + [1.0]})
+    column: Any = fit([Indicator(Bucketized("age", 4))], values).columns[0]
+    assert column.of.boundaries == ()
+    assert column.of.absent == (features.MISSING,)
+
+
+def test_one_hot() -> None:
+    # missing, unknown, then by frequency, equal ones in order
+    x = x_of(Indicator(Category("sex")))
+    np.testing.assert_array_equal(
+        x, [[0, 0, 0, 1], [0, 0, 1, 0], [0, 0, 1, 0], [0, 0, 0, 1], [1, 0, 0, 0]]
+    )
+
+
+def test_multi_hot() -> None:
+    fitted = fit([Indicator(Category("deck", separator=" "))], TABLE)
+    assert fitted.names[2:] == ("deck = B", "deck = C", "deck = A")
+    x = np.asarray(fitted.encode(fitted.numbers(TABLE)).x)
+    expected = [[0, 1, 0], [1, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0]]
+    np.testing.assert_array_equal(x[:, 2:], expected)
+    np.testing.assert_array_equal(x[:, 0], [0, 0, 1, 0, 0])
+
+
+def test_rare_words_are_unknown() -> None:
+    fitted = fit([Indicator(Category("ticket", least=2))], TABLE)
+    assert fitted.names[2:] == ("ticket = 17",)
+    x = np.asarray(fitted.encode(fitted.numbers(TABLE)).x)
+    np.testing.assert_array_equal(x.argmax(1), [1, 2, 2, 0, 1])
+
+
+def test_ids_of_embeddings() -> None:
+    ids = encoded(COLUMNS, TABLE, TABLE).ids
+    np.testing.assert_array_equal(ids[:, 0], [3, 2, 2, 3, 0])
+    np.testing.assert_array_equal(
+        ids[:, 1:], [[3, -1], [4, 2], [0, -1], [2, -1], [3, -1]]
+    )
+    sex, deck = fit(COLUMNS, TABLE).tables
+    assert (sex.size, sex.dimension, sex.where) == (4, 2, slice(0, 1))
+    assert (deck.size, deck.dimension, deck.where) == (5, 3, slice(1, 3))
+
+
+def test_hash_buckets() -> None:
+    def bucket(text: str) -> int:
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        return 1 + int.from_bytes(digest, "little") % 4
+
+    x = x_of(Indicator(Hashed("ticket", 4)))
+    expected = [bucket("PC 1"), bucket("17"), bucket("17"), 0, bucket("A")]
+    np.testing.assert_array_equal(x.argmax(1), expected)
+
+
+def test_crossed_buckets() -> None:
+    def mixed(h: int) -> int:
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+            h = (h ^ (h >> shift)) * factor % 2**32
+        return h ^ (h >> 16)
+
+    sexes, ages = [3, 2, 2, 3, 0], [1, 2, 0, 3, 3]
+    boundaries = Bucketized("age", (3.0, 5.0))
+    x = x_of(Indicator(Crossed((Category("sex"), boundaries), 7)))
+    expected = [
+        mixed(mixed(s + 1) + a + 1) % 7 for s, a in zip(sexes, ages, strict=True)
+    ]
+    np.testing.assert_array_equal(x.argmax(1), expected)
+    np.testing.assert_array_equal(x.sum(1), 1)
+
+
+def test_the_same_number_is_the_same_category_in_any_form() -> None:
+    column = Indicator(Category("n"))
+    fitted = fit([column], pd.DataFrame({"n": ["3", "12"]}))
+    text = fitted.numbers(pd.DataFrame({"n": ["3", "12", None]}))
+    for values in ([3, 12, None], [3.0, 12.0, np.nan]):
+        other = fitted.numbers(pd.DataFrame({"n": values}))
+        jax.tree.map(np.testing.assert_array_equal, text, other)
+
+
+# ------------------------------------------------------------------ what is absent
+
+
+def test_what_no_training_row_has_counts_as_nothing() -> None:
+    train = pd.DataFrame({"a": ["u", "v"], "n": ["1", "2"]})
+    later = pd.DataFrame({"a": [None, "w"], "n": [None, "9"]})
+    columns = (
+        Indicator(Category("a")), Embedding(Category("a"), 2), Numeric("n"),
+        Indicator(Bucketized("n", (1.5, 5.0))),
+    )  # fmt: skip
+    e = encoded(columns, train, later)
+    np.testing.assert_array_equal(e.ids, -1)
+    np.testing.assert_array_equal(e.x[:, :4], 0)
+    np.testing.assert_array_equal(e.x[:, 5:], 0)  # the bucket from 5 on, and missing
+    assert e.x.shape[1] == 4 + 1 + 4  # no column says that n is missing
+    np.testing.assert_allclose(e.x[:, 4], [0, 15], rtol=1e-6)
+
+
+def test_refusing_names_every_row_column_and_value() -> None:
+    columns = (
+        Numeric("age", missing="refuse"),
+        Indicator(Category("sex", missing="refuse", unknown="refuse")),
+    )
+    train = pd.DataFrame({"age": ["1", "2"], "sex": ["m", "f"]})
+    fitted = fit(columns, train)
+    bad = pd.DataFrame({"age": ["x", "", "1e400"], "sex": ["m", None, "q"]})
+    with pytest.raises(UserError) as error:
+        fitted.numbers(bad)
+    assert str(error.value).split("\n  ") == [
+        "the table has 5 faults:",
+        "row 0, column 'age': 'x' is not a number",
+        "row 2, column 'age': '1e400' is too large for a 32-bit number",
+        "row 1, column 'age': is missing",
+        "row 1, column 'sex': is missing",
+        "row 2, column 'sex': 'q' is none of those known",
+    ]
+    with pytest.raises(UserError, match="row 1, column 'age': is missing"):
+        fit(columns, pd.DataFrame({"age": ["1", None], "sex": ["m", "f"]}))
+
+
+@pytest.mark.parametrize("text", ["x", "1_000", "0x10", "1 2", "1,5", "--1", "nan"])
+def test_what_is_no_number(text: str) -> None:
+    with pytest.raises(UserError, match=r"row 1, column 'age': .* is not a number"):
+        fit([Numeric("age")], pd.DataFrame({"age": ["1", text]}))
+
+
+def test_what_has_no_logarithm() -> None:
+    with pytest.raises(UserError, match=r"row 0, column 'age': '-1' has no log\(1"):
+        fit([Numeric("age", "log")], pd.DataFrame({"age": ["-1", "2"]}))
+
+
+def test_columns_that_are_not_there() -> None:
+    fitted = fit(COLUMNS, TABLE)
+    with pytest.raises(UserError, match="'sex' is missing; did you mean 'sexe'"):
+        fitted.numbers(TABLE.rename(columns={"sex": "sexe"}))
+    doubled = pd.concat([TABLE, TABLE[["age"]]], axis=1)
+    with pytest.raises(UserError, match="'age' occurs more than once"):
+        fitted.numbers(doubled)
+
+
+def test_nothing_to_learn_from() -> None:
+    with pytest.raises(UserError, match="no number in a training row"):
+        fit([Numeric("age")], pd.DataFrame({"age": [None, None]}))
+    with pytest.raises(UserError, match="no training row"):
+        fit([Numeric("age")], TABLE.iloc[:0])
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        (),
+        (Numeric("a"), Numeric("a")),
+        (Indicator(Category("a")), Embedding(Category("a", least=2), 2)),
+        (Indicator(Bucketized("a", (2.0, 1.0))),),
+        (Indicator(Bucketized("a", 0)),),
+        (Indicator(Hashed("a", 0)),),
+        (Embedding(Category("a"), 0),),
+        (Indicator(Category("a", least=0)),),
+        (Indicator(Crossed((Category("a", separator=" "), Category("b")), 5)),),
+    ],
+)
+def test_columns_that_make_no_sense(columns: tuple[Column, ...]) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  each says its own
+        fit(columns, pd.DataFrame({"a": ["1", "2"], "b": ["1", "2"]}))
+
+
+def test_a_vocabulary_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "MOST_WORDS", 3)
+    with pytest.raises(UserError, match="more than 3 different values: hash them"):
+        fit([Indicator(Category("deck"))], TABLE)
+
+
+# ------------------------------------------------------------------ properties
+
+cells = st.one_of(st.none(), st.sampled_from(["", "1", "2.5", "-3", "1e3", "7"]))
+words = st.one_of(st.none(), st.text("ab ", max_size=4))
+tables = st.lists(st.tuples(cells, words, words), min_size=1, max_size=12).map(
+    lambda rows: pd.DataFrame(rows, columns=["age", "sex", "deck"], dtype=object)
+)
+SOME: tuple[Column, ...] = (
+    Numeric("age"),
+    Indicator(Bucketized("age", (0.0, 2.5))),
+    Indicator(Category("sex", least=2)),
+    Embedding(Category("deck", separator=" "), 2),
+    Indicator(Crossed((Category("sex", least=2), Hashed("deck", 5)), 9)),
+)
+FITTED = fit(
+    SOME,
+    pd.DataFrame(
+        {
+            "age": ["1", "4", None],
+            "sex": ["a", "a", "b"],
+            "deck": ["a b", None, "b"],
+        }
+    ),
+)
+
+
+@settings(deadline=None, max_examples=30)
+@given(tables)
+def test_jitted_equals_unjitted(table: pd.DataFrame) -> None:
+    numbers = FITTED.numbers(table)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        FITTED.encode(numbers),
+        jax.jit(FITTED.encode)(numbers),
+    )
+
+
+@settings(deadline=None, max_examples=30)
+@given(tables, st.integers(0, 11))
+def test_a_row_is_encoded_by_itself(table: pd.DataFrame, row: int) -> None:
+    row %= len(table)
+    whole = FITTED.encode(FITTED.numbers(table))
+    alone = FITTED.encode(FITTED.numbers(table.iloc[[row]]))
+    for a, b in zip(whole, alone, strict=True):
+        np.testing.assert_array_equal(a[row], b[0])
+
+
+@settings(deadline=None, max_examples=30)
+@given(tables)
+def test_encoding_changes_no_table(table: pd.DataFrame) -> None:
+    before = table.copy(deep=True)
+    numbers = FITTED.numbers(table)
+    copies = {name: a.copy() for name, a in numbers.items()}
+    FITTED.encode(numbers)
+    pd.testing.assert_frame_equal(table, before)
+    jax.tree.map(np.testing.assert_array_equal, numbers, copies)
+
+
+@settings(deadline=None, max_examples=30)
+@given(tables.filter(lambda table: table["age"].isin(["1", "7"]).any()), st.data())
+def test_what_is_learned_comes_back_from_json(
+    tmp_path_factory: pytest.TempPathFactory, table: pd.DataFrame, data: st.DataObject
+) -> None:
+    chosen = data.draw(st.lists(st.sampled_from(SOME), min_size=1, unique=True))
+    fitted = fit(chosen, table)
+    path = tmp_path_factory.mktemp("f") / "features.json"
+    path.write_text(fitted.to_json())
+    assert read_features(path) == fitted
+
+
+def test_one_pass_over_parts_learns_what_the_whole_does() -> None:
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "age": np.where(rng.random(500) < 0.1, np.nan, rng.normal(1e4, 1, 500)),
+            "sex": rng.choice(["a", "b", "c"], 500),
+            "deck": rng.choice(["a b", "b", "c a"], 500),
+            "ticket": rng.integers(0, 99, 500),
+        }
+    )
+    whole = fit(COLUMNS, table)
+    parts = fit(COLUMNS, (table.iloc[i : i + 37] for i in range(0, 500, 37)))
+    assert parts.columns[1:] == whole.columns[1:]
+    a: Any = whole.columns[0]
+    b: Any = parts.columns[0]
+    assert (a.may_miss, b.may_miss) == (True, True)
+    np.testing.assert_allclose(b.shift, a.shift, rtol=1e-12)
+    np.testing.assert_allclose(b.divisor, a.divisor, rtol=1e-9)
+    values = table["age"].dropna().to_numpy(np.float32).astype(float)
+    np.testing.assert_allclose([a.shift, a.divisor], [values.mean(), values.std()])
+
+
+def test_quantiles_of_very_many_values_are_of_a_sample(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(features, "SAMPLE", 500)
+    table = pd.DataFrame({"age": np.arange(5000.0)})
+    parts = (table.iloc[i : i + 300] for i in range(0, 5000, 300))
+    column: Any = fit([Indicator(Bucketized("age", 2))], parts).columns[0]
+    (middle,) = column.of.boundaries
+    assert abs(middle - 2500) < 500  # 6 times the deviation of such a median
+
+
+def test_a_vocabulary_that_is_given_is_kept() -> None:
+    column = Indicator(Category("sex", words=("f", "x")))
+    fitted = fit([column], TABLE)
+    assert fitted.names[2:] == ("sex = f", "sex = x")
+    x = np.asarray(fitted.encode(fitted.numbers(TABLE)).x)
+    np.testing.assert_array_equal(x.argmax(1), [1, 2, 2, 1, 0])
+
+
+def test_files_that_hold_no_columns(tmp_path: Path) -> None:
+    path = tmp_path / "features.json"
+    for text in ("", "[]", '{"columns": [{"kind": "numerical", "column": "a"}]}'):
+        path.write_text(text)
+        with pytest.raises(UserError, match="holds no feature columns"):
+            read_features(path)
+    with pytest.raises(UserError, match="holds no feature columns"):
+        read_features(tmp_path / "none.json")
+
+
+# ------------------------------------------------------------------ beside Keras
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.floats(-9, 9, width=32), min_size=1, max_size=20))
+def test_buckets_are_those_of_keras(values: list[float]) -> None:
+    import keras  # on JAX; its StringLookup and Hashing need TensorFlow
+
+    boundaries = (-2.0, 0.0, 0.5, 3.0)
+    table = pd.DataFrame({"age": values})
+    x = encoded([Indicator(Bucketized("age", boundaries))], table, table).x
+    theirs = keras.layers.Discretization(bin_boundaries=boundaries)(np.array(values))
+    np.testing.assert_array_equal(x.argmax(1) - 1, theirs)
+
+
+def test_multi_hot_is_that_of_keras() -> None:
+    import keras
+
+    fitted = fit([Indicator(Category("deck", separator=" ", most=2))], TABLE)
+    numbers = fitted.numbers(TABLE)
+    (ids,) = numbers.values()
+    # Keras has no "none": it counts the first word again
+    ids = np.where(ids < 0, ids[:, :1], ids)
+    theirs = keras.layers.CategoryEncoding(5, output_mode="multi_hot")(ids)
+    np.testing.assert_array_equal(fitted.encode(numbers).x, theirs)
+
+
+# ------------------------------------------------------------------ columns unasked
+
+
+def test_inferred_columns() -> None:
+    n = 400
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "id": [f"row {i}" for i in range(n)],
+            "height": rng.normal(0, 1, n),
+            "income": np.exp(rng.normal(0, 2, n)),
+            "children": rng.integers(0, 4, n),
+            "colour": rng.choice(["r", "g"], n),
+            "town": [f"t{i % 40}" for i in range(n)],
+            "street": [f"s{i % 120}" for i in range(n)],
+            "empty": None,
+            "same": "x",
+            "y": rng.choice(["a", "b"], n),
+        }
+    )
+    found = infer([table.iloc[:190], table.iloc[190:]], "y")
+    assert found.columns == (
+        Numeric("height"),
+        Numeric("income", "log"),
+        Indicator(Category("children")),
+        Indicator(Category("colour")),
+        Embedding(Category("town", least=5), 4),
+        Indicator(Hashed("street", 100)),
+    )
+    assert found.left_out == {
+        "id": "has another text in nearly every row",
+        "empty": "is empty",
+        "same": "is the same in every row",
+    }
+    assert isinstance(fit(found.columns, table), Features)
+
+
+def test_text_among_numbers_is_a_fault_and_no_category() -> None:
+    values = [*map(str, range(30)), "many"]
+    table = pd.DataFrame({"n": values, "y": "a"})
+    found = infer([table], "y")
+    faults = Faults("t.csv")
+    with pytest.raises(UserError, match=r"t.csv, row 30, column 'n': 'many' is not"):
+        fit(found.columns, table, faults)
+
+
+def test_nothing_to_infer() -> None:
+    with pytest.raises(UserError, match="no column to learn 'y' from"):
+        infer([pd.DataFrame({"y": ["a", "b"]})], "y")
+    with pytest.raises(UserError, match="'z' is missing"):
+        infer([TABLE], "z")
