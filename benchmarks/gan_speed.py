@@ -293,7 +293,7 @@ WORKLOADS: dict[str, Workload] = {
         "All begin with the same weights and see the same images in the same order, in "
         "epochs of {steps} steps, of which `fit` of this project makes one compiled "
         "chunk each; untrained, they make the same images of the same noise and say "
-        "the same of real ones, but then draw noise and dropout each for itself, so that "
+        "the same of real ones; but each draws its own noise and dropout, so that "
         "losses are alike and not equal",
         gan_data, gan_operations,
         {

@@ -7,7 +7,8 @@ from, character by character, and a new tune comes out.
 
 Backpropagation is truncated: the training text is cut into parallel streams, a step
 sees one window of each, and the states that it ends with begin the next window. They
-are never reset, where a tune ends or an epoch: the network reads that a tune begins.
+go on where a tune ends, or an epoch: the network reads that a tune begins. But a few
+streams, drawn at every step, begin again from zero.
 Held-out tunes are read one by one, from zero states, and every character counts, from
 the first "X" to the empty line that ends a tune. Each epoch is judged by windows of the
 validation tunes, also from zero states, and the best epoch is kept.
@@ -86,6 +87,8 @@ class Config(Settings):
     """Units of each LSTM layer."""
     dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     """Share of the last layer's outputs that is left out in a training step."""
+    forget: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.05
+    """Share of the streams that go on from zero states, in a training step."""
     epochs: Count = 2
     """Passes over the tunes."""
     streams: Count = 16
@@ -130,7 +133,7 @@ PRESETS = {
         epochs=10,
         window=50,
         rate=0.004,
-        orders=tuple(range(2, 17)),
+        orders=(*range(2, 17), 20, 24, 32),
         composed=200,
     ),
 }
@@ -151,7 +154,11 @@ def load(limit: int | None) -> Tunes:
 
 
 def build(config: Config, symbols: int) -> Model:
-    """LSTM layers and a dense one, with carried states for every stream."""
+    """LSTM layers and a dense one, with carried states for every stream.
+
+    In training some streams forget theirs before a window: what never begins from zero
+    states can be lost in them, and tunes begin so when they are judged or composed.
+    """
     model = language_model(symbols, "lstm", config.units, dropout=config.dropout)
 
     def init(key: Key) -> tuple[PyTree, PyTree]:
@@ -159,7 +166,17 @@ def build(config: Config, symbols: int) -> Model:
         states = first_states("lstm", config.units, config.streams)
         return params, {**extra, "states": states}
 
-    return Model(init, model.apply)
+    def apply(
+        params: PyTree, extra: PyTree, x: Array, *, train: bool, key: Key | None
+    ) -> tuple[Array, PyTree]:
+        if key is not None:
+            key, own = jax.random.split(key)
+            kept = jax.random.bernoulli(own, 1 - config.forget, (len(x), 1))
+            states = jax.tree.map(lambda a: a * kept, extra["states"])
+            extra = {**extra, "states": states}
+        return model.apply(params, extra, x, train=train, key=key)
+
+    return Model(init, apply)
 
 
 def bits(model: Model) -> Objective:

@@ -17,7 +17,9 @@ learned, in this order or the other.
 Expected (quick, a minute): 0.92 of the names exactly right; forecasts that miss by 19
 to 23 sunspots (root of the mean square), persistence by 33, and the regression, hard to
 beat with 190 years to learn from, by 19; 0.998 of the sums of two digits right.
-Expected (full, about five minutes): not measured yet; sums of three digits.
+Expected (full, four minutes, six seeds): 0.92 of the names again; 19 by the GRU, 21 by
+the LSTM, 22 by the simple network; 0.95 of the sums of three digits, which most seeds
+learn to 0.99 in a few epochs, and others begin to later.
 """
 
 from collections import Counter

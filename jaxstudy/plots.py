@@ -186,8 +186,8 @@ def save_images(
 ) -> None:
     """Images in rows as NAME.png, each with a title; `rows` name the rows.
 
-    An image is [H, W], [H, W, 1] or [H, W, 3], of uint8 or of numbers 0 to 1; one of a
-    single channel in any other range is drawn from its least to its largest value.
+    An image is [H, W], [H, W, 1] or [H, W, 3], of uint8 or of numbers 0 to 1; those of
+    a single channel and not uint8 are drawn from their least to their largest value.
     """
     columns = max(len(row) for row in images)
     lines = max(title.count("\n") for row in titles or [[""]] for title in row)
@@ -204,7 +204,10 @@ def save_images(
             pixels = image.reshape(image.shape[:2]) if single else image
             if not single and pixels.dtype != np.uint8:
                 pixels = np.clip(pixels, 0, 1)
-            axes[r][c].imshow(pixels, cmap="gray", interpolation="nearest")
+            top = 255 if pixels.dtype == np.uint8 else None
+            axes[r][c].imshow(
+                pixels, cmap="gray", interpolation="nearest", vmin=top and 0, vmax=top
+            )
             if titles is not None:
                 axes[r][c].set_title(titles[r][c], fontsize=7)
         if r < len(rows):
