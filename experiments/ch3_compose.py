@@ -13,13 +13,13 @@ Held-out tunes are read one by one, from zero states, and every character counts
 the first "X" to the empty line that ends a tune. Each epoch is judged by windows of the
 validation tunes, also from zero states, and the best epoch is kept.
 
-Expected (quick, a minute or two): 2.07 bits a character on the validation tunes, where
+Expected (quick, a minute or two): 2.09 bits a character on the validation tunes, where
 the best n-gram takes 2.42, and `xz -9`, which has packed the training tunes before,
-2.17. music21 accepts about 0.87 of the composed tunes, but in 0.08 only do all bars add
+2.17. music21 accepts about 0.90 of the composed tunes, but in 0.15 only do all bars add
 up, as they do in nine of ten real ones.
 Expected (full, 21 minutes): 1.69 bits, the best n-gram (n = 16) 2.41; on the test tunes
-1.67, 2.35, and `xz -9` 2.20. music21 accepts 0.97 of 200 composed tunes, and in 0.76 all
-bars add up; one of them is a copy.
+1.67, 2.35, and `xz -9` 2.20. music21 accepts 0.97 of 200 composed tunes, in 0.76 all
+bars add up, and one is a copy.
 Then: ch3_compose.py --compose "X:1\\nM:6/8\\nK:G\\n"
 """
 
