@@ -406,7 +406,6 @@ def speed_table() -> str:
         None: speed.table,
         "images": contest.table,
         "sequences": contest.table,
-        "gan": contest.table,
     }
     return "\n\n".join(
         tables.get(result.get("kind"), study_speed.table)(result) for result in results
