@@ -151,7 +151,7 @@ class Config(Settings):
 
 
 PRESETS = {
-    "smoke": Config(columns=("age", "title"), epochs=2, folds=2, repeats=1, members=2),
+    "smoke": Config(epochs=2, folds=2, repeats=1, members=2),
     "quick": Config(),
     "full": Config(repeats=10),
 }

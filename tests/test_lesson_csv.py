@@ -80,8 +80,8 @@ def test_the_passengers_are_those_of_the_table() -> None:
     table = read_titanic()
     assert table.shape == (1309, 14)
     assert table["survived"].value_counts().to_dict() == {"0": 809, "1": 500}
-    missing = table.isna().sum()
-    found = {name: int(missing[name]) for name in ("age", "cabin", "fare", "embarked")}
+    missing = table.isna().sum().to_dict()
+    found = {name: missing[name] for name in ("age", "cabin", "fare", "embarked")}
     assert found == {"age": 263, "cabin": 1014, "fare": 1, "embarked": 2}
     prepared = lesson.with_titles_and_decks(table)
     assert prepared["title"].notna().all()
