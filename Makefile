@@ -1,7 +1,9 @@
 # make study: every lesson, on real data, and a report.  make test: the tests.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Not compiled beforehand, which takes a minute: Python compiles what is imported.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	-c constraints.txt
 
 .PHONY: study full test lint torture bench readme data clean
 .DEFAULT_GOAL := study
@@ -18,7 +20,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 .venv-bench/installed: pyproject.toml constraints.txt benchmarks/peers.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints.txt -e . -r benchmarks/peers.txt
+		--no-compile -c constraints.txt -e . -r benchmarks/peers.txt
 	@touch $@
 
 study: .venv/installed  ## every lesson at the quick preset, then runs/report.html

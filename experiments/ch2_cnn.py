@@ -86,6 +86,8 @@ class Config(Settings):
     """Pixels the test images are moved by, at most."""
     moved_images: Count = 200
     """Test images that are moved: each up, down, left and right."""
+    test_images: Count = 10_000
+    """Test images in all, at most."""
 
 
 PRESETS = {
@@ -94,6 +96,7 @@ PRESETS = {
         epochs=1,
         shifts=1,
         moved_images=100,
+        test_images=200,
         networks=("flatten", "max pooling"),
     ),
     "quick": Config(),
@@ -206,9 +209,8 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     for name in config.networks:
         model = build(name, data.shape, len(data.classes))
         states[name], eval_step = train(name, model, config, data, run)
-        whole = measure(
-            eval_step, states[name], data.test, batch_size=500, lanes=Lanes()
-        )
+        test = spread(data.test, config.test_images)
+        whole = measure(eval_step, states[name], test, batch_size=500, lanes=Lanes())
         result[f"{name}: test accuracy"] = mean_interval(
             np.array(whole["accuracy"]), "seeds"
         )

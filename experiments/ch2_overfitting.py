@@ -74,10 +74,12 @@ class Config(Settings):
     """Learning rate of Adam at the start; it falls to 0 along a cosine."""
     seeds: Annotated[int, pydantic.Field(ge=2)] = 2
     """Trainings of each network; an even number shares two cores evenly."""
+    test_images: Count = 10_000
+    """Images to test by, at most."""
 
 
 PRESETS = {
-    "smoke": Config(images=256, epochs=2, networks=("base", "all")),
+    "smoke": Config(images=256, epochs=2, networks=("base", "all"), test_images=200),
     "quick": Config(),
     "full": Config(
         images=10_000, networks=get_args(Name), epochs=10, batch_size=64, seeds=6
@@ -114,7 +116,10 @@ def train(name: Name, config: Config, data: ImageSplits, run: Run) -> dict[str, 
         lanes=Lanes(),
         part=part,
     )
-    test = measure(eval_step, fitted.state, data.test, batch_size=500, lanes=Lanes())
+    test = measure(
+        eval_step, fitted.state, spread(data.test, config.test_images), batch_size=500,
+        lanes=Lanes(),
+    )  # fmt: skip
     last = {row["split"]: np.array(row["accuracy"]) for row in fitted.rows[-2:]}
     timing = part.timing
     return {

@@ -106,13 +106,11 @@ class Config(Settings):
 
 PRESETS = {
     "smoke": Config(
-        tasks=get_args(Task),
-        dates=200,
+        tasks=("messages",),
         messages=200,
         longest=(8, 12),
         units=16,
         embedding=8,
-        date_epochs=2,
         message_epochs=2,
     ),
     "quick": Config(),

@@ -272,17 +272,32 @@ def _transposed_pads(window: int, stride: int, padding: Padding) -> tuple[int, i
 def _by_phases(
     x: Array, kernel: Array, stride: int, pads: Sequence[tuple[int, int]]
 ) -> Array:
-    """One product x [B, H, W, C] with [C, h w O], its parts added where they overlap.
+    """One product x [B, H, W, C] with [C, h w O], and its parts where they belong."""
+    h, w, outputs, channels = kernel.shape
+    # of two axes each, as in _by_patches
+    products = x.reshape(-1, channels) @ kernel.reshape(-1, channels).T
+    products = products.reshape(*x.shape[:3], h, w, outputs)
+    return _overlapped(products, (h, w), stride, tuple(pads))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _overlapped(
+    products: Array,
+    window: tuple[int, int],
+    stride: int,
+    pads: tuple[tuple[int, int], ...],
+) -> Array:
+    """y[s m + i - p, s n + j - q, o] = sum of products[m, n, i, j, o].
 
     Output rows s m + r come from the taps i with i = r + p modulo s alone: each such
-    phase is a sum of shifted parts, and the phases are interleaved.
+    phase is a sum of shifted parts, and the phases are interleaved. Its gradient is
+    y's taps; the derived one adds up an image of zeros for each. There is no forward
+    mode.
     """
-    h, w, outputs, channels = kernel.shape
-    products = x @ kernel.reshape(-1, channels).T
-    products = products.reshape(*x.shape[:3], h, w, outputs)
+    (height, width), (h, w), outputs = products.shape[1:3], window, products.shape[-1]
     sizes = [
         (n - 1) * stride + k - low - high
-        for n, k, (low, high) in zip(x.shape[1:3], (h, w), pads, strict=True)
+        for n, k, (low, high) in zip((height, width), (h, w), pads, strict=True)
     ]
     per_phase = [-(-size // stride) for size in sizes]
 
@@ -292,15 +307,16 @@ def _by_phases(
         return None if other else shift
 
     def phase(r: int, q: int) -> Array:
-        total = jnp.zeros((len(x), *per_phase, outputs), products.dtype)
+        total = jnp.zeros((len(products), *per_phase, outputs), products.dtype)
         for i, j in itertools.product(range(h), range(w)):
             down, right = sources(i, pads[0][0], r), sources(j, pads[1][0], q)
             if down is None or right is None:
                 continue
-            shifts = (down, right)
             widths = [
                 (-shift, n + shift - size, 0)
-                for shift, n, size in zip(shifts, per_phase, x.shape[1:3], strict=True)
+                for shift, n, size in zip(
+                    (down, right), per_phase, (height, width), strict=True
+                )
             ]
             part = products[:, :, :, i, j]
             zero = jnp.zeros((), part.dtype)
@@ -312,7 +328,32 @@ def _by_phases(
     ]
     whole = jnp.stack(rows, axis=2)  # [B, M, s, N, s, O]
     m, n = (stride * size for size in per_phase)
-    return whole.reshape(len(x), m, n, outputs)[:, : sizes[0], : sizes[1]]
+    whole = whole.reshape(len(products), m, n, outputs)
+    return whole[:, : sizes[0], : sizes[1]]
+
+
+def _overlapped_forward(
+    products: Array,
+    window: tuple[int, int],
+    stride: int,
+    pads: tuple[tuple[int, int], ...],
+) -> tuple[Array, None]:
+    return _overlapped(products, window, stride, pads), None
+
+
+def _overlapped_backward(
+    window: tuple[int, int],
+    stride: int,
+    pads: tuple[tuple[int, int], ...],
+    kept: None,
+    dy: Array,
+) -> tuple[Array]:
+    del kept
+    taps = jnp.stack(list(_taps(dy, window, (stride, stride), pads)), axis=3)
+    return (taps.reshape(*taps.shape[:3], *window, -1),)
+
+
+_overlapped.defvjp(_overlapped_forward, _overlapped_backward)
 
 
 def _tiles(x: Array, window: tuple[int, int], pads: Pads, fill: float) -> Array:

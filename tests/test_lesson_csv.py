@@ -14,7 +14,7 @@ import pytest
 
 from jaxstudy import cli
 from jaxstudy.data.tabular import read_titanic
-from jaxstudy.features import Indicator, fit, read_features
+from jaxstudy.features import Features, Indicator, fit, read_features
 from jaxstudy.types import UserError
 from tests.test_experiments import load
 
@@ -117,14 +117,28 @@ def test_a_column_nobody_has_is_refused(ask: Ask, tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-def test_some_columns_of_the_passengers(ask: Ask, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    code, _, _ = ask(*QUICKLY, "--columns", "age", "--run-dir", folder)
-    assert code == 0
-    metrics = json.loads((folder / "result.json").read_text())["metrics"]
-    assert "without numeric: accuracy" in metrics
-    assert "without embedding: accuracy" not in metrics
-    assert read_features(folder / lesson.FEATURES).sources == ("age",)
+def test_some_columns_of_the_passengers(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def compare(*arguments: Any) -> dict[str, Any]:
+        given["variants"], given["regressions"] = arguments[2:4]
+        return {}
+
+    def train_members(table: Any, y: Any, columns: Any, *_: Any) -> Any:
+        given["fitted"] = fit(columns, table)
+        return given["fitted"], None
+
+    monkeypatch.setattr(lesson, "compare", compare)
+    monkeypatch.setattr(lesson, "train_members", train_members)
+    lesson.passengers(lesson.Config(columns=("age",)), None)
+    assert given["fitted"].sources == ("age",)
+    assert {*given["variants"]} == {
+        "network", "without numeric", "without bucketized",
+        "with boat and body (a leak)",
+    }  # fmt: skip
+    for columns in (*given["variants"].values(), *given["regressions"].values()):
+        sources = {*Features(tuple(columns)).sources}
+        assert sources - {*lesson.LEAKS} == {"age"}
 
 
 # ------------------------------------------------------------------ any table

@@ -283,27 +283,27 @@ from pathlib import Path
 import jax
 from tests import test_study
 assert jax.local_device_count() == {devices}
-protocol = test_study.replace(test_study.PROTOCOL, trials=4, mode={mode!r})
-test_study.run_tiny(Path({folder!r}), protocol=protocol)
+for mode in ("exact", "fast"):
+    protocol = test_study.replace(test_study.PROTOCOL, trials=4, mode=mode)
+    test_study.run_tiny(Path({folder!r}) / mode, protocol=protocol)
 """
 
 
-@pytest.mark.parametrize("mode", ["exact", "fast"])
-def test_lanes_split_over_devices_have_the_same_numbers(
-    mode: str, tmp_path: Path
-) -> None:
-    records = []
+def test_lanes_split_over_devices_have_the_same_numbers(tmp_path: Path) -> None:
     for devices in (1, 4):
-        folder = tmp_path / str(devices)
         code = FOUR_DEVICES.format(
-            root=str(ROOT), folder=str(folder), devices=devices, mode=mode
+            root=str(ROOT), folder=str(tmp_path / str(devices)), devices=devices
         )
         run_on_devices(devices, "-c", code)
-        records.append(json.loads((folder / "study.json").read_text()))
-    if mode == "exact":
-        assert records[0] == records[1]
-        return
-    for a, b in zip(records[0]["cells"], records[1]["cells"], strict=True):
+
+    def of(mode: str) -> list[Any]:
+        paths = (tmp_path / n / mode / "study.json" for n in ("1", "4"))
+        return [json.loads(path.read_text()) for path in paths]
+
+    one, four = of("exact")
+    assert one == four
+    one, four = of("fast")
+    for a, b in zip(one["cells"], four["cells"], strict=True):
         np.testing.assert_allclose(
             np.array(a["tuning"]["validation"], float),
             np.array(b["tuning"]["validation"], float),
