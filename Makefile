@@ -53,6 +53,7 @@ bench: .venv-bench/installed  ## speed beside Keras and PyTorch
 	.venv-bench/bin/python benchmarks/study_speed.py
 	.venv-bench/bin/python benchmarks/images_speed.py
 	.venv-bench/bin/python benchmarks/sequences_speed.py
+	.venv-bench/bin/python benchmarks/gan_speed.py
 
 clean:  ## remove the environments (runs stay)
 	rm -rf .venv .venv-bench

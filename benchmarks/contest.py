@@ -154,8 +154,8 @@ def training_jaxstudy(
     return Measured(float(np.mean(1e3 / np.array(rates[1:]))), {"loss": loss})
 
 
-def trained(epochs: Callable[[int], list[float]], steps: int) -> Measured:
-    """Time epochs(n), which returns n losses."""
+def trained(epochs: Callable[[int], list[Any]], steps: int) -> Measured:
+    """Time epochs(n), which returns n losses, or several for each epoch."""
     first = epochs(1)
     began = time.perf_counter()
     losses = epochs(EPOCHS)

@@ -295,6 +295,34 @@ LESSONS = (
             ),
         ),
     ),
+    Lesson(
+        "5",
+        "ch5_gan",
+        "A GAN of the course's two networks: samples after every epoch, what a CNN "
+        "sees in them, whether they copy; real images first, alternating and mixed",
+        (
+            (
+                "Frechet distance of a CNN's features to test images': generated",
+                "generated images: Frechet distance of this CNN's features",
+            ),
+            ("new real ones", "new images: Frechet distance of this CNN's features"),
+            (
+                "untrained generator",
+                "untrained generator: Frechet distance of this CNN's features",
+            ),
+            ("noise", "noise: Frechet distance of this CNN's features"),
+            (
+                "classes with over 2 % of them",
+                "generated images: classes with over 2 %",
+            ),
+            ("top probability, generated", "generated images: top probability"),
+            ("test images", "test images: top probability"),
+            ("distance in small: alternating", "alternating: Frechet distance"),
+            ("real first", "real first: Frechet distance"),
+            ("mixed", "mixed: Frechet distance"),
+            ("no BatchNorm", "alternating, no BatchNorm: Frechet distance"),
+        ),
+    ),
 )
 
 
@@ -406,6 +434,7 @@ def speed_table() -> str:
         None: speed.table,
         "images": contest.table,
         "sequences": contest.table,
+        "gan": contest.table,
     }
     return "\n\n".join(
         tables.get(result.get("kind"), study_speed.table)(result) for result in results

@@ -1,6 +1,7 @@
 """Figures, as PNG files in the run folder."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -9,6 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
 
 from jaxstudy.run import Run
 from jaxstudy.statistics import Estimate
@@ -214,3 +216,28 @@ def save_images(
             )
     figure.tight_layout(pad=0.4)
     save(figure, run, name)
+
+
+def image_grid(images: np.ndarray, columns: int, caption: str = "") -> Image.Image:
+    """Images uint8 [N, H, W, C] in rows, pixel by pixel, with a caption above."""
+    n, height, width, channels = images.shape
+    gap, top = 2, 16 if caption else 0
+    rows = -(-n // columns)
+    size = rows * (height + gap) - gap + top, columns * (width + gap) - gap
+    canvas = np.full((*size, channels), 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = (i // columns) * (height + gap) + top, (i % columns) * (width + gap)
+        canvas[y : y + height, x : x + width] = image
+    picture = Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
+    ImageDraw.Draw(picture).text((2, 2), caption, fill=0)
+    return picture
+
+
+def save_animation(path: Path, frames: Sequence[Path]) -> None:
+    """Pictures one after the other as a GIF, over and over; the last stays longest."""
+    first, *others = (Image.open(frame) for frame in frames)
+    seconds = [0.5] * len(others) + [2.0]
+    first.save(
+        path, save_all=True, append_images=others, loop=0,
+        duration=[round(1000 * s) for s in seconds],
+    )  # fmt: skip

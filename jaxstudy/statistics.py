@@ -232,6 +232,34 @@ def holm(p: np.ndarray) -> np.ndarray:
     return np.minimum(adjusted, 1)
 
 
+def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
+    """Squared Frechet distance of the Gaussians with the moments of two samples.
+
+    |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) for means m and covariances S of
+    features [N, D] and [M, D]: 0 for the same moments, and larger for few rows, as
+    the moments of few differ by chance. Raises ValueError for other shapes, fewer than
+    two rows, or values that are not finite. Source: Dowson and Landau 1982; of images,
+    Heusel et al. 2017.
+    """
+    a, b = (np.asarray(x, np.float64) for x in (features_a, features_b))
+    if not a.ndim == b.ndim == 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise ValueError(f"features are [2 or more, D], not {a.shape} and {b.shape}")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("a distance needs finite features")
+
+    def root(x: np.ndarray) -> np.ndarray:
+        """R with R R^T the covariance, of any rank."""
+        values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(x, rowvar=False)))
+        return vectors * np.sqrt(np.maximum(values, 0))  # rounding makes some negative
+
+    of_a, of_b = root(a), root(b)
+    # the trace of (S_a S_b)^(1/2) is the sum of the singular values of R_a^T R_b
+    product = np.linalg.norm(of_a.T @ of_b, "nuc")
+    traces = np.sum(of_a**2) + np.sum(of_b**2)
+    distance = np.sum((a.mean(0) - b.mean(0)) ** 2) + traces - 2 * product
+    return float(max(0.0, distance))
+
+
 def _ratios(times: np.ndarray) -> np.ndarray:
     """times / best time of any method, [methods, problems]; inf where never reached."""
     times = np.asarray(times, np.float64)

@@ -465,6 +465,7 @@ def fit(
     lanes: Lanes | None = None,
     part: Part | None = None,
     progress: Progress | None = None,
+    on_epoch: Callable[[int, TrainState], None] | None = None,
     order: Order = SHUFFLED,
     evaluate_first: bool = True,
     chunk_steps: int = 512,
@@ -481,8 +482,10 @@ def fit(
     the sets are evaluated by programs of their own: the numbers are the same.
     With a `part`, rows and checkpoints are written there, and a resumed run goes on
     from its newest good checkpoint. `progress` hears of each chunk in the place of the
-    progress bar. `state` must not be used afterwards: its memory is
-    reused.
+    progress bar. `on_epoch` gets the number and the state of each epoch at its end,
+    before the checkpoint of that is saved, so a resumed run goes on with no epoch left
+    out; the state is of use until it returns. `state` must not be used afterwards: its
+    memory is reused.
 
     Raises UserError when a loss is not finite, naming the step, and when lanes have
     different numbers of batches; Stopped after a signal, with the state saved;
@@ -516,7 +519,7 @@ def fit(
         resident, visiting = train, order
         if len(inside) < len(sets):  # one is streamed: all after the chunk
             inside = {}
-        single = each_epoch or len(inside) < len(sets)
+        single = each_epoch or on_epoch is not None or len(inside) < len(sets)
         chunk = plan_chunk(per_epoch, epochs, step, chunk_steps, single)
     args = lanes.args if lanes else ()
     inputs = _Inputs(np.int32(0), key, args, resident, inside)
@@ -581,6 +584,8 @@ def fit(
             timing.steps += chunk.steps * chunk.repeats * lane_count
             timing.examples += round(examples_per_step * chunk.steps * chunk.repeats)
             progress(step, chunk.steps * chunk.repeats * lane_count / took, new)
+            if on_epoch is not None and step % per_epoch == 0:
+                on_epoch(step // per_epoch, state)
             if part is None:
                 continue
             part.log(new)

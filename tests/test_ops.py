@@ -366,3 +366,30 @@ def test_a_flat_product_is_that_of_every_row(shape: tuple[int, ...]) -> None:
     )
     with pytest.raises(ValueError, match="not x's last"):
         ops.flat_dot_general(x, kernel, (((0,), (0,)), ((), ())))
+
+
+@pytest.mark.parametrize("n", [1, 6, 7])
+def test_dropout_scales_what_it_keeps(n: int) -> None:
+    x = jnp.abs(normal(n, 9, 5)) + 1
+    y, dx = jax.jit(jax.value_and_grad(lambda x, key: ops.dropout(x, 0.4, key).sum()))(
+        x, jax.random.key(1)
+    )
+    kept = np.asarray(dx) > 0
+    assert 0 < kept.sum() < kept.size
+    np.testing.assert_allclose(dx, kept / 0.6, rtol=1e-6)
+    np.testing.assert_allclose(y, (np.asarray(x) * kept / 0.6).sum(), rtol=1e-5)
+
+
+def test_dropout_draws_each_place_alone() -> None:
+    """In the share of the rate, and no two examples with the same places, or opposed
+    ones: half of them share the bits of another."""
+    n, d = 400, 500
+    keys = jax.random.split(jax.random.key(2), 3)
+    masks = np.asarray(jax.vmap(lambda k: ops.dropout(jnp.ones((n, d)), 0.3, k))(keys))
+    dropped = masks == 0
+    deviation = math.sqrt(0.3 * 0.7 / dropped.size)
+    assert abs(dropped.mean() - 0.3) < 5 * deviation
+    assert abs(dropped.mean((0, 1)) - 0.3).max() < 5 * math.sqrt(0.21 / (3 * n))
+    rows = dropped.reshape(-1, d).astype(float)
+    correlation = np.corrcoef(rows) - np.eye(len(rows))
+    assert abs(correlation).max() < 6 / math.sqrt(d)

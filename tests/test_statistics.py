@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.linalg
 import scipy.stats
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from jaxstudy.statistics import (
     algoperf_score,
     at_best_epoch,
     bootstrap_interval,
+    frechet_distance,
     holm,
     interquartile_mean,
     iqm_interval,
@@ -467,3 +469,76 @@ def test_the_epoch_is_chosen_by_validation_alone() -> None:
 def test_what_has_no_answer_is_refused(why: str, refused: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match=why):
         refused()
+
+
+def of_moments(mean: np.ndarray, root: np.ndarray, n: int) -> np.ndarray:
+    """Features [n, D] with just this mean, and the covariance root root^T."""
+    d = len(mean)
+    x = np.random.default_rng(n).normal(size=(n, d))
+    x -= x.mean(0)
+    x = np.linalg.solve(np.linalg.cholesky(np.cov(x, rowvar=False).reshape(d, d)), x.T)
+    return mean + x.T @ root.T
+
+
+@some
+@given(
+    means=st.tuples(st.floats(-9, 9), st.floats(-9, 9)),
+    deviations=st.tuples(st.floats(0, 9), st.floats(0, 9)),
+)
+def test_frechet_distance_of_two_normal_distributions(
+    means: tuple[float, float], deviations: tuple[float, float]
+) -> None:
+    """(m_a - m_b)^2 + (s_a - s_b)^2, of samples of different sizes."""
+    a, b = (
+        of_moments(np.array([m]), np.array([[s]]), n)
+        for m, s, n in zip(means, deviations, (5, 8), strict=True)
+    )
+    want = (means[0] - means[1]) ** 2 + (deviations[0] - deviations[1]) ** 2
+    assert frechet_distance(a, b) == pytest.approx(want, rel=1e-9, abs=1e-9)
+
+
+def test_frechet_distance_of_covariances_that_do_not_commute() -> None:
+    """By the matrix square root itself, and by what it is for diagonal ones."""
+    rng = np.random.default_rng(3)
+    roots = rng.normal(size=(2, 4, 4))
+    mean, (s_a, s_b) = rng.normal(size=4), (r @ r.T for r in roots)
+    a, b = (
+        of_moments(m, r, n)
+        for m, r, n in zip((np.zeros(4), mean), roots, (30, 20), strict=True)
+    )
+    root = np.real(scipy.linalg.sqrtm(s_a @ s_b))
+    want = mean @ mean + np.trace(s_a + s_b - 2 * root)
+    assert frechet_distance(a, b) == pytest.approx(want, rel=1e-9)
+    assert frechet_distance(b, a) == pytest.approx(want, rel=1e-9)
+    turn, _ = np.linalg.qr(rng.normal(size=(4, 4)))
+    assert frechet_distance(a @ turn, b @ turn) == pytest.approx(want, rel=1e-9)
+    assert frechet_distance(3 * a, 3 * b) == pytest.approx(9 * want, rel=1e-9)
+    scales = np.array([1.0, 2.0, 0.0, 5.0]), np.array([3.0, 2.0, 1.0, 0.5])
+    a, b = (of_moments(np.zeros(4), np.diag(s), 9) for s in scales)
+    want = np.sum((scales[0] - scales[1]) ** 2)
+    assert frechet_distance(a, b) == pytest.approx(want, rel=1e-9)
+
+
+def test_frechet_distance_of_fewer_rows_than_features() -> None:
+    """Singular covariances, of which rounding makes negative eigenvalues."""
+    x = np.random.default_rng(4).normal(size=(6, 40)).astype(np.float32)
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-12)
+    assert frechet_distance(x, x + np.float32(1)) == pytest.approx(40, rel=1e-6)
+    constant = np.zeros((3, 40))
+    spread = np.var(x.astype(float), axis=0, ddof=1).sum()
+    want = np.sum(x.astype(float).mean(0) ** 2) + spread
+    assert frechet_distance(constant, x) == pytest.approx(want, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [((5, 3), (5, 4)), ((5,), (5,)), ((1, 3), (5, 3)), ((5, 3), (0, 3))]
+)
+def test_frechet_distance_refuses_other_shapes(a: Any, b: Any) -> None:
+    with pytest.raises(ValueError, match=r"features are \[2 or more, D\]"):
+        frechet_distance(np.zeros(a), np.zeros(b))
+
+
+@pytest.mark.parametrize("bad", [nan, inf])
+def test_frechet_distance_refuses_what_is_not_finite(bad: float) -> None:
+    with pytest.raises(ValueError, match="finite features"):
+        frechet_distance(np.zeros((2, 2)), np.array([[0, 1], [bad, 0]]))

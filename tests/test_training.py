@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import chex
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxstudy.cli import Settings
 from jaxstudy.data.dataset import (
     Dataset,
     Order,
@@ -28,6 +30,7 @@ from jaxstudy.model import Model, column_statistics, from_linen, standardized
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import binary_cross_entropy, squared_error
 from jaxstudy.optimizers import OPTIMIZERS
+from jaxstudy.run import Options, open_run
 from jaxstudy.training import (
     EvalStep,
     Fitted,
@@ -499,6 +502,48 @@ def test_progress_hears_of_every_chunk_and_nothing_is_evaluated_first() -> None:
     )  # fmt: skip
     assert heard == [(PER_EPOCH * (i + 1), 2) for i in range(EPOCHS)]
     assert min(row["step"] for row in fitted.rows) == PER_EPOCH
+
+
+@pytest.mark.parametrize("chunk_steps", [3, 12])
+def test_each_epochs_end_is_heard_of_and_changes_no_bit(chunk_steps: int) -> None:
+    """Within an epoch's chunks, and where a chunk would have been of two epochs."""
+    heard: list[tuple[int, int, list[bytes]]] = []
+    fitted = run(
+        fresh(), make_train_step(OBJECTIVE, TX), make_eval_step(OBJECTIVE),
+        chunk_steps=chunk_steps,
+        on_epoch=lambda epoch, state: heard.append(
+            (epoch, int(state.step), bits(state))
+        ),
+    )  # fmt: skip
+    ends = [(i, i * PER_EPOCH) for i in range(1, EPOCHS + 1)]
+    assert [(epoch, step) for epoch, step, _ in heard] == ends
+    assert heard[-1][2] == bits(fitted.state) == bits(trained(6).fitted.state)
+    assert len({tuple(state) for *_, state in heard}) == EPOCHS
+
+
+def test_a_resumed_run_hears_of_the_epochs_that_were_not_saved(tmp_path: Path) -> None:
+    heard: list[int] = []
+
+    def go_on(resume: bool, stop_after: int | None) -> Fitted:
+        def on_epoch(epoch: int, state: TrainState) -> None:
+            heard.append(epoch)
+            if epoch == stop_after:
+                raise KeyboardInterrupt  # as a kill: that epoch is not saved
+
+        options = Options(save_every=0)
+        with open_run(
+            tmp_path / "run", "test", "quick", Settings(), options, resume=resume
+        ) as held:
+            return run(
+                fresh(), make_train_step(OBJECTIVE, TX), make_eval_step(OBJECTIVE),
+                on_epoch=on_epoch, part=held.part(),
+            )  # fmt: skip
+
+    with pytest.raises(KeyboardInterrupt):
+        go_on(False, 3)
+    fitted = go_on(True, None)
+    assert heard == [1, 2, 3, 3, 4]
+    assert bits(fitted.state) == bits(trained(6).fitted.state)
 
 
 # Evaluation.

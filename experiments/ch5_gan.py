@@ -1,0 +1,450 @@
+"""Lesson 5: two networks that compete, one that forges images and one that judges them.
+
+The generator G makes an image of 100 random numbers: a dense layer, then transposed
+convolutions that double it four times. The discriminator D says whether an image is a
+real one. A step trains D on real images and on generated ones, then G to be taken for
+real by a D that stays as it is; an epoch is once through the images. What G makes of
+the same noise after every epoch is in samples/, and as an animation.
+
+Is it any good? A CNN that learnt the classes of the real images says how many of them
+it finds in the generated ones and how sure it is, and the Frechet distance between
+its features of both has other real images and noise as the ends of its scale. Does G
+copy? Its images, and new real ones, are beside the nearest of those it learnt from.
+When to stop? When D can no longer tell, says the course: at the first epoch after which
+1/2 is in the 95 % interval of its accuracy on held-out and as many generated images.
+
+"Training on real images first biases D: mix them": small networks are trained so, in
+the course's order and on mixed batches, each with every seed; also without BatchNorm,
+and with images for D as `predict` makes them, by BatchNorm's moving averages, which is
+what the course's Keras code does.
+
+Expected (quick, 32 by 32 pixels, 564 steps, about three minutes): shapes of garments,
+9 of 10 classes; Frechet distance 29, of an untrained generator 257, of real images 2.
+Expected (full): not measured yet.
+Then: ch5_gan.py --sample 100
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+import pydantic
+from jax import lax
+
+from jaxstudy import ops, plots
+from jaxstudy.adversarial import (
+    G,
+    Order,
+    alternating,
+    init_gan_lanes,
+    init_gan_state,
+    make_gan_eval_step,
+    make_gan_step,
+    mixed,
+    real_first,
+    stopping_epoch,
+)
+from jaxstudy.cli import Count, Positive, Settings, experiment
+from jaxstudy.data import folders
+from jaxstudy.data.dataset import Dataset, dataset, spread, steps_per_epoch
+from jaxstudy.data.images import Images, ImageSet, read_images
+from jaxstudy.data.splits import image_splits
+from jaxstudy.data.stream import some_rows
+from jaxstudy.forgeries import (
+    judge_by_cnn,
+    judge_by_nearest,
+    resized,
+    see,
+    teach_classes,
+)
+from jaxstudy.model import Model
+from jaxstudy.models.dcgan import discriminator, generator, noise, paint
+from jaxstudy.run import Run, Saved, warn
+from jaxstudy.statistics import Estimate, frechet_distance, mean_interval
+from jaxstudy.training import Fitted, Lanes, TrainState, fit
+from jaxstudy.types import Array, Key, PyTree, UserError
+
+Name = Literal[
+    "alternating", "real first", "mixed", "alternating, no BatchNorm",
+    "alternating, predicted",
+]  # fmt: skip
+Result = dict[str, Estimate | float]
+USES = (  # of randomness
+    "gan", "shown", "evaluation", "between", "judged", "untrained", "classifier",
+    "variants", "sample",
+)  # fmt: skip
+COLUMNS = 10  # of pictures
+MOST = 10_000  # images of one picture
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """The images, the two networks, and how long they compete."""
+
+    data: str = "fashion_mnist"
+    """fashion_mnist, emoji, or tfds:NAME."""
+    folder: Path | None = None
+    """A folder of yours, FOLDER/CLASS/FILE, in the place of the data."""
+    channels: Count = 1
+    """1: grey images; 3: coloured ones."""
+    image_size: Count = 32
+    """Height and width of images, a multiple of 16; the course's are 64."""
+    images: Count | None = 6_000
+    """Images to learn from; None: all of them."""
+    epochs: Count = 6
+    """Passes over them."""
+    batch_size: Count = 64
+    """Real images in a step, and generated ones for each network."""
+    rate: Positive = 0.0005
+    """Learning rate of G's Adam; b1 is 0.5 in both (Radford et al. 2016)."""
+    rate_d: Positive = 0.002
+    """That of D's: D should be the one ahead (Heusel et al. 2017)."""
+    batch_norm: bool = True
+    """Normalise what the generator's layers make."""
+    held_out: Annotated[int, pydantic.Field(ge=2)] = 500
+    """Images in a comparison: held-out ones, those of the test set, generated ones."""
+    classifier_epochs: Count = 5
+    """Passes of the CNN over the images."""
+    variants: tuple[Name, ...] = ("alternating", "real first")
+    """What the experiment at the end compares."""
+    variant_size: Count = 16
+    """Height and width of its images."""
+    variant_images: Count = 640
+    """Images to learn from in it."""
+    variant_epochs: Count = 4
+    """Passes over them."""
+    seeds: Annotated[int, pydantic.Field(ge=2)] = 2
+    """Trainings of each variant; an even number shares two cores evenly."""
+
+
+PRESETS = {
+    "smoke": Config(
+        image_size=16, images=64, epochs=2, batch_size=16, held_out=32,
+        classifier_epochs=1, variant_images=32, variant_epochs=1,
+    ),
+    "quick": Config(),
+    "full": Config(
+        image_size=64, images=None, epochs=8, held_out=2_000, variants=get_args(Name),
+        variant_size=32, variant_images=6_400, variant_epochs=7, seeds=6,
+    ),
+}  # fmt: skip
+
+
+def key_for(config: Config, use: str) -> Key:
+    """The key of one of the things that are random."""
+    return jax.random.fold_in(jax.random.key(config.seed), USES.index(use))
+
+
+class Data(NamedTuple):
+    """Three parts with fields x [N, H, W, C], y and row [N]; the classes' names."""
+
+    train: Dataset
+    held_out: Dataset
+    test: Dataset
+    classes: tuple[str, ...]
+
+
+def load(config: Config) -> Data:
+    """The images to learn from, to judge D by, and for the comparisons at the end."""
+    size = config.image_size, config.image_size
+    if config.folder is None:
+        images = read_images(config.data, image_size=size, channels=config.channels)
+    else:
+        found = folders.load_folder(
+            config.folder, image_size=size, channels=config.channels
+        )
+        if found.audit.faults:
+            warn(f"not all can be used:\n{folders.report(found.audit)}")
+        images = ImageSet({"train": Images(found.x, found.y)}, found.classes)
+    splits = image_splits(images, limit=config.images)
+    held_out, test = (
+        spread(part, config.held_out) for part in (splits.validation, splits.test)
+    )
+    train, held_out, test = (
+        dataset(some_rows(part, np.asarray(part.rows)) | {"row": np.arange(n)})
+        for part in (splits.train, held_out, test)
+        for n in [len(part.rows)]
+    )
+    if len(train.rows) < config.batch_size:
+        raise UserError(
+            f"{len(train.rows)} images to learn from do not fill a batch of "
+            f"{config.batch_size}: --batch-size takes another"
+        )
+    return Data(train, held_out, test, splits.classes)
+
+
+def pixels(data: Dataset) -> np.ndarray:
+    """The images of a set, uint8 [N, H, W, C]."""
+    return np.asarray(data.arrays["x"])
+
+
+# ------------------------------------------------------------------ the GAN
+
+
+Both = tuple[Model, Model, optax.GradientTransformation, optax.GradientTransformation]
+
+
+def networks(config: Config, size: int, batch_norm: bool) -> Both:
+    """D and G for images of so many pixels a side, and the optimizer of each."""
+    shape = (size, size, config.channels)
+    return (
+        discriminator(shape),
+        generator(shape, batch_norm),
+        optax.adam(config.rate_d, b1=0.5),
+        optax.adam(config.rate, b1=0.5),
+    )
+
+
+def train(config: Config, data: Data, run: Run) -> Fitted:
+    """Let the two networks compete, and write samples after every epoch."""
+    d, g, *_ = both = networks(config, config.image_size, config.batch_norm)
+    init_key, order_key = jax.random.split(key_for(config, "gan"))
+    state = init_gan_state(*both, init_key)
+    z = noise(key_for(config, "shown"), 5 * COLUMNS)
+
+    def write_samples(epoch: int, state: TrainState) -> None:
+        made = np.asarray(paint(g, state.params[G], state.extra[G], z))
+        grid = plots.image_grid(made, COLUMNS, f"epoch {epoch}")
+        grid.save(samples(run.folder) / f"epoch_{epoch:03d}.png")
+
+    write_samples(0, state)
+    fitted = fit(
+        state,
+        make_gan_step(*both),
+        data.train,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        key=order_key,
+        eval_step=make_gan_eval_step(d, g, key_for(config, "evaluation")),
+        evaluate_on={"validation": data.held_out},
+        eval_batch_size=250,
+        evaluate_first=False,
+        part=run.part("gan"),
+        on_epoch=write_samples,
+    )
+    frames = sorted(samples(run.folder).glob("epoch_*.png"))
+    plots.save_animation(samples(run.folder) / "training.gif", frames)
+    return fitted
+
+
+def samples(folder: Path) -> Path:
+    """samples/ in a run folder."""
+    path = folder / "samples"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def draw_training(run: Run) -> None:
+    """The three losses, and D's accuracy on images that it does not learn from."""
+
+    def draw(figure: str, split: str, label: str, names: dict[str, str]) -> None:
+        lines: dict[str, plots.Line] = {}
+        for name, what in names.items():
+            table = plots.curve(run.parts["gan"].rows, split, name)
+            lines[what] = table[:, 0].tolist(), table[:, 1].tolist()
+        panel = plots.Panel(f"{split} images", "epoch", label, lines)
+        plots.save_lines(run, figure, [panel])
+
+    losses = {"loss1": "D, real", "loss2": "D, generated", "loss3": "G"}
+    draw("losses", "train", "loss, nats", losses)
+    accuracies = {"accuracy on real": "real", "accuracy on fake": "generated"}
+    draw("accuracy", "validation", "accuracy of D", accuracies)
+
+
+def draw_interpolation(
+    config: Config, g: Model, params: PyTree, extra: PyTree, run: Run
+) -> None:
+    """Images of the noise on the way from one draw to another, four times."""
+    begin, end = noise(key_for(config, "between"), 8).reshape(2, 4, 1, -1)
+    share = jnp.linspace(0, 1, COLUMNS)[:, None]
+    z = (1 - share) * begin + share * end
+    made = np.asarray(paint(g, params, extra, z.reshape(4 * COLUMNS, -1)))
+    plots.save_images(run, "interpolation", [list(row) for row in np.split(made, 4)])
+
+
+# ------------------------------------------------------------------ the caution
+
+
+def train_variant(
+    name: Name, config: Config, learnt: Dataset, held_out: Dataset, run: Run
+) -> tuple[Model, Fitted]:
+    """G, and small networks trained in one of the orders: every seed a lane."""
+    batch_norm = "no BatchNorm" not in name
+    d, g, *_ = both = networks(config, config.variant_size, batch_norm)
+    steps = steps_per_epoch(len(learnt.rows), config.batch_size)
+    orders: dict[str, Order] = {"real first": real_first(steps), "mixed": mixed}
+    keys = jax.random.split(key_for(config, "variants"), (config.seeds, 2))
+    fitted = fit(
+        init_gan_lanes(*both, keys[:, 0]),
+        make_gan_step(
+            *both, orders.get(name, alternating), predicted="predicted" in name
+        ),
+        learnt,
+        batch_size=config.batch_size,
+        epochs=config.variant_epochs,
+        key=keys[:, 1],
+        eval_step=make_gan_eval_step(d, g, key_for(config, "evaluation")),
+        evaluate_on={"validation": held_out},
+        eval_batch_size=250,
+        evaluate_first=False,
+        lanes=Lanes(),
+        part=run.part(name.replace(" ", "_")),
+    )
+    return g, fitted
+
+
+def compare_variants(config: Config, data: Data, cnn: PyTree, run: Run) -> Result:
+    """D's accuracy after training, and the distance of G's images, over the seeds."""
+    parts = spread(data.train, config.variant_images), data.held_out, data.test
+    learnt, held_out, test = (
+        dataset({"x": resized(x, config.variant_size), "row": np.arange(len(x))})
+        for x in (some_rows(part, np.asarray(part.rows))["x"] for part in parts)
+    )
+    z = noise(key_for(config, "judged"), len(test.rows))
+    real = cnn and see(cnn, pixels(test)).features
+    result: Result = {}
+    shown, distances, measures = [], {}, ["accuracy on real", "accuracy on fake"]
+    for name in config.variants:
+        g, fitted = train_variant(name, config, learnt, held_out, run)
+        for measured in measures:
+            values = np.array(fitted.rows[-1][measured])
+            result[f"{name}: {measured}"] = mean_interval(values, "seeds")
+        weights = fitted.state.params[G], fitted.state.extra[G]
+        made = [
+            np.asarray(paint(g, *jax.tree.map(lambda a, i=i: a[i], weights), z))
+            for i in range(config.seeds)
+        ]
+        shown.append(made[0][:COLUMNS])
+        if cnn:
+            distances[name] = np.array(
+                [frechet_distance(see(cnn, x).features, real) for x in made]
+            )
+            away = mean_interval(distances[name], "seeds")
+            result[f"{name}: Frechet distance"] = away
+    for name in distances:
+        if name != "alternating" and "alternating" in distances:
+            more = distances[name] - distances["alternating"]
+            result[f"{name} - alternating: Frechet distance"] = mean_interval(
+                more, "seeds, paired"
+            )
+    plots.save_images(run, "variants", shown, rows=config.variants)
+    measures += ["Frechet distance"] if cnn else []
+    plots.save_intervals(run, result, config.variants, measures)
+    for name in config.variants:
+        run.parts[name.replace(" ", "_")].forget_checkpoints()
+    return result
+
+
+# ------------------------------------------------------------------ the size formula
+
+
+def enlarged(size: int, kernel: int, stride: int, padding: int) -> int:
+    """How many rows a transposed convolution makes of `size`: the course's formula."""
+    return (size - 1) * stride - 2 * padding + (kernel - 1) + 1
+
+
+def rows_made(
+    size: int, kernel: int, stride: int, padding: int | Literal["SAME"]
+) -> int:
+    """How many rows are made of `size`, by JAX, which pads what it has spread out."""
+
+    def made(x: Array, k: Array) -> Array:
+        if padding == "SAME":  # as in the networks
+            return ops.conv2d_transpose(x, k, stride)
+        around = kernel - 1 - padding
+        pads = [(around, around), (around, around)]
+        return lax.conv_transpose(x, k, (stride, stride), pads)
+
+    x, k = jnp.ones((1, size, size, 1)), jnp.ones((kernel, kernel, 1, 1))
+    return jax.eval_shape(made, x, k).shape[1]
+
+
+def draw_sizes(run: Run, size: int = 4) -> float:
+    """The formula beside what JAX makes of a few rows: the largest difference.
+
+    Crosses are "SAME": kernel - stride rows are cut off in all, so that there are
+    stride times as many as before.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), sharey=True)
+    largest = 0
+    for axis, stride in zip(axes, (1, 2, 3), strict=True):
+        for padding, colour in zip((0, 1, 2), plots.COLOURS, strict=False):
+            kernels = range(padding + 1, 8)
+            formula = [enlarged(size, k, stride, padding) for k in kernels]
+            made = [rows_made(size, k, stride, padding) for k in kernels]
+            largest = max(largest, int(np.abs(np.subtract(formula, made)).max()))
+            label = f"formula, padding {padding}"
+            axis.plot(kernels, formula, color=colour, label=label)
+            axis.plot(kernels, made, "o", color=colour, label="made by JAX")
+        kernels = range(stride, 8)
+        same = [rows_made(size, k, stride, "SAME") for k in kernels]
+        axis.plot(kernels, same, "kx", label='made with "SAME"')
+        axis.set(title=f"stride {stride}", xlabel="kernel")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel(f"rows made of {size}")
+    axes[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    plots.save(figure, run, "sizes")
+    return float(largest)
+
+
+def main(config: Config, run: Run) -> Result:
+    """Train, judge what came of it, and repeat it in small with other orders."""
+    _, g, *_ = networks(config, config.image_size, config.batch_norm)
+    networks(config, config.variant_size, config.batch_norm)  # a bad size stops here
+    data = load(config)
+    result: Result = {"size formula: largest difference": draw_sizes(run)}
+    cnn = None
+    if len(data.classes) > 1:
+        cnn, result["CNN: test accuracy"] = teach_classes(
+            data[:3], len(data.classes), epochs=config.classifier_epochs,
+            batch_size=config.batch_size, key=key_for(config, "classifier"), run=run,
+        )  # fmt: skip
+    else:
+        warn("the images are of one class: no CNN can judge them")
+
+    fitted = train(config, data, run)
+    weights = fitted.state.params[G], fitted.state.extra[G]
+    draw_training(run)
+    draw_interpolation(config, g, *weights, run)
+    result["D cannot tell from epoch"] = stopping_epoch(
+        fitted.rows, len(data.held_out.rows)
+    )
+    test = pixels(data.test)
+    z = noise(key_for(config, "judged"), len(test))
+    images = {
+        "generated images": np.asarray(paint(g, *weights, z)),
+        "new images": pixels(data.held_out),
+    }
+    result |= judge_by_nearest(images, pixels(data.train), run)
+    if cnn is not None:
+        untrained = g.init(key_for(config, "untrained"))
+        images["untrained generator"] = np.asarray(paint(g, *untrained, z))
+        static = np.random.default_rng(0).integers(0, 256, test.shape, np.uint8)
+        images["noise"] = static
+        result |= judge_by_cnn(cnn, images, test, data.classes, run)
+    return result | compare_variants(config, data, cnn, run)
+
+
+def sample(saved: Saved[Config], count: int) -> None:
+    """Make N images with the saved run, as one picture in samples/."""
+    if not 1 <= count <= MOST:
+        raise UserError(f"--sample makes 1 to {MOST:,} images, not {count:,}")
+    config = saved.config
+    _, g, *_ = both = networks(config, config.image_size, config.batch_norm)
+    like = jax.eval_shape(lambda key: init_gan_state(*both, key), jax.random.key(0))
+    weights = saved.weights({"params": like.params, "extra": like.extra}, "gan")
+    z = noise(key_for(config, "sample"), count)
+    made = np.asarray(paint(g, weights["params"][G], weights["extra"][G], z))
+    path = samples(saved.folder) / f"sample_of_{count}_by_seed_{config.seed}.png"
+    plots.image_grid(made, math.ceil(math.sqrt(count))).save(path)
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    experiment(main, PRESETS, sample=sample)

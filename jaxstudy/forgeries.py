@@ -1,0 +1,213 @@
+"""Generated images judged from outside: what a CNN sees in them, and whether they copy.
+
+Images are uint8 [N, H, W, C]. Real ones that nobody learnt from are judged beside the
+generated ones, in the same way: theirs is the most that can be asked for.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+
+from jaxstudy import plots
+from jaxstudy.data.dataset import Dataset, dataset
+from jaxstudy.models.cnn import cnn
+from jaxstudy.objectives import cross_entropy
+from jaxstudy.run import Run
+from jaxstudy.statistics import Estimate, frechet_distance, mean_interval
+from jaxstudy.training import (
+    fit,
+    init_state,
+    make_eval_step,
+    make_train_step,
+    measure,
+)
+from jaxstudy.types import Array, Key, PyTree
+
+CNN_SIZE = 28  # pixels a side of what the CNN sees, as in chapter 2
+BATCH = 50  # images at a time
+ROWS = 2000  # training images at a time
+SHARE = 0.02  # of the images, above which a class counts as found
+COMPARED = 200  # images whose nearest training image is looked for
+COLUMNS = 10  # of the picture of them
+
+Judged = dict[str, Estimate | float]
+
+
+def resized(x: np.ndarray | Array, size: int) -> np.ndarray:
+    """Images as [N, size, size, C]: averaged where they shrink, else interpolated."""
+    return np.asarray(_resized(jnp.asarray(x), size))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _resized(x: Array, size: int) -> Array:
+    def one(x: Array) -> Array:
+        shape = (size, size, x.shape[-1])
+        x = jax.image.resize(x.astype(jnp.float32), shape, "linear")
+        return jnp.round(x).astype(jnp.uint8)
+
+    return jax.lax.map(one, x, batch_size=BATCH)
+
+
+# ------------------------------------------------------------------ by a CNN
+
+
+def teach_classes(
+    sets: Sequence[Dataset],
+    classes: int,
+    *,
+    epochs: int,
+    batch_size: int,
+    key: Key,
+    run: Run,
+) -> tuple[PyTree, float]:
+    """Teach chapter 2's CNN the classes: its weights, and its test accuracy.
+
+    The sets are those to learn from, to validate and to test by, with fields x and y.
+    """
+    learnt, validation, test = (
+        dataset({"x": resized(s.arrays["x"], CNN_SIZE), "y": s.arrays["y"]})
+        for s in sets
+    )
+    channels = learnt.arrays["x"].shape[-1]
+    model = cnn((CNN_SIZE, CNN_SIZE, channels), classes)
+    objective, tx = cross_entropy(model), optax.adam(0.001)
+    eval_step = make_eval_step(objective)
+    init_key, order_key = jax.random.split(key)
+    fitted = fit(
+        jax.jit(lambda key: init_state(model, tx, key))(init_key),
+        make_train_step(objective, tx),
+        learnt,
+        batch_size=batch_size,
+        epochs=epochs,
+        key=order_key,
+        eval_step=eval_step,
+        evaluate_on={"validation": validation},
+        eval_batch_size=250,
+        evaluate_first=False,
+        part=run.part("classifier"),
+    )
+    found = measure(eval_step, fitted.state, test, batch_size=250)
+    return fitted.state.params, found["accuracy"]
+
+
+class Seen(NamedTuple):
+    """What the CNN makes of images: its hidden layer [N, D], probabilities [N, K]."""
+
+    features: np.ndarray
+    probabilities: np.ndarray
+
+
+def see(params: PyTree, x: np.ndarray | Array) -> Seen:
+    """Images, brought to 28x28, through the CNN with these weights."""
+    return Seen(*map(np.asarray, _seen(params, _resized(jnp.asarray(x), CNN_SIZE))))
+
+
+@jax.jit
+def _seen(params: PyTree, x: Array) -> tuple[Array, Array]:
+    hidden, classes = params["hidden_1"], len(params["output"]["bias"])
+    model = cnn((CNN_SIZE, CNN_SIZE, x.shape[-1]), classes, capture=True)
+
+    def one(x: Array) -> tuple[Array, Array]:
+        (logits, layers), _ = model.apply(params, {}, x[None], train=False, key=None)
+        pooled = layers["pooling 2"][0].reshape(-1)
+        features = jax.nn.relu(pooled @ hidden["kernel"] + hidden["bias"])
+        return features, jax.nn.softmax(logits[0])
+
+    return jax.lax.map(one, x, batch_size=BATCH)
+
+
+def judge_by_cnn(
+    params: PyTree,
+    images: Mapping[str, np.ndarray],
+    real: np.ndarray,
+    classes: Sequence[str],
+    run: Run,
+) -> Judged:
+    """What the CNN sees in several sets of images, as many of each as of real ones.
+
+    For each the Frechet distance of the CNN's features to those of the real images, in
+    how many classes it puts more than 2 % of the images, and its mean top probability;
+    a figure of the classes' shares in the first set, and in the real images.
+    """
+    of_real = see(params, real)
+    seen = {name: see(params, x[: len(real)]) for name, x in images.items()}
+    result: Judged = {}
+    for name, of_these in seen.items():
+        distance = frechet_distance(of_these.features, of_real.features)
+        result[f"{name}: Frechet distance of this CNN's features"] = distance
+    seen["test images"] = of_real
+    shares = {}
+    for name, of_these in seen.items():
+        found = of_these.probabilities.argmax(1)
+        shares[name] = np.bincount(found, minlength=len(classes)) / len(found)
+        result[f"{name}: classes with over 2 %"] = float(np.sum(shares[name] > SHARE))
+        surest = mean_interval(of_these.probabilities.max(1), "images")
+        result[f"{name}: top probability"] = surest
+    drawn = (next(iter(images)), "test images")
+    _draw_classes(run, classes, {name: shares[name] for name in drawn})
+    return result
+
+
+def _draw_classes(
+    run: Run, classes: Sequence[str], shares: Mapping[str, np.ndarray]
+) -> None:
+    """Shares [K] of the classes by set, as classes.png."""
+    figure, axis = plt.subplots(figsize=(8, 3.4))
+    for i, (name, values) in enumerate(shares.items()):
+        axis.bar(np.arange(len(classes)) + 0.4 * i, values, 0.4, label=name)
+    axis.axhline(SHARE, color="0.4", linewidth=1, linestyle="--", label="2 %")
+    axis.set_xticks(np.arange(len(classes)) + 0.2, classes, rotation=35, ha="right")
+    axis.set(ylabel="share of the images", title="classes, as the CNN sees them")
+    axis.legend(frameon=False)
+    plots.save(figure, run, "classes")
+
+
+# ------------------------------------------------------------------ by what was learnt
+
+
+def nearest(x: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of other images [M, H, W, C] is nearest to each [N], and how far it is [N].
+
+    The distance is the root mean square of the difference, pixels taken as 0 to 1.
+    """
+    flat = _flat(x)
+    rows, least = np.zeros(len(x), int), np.full(len(x), np.inf, np.float32)
+    for begin in range(0, len(among), ROWS):
+        part = _flat(among[begin : begin + ROWS])
+        found = np.sum(part**2, 1) - 2 * flat @ part.T  # |a - b|^2 less |a|^2
+        closest = found.argmin(1)
+        distance = found[np.arange(len(x)), closest]
+        rows = np.where(distance < least, begin + closest, rows)
+        least = np.minimum(least, distance)
+    differences = _flat(among[rows]) - flat
+    return rows, np.sqrt(np.mean(np.square(differences), 1))
+
+
+def _flat(x: np.ndarray) -> np.ndarray:
+    return x.reshape(len(x), -1).astype(np.float32) / 255
+
+
+def judge_by_nearest(
+    images: Mapping[str, np.ndarray], learnt: np.ndarray, run: Run
+) -> Judged:
+    """How far several sets of images are from the nearest that were learnt from.
+
+    What was learnt by heart would be much nearer than new images. As a figure, some of
+    each set, and the nearest one of each.
+    """
+    result: Judged = {}
+    drawn, titles = [], []
+    for name, x in images.items():
+        rows, distances = nearest(x[:COMPARED], learnt)
+        away = mean_interval(distances, "images")
+        result[f"{name}: distance to the nearest training image"] = away
+        drawn += [x[:COLUMNS], learnt[rows[:COLUMNS]]]
+        titles += [name.replace(" ", "\n"), "nearest\ntraining\nimages"]
+    plots.save_images(run, "nearest", drawn, rows=titles)
+    return result

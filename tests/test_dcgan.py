@@ -1,0 +1,219 @@
+"""The GAN's two networks: Keras's with copied weights, sizes, noise, bad shapes."""
+
+import functools
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxstudy import ops
+from jaxstudy.model import parameter_count
+from jaxstudy.models.dcgan import NOISE, discriminator, generator, noise
+from jaxstudy.types import PyTree, UserError
+
+layers: Any = keras.layers
+SHAPES = [(32, 32, 1), (16, 32, 3)]
+of_shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+CONVOLUTIONS = ("conv_1", "conv_2", "output")
+GENERATOR = ("dense", *(f"enlarging_{i}" for i in (1, 2, 3, 4)))
+
+
+def keras_discriminator(shape: tuple[int, int, int], dropout: float = 0.4) -> Any:
+    """The lesson's, word for word, but for its sigmoid."""
+    return keras.Sequential(
+        [
+            keras.Input(shape),
+            layers.Conv2D(64, 3, strides=2, padding="same"),
+            layers.LeakyReLU(negative_slope=0.2),
+            layers.Dropout(dropout),
+            layers.Conv2D(64, 3, strides=2, padding="same"),
+            layers.LeakyReLU(negative_slope=0.2),
+            layers.Dropout(dropout),
+            layers.Flatten(),
+            layers.Dense(1),
+        ]
+    )
+
+
+def keras_generator(shape: tuple[int, int, int], batch_norm: bool = True) -> Any:
+    """The lesson's, for other sizes than 64 pixels too."""
+    height, width, channels = shape
+    stack = [
+        keras.Input((NOISE,)),
+        layers.Dense(height // 16 * width // 16 * 256),
+        layers.Reshape((height // 16, width // 16, 256)),
+    ]
+    for filters in (256, 128, 64):
+        stack += [
+            layers.Conv2DTranspose(filters, 3, strides=2, padding="same"),
+            layers.LeakyReLU(negative_slope=0.2),
+            *([layers.BatchNormalization()] if batch_norm else []),
+        ]
+    last = layers.Conv2DTranspose(
+        channels, 3, strides=2, padding="same", activation="sigmoid"
+    )
+    return keras.Sequential([*stack, last])
+
+
+def weights_of(params: PyTree, names: tuple[str, ...]) -> list[np.ndarray]:
+    """Kernels and biases, layer by layer."""
+    return [np.asarray(params[n][k]) for n in names for k in ("kernel", "bias")]
+
+
+def generator_weights(params: PyTree, extra: PyTree) -> list[np.ndarray]:
+    """In the order of Keras's `get_weights`: of a norm gamma, beta, mean, variance."""
+    found = weights_of(params, GENERATOR[:1])
+    for i in (1, 2, 3):
+        found += weights_of(params, (f"enlarging_{i}",))
+        if extra:
+            norm, statistics = params[f"norm_{i}"], extra["batch_stats"][f"norm_{i}"]
+            found += [np.asarray(norm[k]) for k in ("scale", "bias")]
+            found += [np.asarray(statistics[k]) for k in ("mean", "var")]
+    return found + weights_of(params, GENERATOR[-1:])
+
+
+def moved(tree: PyTree, seed: int) -> PyTree:
+    """Biases and statistics that are not 0 and 1, where one could stand for another."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda a: jnp.asarray(a + 0.05 * rng.uniform(0, 1, a.shape), a.dtype), tree
+    )
+
+
+def images(n: int, shape: tuple[int, int, int]) -> np.ndarray:
+    return np.random.default_rng(0).uniform(size=(n, *shape)).astype(np.float32)
+
+
+@of_shapes
+def test_the_discriminator_is_keras_s(shape: tuple[int, int, int]) -> None:
+    model, x = discriminator(shape), images(4, shape)
+    params, extra = jax.jit(model.init)(jax.random.key(0))
+    params = moved(params, 1)
+    other = keras_discriminator(shape)
+    other.set_weights(weights_of(params, CONVOLUTIONS))
+    logits, after = model.apply(params, extra, x, train=False, key=None)
+    assert logits.shape == (4,)
+    np.testing.assert_allclose(logits, other(x)[:, 0], atol=1e-5)
+    assert after == extra == {}
+    assert parameter_count(model) == other.count_params()
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch_norm"), [(SHAPES[0], True), (SHAPES[1], False)], ids=str
+)
+def test_the_generator_is_keras_s(
+    shape: tuple[int, int, int], batch_norm: bool
+) -> None:
+    """In both modes, with what training makes of the moving statistics."""
+    model = generator(shape, batch_norm)
+    params, extra = jax.jit(model.init)(jax.random.key(0))
+    params, extra = moved(params, 1), moved(extra, 2)
+    other = keras_generator(shape, batch_norm)
+    other.set_weights(generator_weights(params, extra))
+    z = noise(jax.random.key(1), 4)
+    for train in (False, True):
+        made, after = jax.jit(functools.partial(model.apply, train=train, key=None))(
+            params, extra, z
+        )
+        assert made.shape == (4, *shape)
+        np.testing.assert_allclose(made, other(z, training=train), atol=1e-5)
+        got = generator_weights(params, after)
+        for a, b in zip(got, other.weights, strict=True):
+            np.testing.assert_allclose(a, np.asarray(b.value), atol=1e-5)
+        unchanged = jax.tree.map(np.array_equal, after, extra)
+        assert all(jax.tree.leaves(unchanged)) == (not (train and batch_norm))
+    trainable = sum(int(np.prod(w.shape)) for w in other.trainable_weights)
+    assert parameter_count(model) == trainable
+
+
+def test_they_are_the_lesson_s_at_64_pixels() -> None:
+    """The counts of `summary()`: 4 * 4 * 256 from 100, and so on."""
+    convolutions = (9 + 1) * 64 + (9 * 64 + 1) * 64
+    assert parameter_count(discriminator()) == convolutions + 16 * 16 * 64 + 1
+    widths = (256, 256, 128, 64, 1)
+    enlarging = [9 * a * b + b for a, b in itertools.pairwise(widths)]
+    norms = 2 * (256 + 128 + 64)
+    dense = 4 * 4 * 256 * (NOISE + 1)
+    assert parameter_count(generator()) == dense + sum(enlarging) + norms
+
+
+@of_shapes
+def test_weights_begin_as_keras_s(shape: tuple[int, int, int]) -> None:
+    """Uniform within sqrt(6 / (inputs + outputs) of a kernel), biases 0."""
+    for model, names in (
+        (discriminator(shape), CONVOLUTIONS),
+        (generator(shape), GENERATOR),
+    ):
+        params, _ = jax.jit(model.init)(jax.random.key(0))
+        for name in names:
+            kernel, bias = params[name]["kernel"], params[name]["bias"]
+            area = np.prod(kernel.shape[:-2])
+            bound = np.sqrt(6 / (area * sum(kernel.shape[-2:])))
+            largest = np.abs(kernel).max() / bound
+            assert 0.97 < largest <= 1 or kernel.size < 100
+            assert not np.any(bias)
+
+
+def test_dropout_is_for_training_and_needs_a_key() -> None:
+    model, x = discriminator((16, 16, 1)), images(2, (16, 16, 1))
+    params, extra = jax.jit(model.init)(jax.random.key(0))
+
+    def logits(key: int) -> np.ndarray:
+        typed = jax.random.key(key)
+        return np.asarray(model.apply(params, extra, x, train=True, key=typed)[0])
+
+    assert np.array_equal(logits(1), logits(1))
+    assert not np.array_equal(logits(1), logits(2))
+    with pytest.raises(Exception, match="dropout"):
+        model.apply(params, extra, x, train=True, key=None)
+
+
+def test_noise_is_uniform_between_minus_one_and_one() -> None:
+    z = np.asarray(noise(jax.random.key(0), 500))
+    assert z.shape == (500, NOISE)
+    assert z.min() == pytest.approx(-1, abs=1e-3)
+    assert z.max() == pytest.approx(1, abs=1e-3)
+    # of 50,000 numbers: five standard errors
+    assert abs(z.mean()) < 5 * np.sqrt(1 / 3 / z.size)
+    assert np.mean(z**2) == pytest.approx(1 / 3, abs=5 * np.sqrt(4 / 45 / z.size))
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (0, 16, 1), (64, 60, 1), (28, 28, 1)])
+def test_sizes_that_cannot_be_made_are_refused(shape: tuple[int, int, int]) -> None:
+    for factory in (discriminator, generator):
+        with pytest.raises(
+            UserError, match=r"of 16, 32, 48, \.\.\. pixels a side, not"
+        ):
+            factory(shape)
+
+
+@pytest.mark.parametrize("channels", [0, 2, 4])
+def test_images_are_grey_or_coloured(channels: int) -> None:
+    for factory in (discriminator, generator):
+        with pytest.raises(UserError, match=f"1 or 3 channels, not {channels}"):
+            factory((16, 16, channels))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [1, 2, 3, 5])
+def test_the_size_of_a_transposed_convolution(kernel: int, stride: int) -> None:
+    """(input - 1) stride - 2 padding + (kernel - 1) + 1, and what SAME makes of it."""
+    x, k = jnp.ones((1, 4, 4, 1)), jnp.ones((kernel, kernel, 1, 1))
+    for padding in range((kernel - 1) // 2 + 1):
+        around = kernel - 1 - padding
+        pads = [(around, around), (around, around)]
+        y = lax.conv_transpose(
+            x, k, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        assert y.shape[1] == (4 - 1) * stride - 2 * padding + (kernel - 1) + 1
+    if kernel >= stride:  # else there would be gaps: "VALID" fills them with zeros
+        valid = ops.conv2d_transpose(x, k, stride, "VALID")
+        assert valid.shape[1] == (4 - 1) * stride + kernel
+        # SAME cuts off kernel - stride in all: one row here, where it is odd
+        same = ops.conv2d_transpose(x, k, stride, "SAME")
+        assert same.shape[1] == valid.shape[1] - (kernel - stride) == 4 * stride

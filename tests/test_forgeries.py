@@ -1,0 +1,129 @@
+"""What judges generated images: the nearest by brute force, the CNN by its parts."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxstudy import forgeries
+from jaxstudy.cli import Settings
+from jaxstudy.data.dataset import dataset
+from jaxstudy.forgeries import (
+    CNN_SIZE,
+    judge_by_cnn,
+    judge_by_nearest,
+    nearest,
+    resized,
+    see,
+    teach_classes,
+)
+from jaxstudy.models.cnn import cnn
+from jaxstudy.run import open_run
+from jaxstudy.statistics import Estimate, frechet_distance
+
+
+def images(n: int, size: int, channels: int = 1, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (n, size, size, channels)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_nearest_is_that_of_brute_force(
+    channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forgeries, "ROWS", 7)  # so that there are several parts
+    x, among = images(9, 4, channels), images(23, 4, channels, seed=1)
+    x[3], x[4] = among[20], among[6]
+    rows, distances = nearest(x, among)
+    differences = x[:, None] / 255.0 - among[None] / 255.0
+    want = np.sqrt(np.mean(differences**2, axis=(2, 3, 4)))
+    assert np.array_equal(rows, want.argmin(1))
+    np.testing.assert_allclose(distances, want.min(1), rtol=1e-5, atol=1e-7)
+    assert distances[3] == distances[4] == 0
+
+
+def test_resizing_averages_and_interpolates() -> None:
+    x = images(53, 8)
+    assert np.array_equal(resized(x, 8), x)
+    flat = np.full((2, 8, 8, 3), 77, np.uint8)
+    for size in (4, 28):
+        assert np.array_equal(resized(flat, size), np.full((2, size, size, 3), 77))
+    # a checkerboard becomes its mean, where skipping pixels would keep one colour
+    board = np.indices((8, 8)).sum(0) % 2 * np.uint8(200)
+    small = resized(board[None, ..., None].astype(np.uint8), 4)
+    assert np.abs(small[0, 1:-1, 1:-1].astype(int) - 100).max() <= 1
+    assert small.dtype == np.uint8
+
+
+@pytest.mark.parametrize("size", [16, CNN_SIZE])
+def test_the_cnn_s_features_are_what_its_last_layer_reads(size: int) -> None:
+    model = cnn((CNN_SIZE, CNN_SIZE, 1), 4)
+    params, extra = model.init(jax.random.key(0))
+    x = images(51, size)
+    seen = see(params, x)
+    last = jax.tree.map(np.asarray, params["output"])
+    logits, _ = model.apply(params, extra, resized(x, CNN_SIZE), train=False, key=None)
+    np.testing.assert_allclose(
+        seen.features @ last["kernel"] + last["bias"], logits, atol=1e-4
+    )
+    np.testing.assert_allclose(seen.probabilities, jax.nn.softmax(logits), atol=1e-5)
+    assert seen.features.min() == 0  # after ReLU
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Any:
+    with open_run(tmp_path / "run", "test", "quick", Settings()) as held:
+        yield held
+
+
+def test_what_the_cnn_says_of_several_sets(run: Any) -> None:
+    """Dark, grey and bright images, which it learns to tell apart."""
+    y = np.arange(60) % 3
+    x = (images(60, 8) // 4 + 90 * y[:, None, None, None]).astype(np.uint8)
+    sets = [
+        dataset({"x": x[rows], "y": y[rows]})
+        for rows in (slice(30), slice(30, 45), slice(45, 60))
+    ]
+    params, accuracy = teach_classes(
+        sets, 3, epochs=30, batch_size=10, key=jax.random.key(0), run=run
+    )
+    assert accuracy > 0.9
+    assert [row["epoch"] for row in run.parts["classifier"].rows][-1] == 30
+    only = x[y == 1]
+    found = judge_by_cnn(
+        params,
+        {"only one": only, "all": x[:15]},
+        x[45:],
+        ("dark", "grey", "bright"),
+        run,
+    )
+    assert (run.figures / "classes.png").exists()
+    assert found["only one: classes with over 2 %"] == 1
+    assert found["all: classes with over 2 %"] == 3
+    assert found["test images: classes with over 2 %"] == 3
+    what = "Frechet distance of this CNN's features"
+    one, several = found[f"only one: {what}"], found[f"all: {what}"]
+    assert isinstance(one, float)
+    assert isinstance(several, float)
+    assert one > 2 * several > 0
+    features = (see(params, part).features for part in (only[:15], x[45:]))
+    assert one == frechet_distance(*features)
+    surest = found["all: top probability"]
+    assert isinstance(surest, Estimate)
+    assert (surest.n, surest.of) == (15, "images")
+    assert 1 / 3 < surest.mean <= 1
+
+
+def test_copies_are_nearer_than_new_images(run: Any) -> None:
+    learnt, new = images(40, 6), images(20, 6, seed=1)
+    noise = np.random.default_rng(2).integers(-5, 6, (20, 6, 6, 1))
+    copies = np.clip(learnt[:20] + noise, 0, 255).astype(np.uint8)
+    found = judge_by_nearest({"made images": copies, "new images": new}, learnt, run)
+    what = "distance to the nearest training image"
+    of_copies, of_new = (found[f"{n} images: {what}"] for n in ("made", "new"))
+    assert isinstance(of_copies, Estimate)
+    assert isinstance(of_new, Estimate)
+    assert of_copies.high < 0.2 * of_new.low
+    assert (run.figures / "nearest.png").exists()
