@@ -1,5 +1,7 @@
-"""What all tests share: the environment, a tiny training, and processes of scripts."""
+"""What all tests share: the environment, smoke runs, and processes of scripts."""
 
+import fcntl
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -7,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 # Before jax, keras or matplotlib are imported. The cache is this session's own: a
@@ -85,6 +88,59 @@ def start() -> Any:
 
 
 Start = Callable[..., Process]
+
+
+def load(folder: str, name: str) -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and tyro look types up there
+    spec.loader.exec_module(module)
+    return module
+
+
+Smoke = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Smoke:
+    """The folder of a lesson's run at smoke, the same for all: to read, or to copy.
+
+    Whoever asks first makes it; another worker that asks meanwhile waits.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = (root if worker_id == "master" else root.parent) / "smoke"
+    root.mkdir(exist_ok=True)
+
+    def run(name: str) -> Path:
+        folder, notes, ended = (root / f"{name}{s}" for s in ("", ".missing", ".code"))
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not ended.exists():
+                ended.write_text(str(run_smoke(name, folder, notes)))
+        if notes.exists():
+            pytest.skip(f"{notes.read_text().strip()} (then it runs)")
+        assert ended.read_text() == "0"
+        return folder
+
+    return run
+
+
+def run_smoke(name: str, folder: Path, notes: Path) -> Any:
+    """Run a lesson at smoke in this process: its exit code."""
+    from jaxstudy import cli
+    from jaxstudy.data.sources import NOTES
+
+    module = load("experiments", name)
+    argv = [f"{name}.py", "--preset", "smoke", "--run-dir", str(folder)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(NOTES, str(notes))
+        patch.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit) as ended:
+            cli.experiment(module.main, module.PRESETS)
+    return ended.value.code
 
 
 def run_on_devices(count: int, *arguments: str) -> str:

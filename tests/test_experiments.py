@@ -1,6 +1,5 @@
 """Every lesson at the smoke preset: what it writes, and its row in the README."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -8,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import matplotlib.image
@@ -17,55 +15,16 @@ import pytest
 
 from jaxstudy import cli
 from jaxstudy.data.dataset import kfold
-from jaxstudy.data.sources import NOTES
 from jaxstudy.optimizers import OPTIMIZERS
 from jaxstudy.problems import SURFACES
+from tests.conftest import Smoke, load
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("ch*.py"))
 
 
-def load(folder: str, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and tyro look types up there
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Run a lesson once, in this process; later calls get the same folder."""
-    folders: dict[str, Path] = {}
-    root = tmp_path_factory.mktemp("runs")
-
-    def run(name: str) -> Path:
-        if name not in folders:
-            folder = root / name / "smoke"
-            module = load("experiments", name)
-            notes = root / f"{name}.missing"
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setenv(NOTES, str(notes))
-                patch.setattr(
-                    sys,
-                    "argv",
-                    [f"{name}.py", "--preset", "smoke", "--run-dir", str(folder)],
-                )
-                with pytest.raises(SystemExit) as ended:
-                    cli.experiment(module.main, module.PRESETS)
-            if notes.exists():
-                pytest.skip(f"{notes.read_text().strip()} (then it runs)")
-            assert ended.value.code == 0
-            folders[name] = folder
-        return folders[name]
-
-    return run
-
-
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_smoke_preset_writes_a_whole_run(name: str, smoke: Any) -> None:
+def test_smoke_preset_writes_a_whole_run(name: str, smoke: Smoke) -> None:
     folder = smoke(name)
     result = json.loads((folder / "result.json").read_text())
     assert result["experiment"] == name
@@ -96,7 +55,7 @@ def test_readme_says_what_the_results_say() -> None:
     assert subprocess.run(command, check=False).returncode == 0
 
 
-def test_forward_pass_and_gradients_agree(smoke: Any) -> None:
+def test_forward_pass_and_gradients_agree(smoke: Smoke) -> None:
     result = json.loads((smoke("ch1_forward") / "result.json").read_text())
     metrics = result["metrics"]
     assert metrics["forward: largest difference"] < 1e-14
@@ -105,7 +64,7 @@ def test_forward_pass_and_gradients_agree(smoke: Any) -> None:
     assert metrics["loss after one step"] < metrics["loss"]
 
 
-def test_activations_log_probes_of_every_layer(smoke: Any) -> None:
+def test_activations_log_probes_of_every_layer(smoke: Smoke) -> None:
     folder = smoke("ch1_activations")
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
@@ -161,7 +120,7 @@ def test_a_path_is_that_of_the_rate_with_the_lowest_mean() -> None:
     np.testing.assert_allclose(got - surface.minimum, want, atol=1e-4)
 
 
-def test_step_lengths_of_sgd_stay_and_adagrads_shrink(smoke: Any) -> None:
+def test_step_lengths_of_sgd_stay_and_adagrads_shrink(smoke: Smoke) -> None:
     folder = smoke("ch1_optimizers")
     metrics = json.loads((folder / "result.json").read_text())["metrics"]
     for pixels in ("rare", "frequent"):
@@ -201,7 +160,7 @@ def test_a_stop_outside_training_has_its_exit_code_too(
     assert not (folder / "result.json").exists()
 
 
-def test_admission_scores_everybody_once_per_repeat(smoke: Any) -> None:
+def test_admission_scores_everybody_once_per_repeat(smoke: Smoke) -> None:
     metrics = json.loads((smoke("ch1_admission") / "result.json").read_text())[
         "metrics"
     ]
@@ -212,7 +171,7 @@ def test_admission_scores_everybody_once_per_repeat(smoke: Any) -> None:
 
 
 def test_predict_from_the_saved_run(
-    smoke: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    smoke: Smoke, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = smoke("ch1_admission")
     capsys.readouterr()  # what the run itself printed, where it ran just now

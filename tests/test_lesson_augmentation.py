@@ -13,7 +13,7 @@ from PIL import Image
 
 from jaxstudy import cli
 from jaxstudy.data.emoji import emoji_group, emoji_splits
-from tests.test_experiments import load
+from tests.conftest import load
 
 lesson: Any = load("experiments", "ch2_augmentation")
 CLASSES = ("dark", "light")

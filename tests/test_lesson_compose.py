@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,10 @@ import pytest
 from jaxstudy import cli
 from jaxstudy.checkpoint import Checkpoints
 from jaxstudy.composing import notes_of
-from jaxstudy.data.sources import NOTES
 from jaxstudy.data.text import fit_vocabulary, read_vocabulary
 from jaxstudy.run import Options, read_saved, write_atomically
 from jaxstudy.types import UserError
-from tests.conftest import contents
-from tests.test_experiments import load
+from tests.conftest import Smoke, contents, load
 
 lesson: Any = load("experiments", "ch3_compose")
 PREFIX = "X:1\nM:6/8\nL:1/8\nK:G\nGBd"
@@ -38,17 +37,10 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: object) -> An
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one run at smoke."""
-    root = tmp_path_factory.mktemp("compose")
-    notes = root / "missing"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(NOTES, str(notes))
-        code = run(patch, root / "run")
-    if notes.exists():
-        pytest.skip(f"{notes.read_text().strip()} (then it runs)")
-    assert code == 0
-    return root / "run"
+def smoke(smoke: Smoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the run at smoke."""
+    copy = tmp_path_factory.mktemp("compose") / "run"
+    return Path(shutil.copytree(smoke("ch3_compose"), copy))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from jaxstudy import cli
 from jaxstudy.data.tabular import read_titanic
 from jaxstudy.features import Features, Indicator, fit, read_features
 from jaxstudy.types import UserError
-from tests.test_experiments import load
+from tests.conftest import load
 
 lesson: Any = load("experiments", "ch4_csv")
 QUICKLY = ("--preset", "smoke", "--epochs", 1, "--hidden", 4, "--folds", 2)

@@ -7,7 +7,7 @@ import pytest
 
 from jaxstudy.models.recurrent import sequence_to_vector
 from jaxstudy.training import init_lanes
-from tests.test_experiments import load
+from tests.conftest import load
 
 
 @pytest.mark.parametrize("length", [2, 5, 40])

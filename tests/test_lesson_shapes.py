@@ -15,7 +15,7 @@ from jaxstudy.data.pairs import END
 from jaxstudy.data.sources import SUNSPOTS, read_bytes
 from jaxstudy.data.tabular import read_digits
 from jaxstudy.types import UserError
-from tests.test_experiments import load
+from tests.conftest import Smoke, load
 
 lesson: Any = load("experiments", "ch3_shapes")
 KINDS = lesson.get_args(lesson.Kind)
@@ -30,15 +30,8 @@ def ask(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Any:
     return ended.value.code
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    where = tmp_path_factory.mktemp("runs") / "smoke"
-    with pytest.MonkeyPatch.context() as patch:
-        assert ask(patch, "--run-dir", where) == 0
-    return where
-
-
-def test_every_shape_has_its_figure_and_its_baseline(folder: Path) -> None:
+def test_every_shape_has_its_figure_and_its_baseline(smoke: Smoke) -> None:
+    folder = smoke("ch3_shapes")
     metrics = json.loads((folder / "result.json").read_text())["metrics"]
     assert {p.stem for p in (folder / "figures").iterdir()} == {
         "spelling", "sunspots", "curves",
@@ -167,9 +160,10 @@ def test_the_regression_finds_a_linear_law_and_sees_no_later_year() -> None:
     )
 
 
-def test_the_second_training_ends_at_the_chosen_epoch(folder: Path) -> None:
+def test_the_second_training_ends_at_the_chosen_epoch(smoke: Smoke) -> None:
     """Its forecasts have the error that the first one had logged there."""
-    rows = [json.loads(t) for t in (folder / "metrics.jsonl").read_text().splitlines()]
+    log = smoke("ch3_shapes") / "metrics.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
     config = lesson.PRESETS["smoke"]
     data = lesson.read_sunspots(config.years)
     kind = "gru"

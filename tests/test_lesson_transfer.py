@@ -18,7 +18,7 @@ from jaxstudy.model import Stage, sequential
 from jaxstudy.models.efficientnet import efficientnet_stages, preprocess
 from jaxstudy.run import Options, open_run, read_saved
 from jaxstudy.types import UserError
-from tests.test_experiments import load
+from tests.conftest import load
 
 lesson: Any = load("experiments", "ch2_transfer")
 CLASSES = ("dark", "light", "red")

@@ -11,7 +11,7 @@ import pytest
 
 from jaxstudy import cli
 from jaxstudy.data.pairs import Pair
-from tests.test_experiments import load
+from tests.conftest import load
 
 Ask = Callable[..., tuple[Any, str, str]]
 SETTINGS = (

@@ -14,7 +14,7 @@ from jaxstudy import cli
 from jaxstudy.data.prose import read_prose
 from jaxstudy.data.text import fit_vocabulary
 from jaxstudy.types import UserError
-from tests.test_experiments import load
+from tests.conftest import load
 
 lesson: Any = load("experiments", "ch3_next_word")
 CONFIG = lesson.Config(context=3, window=5, embedding=4, units=6, asked=1000)

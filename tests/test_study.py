@@ -42,7 +42,7 @@ from jaxstudy.study import (
 )
 from jaxstudy.training import fit, init_state, make_eval_step, make_train_step
 from jaxstudy.types import Array, Key, UserError
-from tests.conftest import ROOT, run_on_devices
+from tests.conftest import ROOT, load, run_on_devices
 
 PROTOCOL = Protocol(trials=3, seeds=5, budgets=(1,), epochs=2)
 
@@ -496,7 +496,6 @@ def ask(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> tuple[Any, str]:
-    from tests.test_experiments import load
 
     module = load("benchmarks", "optimizers")
     monkeypatch.setattr(sys, "argv", ["optimizers.py", "--preset", "smoke", *arguments])
@@ -516,7 +515,6 @@ def test_another_configs_folder_is_refused_with_the_difference(
 
 
 def test_a_value_that_is_set_is_not_tuned() -> None:
-    from tests.test_experiments import load
 
     module = load("benchmarks", "optimizers")
     config = module.Config(
