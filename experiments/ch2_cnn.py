@@ -204,12 +204,12 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     """Train every network, test it on moved images, draw."""
     images = read_images(config.data)
     data = image_splits(images, limit=config.images)
+    test = spread(data.test, config.test_images)
     result: dict[str, Estimate | float] = {}
     states, curves = {}, {}
     for name in config.networks:
         model = build(name, data.shape, len(data.classes))
         states[name], eval_step = train(name, model, config, data, run)
-        test = spread(data.test, config.test_images)
         whole = measure(eval_step, states[name], test, batch_size=500, lanes=Lanes())
         result[f"{name}: test accuracy"] = mean_interval(
             np.array(whole["accuracy"]), "seeds"

@@ -13,9 +13,9 @@ several at once.
 
 Expected (quick, dates alone, one to two minutes): with attention at least 0.99 of the
 test dates exactly right; without it none in so few steps.
-Expected (full, about an hour): dates 1.00 with attention, 0.36 [-0.07, 0.78] without,
-where seeds differ most; messages 0.14 exact, chrF 44 with attention, 0.16 and 46 by a
-beam of 4, and without it 0.00 and 11.
+Expected (full, 87 minutes beside other work): dates 1.00 with attention, 0.36
+[-0.07, 0.78] without, where seeds differ most; messages 0.14 exact, chrF 44 with
+attention, 0.16 and 46 by a beam of 4, and without it 0.00 and 11.
 Then: ch3_translate.py --translate "2024년 3월 5일 화요일"
 """
 

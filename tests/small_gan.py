@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from test_training import bits
 
 from jaxstudy.adversarial import (
     init_gan_lanes,
@@ -19,7 +20,7 @@ from jaxstudy.adversarial import (
 from jaxstudy.data.dataset import Dataset, dataset
 from jaxstudy.model import from_linen
 from jaxstudy.training import Fitted, Lanes, TrainState, TrainStep, fit
-from jaxstudy.types import Array, Key, PyTree
+from jaxstudy.types import Array, Key
 
 SHAPE, B = (16, 16, 1), 6
 EVALUATION = jax.random.key(99)
@@ -61,17 +62,6 @@ def pixels(n: int, channels: int = 1) -> np.ndarray:
 def rows_of(n: int) -> Dataset:
     """Images with their numbers."""
     return dataset({"x": pixels(n), "row": np.arange(n)})
-
-
-def bits(tree: PyTree) -> list[bytes]:
-    """Every leaf as bytes, keys included."""
-
-    def raw(leaf: Array) -> bytes:
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        return np.asarray(leaf).tobytes()
-
-    return [raw(leaf) for leaf in jax.tree.leaves(tree)]
 
 
 def train(state: TrainState, key: Key, step: TrainStep, **options: Any) -> Fitted:

@@ -24,7 +24,6 @@ from small_gan import (
     B,
     D,
     G,
-    bits,
     pixels,
     rows_of,
     train_alone,
@@ -36,7 +35,7 @@ from test_dcgan import (
     keras_generator,
     weights_of,
 )
-from test_training import traced_at_most
+from test_training import bits, traced_at_most
 
 from jaxstudy import adversarial
 from jaxstudy.adversarial import (
