@@ -485,6 +485,36 @@ def _overlaps(size: int, window: int, stride: int, pads: tuple[int, int]) -> np.
     return np.minimum(starts + window, size) - np.maximum(starts, 0)
 
 
+def random_bits(key: Key, shape: tuple[int, ...]) -> Array:
+    """`jax.random.bits(key, shape)`, the same 32 bits each, faster on a CPU.
+
+    There JAX rolls the 20 rounds of Threefry into a loop, which takes all numbers to
+    memory and back five times. Each number is by its place alone, as JAX has it unless
+    jax_threefry_partitionable is off. Source: Salmon et al. 2011, Threefry-2x32.
+    """
+    size = math.prod(shape)
+    if str(jax.random.key_impl(key)) != "threefry2x32" or size > 2**32:
+        return jax.random.bits(key, shape)
+
+    def on_cpu(key: Key) -> Array:
+        first, second = jax.random.key_data(key)
+        keys = (first, second, first ^ second ^ jnp.uint32(0x1BD11BDA))
+        a = jnp.broadcast_to(keys[0], shape)  # a place's upper 32 bits are 0
+        b = lax.iota(jnp.uint32, size).reshape(shape) + keys[1]
+        for i in range(5):
+            for turn in ((13, 15, 26, 6), (17, 29, 16, 24))[i % 2]:
+                a = a + b
+                b = (b << turn | b >> (32 - turn)) ^ a
+            a = a + keys[(i + 1) % 3]
+            b = b + keys[(i + 2) % 3] + jnp.uint32(i + 1)
+        return a ^ b
+
+    def library(key: Key) -> Array:
+        return jax.random.bits(key, shape)
+
+    return lax.platform_dependent(key, cpu=on_cpu, default=library)
+
+
 def dropout(x: Array, rate: float, key: Key) -> Array:
     """Zeros in a share `rate` of the places of x [B, ...], the others / (1 - rate).
 
@@ -492,7 +522,7 @@ def dropout(x: Array, rate: float, key: Key) -> Array:
     examples, since drawing them is what takes the time.
     """
     n = len(x)
-    bits = jax.random.bits(key, (-(-n // 2), *x.shape[1:]), jnp.uint32)
+    bits = random_bits(key, (-(-n // 2), *x.shape[1:]))
     draws = jnp.concatenate([bits >> 16, bits & 0xFFFF])[:n]
     return jnp.where(draws >= round(rate * 2**16), x / (1 - rate), 0)
 
