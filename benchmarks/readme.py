@@ -321,6 +321,10 @@ LESSONS = (
             ("real first", "real first: Frechet distance"),
             ("mixed", "mixed: Frechet distance"),
             ("no BatchNorm", "alternating, no BatchNorm: Frechet distance"),
+            (
+                "images for D by moving averages",
+                "alternating, predicted: Frechet distance",
+            ),
         ),
     ),
 )

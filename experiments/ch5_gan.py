@@ -131,8 +131,8 @@ PRESETS = {
     ),
     "quick": Config(),
     "full": Config(
-        image_size=64, images=None, epochs=8, held_out=2_000, variants=get_args(Name),
-        variant_size=32, variant_images=6_400, variant_epochs=7, seeds=6,
+        image_size=64, images=None, epochs=4, held_out=2_000, variants=get_args(Name),
+        variant_size=32, variant_images=6_400, variant_epochs=5, seeds=6,
     ),
 }  # fmt: skip
 

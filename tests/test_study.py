@@ -1,9 +1,7 @@
 """Studies: what is chosen by what, lanes and their runs alone, kills, bad input."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -387,49 +385,36 @@ def test_a_finished_study_resumes_without_training(
 
 SCRIPT = ROOT / "benchmarks" / "optimizers.py"
 SLOW = [
-    "--preset", "smoke", "--problems", "digits", "--epochs", "40", "--trials", "6",
-    "--save-every", "0",
+    "--preset", "smoke", "--problems", "digits", "--optimizers", "sgd", "adam",
+    "--epochs", "40", "--trials", "6", "--save-every", "0",
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def never_killed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The study.json of a process that nothing stopped."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    subprocess.run(
-        [sys.executable, str(SCRIPT), *SLOW, "--run-dir", str(folder)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        timeout=200,
-        check=True,
-    )
-    return (folder / "study.json").read_bytes()
-
-
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_study_ends_as_one_never_killed(
-    signum: signal.Signals, tmp_path: Path, start: Any, never_killed: bytes
+def test_a_study_killed_twice_ends_as_one_never_killed(
+    tmp_path: Path, start: Any
 ) -> None:
-    killed = tmp_path / "killed"
-    process = start(SCRIPT, [*SLOW, "--run-dir", killed])
-    log = killed / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if log.exists() and b"report digits adam" in log.read_bytes():
-            process.send_signal(signum)
-            break
-        time.sleep(0.01)
-    assert process.wait(timeout=60) in (143, -signal.SIGKILL)
-    assert not (killed / "study.json").exists()
-    before = log.read_bytes().splitlines()
-    resumed = start(SCRIPT, ["--resume", "--run-dir", killed])
-    assert resumed.wait(timeout=200) == 0
-    assert (killed / "study.json").read_bytes() == never_killed
-    done = [line for line in before if b'"tune digits' in line]
-    after = [line for line in log.read_bytes().splitlines() if b'"tune ' in line]
-    assert after[: len(done)] == done  # in place, so nothing was repeated
-    assert len(after) > len(done) > 0
+    """By SIGTERM while its last optimizer is tuned, by SIGKILL while it is reported."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(SCRIPT, [*SLOW, "--run-dir", whole]).wait(timeout=200) == 0
+    log, arguments = killed / "metrics.jsonl", SLOW
+    for signum, code, part in (
+        (signal.SIGTERM, 143, b"tune digits adam"),
+        (signal.SIGKILL, -signal.SIGKILL, b"report digits adam"),
+    ):
+        process = start(SCRIPT, [*arguments, "--run-dir", killed])
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if log.exists() and part in log.read_bytes():
+                process.send_signal(signum)
+                break
+            time.sleep(0.01)
+        assert process.wait(timeout=60) == code
+        assert not (killed / "study.json").exists()
+        assert part in log.read_bytes()
+        arguments = ["--resume"]
+    assert start(SCRIPT, ["--resume", "--run-dir", killed]).wait(timeout=200) == 0
+    for name in ("study.json", "metrics.jsonl"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
 
 
 # Bad input.
