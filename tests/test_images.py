@@ -8,6 +8,7 @@ import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 from hypothesis import given
+from PIL import Image
 
 from jaxstudy.data import images
 from jaxstudy.data.images import read_fashion_mnist, read_idx
@@ -80,3 +81,19 @@ def test_files_become_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     }
     assert read["train"].y.dtype == np.int32
     assert (read["test"].x[0, 0, 0], read["test"].y[0]) == (2, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(64, 64), (16, 16), (28, 40), (9, 90), (90, 9)])
+def test_all_images_are_resized_as_each_of_them(
+    size: tuple[int, int], channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (7, 28, 28)).astype(np.uint8)
+    few = images.Images(x, np.zeros(7, np.int32))
+    monkeypatch.setattr(images, "read_fashion_mnist", lambda: {"train": few})
+    found = images.read_images("fashion_mnist", image_size=size, channels=channels)
+    got = found.splits["train"].x  # type: ignore[union-attr]
+    each = [images.pixels(Image.fromarray(i), size, channels) for i in x]
+    assert got.dtype == np.uint8
+    apart = np.abs(got.astype(int) - np.stack(each))
+    assert apart.max() <= (size[0] != size[1])  # the same, where the sides are

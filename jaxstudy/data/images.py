@@ -241,11 +241,27 @@ def _fashion(image_size: tuple[int, int] | None, channels: int | None) -> ImageS
     size, channels = image_size or (28, 28), channels or 1
     splits = {}
     for split, images in read_fashion_mnist().items():
-        x = images.x[..., None]
-        if (size, channels) != ((28, 28), 1):
-            x = np.stack([pixels(Image.fromarray(i), size, channels) for i in images.x])
-        splits[split] = Images(x, images.y)
+        x = images.x if size == (28, 28) else _grey_resized(images.x, size)
+        splits[split] = Images(np.stack([x] * channels, -1), images.y)
     return ImageSet(splits, FASHION_CLASSES)
+
+
+def _grey_resized(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Grey images [N, h, w] at another size, by the filter of `pixels`.
+
+    It treats rows and columns apart; those of all images in one call take less than
+    half the time. Which come first may differ, and show by rounding: 1 in 255.
+    """
+
+    def one_axis(x: np.ndarray, size: int) -> np.ndarray:
+        rows = np.ascontiguousarray(x.reshape(-1, x.shape[-1]))
+        wide = Image.fromarray(rows).resize(
+            (size, len(rows)), Image.Resampling.BILINEAR
+        )
+        return np.asarray(wide).reshape(*x.shape[:-1], size)
+
+    height, width = size
+    return one_axis(one_axis(x, width).swapaxes(1, 2), height).swapaxes(1, 2)
 
 
 def _all_of(source: RecordImages) -> Images:
