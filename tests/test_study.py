@@ -274,25 +274,19 @@ def test_one_trace_for_each_block(tmp_path: Path) -> None:
     )
 
 
-FOUR_DEVICES = """
-import sys
-sys.path.insert(0, {root!r})
-from pathlib import Path
-import jax
-from tests import test_study
-assert jax.local_device_count() == {devices}
-for mode in ("exact", "fast"):
-    protocol = test_study.replace(test_study.PROTOCOL, trials=4, mode=mode)
-    test_study.run_tiny(Path({folder!r}) / mode, protocol=protocol)
-"""
+def run_both_modes(folder: Path) -> None:
+    """A study of twelve lanes a block in each mode: what four devices share evenly."""
+    for mode in ("exact", "fast"):
+        run_tiny(folder / mode, protocol=replace(PROTOCOL, trials=4, mode=mode))
 
 
 def test_lanes_split_over_devices_have_the_same_numbers(tmp_path: Path) -> None:
-    for devices in (1, 4):
-        code = FOUR_DEVICES.format(
-            root=str(ROOT), folder=str(tmp_path / str(devices)), devices=devices
-        )
-        run_on_devices(devices, "-c", code)
+    code = (
+        "from tests.test_study import *; assert jax.local_device_count() == 4; "
+        f"run_both_modes(Path({str(tmp_path / '4')!r}))"
+    )
+    run_on_devices(4, "-c", code)
+    run_both_modes(tmp_path / "1")
 
     def of(mode: str) -> list[Any]:
         paths = (tmp_path / n / mode / "study.json" for n in ("1", "4"))
