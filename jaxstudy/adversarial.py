@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-import scipy.stats
+import scipy  # its parts are imported where they are first used
 
 from jaxstudy.model import Model
 from jaxstudy.models.dcgan import noise

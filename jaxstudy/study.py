@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.progress as rp
-import scipy.stats
+import scipy  # its parts are imported where they are first used
 
 from jaxstudy import comparison
 from jaxstudy.comparison import SCHEMA, compare

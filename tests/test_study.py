@@ -380,7 +380,7 @@ def test_a_finished_study_resumes_without_training(
 SCRIPT = ROOT / "benchmarks" / "optimizers.py"
 SLOW = [
     "--preset", "smoke", "--problems", "digits", "--optimizers", "sgd", "adam",
-    "--epochs", "40", "--trials", "6", "--save-every", "0",
+    "--epochs", "20", "--trials", "4", "--save-every", "0",
 ]  # fmt: skip
 
 

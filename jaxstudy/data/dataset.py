@@ -6,8 +6,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+import scipy  # its parts are imported where they are first used
 
 from jaxstudy.types import Array, Batch, Key
 
@@ -224,10 +223,12 @@ def grouped_split(
     ]
     rows, columns = np.array(links).reshape(-1, 2).T
     size = len(keys) + len(numbers)
-    graph = coo_array(
+    graph = scipy.sparse.coo_array(
         (np.ones(len(rows)), (rows, len(keys) + columns)), shape=(size, size)
     )
-    group = connected_components(graph, directed=False)[1][: len(keys)]
+    group = scipy.sparse.csgraph.connected_components(graph, directed=False)[1][
+        : len(keys)
+    ]
     names = np.random.default_rng(0).permutation(np.unique(group))
     count = int(len(names) * held_out)
     if count < 1:

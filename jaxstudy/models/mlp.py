@@ -1,14 +1,17 @@
 """Dense networks, on numbers, and on categories that are embedded."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxstudy.features import Table
 from jaxstudy.model import Model, from_linen, small_uniform
 from jaxstudy.types import Array
+
+if TYPE_CHECKING:  # it brings pandas, which takes half a second to import
+    from jaxstudy.features import Table
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "none": lambda x: x,
@@ -67,7 +70,7 @@ def mlp(
 class EmbeddingMLP(nn.Module):
     """Dense layers on numbers and on the vectors that stand for categories."""
 
-    tables: tuple[Table, ...]
+    tables: "tuple[Table, ...]"
     hidden: tuple[int, ...]
     outputs: int
     dropout: float
@@ -95,7 +98,7 @@ class EmbeddingMLP(nn.Module):
 
 def embedding_mlp(
     features: int,
-    tables: tuple[Table, ...],
+    tables: "tuple[Table, ...]",
     hidden: tuple[int, ...],
     outputs: int,
     *,
