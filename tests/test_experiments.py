@@ -1,4 +1,4 @@
-"""Every lesson's presets and its row in the README, and what chapter 1 shows."""
+"""Every lesson at the smoke preset: what it writes, and its row in the README."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import matplotlib.image
 import numpy as np
 import pytest
 
@@ -20,6 +21,23 @@ from tests.conftest import Smoke, load
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("ch*.py"))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_smoke_preset_writes_a_whole_run(name: str, smoke: Smoke) -> None:
+    folder = smoke(name)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["experiment"] == name
+    assert result["preset"] == "smoke"
+    assert result["metrics"]
+    assert json.loads((folder / "config.json").read_text())["experiment"] == name
+    assert json.loads((folder / "environment.json").read_text())["packages"]["jax"]
+    assert not (folder / "run.lock").exists()
+    figures = list((folder / "figures").glob("*.png"))
+    assert figures
+    for figure in figures:  # not blank: a good share of pixels is not background
+        pixels = matplotlib.image.imread(figure)[..., :3]
+        assert np.mean(np.abs(pixels - pixels[0, 0]).sum(-1) > 0.1) > 0.01, figure
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
