@@ -390,7 +390,7 @@ def test_a_study_killed_twice_ends_as_one_never_killed(
     """By SIGTERM while its last optimizer is tuned, by SIGKILL while it is reported."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start(SCRIPT, [*SLOW, "--run-dir", whole]).wait(timeout=200) == 0
-    log, arguments = killed / "metrics.jsonl", SLOW
+    log, arguments, before = killed / "metrics.jsonl", SLOW, []
     for signum, code, part in (
         (signal.SIGTERM, 143, b"tune digits adam"),
         (signal.SIGKILL, -signal.SIGKILL, b"report digits adam"),
@@ -405,9 +405,18 @@ def test_a_study_killed_twice_ends_as_one_never_killed(
         assert process.wait(timeout=60) == code
         assert not (killed / "study.json").exists()
         assert part in log.read_bytes()
+        before = timed(log)
         arguments = ["--resume"]
     assert start(SCRIPT, ["--resume", "--run-dir", killed]).wait(timeout=200) == 0
     assert untimed(killed) == untimed(whole)
+    assert len(timed(log)) > len(before) > 0
+    assert timed(log)[: len(before)] == before  # as measured: nothing was repeated
+
+
+def timed(log: Path) -> list[bytes]:
+    """The rows that say how long a step took, which no two trainings have alike."""
+    lines = log.read_bytes().splitlines()
+    return [line for line in lines if b"seconds per step" in line]
 
 
 def untimed(folder: Path) -> tuple[bytes, list[dict[str, Any]]]:
@@ -481,7 +490,6 @@ def ask(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> tuple[Any, str]:
-
     module = load("benchmarks", "optimizers")
     monkeypatch.setattr(sys, "argv", ["optimizers.py", "--preset", "smoke", *arguments])
     with pytest.raises(SystemExit) as ended:
@@ -500,7 +508,6 @@ def test_another_configs_folder_is_refused_with_the_difference(
 
 
 def test_a_value_that_is_set_is_not_tuned() -> None:
-
     module = load("benchmarks", "optimizers")
     config = module.Config(
         optimizers=("adam",), spaces=("adam.b1=0.5", "adam.rate=1e-3:1e-2")

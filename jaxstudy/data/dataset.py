@@ -226,9 +226,8 @@ def grouped_split(
     graph = scipy.sparse.coo_array(
         (np.ones(len(rows)), (rows, len(keys) + columns)), shape=(size, size)
     )
-    group = scipy.sparse.csgraph.connected_components(graph, directed=False)[1][
-        : len(keys)
-    ]
+    _, groups = scipy.sparse.csgraph.connected_components(graph, directed=False)
+    group = groups[: len(keys)]
     names = np.random.default_rng(0).permutation(np.unique(group))
     count = int(len(names) * held_out)
     if count < 1:
