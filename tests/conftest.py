@@ -1,6 +1,7 @@
 """What all tests share: the environment, smoke runs, and processes of scripts."""
 
 import fcntl
+import gc
 import importlib.util
 import os
 import shutil
@@ -21,11 +22,15 @@ if _own_cache:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxstudy-xla-")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Most of the tests' time is compiling, of programs that run once: with the old emitters
-# of loops and none of LLVM's passes, a fifth of it. Set XLA_FLAGS to have them all.
+# of loops and none of LLVM's passes, a fifth of it. Nor are there idle cores: a program
+# cut for more threads costs a quarter more here. Set XLA_FLAGS to have it all.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_multi_thread_eigen=false",
 )
+# Programs stay cached, and are looked through again by every full collection.
+gc.set_threshold(50_000, 20, 100)
 
 import pytest  # noqa: E402
 
