@@ -21,7 +21,7 @@ what the course's Keras code does.
 Expected (quick, 32 by 32 pixels, 564 steps, about three minutes): shapes of garments,
 9 of 10 classes; Frechet distance 29, of an untrained generator 257, of real images 2.
 The experiment at the end is too short there to tell the orders apart.
-Expected (full, 64 by 64 pixels, 3,376 steps in 28 minutes, then the experiment): 10 of
+Expected (full, 64 by 64 pixels, 3,376 steps in 27 minutes, then the experiment): 10 of
 10 classes; Frechet distance 41, of an untrained generator 301, of real images 0.5. D is
 ahead to the end. Real images first: 224 for 48; mixed: 71; the others as alternating.
 Then: ch5_gan.py --sample 100
