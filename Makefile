@@ -1,15 +1,17 @@
 # make study: every lesson, on real data, and a report.  make test: the tests.
 PYTHON ?= python3
 BIN := .venv/bin
+# With the newest pip: that of Python 3.11 takes twice as long.
+VENV := $(PYTHON) -m venv --upgrade-deps
 # Not compiled beforehand, which takes a minute: Python compiles what is imported.
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile \
 	-c constraints.txt
 
 .PHONY: study full test lint torture bench readme data clean
 .DEFAULT_GOAL := study
 
 .venv/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+	$(VENV) .venv
 	$(PIP) -e .
 	@touch $@
 
@@ -18,8 +20,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 	@touch $@
 
 .venv-bench/installed: pyproject.toml constraints.txt benchmarks/peers.txt
-	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check \
+	$(VENV) .venv-bench
+	.venv-bench/bin/python -m pip install -qq --disable-pip-version-check \
 		--no-compile -c constraints.txt -e . -r benchmarks/peers.txt
 	@touch $@
 

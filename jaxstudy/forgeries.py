@@ -164,7 +164,7 @@ def _draw_classes(
     axis.axhline(SHARE, color="0.4", linewidth=1, linestyle="--", label="2 %")
     axis.set_xticks(np.arange(len(classes)) + 0.2, classes, rotation=35, ha="right")
     axis.set(ylabel="share of the images", title="classes, as the CNN sees them")
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     plots.save(figure, run, "classes")
 
 

@@ -29,6 +29,8 @@ os.environ.setdefault(
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
     "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_multi_thread_eigen=false",
 )
+# Nobody reads where in a file each operation of a program came from.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # Programs stay cached, and are looked through again by every full collection.
 gc.set_threshold(50_000, 20, 100)
 
