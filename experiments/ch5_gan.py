@@ -11,7 +11,8 @@ it finds in the generated ones and how sure it is, and the Frechet distance betw
 its features of both has other real images and noise as the ends of its scale. Does G
 copy? Its images, and new real ones, are beside the nearest of those it learnt from.
 When to stop? When D can no longer tell, says the course: at the first epoch after which
-1/2 is in the 95 % interval of its accuracy on held-out and as many generated images.
+1/2 is in the 95 % interval of its accuracy on held-out and as many generated images;
+nan is for none.
 
 "Training on real images first biases D: mix them": small networks are trained so, in
 the course's order and on mixed batches, each with every seed; also without BatchNorm,
