@@ -140,22 +140,29 @@ def test_step_lengths_of_sgd_stay_and_adagrads_shrink(smoke: Smoke) -> None:
     }  # fmt: skip
 
 
-def test_a_stop_outside_training_has_its_exit_code_too(tmp_path: Path) -> None:
-    """While XLA compiles, where a usual exit crashed the interpreter."""
-    folder = tmp_path / "run"
+@pytest.mark.parametrize("programs", [10, 30])
+def test_a_stop_outside_training_has_its_exit_code_too(
+    programs: int, tmp_path: Path
+) -> None:
+    """While XLA compiles, where a usual exit crashed the interpreter.
+
+    After so many programs; that of the first training is about the fortieth.
+    """
+    folder, cache = tmp_path / "run", tmp_path / "cache"
     script = str(ROOT / "experiments" / "ch1_activations.py")
     command = [sys.executable, script, "--preset", "smoke", "--run-dir", str(folder)]
-    cold = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    cold = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     process = subprocess.Popen(command, env=cold)
     try:
         deadline = time.monotonic() + 120
-        while not (folder / "config.json").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(2.5)
+        while len([*cache.glob("*-cache")]) < programs and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not (folder / "metrics.jsonl").exists()  # nor has it trained
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
     finally:
         process.kill()
+        process.wait()
     assert not (folder / "result.json").exists()
 
 
