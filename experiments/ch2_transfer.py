@@ -21,7 +21,6 @@ Then: ch2_transfer.py --predict FILE [FILE ...]
 
 import contextlib
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +44,7 @@ from jaxstudy.model import Model, chained, column_statistics, on_frozen, standar
 from jaxstudy.models.cnn import cnn
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import cross_entropy
-from jaxstudy.run import Run, Saved, write_atomically
+from jaxstudy.run import Run, Saved, read_sealed, write_atomically
 from jaxstudy.statistics import Estimate, at_best_epoch, mean_interval
 from jaxstudy.summary import print_summary
 from jaxstudy.training import (
@@ -366,7 +365,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     images, small = read(config, config.image_size), read(config, config.small_size)
     text = summary_text(before, rest, len(images.classes), config.image_size)
     write_atomically(run.folder / "summary.txt", text)
-    write_atomically(run.folder / "classes.json", json.dumps(images.classes) + "\n")
+    run.write_sealed("classes.json", tuple(images.classes))
     print(text)
 
     flat = {
@@ -424,7 +423,7 @@ def predict(saved: Saved[Config], files: tuple[Path, ...]) -> None:
     found = transfer.frozen_features(
         model, network.weights, x, batch_size=min(len(x), 64)
     )
-    classes = json.loads((saved.folder / "classes.json").read_text(encoding="utf-8"))
+    classes = read_sealed(saved.folder, "classes.json", tuple[str, ...])
     model = regression(found.shape[1], len(classes))
     weights = saved.lane_weights(model, len(keys(config)), "frozen")
     chances = probabilities(weights["params"], weights["extra"], found, config)

@@ -55,13 +55,20 @@ from jaxstudy.data.sources import TUNES, check_folder
 from jaxstudy.data.text import (
     Vocabulary,
     fit_vocabulary,
-    read_vocabulary,
     windows,
 )
 from jaxstudy.model import Model
 from jaxstudy.models.recurrent import first_states, language_model
 from jaxstudy.objectives import supervised
-from jaxstudy.run import Options, Run, Saved, load_weights, warn, write_atomically
+from jaxstudy.run import (
+    Options,
+    Run,
+    Saved,
+    load_weights,
+    read_sealed,
+    warn,
+    write_atomically,
+)
 from jaxstudy.sampling import sample
 from jaxstudy.statistics import Estimate, bootstrap_interval
 from jaxstudy.training import (
@@ -458,7 +465,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     run.options = dataclasses.replace(run.options, keep="best", keep_n=1)
     tunes = load(config.tunes)
     vocabulary = fit_vocabulary("".join(tunes.train) + END)
-    write_atomically(run.folder / VOCABULARY, vocabulary.to_json())
+    run.write_sealed(VOCABULARY, vocabulary)
     params = train(config, tunes, vocabulary, run)
     result = measure_bits(config, tunes, vocabulary, params, run)
 
@@ -479,7 +486,7 @@ def compose(saved: Saved[Config], prefix: str) -> None:
     config, prefix = saved.config, prefix.replace("\\n", "\n")
     if not prefix:
         raise UserError('--compose needs a beginning, such as "X:1\\nM:6/8\\nK:G\\n"')
-    vocabulary = read_vocabulary(saved.folder / VOCABULARY)
+    vocabulary = read_sealed(saved.folder, VOCABULARY, Vocabulary)
     params = best_weights(saved.folder, saved.options, config, len(vocabulary))
     tunes = continue_tune(config, params, vocabulary, prefix, config.continued)
     print("\n".join(tunes), end="")

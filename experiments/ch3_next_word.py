@@ -43,13 +43,13 @@ from jaxstudy import plots
 from jaxstudy.cli import Count, Positive, Settings, experiment
 from jaxstudy.data.dataset import Dataset, dataset, spread, steps_per_epoch
 from jaxstudy.data.prose import Passages, read_prose
-from jaxstudy.data.text import UNKNOWN, fit_vocabulary, read_vocabulary, words
+from jaxstudy.data.text import UNKNOWN, Vocabulary, fit_vocabulary, words
 from jaxstudy.model import Model, parameter_count
 from jaxstudy.models.mlp import mlp
 from jaxstudy.models.recurrent import Kind, Recurrent, small_uniform
 from jaxstudy.ngram import bits, fit_ngram
 from jaxstudy.objectives import masked_mean, mean_value
-from jaxstudy.run import Run, Saved, write_atomically
+from jaxstudy.run import Run, Saved, read_sealed
 from jaxstudy.statistics import Estimate, at_best_epoch, mean_interval
 from jaxstudy.training import (
     Lanes,
@@ -360,7 +360,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     vocabulary = fit_vocabulary(
         itertools.chain(*prose["train"]), size=config.vocabulary
     )
-    write_atomically(run.folder / VOCABULARY, vocabulary.to_json())
+    run.write_sealed(VOCABULARY, vocabulary)
     numbers = {
         split: [vocabulary.encode(p, allow_unknown=True) for p in passages]
         for split, passages in prose.items()
@@ -411,7 +411,8 @@ def predict(saved: Saved[Config], text: str) -> None:
 
     Each network's are the means of its trainings.
     """
-    vocabulary, prefix = read_vocabulary(saved.folder / VOCABULARY), words(text)
+    vocabulary = read_sealed(saved.folder, VOCABULARY, Vocabulary)
+    prefix = words(text)
     if not prefix:
         raise UserError("--predict takes a word at least, or a mark")
     start = [len(vocabulary)] * saved.config.context

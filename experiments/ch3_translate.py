@@ -49,11 +49,11 @@ from jaxstudy.data.pairs import (
     split_messages,
 )
 from jaxstudy.data.sources import LIBREOFFICE_KO, check_folder
-from jaxstudy.data.text import Vocabulary, fit_vocabulary, read_vocabulary
+from jaxstudy.data.text import Vocabulary, fit_vocabulary
 from jaxstudy.model import parameter_count
 from jaxstudy.models.seq2seq import Seq2Seq, seq2seq
 from jaxstudy.objectives import sequence_cross_entropy
-from jaxstudy.run import Run, Saved, write_atomically
+from jaxstudy.run import Run, Saved, read_sealed
 from jaxstudy.sampling import Beams, beam_search
 from jaxstudy.statistics import Estimate, mean_interval
 from jaxstudy.training import (
@@ -327,8 +327,8 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     result: dict[str, Estimate | float] = {}
     for task in config.tasks:
         pairs, alphabets = load(task, config)
-        write_atomically(run.folder / f"{task}-ko.json", alphabets.source.to_json())
-        write_atomically(run.folder / f"{task}-en.json", alphabets.target.to_json())
+        run.write_sealed(f"{task}-ko.json", alphabets.source)
+        run.write_sealed(f"{task}-en.json", alphabets.target)
         result[f"{task}: training pairs"] = float(len(pairs.train))
         result[f"{task}: test pairs"] = float(len(pairs.test))
         if task == "messages":
@@ -362,7 +362,7 @@ def translate(saved: Saved[Config], text: str) -> None:
     if task == "dates":
         check_date(text)
     names = (f"{task}-{language}.json" for language in ("ko", "en"))
-    source, target = (read_vocabulary(saved.folder / name) for name in names)
+    source, target = (read_sealed(saved.folder, name, Vocabulary) for name in names)
     alphabets = Alphabets(source, target, longest(task, config))
     numbers = source.encode(text)  # which names what is not in it
     if not 0 < len(numbers) <= alphabets.longest[0]:

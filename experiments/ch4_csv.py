@@ -26,7 +26,6 @@ Then: ch4_csv.py --predict passengers.csv
 
 import dataclasses
 import itertools
-import json
 import math
 import re
 import shutil
@@ -68,7 +67,7 @@ from jaxstudy.features import (
 from jaxstudy.model import Model
 from jaxstudy.models.mlp import embedding_mlp
 from jaxstudy.objectives import cross_entropy
-from jaxstudy.run import Run, Saved, warn, write_atomically
+from jaxstudy.run import Run, Saved, read_sealed, warn, write_atomically
 from jaxstudy.statistics import Estimate, bootstrap_interval
 from jaxstudy.tables import (
     Folds,
@@ -419,8 +418,8 @@ def train_members(
     """Networks of all rows, which --predict takes; saved with their columns."""
     fitted = features.fit(columns, table)
     encoded = fitted.encode(fitted.numbers(table))
-    write_atomically(run.folder / FEATURES, fitted.to_json())
-    write_atomically(run.folder / LABELS, json.dumps(classes) + "\n")
+    run.write_sealed(FEATURES, fitted)
+    run.write_sealed(LABELS, tuple(classes))
     model = build(fitted.tables, encoded.x.shape[1], len(classes), config)
     data = dataset({**encoded._asdict(), "y": y})
     return fitted, train(model, data, None, config.members, config, run, "all_rows")
@@ -533,8 +532,8 @@ def held_out(
             begin += len(table)
 
     fitted = features.fit(columns, training_rows(), faults)
-    write_atomically(run.folder / FEATURES, fitted.to_json())
-    write_atomically(run.folder / LABELS, json.dumps(classes) + "\n")
+    run.write_sealed(FEATURES, fitted)
+    run.write_sealed(LABELS, tuple(classes))
     folder, begin, rows = run.folder / "rows", 0, None
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
     for table in parts(config, faults):
@@ -599,8 +598,8 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
 def predict(saved: Saved[Config], path: Path) -> None:
     """Probabilities for the rows of a CSV file, written to the run's predictions."""
     config = saved.config
-    fitted = features.read_features(saved.folder / FEATURES)
-    classes = json.loads((saved.folder / LABELS).read_text())
+    fitted = read_sealed(saved.folder, FEATURES, Features)
+    classes = read_sealed(saved.folder, LABELS, tuple[str, ...])
     faults, numbers = Faults(path), list[features.Numbers]()
     for table in read_text(path, faults, rows=config.part):
         if config.csv is None:

@@ -298,7 +298,7 @@ def train_variant(
         eval_batch_size=250,
         evaluate_first=False,
         lanes=Lanes(),
-        part=run.part(name.replace(" ", "_")),
+        part=run.part(name.replace(" ", "_"), temporary=True),
     )
     return g, fitted
 
@@ -340,8 +340,6 @@ def compare_variants(config: Config, data: Data, cnn: PyTree, run: Run) -> Resul
     plots.save_images(run, "variants", shown, rows=config.variants)
     measures += ["Frechet distance"] if cnn else []
     plots.save_intervals(run, result, config.variants, measures)
-    for name in config.variants:
-        run.parts[name.replace(" ", "_")].forget_checkpoints()
     return result
 
 

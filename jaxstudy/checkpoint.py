@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import shutil
 import sys
 import warnings
@@ -103,8 +104,18 @@ def _sha256(x: Any) -> str:
     return hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()
 
 
-def _sha256_of_json(value: Any) -> str:
+def sha256_of_json(value: Any) -> str:
+    """The hash of a value of JSON, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class _Silent(logging.Filter):
@@ -147,12 +158,19 @@ class Checkpoints:
     """The checkpoints of one training run, under one folder.
 
     A checkpoint has named parts, each a pytree ("weights", "training"), so that the
-    weights can be read without the optimizer's state.
+    weights can be read without the optimizer's state. It says what it belongs to, its
+    step and the fields of `owner`, and is refused anywhere else.
     """
 
-    def __init__(self, folder: Path, keep: Keep | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep: Keep | None = None,
+        owner: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = Path(folder).absolute()
         self.keep = keep or Keep()
+        self.owner = dict(owner or {})
 
     def steps(self) -> list[int]:
         """The steps there are, ascending, damaged ones included."""
@@ -176,12 +194,16 @@ class Checkpoints:
             name: _describe(x) | {"sha256": _sha256(x)}
             for name, x in _leaves(host).items()
         }
-        description = {"leaves": leaves, "facts": facts}
+        owner = {**self.owner, "step": step}
+        description = {"owner": owner, "leaves": leaves, "facts": facts}
+        folder = self.folder / str(step)
         ocp.save_checkpointables(
-            self.folder / str(step),
+            folder,
             host,
-            custom_metadata=description | {"sha256": _sha256_of_json(description)},
+            custom_metadata=description | {"sha256": sha256_of_json(description)},
         )
+        for path in (*folder.rglob("*"), folder, self.folder):
+            flush_to_disk(path)
         scores = self._scores()
         for old in scores.keys() - self.keep.stay(scores):
             # renamed first, so that a kill leaves no half of a step
@@ -232,8 +254,12 @@ class Checkpoints:
             raise DamagedError(
                 f"its description cannot be read ({_brief(error)})"
             ) from error
-        if _sha256_of_json(description) != sha256:
+        if sha256_of_json(description) != sha256:
             raise DamagedError("the SHA-256 of its description differs")
+        for name, own in {**self.owner, "step": step}.items():
+            other = description.get("owner", {}).get(name)
+            if other != own:
+                raise DamagedError(f"it belongs to {name} {other!r}, not {own!r}")
         return description
 
     def _scores(self) -> dict[int, float]:

@@ -23,7 +23,16 @@ import rich.table
 import tyro
 
 from jaxstudy.data.sources import MissingData
-from jaxstudy.run import Options, Run, Saved, Stopped, open_run, read_saved
+from jaxstudy.run import (
+    Options,
+    Run,
+    Saved,
+    Stopped,
+    changed_files,
+    file_hashes,
+    open_run,
+    read_saved,
+)
 from jaxstudy.statistics import Estimate
 from jaxstudy.types import UserError
 
@@ -119,7 +128,9 @@ def _already_finished(folder: Path, name: str, asked: Any) -> bool:
     there = saved.preset, saved.config, saved.options
     if there != (asked.preset, asked.settings, asked.saving):
         return False
-    if not path.exists():
+    if not path.exists() or changed_files(
+        saved.files, file_hashes(asked.settings, asked.saving)
+    ):
         return False
     print_result(name, json.loads(path.read_text()))
     print(f"{folder} was finished before")

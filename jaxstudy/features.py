@@ -19,7 +19,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import jax
@@ -448,10 +447,6 @@ class Features:
             jnp.concatenate([nothing.astype(jnp.int32), *ids], 1),
         )
 
-    def to_json(self) -> str:
-        """What `read_features` reads."""
-        return pydantic.TypeAdapter(Features).dump_json(self, indent=1).decode() + "\n"
-
 
 def describe(column: Column) -> str:
     """How a column is read, in words."""
@@ -481,18 +476,6 @@ def _names(column: Column) -> list[str]:
         between = [f"{a:g} to {b:g}" for a, b in itertools.pairwise(ends)]
         return [f"{of.column} {what}" for what in ("(missing)", *between)]
     return [f"{name} {number}" for number in range(size_of(of))]
-
-
-def read_features(path: Path) -> Features:
-    """The columns that `Features.to_json` made a file of.
-
-    Raises UserError, naming the file, where there are none in it.
-    """
-    try:
-        return pydantic.TypeAdapter(Features).validate_json(path.read_bytes())
-    except (OSError, pydantic.ValidationError) as error:
-        what = str(error).splitlines()[0]
-        raise UserError(f"{path} holds no feature columns: {what}") from error
 
 
 # ------------------------------------------------------------------ what is learned

@@ -1,14 +1,15 @@
 """The run folder: who holds it, what was run, on what, what came of it.
 
     runs/<experiment>/<name>/
-        config.json environment.json metrics.jsonl checkpoints/ figures/ result.json
-        run.lock while it runs
+        config.json environment.json metrics.jsonl attempts.json checkpoints/
+        figures/ result.json; run.lock while it runs
 
 Nothing here knows about training; `fit` writes through a `Part`.
 """
 
 import contextlib
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -19,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,12 +30,20 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 import jax
 import pydantic
 
-from jaxstudy.checkpoint import Checkpoints, DamagedError, Keep, Restored
+from jaxstudy.checkpoint import (
+    Checkpoints,
+    DamagedError,
+    Keep,
+    Restored,
+    flush_to_disk,
+)
+from jaxstudy.checkpoint import sha256_of_json as _sha256_of_json
 from jaxstudy.model import Model
 from jaxstudy.types import PyTree, UserError
 
-SCHEMA = 1
+SCHEMA = 2
 C = TypeVar("C")
+T = TypeVar("T")
 
 
 class Stopped(Exception):
@@ -67,10 +77,17 @@ class Options:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's text so that a reader sees the old or the new, never a part."""
+    """Replace a file's text so that a reader sees the old or the new, never a part.
+
+    After a power cut, too: the text is on the disk before it gets its name.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
+    flush_to_disk(path.parent)
 
 
 def to_json(value: Any) -> str:
@@ -152,27 +169,37 @@ class Timing:
 class Part:
     """One training within a run: its metrics and checkpoints. Most runs have one.
 
-    Without `save_end` nothing is saved when it ends, only on the way.
+    Without `save_end` nothing is saved when it ends, only on the way. The checkpoints
+    of a `temporary` one are deleted when the run has its result.
     """
 
-    def __init__(self, run: "Run", name: str, save_end: bool = True) -> None:
-        self.run, self.name, self.save_end = run, name, save_end
-        options = run.options
-        folder = run.folder / "checkpoints"
-        self.checkpoints = Checkpoints(
-            folder / name if name else folder,
-            Keep(options.keep, options.keep_n, options.monitor, options.mode),
+    def __init__(
+        self, run: "Run", name: str, save_end: bool = True, temporary: bool = False
+    ) -> None:
+        self.run, self.name = run, name
+        self.save_end, self.temporary = save_end, temporary
+        self.checkpoints = _checkpoints(
+            run.folder, run.options, run.experiment, run.id, name
         )
-        self.timing = Timing()
+        # of a part that was finished before, which is not trained again
+        self.timing = run.attempts.parts.get(name, Timing())
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The metrics logged so far, as they stand in metrics.jsonl."""
         return [r for r in self.run.rows if r.get("part", "") == self.name]
 
-    def forget_checkpoints(self) -> None:
-        """Remove the checkpoints: what they were for is in the metrics."""
-        shutil.rmtree(self.checkpoints.folder, ignore_errors=True)
+    def delete_checkpoints(self) -> None:
+        """Delete the checkpoints: what they were for is in the metrics.
+
+        They are renamed first, so that a kill leaves all of them or none.
+        """
+        folder = self.checkpoints.folder
+        doomed = folder.with_name(f".deleted-{folder.name}")
+        shutil.rmtree(doomed, ignore_errors=True)  # left by a kill
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(doomed)
+            shutil.rmtree(doomed)
 
     def log(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows {"step", "epoch", "split", names...: values} to metrics.jsonl."""
@@ -191,7 +218,11 @@ class Part:
             name, value = self.checkpoints.keep.monitor, self._monitored(step)
             finite = value if math.isfinite(value) else None
             facts["monitored"] = {"name": name, "value": finite}
+        # a checkpoint that survives a power cut needs the rows before it
+        with contextlib.suppress(FileNotFoundError):
+            flush_to_disk(self.run.folder / "metrics.jsonl")
         self.checkpoints.save(step, tree, facts)
+        self.run.save_attempts()
 
     def restore(self, weights: PyTree, training: PyTree) -> Restored | None:
         """The newest good state to go on from; later metrics are dropped.
@@ -212,8 +243,8 @@ class Part:
         self.run.drop_rows(
             lambda r: r.get("part", "") == self.name and r["step"] > reached
         )
-        if restored is not None:
-            self.timing = Timing(**restored.facts["timing"])
+        timing = {} if restored is None else restored.facts["timing"]
+        self.timing = Timing(**timing)
         return restored
 
     def initial_weights(self, like: PyTree) -> PyTree | None:
@@ -233,6 +264,17 @@ class Part:
         return math.nan
 
 
+@dataclass(frozen=True)
+class Attempts:
+    """attempts.json: how long each process worked on a run, and on which training."""
+
+    wall_s: list[float] = field(default_factory=list)
+    parts: dict[str, Timing] = field(default_factory=dict)
+
+
+ATTEMPTS_SECONDS = 5.0  # at most so much of a killed attempt is not counted
+
+
 @dataclass
 class Run:
     """A run folder that this process holds, from `open_run`."""
@@ -243,17 +285,22 @@ class Run:
     config: Any
     options: Options
     resumed: bool = False
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    files: Mapping[str, str | None] = field(default_factory=dict)
+    """SHA-256 of what each path in the settings leads to; see `file_hashes`."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     changed: bool = False  # whether this process wrote metrics
     parts: dict[str, Part] = field(default_factory=dict)
+    attempts: Attempts = field(default_factory=Attempts)  # the earlier ones
     started: float = field(default_factory=time.monotonic)
     signum: int | None = None
-    _deferred: bool = False
+    _attempts_saved: float = field(default_factory=time.monotonic)
     _board: Any = None
 
     @property
     def figures(self) -> Path:
-        """The folder for PNG figures."""
+        """The folder for PNG figures. Raises Stopped after a signal."""
+        self.stop_if_asked()
         return self._made("figures")
 
     def _made(self, name: str) -> Path:
@@ -261,10 +308,16 @@ class Run:
         path.mkdir(exist_ok=True)
         return path
 
-    def part(self, name: str = "", *, save_end: bool = True) -> Part:
-        """The training of this name; its checkpoints are under checkpoints/NAME."""
+    def part(
+        self, name: str = "", *, save_end: bool = True, temporary: bool = False
+    ) -> Part:
+        """The training of this name; its checkpoints are under checkpoints/NAME.
+
+        Raises Stopped after a signal.
+        """
+        self.stop_if_asked()
         if name not in self.parts:
-            self.parts[name] = Part(self, name, save_end)
+            self.parts[name] = Part(self, name, save_end, temporary)
         return self.parts[name]
 
     def append(self, rows: list[dict[str, Any]]) -> None:
@@ -273,6 +326,8 @@ class Run:
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.writelines(to_json(row) + "\n" for row in rows)
         self.rows += rows
+        if time.monotonic() - self._attempts_saved > ATTEMPTS_SECONDS:
+            self.save_attempts()
         if self.options.tensorboard:
             self._write_events(rows)
 
@@ -298,30 +353,40 @@ class Run:
                 self._board.add_scalar(tag, sum(values) / len(values), row["step"])
         self._board.flush()
 
-    @contextlib.contextmanager
-    def deferring(self) -> Iterator[None]:
-        """Inside, the first signal only sets `signum`: the loop saves, then stops."""
-        self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
-        if self.signum is not None:  # it came too late for the loop to see it
-            raise Stopped(self.signum)
-
     def on_signal(self, signum: int, frame: FrameType | None) -> None:
-        """Stop at the next good moment; at the second signal, at once."""
+        """Note that the run is to stop; at the second signal, stop at once.
+
+        An exception from here would be raised wherever Python happens to be: in a
+        callback of XLA it is lost.
+        """
         if self.signum is not None:
             os._exit(128 + signum)
         self.signum = signum
-        if not self._deferred:
-            raise Stopped(signum)
-        print("\nsaving, then stopping (once more: stop at once)", file=sys.stderr)
+        with contextlib.suppress(OSError):  # not print, which is not reentrant
+            os.write(2, b"\nsaving, then stopping (once more: stop at once)\n")
+
+    def stop_if_asked(self) -> None:
+        """Raise Stopped after a signal; called wherever nothing is half done."""
+        if self.signum is not None:
+            raise Stopped(self.signum)
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds that all attempts at this run took, this one included."""
+        return sum(self.attempts.wall_s) + time.monotonic() - self.started
+
+    def save_attempts(self) -> None:
+        """Write attempts.json: what a resumed run cannot measure."""
+        self._attempts_saved = time.monotonic()
+        walls = [*self.attempts.wall_s, time.monotonic() - self.started]
+        timings = {name: part.timing for name, part in self.parts.items()}
+        fields = asdict(Attempts(walls, {**self.attempts.parts, **timings}))
+        write_atomically(self.folder / "attempts.json", to_json(fields) + "\n")
 
     def finish(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Write result.json, the last file of a run, and return what it holds."""
         timings = [part.timing for part in self.parts.values()]
-        train_s = sum(t.train_s for t in timings)
+        train_s, wall_s = sum(t.train_s for t in timings), self.wall_s
         examples = sum(t.examples for t in timings)
         result = {
             "schema": SCHEMA,
@@ -332,13 +397,27 @@ class Run:
             "steps": sum(t.steps for t in timings),
             "compile_s": round(sum(t.compile_s for t in timings), 3),
             "train_s": round(train_s, 3),
-            "wall_s": round(time.monotonic() - self.started, 3),
+            "wall_s": round(wall_s, 3),
+            "attempts": len(self.attempts.wall_s) + 1,
+            "goodput": round(train_s / wall_s, 4),
             "examples_per_s": round(examples / train_s, 1) if train_s else None,
         }
         write_atomically(
             self.folder / "result.json", json.dumps(_finite(result), indent=1) + "\n"
         )
+        for part in self.parts.values():
+            if part.temporary:
+                part.delete_checkpoints()
         return result
+
+    def write_sealed(self, name: str, value: Any) -> None:
+        """Write JSON that `read_sealed` proves to be this run's, and unchanged."""
+        content = pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
+        sealed = {"experiment": self.experiment, "run": self.id, "content": content}
+        text = json.dumps(
+            {**sealed, "sha256": _sha256_of_json(sealed)}, indent=1, ensure_ascii=False
+        )
+        write_atomically(self.folder / name, text + "\n")
 
 
 @dataclass(frozen=True)
@@ -350,6 +429,8 @@ class Saved(Generic[C]):
     preset: str
     config: C
     options: Options
+    id: str
+    files: Mapping[str, str | None]
 
     def weights(self, like: PyTree, part: str = "", step: int | None = None) -> PyTree:
         """The weights of one training; see `load_weights`."""
@@ -364,6 +445,28 @@ class Saved(Generic[C]):
         return self.weights({"params": params, "extra": extra}, part, step)
 
 
+def read_sealed(folder: Path, name: str, kind: type[T]) -> T:
+    """What `Run.write_sealed` wrote into a run folder, as a type that pydantic knows.
+
+    Raises UserError where it is another run's, or is not what was written.
+    """
+    path, run = folder / name, _read_config(folder)
+    try:
+        sealed = json.loads(path.read_bytes())
+        if sealed.pop("sha256") != _sha256_of_json(sealed):
+            raise ValueError("its SHA-256 differs")
+        for field in ("experiment", "run"):
+            if sealed[field] != run[field]:
+                raise ValueError(f"it belongs to {field} {sealed[field]!r}")
+        types = pydantic.TypeAdapter(kind)
+        value = types.validate_python(sealed["content"])
+        if types.dump_python(value, mode="json") != sealed["content"]:
+            raise ValueError("it has fields that nobody knows")
+        return value
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be used: {_first_line(error)}") from error
+
+
 def load_weights(
     folder: Path, like: PyTree, part: str = "", step: int | None = None
 ) -> PyTree:
@@ -373,10 +476,11 @@ def load_weights(
     unless given. `like` holds arrays or their shapes. Raises UserError where no good
     checkpoint fits.
     """
-    options = _record(Options, "options", folder)
-    keep = Keep(options.keep, options.keep_n, options.monitor, options.mode)
-    where = folder / "checkpoints"
-    checkpoints = Checkpoints(where / part if part else where, keep)
+    options, fields = _record(Options, "options", folder), _read_config(folder)
+    checkpoints = _checkpoints(
+        folder, options, fields["experiment"], fields["run"], part
+    )
+    keep = checkpoints.keep
     steps = list(reversed(checkpoints.steps())) if step is None else [step]
     if step is None and keep.which == "best":
         best = checkpoints.best()
@@ -395,6 +499,66 @@ def load_weights(
     raise UserError(f"no checkpoint that fits in {checkpoints.folder}{detail}")
 
 
+def _checkpoints(
+    folder: Path, options: Options, experiment: str, run: str, part: str
+) -> Checkpoints:
+    """The checkpoints of one training of a run folder."""
+    where = folder / "checkpoints"
+    return Checkpoints(
+        where / part if part else where,
+        Keep(options.keep, options.keep_n, options.monitor, options.mode),
+        {"experiment": experiment, "run": run, "part": part},
+    )
+
+
+def file_hashes(*records: Any) -> dict[str, str | None]:
+    """The SHA-256 of what each path in the settings leads to, a file or a folder.
+
+    None where it cannot be read, which whoever reads it will say.
+    """
+    return {
+        name: _sha256_of_path(value)
+        for record in records
+        for name, value in vars(record).items()
+        if isinstance(value, Path)
+    }
+
+
+def _sha256_of_path(path: Path) -> str | None:
+    """The hash of a file, or of the names and hashes of all files in a folder.
+
+    Of a run folder: of what its checkpoints say of themselves, every array's hash.
+    """
+    names = "_CHECKPOINT_METADATA" if (path / "config.json").is_file() else "*"
+    try:
+        if not path.is_dir():
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        for found in sorted(path.rglob(names)):
+            if found.is_file() and not found.name.startswith("."):
+                digest.update(os.fsencode(found.relative_to(path)) + b"\0")
+                digest.update((_sha256_of_path(found) or "").encode())
+        return digest.hexdigest()
+    except OSError:
+        return None
+
+
+def changed_files(
+    there: Mapping[str, str | None], here: Mapping[str, str | None]
+) -> list[str]:
+    """Where the files of two runs of the same settings differ."""
+
+    def shown(sha256: str | None) -> str:
+        return "not readable" if sha256 is None else f"SHA-256 {sha256[:12]}..."
+
+    return [
+        f"the content of {name}: {shown(there[name])} there, {shown(here[name])} here"
+        for name in there.keys() & here.keys()
+        if there[name] != here[name]
+    ]
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not os.path.isfile(path):
@@ -403,7 +567,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         fields = json.loads(path.read_text(encoding="utf-8"))
         if fields["schema"] != SCHEMA:
             raise ValueError(f"schema {fields['schema']}, not {SCHEMA}")
-        missing = {"experiment", "preset", "config", "options"} - set(fields)
+        needed = {"experiment", "run", "preset", "config", "options", "files"}
+        missing = needed - set(fields)
         if missing:
             raise KeyError(f"no {', '.join(sorted(missing))}")
         return fields
@@ -428,7 +593,10 @@ def read_saved(folder: Path, config_type: type[C], experiment: str) -> Saved[C]:
         )
     config = _record(config_type, "config", folder)
     options = _record(Options, "options", folder)
-    return Saved(folder, experiment, fields["preset"], config, options)
+    return Saved(
+        folder, experiment, fields["preset"], config, options,
+        fields["run"], fields["files"],
+    )  # fmt: skip
 
 
 def _record(kind: type[C], name: str, folder: Path) -> C:
@@ -479,6 +647,17 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _read_attempts(path: Path) -> Attempts:
+    """What earlier attempts took; nothing where that is lost, which is said."""
+    try:
+        return pydantic.TypeAdapter(Attempts).validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return Attempts()
+    except (OSError, ValueError) as error:
+        warn(f"{path} cannot be read, so earlier attempts are not counted: {error}")
+        return Attempts()
+
+
 def _describe_config(run: Run) -> str:
     def plain(value: Any) -> Any:
         return pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
@@ -486,9 +665,11 @@ def _describe_config(run: Run) -> str:
     fields = {
         "schema": SCHEMA,
         "experiment": run.experiment,
+        "run": run.id,
         "preset": run.preset,
         "config": plain(run.config),
         "options": plain(run.options),
+        "files": dict(run.files),
     }
     return json.dumps(fields, indent=1) + "\n"
 
@@ -516,7 +697,8 @@ def open_run(
         raise UserError(f"there is nothing to resume in {folder}: no config.json")
     created = _make_folder(folder)
     lock = _lock(folder)
-    run = Run(folder, experiment, preset, config, options, resumed=resume)
+    files = file_hashes(config, options)
+    run = Run(folder, experiment, preset, config, options, resumed=resume, files=files)
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     fresh, before = False, None
     try:
@@ -528,6 +710,7 @@ def open_run(
             signal.signal(signum, run.on_signal)
         if resume:
             run.rows = _read_rows(folder / "metrics.jsonl")
+            run.attempts = _read_attempts(folder / "attempts.json")
             _compare_environment(run)
             before = path.read_text(encoding="utf-8")
         else:
@@ -535,14 +718,18 @@ def open_run(
             write_atomically(folder / "environment.json", text)
         write_atomically(path, _describe_config(run))
         yield run
+        run.stop_if_asked()  # all is done, but whoever asked may have more to stop
     except UserError:
         if fresh and not run.rows:
-            for name in ("config.json", "environment.json"):
+            for name in ("config.json", "environment.json", "attempts.json"):
                 (folder / name).unlink(missing_ok=True)
         if before is not None and not run.changed:
             write_atomically(path, before)
         raise
     finally:
+        if run.changed:
+            with contextlib.suppress(OSError):  # so that an earlier error is told
+                run.save_attempts()
         if run._board is not None:
             run._board.close()  # its flush does not wait for what is in the queue
         for signum, handler in handlers.items():
@@ -566,6 +753,8 @@ def _check_contents(run: Run, allow_change: bool) -> None:
     saved = read_saved(run.folder, type(run.config), run.experiment)
     changed = differences(saved.config, run.config)
     changed += differences(saved.options, run.options)
+    changed += changed_files(saved.files, run.files)
+    run.id = saved.id
     if saved.preset != run.preset:
         changed.append(f"preset: {saved.preset!r} there, {run.preset!r} here")
     if not run.resumed:

@@ -352,7 +352,7 @@ class Cell:
                 row = self.measure_test(fitted.state, lanes, part.rows[-1])
                 pace = part.timing.train_s / max(part.timing.steps, 1)
                 part.log([row | {"seconds per step": pace}])
-        part.forget_checkpoints()
+        part.delete_checkpoints()
         return Trained(*(curve(part.rows, split, shape) for split in Trained._fields))
 
     def measure_test(

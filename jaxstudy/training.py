@@ -4,7 +4,6 @@ The step is an ordinary function. `fit` compiles it into chunks with `lax.scan`,
 the state, and touches the device only at chunk ends.
 """
 
-import contextlib
 import functools
 import math
 import sys
@@ -39,7 +38,7 @@ from jaxstudy.data.stream import (
     training_chunks,
 )
 from jaxstudy.model import Model
-from jaxstudy.run import Part, Stopped, Timing
+from jaxstudy.run import Part, Timing
 from jaxstudy.types import (
     Array,
     Batch,
@@ -558,10 +557,11 @@ def fit(
     visited = int(np.sum(jax.device_get(train.valid))) * visits / per_epoch
     examples_per_step = min(visited, batch_size * lane_count)
     saved_at = time.monotonic()
-    deferring = part.run.deferring() if part else contextlib.nullcontext()
     bar = _Bar(part.name if part else "", total, per_epoch, progress is None)
     progress = progress or bar.advance
-    with deferring, bar:
+    if part is not None:
+        part.run.stop_if_asked()
+    with bar:
         while step < total:
             began = time.perf_counter()
             now = jax.device_put(np.int32(step), inputs.step.sharding)
@@ -588,16 +588,17 @@ def fit(
                 on_epoch(step // per_epoch, state)
             if part is None:
                 continue
+            if step == total:  # first: its rows say that the training is finished
+                part.run.save_attempts()
             part.log(new)
-            stopping = part.run.signum
+            stopping = part.run.signum is not None
             due = time.monotonic() - saved_at >= part.run.options.save_every
             at_epoch_end = step % per_epoch == 0
             end = step == total and part.save_end
             if end or stopping or (at_epoch_end if each_epoch else due):
                 _save(state, step, part)
                 saved_at = time.monotonic()
-            if stopping and step < total:
-                raise Stopped(stopping)
+            part.run.stop_if_asked()
     return Fitted(state, rows)
 
 

@@ -17,8 +17,8 @@ import pytest
 from jaxstudy import cli
 from jaxstudy.checkpoint import Checkpoints
 from jaxstudy.composing import notes_of
-from jaxstudy.data.text import fit_vocabulary, read_vocabulary
-from jaxstudy.run import Options, read_saved, write_atomically
+from jaxstudy.data.text import Vocabulary, fit_vocabulary
+from jaxstudy.run import Options, read_saved, read_sealed, write_atomically
 from jaxstudy.types import UserError
 from tests.conftest import Smoke, contents, load
 
@@ -173,7 +173,7 @@ def test_a_tune_goes_on_from_its_prefix_to_an_empty_line(small: Any) -> None:
 
 
 def test_a_run_keeps_its_vocabulary_its_best_epoch_and_its_tunes(smoke: Path) -> None:
-    vocabulary = read_vocabulary(smoke / lesson.VOCABULARY)
+    vocabulary = read_sealed(smoke, lesson.VOCABULARY, Vocabulary)
     assert {"X", ":", "|", "\n"} <= set(vocabulary.symbols)
     rows = [json.loads(t) for t in (smoke / "metrics.jsonl").read_text().splitlines()]
     losses = {
@@ -197,7 +197,7 @@ def test_a_run_keeps_its_vocabulary_its_best_epoch_and_its_tunes(smoke: Path) ->
 def test_the_best_epoch_is_the_one_that_composes(smoke: Path, tmp_path: Path) -> None:
     """Its weights, by the monitored value, not those of the last step."""
     saved = read_saved(smoke, lesson.Config, "ch3_compose")
-    symbols = len(read_vocabulary(smoke / lesson.VOCABULARY))
+    symbols = len(read_sealed(smoke, lesson.VOCABULARY, Vocabulary))
     weights = lesson.best_weights(smoke, Options(), saved.config, symbols)
     folder = tmp_path / "checkpoints"
     again = Checkpoints(folder, lesson.Keep("best", 1))
@@ -281,6 +281,6 @@ def test_a_run_that_cannot_compose_is_refused(
     (tmp_path / "config.json").write_text(other)
     assert "holds a run of ch3_memory, not of ch3_compose" in refused()
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert "holds no vocabulary" in refused()
+    assert "vocabulary.json cannot be used: " in refused()
     (tmp_path / lesson.VOCABULARY).write_text((smoke / lesson.VOCABULARY).read_text())
     assert "no checkpoint that fits" in refused()

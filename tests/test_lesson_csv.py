@@ -14,7 +14,8 @@ import pytest
 
 from jaxstudy import cli
 from jaxstudy.data.tabular import read_titanic
-from jaxstudy.features import Features, Indicator, fit, read_features
+from jaxstudy.features import Features, Indicator, fit
+from jaxstudy.run import read_sealed
 from jaxstudy.types import UserError
 from tests.conftest import load
 
@@ -145,9 +146,10 @@ def test_some_columns_of_the_passengers(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_columns_of_a_table_are_inferred_and_saved(saved: Path) -> None:
-    fitted = read_features(saved / lesson.FEATURES)
+    fitted = read_sealed(saved, lesson.FEATURES, Features)
     assert fitted.sources == ("x", "colour", "town")
-    assert json.loads((saved / lesson.LABELS).read_text()) == ["no", "yes"]
+    classes = read_sealed(saved, lesson.LABELS, tuple[str, ...])
+    assert classes == ("no", "yes")
     metrics = json.loads((saved / "result.json").read_text())["metrics"]
     assert metrics["logistic regression: accuracy"]["mean"] > 0.9
 
@@ -219,7 +221,7 @@ def test_a_table_in_parts_has_a_share_held_out(ask: Ask, tmp_path: Path) -> None
     assert metrics["network: accuracy"]["n"] == 40
     assert metrics["network: accuracy"]["mean"] > 0.8
     assert not (folder / "rows").exists()
-    fitted = read_features(folder / lesson.FEATURES)
+    fitted = read_sealed(folder, lesson.FEATURES, Features)
     assert fitted.sources == ("x", "colour", "town")
     asked = written(tmp_path / "asked.csv", [["2", "r", "town 1"]], HEADER[:3])
     assert ask("--run-dir", folder, "--predict", asked)[0] == 0
@@ -240,7 +242,7 @@ def test_parts_are_learned_from_without_the_rows_held_out(
         "--columns", "x", "--run-dir", folder,
     )  # fmt: skip
     assert code == 0
-    column: Any = read_features(folder / lesson.FEATURES).columns[0]
+    column: Any = read_sealed(folder, lesson.FEATURES, Features).columns[0]
     assert column.divisor < 10
 
 
@@ -326,4 +328,4 @@ def test_a_byte_order_mark_is_no_part_of_a_name(ask: Ask, tmp_path: Path) -> Non
     assert ask(
         *QUICKLY, "--csv", path, "--label", "bought", "--run-dir", folder
     )[0] == 0  # fmt: skip
-    assert read_features(folder / lesson.FEATURES).sources[0] == "x"
+    assert read_sealed(folder, lesson.FEATURES, Features).sources[0] == "x"

@@ -1,6 +1,5 @@
 """The translating lesson: what a saved run says, and refuses."""
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -72,12 +71,12 @@ def test_a_damaged_vocabulary_is_named(
     whole = path.read_text(encoding="utf-8")
     path.write_text(whole[:-4], encoding="utf-8")
     code, _, error = ask("2024년 3월 5일")
-    path.write_text(json.dumps(["2"]), encoding="utf-8")
-    other, _, unknown = ask("2024년 3월 5일")
+    path.write_text(whole.replace("일", "이"), encoding="utf-8")
+    other, _, changed = ask("2024년 3월 5일")
     path.write_text(whole, encoding="utf-8")
     assert (code, other) == (2, 2)
-    assert "dates-ko.json holds no vocabulary" in error
-    assert "'0', '4', '년', ' ', '3', '월', '5', '일': not in the vocab" in unknown
+    assert "dates-ko.json cannot be used: " in error
+    assert "its SHA-256 differs" in changed
 
 
 def test_a_translation_ends_where_the_end_is() -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from jaxstudy import cli
 from jaxstudy.data.prose import read_prose
-from jaxstudy.data.text import fit_vocabulary
+from jaxstudy.data.text import Vocabulary, fit_vocabulary
+from jaxstudy.run import read_sealed
 from jaxstudy.types import UserError
 from tests.conftest import load
 
@@ -66,14 +67,14 @@ def test_only_the_bag_answers_the_same_to_shuffled_words(
 def test_the_vocabulary_is_that_of_the_training_text(text: Path, folder: Path) -> None:
     train = [word for passage in read_prose(text).train for word in passage]
     want = fit_vocabulary(train, size=12)
-    assert json.loads((folder / lesson.VOCABULARY).read_text()) == list(want.symbols)
+    assert read_sealed(folder, lesson.VOCABULARY, Vocabulary) == want
     assert len(want) == 12
 
 
 def test_predict_names_what_may_follow(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    symbols = json.loads((folder / lesson.VOCABULARY).read_text())
+    symbols = read_sealed(folder, lesson.VOCABULARY, Vocabulary).symbols
     prefix = " ".join(symbols[:2]).upper()
     assert ask(monkeypatch, "--run-dir", folder, "--predict", prefix) == 0
     lines = capsys.readouterr().out.splitlines()

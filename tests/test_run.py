@@ -28,6 +28,7 @@ from jaxstudy.run import (
     load_weights,
     open_run,
     read_saved,
+    read_sealed,
     to_json,
     write_atomically,
 )
@@ -131,6 +132,7 @@ def crash_at(
 def test_a_whole_run(whole: Reference) -> None:
     folder = whole.folder
     assert sorted(os.listdir(folder)) == [
+        "attempts.json",
         "checkpoints",
         "config.json",
         "environment.json",
@@ -358,6 +360,248 @@ def test_no_good_checkpoint_stops_and_nothing_is_lost(
         load_weights(folder, tiny.weights_like(CONFIG))
 
 
+# what a run is made of, and what belongs to it
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading(Config):
+    """A run that reads a file of the user."""
+
+    table: Path | None = None
+
+
+def test_another_content_of_a_file_is_another_run(tmp_path: Path) -> None:
+    table, folder = tmp_path / "table.csv", tmp_path / "run"
+    table.write_text("a,b\n1,2\n")
+    config = Reading(table=table, epochs=1)
+    go(folder, config)
+    go(folder, config, resume=True)
+    table.write_text("a,b\n1,3\n")
+    with pytest.raises(UserError, match="the content of table: SHA-256 "):
+        go(folder, config, resume=True)
+    go(folder, config, resume=True, allow_change=True)
+    go(folder, config, resume=True)
+    table.unlink()
+    with pytest.raises(UserError, match="not readable here"):
+        go(folder, config, resume=True)
+
+
+@pytest.mark.parametrize("change", ["content", "name", "another", "one less"])
+def test_another_content_of_a_folder_is_another_run(
+    tmp_path: Path, change: str
+) -> None:
+    images, folder = tmp_path / "images", tmp_path / "run"
+    for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        (images / name).write_text(name)
+    config = Reading(table=images, epochs=1)
+    go(folder, config)
+    (images / "cat" / ".thumbnails").write_text("of a file manager")
+    go(folder, config, resume=True)
+    path = images / "cat" / "2.png"
+    if change == "content":
+        path.write_text("other")
+    elif change == "name":
+        path.rename(images / "dog" / "2.png")
+    elif change == "another":
+        (images / "dog" / "2.png").write_text("new")
+    else:
+        path.unlink()
+    with pytest.raises(UserError, match="the content of table"):
+        go(folder, config, resume=True)
+
+
+def test_weights_to_begin_with_are_part_of_a_run(
+    whole: Reference, tmp_path: Path
+) -> None:
+    first = shutil.copytree(whole.folder, tmp_path / "first")
+    options = dataclasses.replace(EACH, load_params=first)
+    go(tmp_path / "run", options=options)
+    (first / "metrics.jsonl").write_text("")  # which nobody begins with
+    go(tmp_path / "run", options=options, resume=True)
+    go(first, dataclasses.replace(CONFIG, epochs=5), resume=True, allow_change=True)
+    with pytest.raises(UserError, match="the content of load_params"):
+        go(tmp_path / "run", options=options, resume=True)
+
+
+@pytest.mark.parametrize("what", ["part", "step", "run"])
+def test_a_checkpoint_is_refused_elsewhere(
+    folder: Path, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the same shapes, so that nothing else would show."""
+    config = dataclasses.replace(CONFIG, parts=2)
+    for where in (folder, tmp_path / "other"):
+        with open_run(where, "tiny", "quick", config, EACH) as run:
+            tiny.main(config, run)
+    part = folder / "checkpoints" / "part1"
+    newest = part / str(LAST)
+    if what == "step":
+        newest = newest.rename(part / str(LAST + PER_EPOCH))
+    else:
+        shutil.rmtree(newest)
+        source = folder if what == "part" else tmp_path / "other"
+        name = "part0" if what == "part" else "part1"
+        shutil.copytree(source / "checkpoints" / name / str(LAST), newest)
+    load_weights(folder, tiny.weights_like(config), "part1")
+    assert f"{newest}: it belongs to {what} " in capsys.readouterr().err
+    with open_run(folder, "tiny", "quick", config, EACH, resume=True) as run:
+        tiny.train(run, config, "part1", 1)
+    assert f"{newest}: it belongs to {what} " in capsys.readouterr().err
+
+
+Words = tuple[str, ...]
+
+
+def test_what_a_run_has_learned_comes_back_and_nothing_else(
+    whole: Reference, folder: Path, tmp_path: Path
+) -> None:
+    with open_run(folder, "tiny", "quick", CONFIG) as run:
+        run.write_sealed("words.json", ("가", "b"))
+        run.write_sealed("keep.json", Keep("best", 3))
+    assert read_sealed(folder, "words.json", Words) == ("가", "b")
+    assert read_sealed(folder, "keep.json", Keep) == Keep("best", 3)
+
+    def refused(name: str, kind: Any) -> str:
+        with pytest.raises(UserError, match=f"{name} cannot be used: ") as caught:
+            read_sealed(folder, name, kind)
+        return str(caught.value)
+
+    path = folder / "words.json"
+    text = path.read_text()
+    for damaged in (text.replace('"b"', '"c"'), text[:-5], "", "[]", "null", "{}"):
+        path.write_text(damaged)
+        refused("words.json", Words)
+    path.write_bytes(b"\xff" + text.encode())
+    refused("words.json", Words)
+    path.unlink()
+    refused("words.json", Words)
+
+    # well sealed, and yet not what is asked for
+    with open_run(tmp_path / "other", "tiny", "quick", CONFIG) as run:
+        run.write_sealed("words.json", ("가", "b"))
+    shutil.copy(tmp_path / "other" / "words.json", path)
+    assert "it belongs to run " in refused("words.json", Words)
+    with open_run(folder, "tiny", "quick", CONFIG, resume=True) as run:
+        run.write_sealed("words.json", {"which": "best", "n": 3, "color": "red"})
+    assert "which.n" not in refused("words.json", Words)
+    refused("words.json", Keep)
+
+
+def test_checkpoints_are_deleted_all_or_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill in the middle leaves a run that can be resumed."""
+
+    def half(path: Path, **how: bool) -> None:
+        for file in [p for p in Path(path).rglob("*") if p.is_file()][::2]:
+            file.unlink()
+        if not how:
+            raise Crash
+
+    with open_run(folder, "tiny", "quick", CONFIG, EACH) as run:
+        expected = tiny.train(run, CONFIG).state
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", half)
+            with pytest.raises(Crash):
+                run.part().delete_checkpoints()
+    assert steps_of(folder) == []
+    with open_run(folder, "tiny", "quick", CONFIG, EACH, resume=True) as run:
+        assert bits(tiny.train(run, CONFIG).state) == bits(expected)
+        run.part().delete_checkpoints()
+    assert not [p.name for p in folder.iterdir() if "checkpoints" in p.name]
+
+
+def test_temporary_checkpoints_stay_until_there_is_a_result(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(resume: bool) -> int:
+        with open_run(folder, "tiny", "quick", CONFIG, EACH, resume=resume) as run:
+            run.part(temporary=True)
+            rows = tiny.train(run, CONFIG).rows
+            run.finish({})
+            return len(rows)
+
+    with monkeypatch.context() as patch:
+        crash_at(patch, Run, "finish", 1, after=False)
+        with pytest.raises(Crash):
+            work(resume=False)
+    rows = (folder / "metrics.jsonl").read_bytes()
+    work(resume=True)
+    assert (folder / "metrics.jsonl").read_bytes() == rows  # nothing trained again
+    assert not (folder / "checkpoints").exists()
+
+
+def test_the_result_counts_every_attempt(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a training that was finished before the kill, and of one that was not."""
+    config = dataclasses.replace(CONFIG, parts=2)
+
+    def work(resume: bool) -> None:
+        with open_run(folder, "tiny", "quick", config, EACH, resume=resume) as run:
+            first = run.part("part0", save_end=False)
+            if not any(row["step"] == LAST for row in first.rows):
+                tiny.train(run, config, "part0", 0)
+            first.delete_checkpoints()
+            tiny.train(run, config, "part1", 1)
+            run.finish({})
+
+    clock = iter(range(0, 10**6, 100))
+    monkeypatch.setattr(run_module.time, "monotonic", lambda: float(next(clock)))
+    with monkeypatch.context() as patch:
+        crash_at(patch, Checkpoints, "save", 5, after=True)
+        with pytest.raises(Crash):
+            work(resume=False)
+    killed = json.loads((folder / "attempts.json").read_text())
+    assert killed["parts"]["part0"]["steps"] == LAST
+    assert len(killed["wall_s"]) == 1
+    work(resume=True)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["steps"] == 2 * LAST
+    assert result["attempts"] == 2
+    assert result["train_s"] > killed["parts"]["part0"]["train_s"]
+    assert result["wall_s"] > killed["wall_s"][0]
+    assert result["goodput"] == round(result["train_s"] / result["wall_s"], 4)
+
+
+def test_attempts_that_are_lost_are_said(
+    whole: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(whole.folder, tmp_path / "run")
+    (folder / "attempts.json").write_text('{"wall_s": ["long"]}')
+    whole.assert_same(folder, go(folder, resume=True))
+    assert "earlier attempts are not counted" in capsys.readouterr().err
+
+
+def test_what_is_written_is_on_the_disk_before_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of flushing and renaming, which a power cut would show."""
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def name_of(descriptor: int) -> str:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+
+    monkeypatch.setattr(
+        os, "fsync", lambda d: (done.append(f"flush {name_of(d)}"), fsync(d))
+    )
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: (done.append(f"rename {b}"), replace(a, b))
+    )
+    path = tmp_path / "file.json"
+    write_atomically(path, "text")
+    hidden = tmp_path / f".file.json.{os.getpid()}"
+    assert done == [f"flush {hidden}", f"rename {path}", f"flush {tmp_path}"]
+    folder = tmp_path / "run"
+    go(folder, dataclasses.replace(CONFIG, epochs=1))
+    step = folder / "checkpoints" / str(PER_EPOCH)
+    metrics = done.index(f"flush {folder / 'metrics.jsonl'}")
+    files = [done.index(f"flush {p}") for p in (step, *step.rglob("*"))]
+    assert metrics < min(files) < done.index(f"flush {step.parent}")
+    assert max(files) < done.index(f"flush {step.parent}")
+
+
 # signals
 
 
@@ -424,6 +668,46 @@ def test_a_signal_in_the_last_chunk_of_a_part_stops_before_the_next(
     assert resumed == go_on(tmp_path / "whole", resume=False)
     metrics = [(f / "metrics.jsonl").read_bytes() for f in (folder, tmp_path / "whole")]
     assert metrics[0] == metrics[1]
+
+
+def test_a_signal_within_a_callback_of_the_program_is_not_lost(
+    whole: Reference, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python runs the handler inside the callback; XLA would swallow what it raises."""
+    squared_error = tiny.squared_error
+
+    def calling(model: Any) -> Any:
+        error = squared_error(model)
+
+        def objective(params: Any, extra: Any, batch: Any, key: Any) -> Any:
+            jax.debug.callback(os.kill, os.getpid(), int(signal.SIGTERM))
+            return error(params, extra, batch, key)
+
+        return objective
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny, "squared_error", calling)
+        patch.setattr(os, "_exit", lambda code: None)  # it comes with every step
+        with pytest.raises(Stopped):
+            go(folder, options=Options())
+    whole.assert_same(folder, go(folder, options=Options(), resume=True))
+
+
+@pytest.mark.parametrize("stage", ["part", "figures", "end"])
+def test_a_signal_between_stages_stops_at_the_next(folder: Path, stage: str) -> None:
+    def work() -> None:
+        with open_run(folder, "tiny", "quick", CONFIG) as run:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)  # the handler has run, and raised nothing
+            if stage == "part":
+                run.part()
+            if stage == "figures":
+                _ = run.figures
+            run.finish({})
+
+    with pytest.raises(Stopped):
+        work()
+    assert (folder / "result.json").exists() == (stage == "end")
 
 
 def test_handlers_are_put_back(folder: Path) -> None:

@@ -409,6 +409,13 @@ def test_a_study_killed_twice_ends_as_one_never_killed(
         arguments = ["--resume"]
     assert start(SCRIPT, ["--resume", "--run-dir", killed]).wait(timeout=200) == 0
     assert untimed(killed) == untimed(whole)
+    results = [json.loads((f / "result.json").read_text()) for f in (killed, whole)]
+    assert results[0]["steps"] == results[1]["steps"]
+    assert results[0]["attempts"] == 3
+    # a block that was finished before is not trained again, but counted
+    assert results[0]["train_s"] > sum(
+        json.loads(x)["seconds per step"] for x in before
+    )
     assert len(timed(log)) > len(before) > 0
     assert timed(log)[: len(before)] == before  # as measured: nothing was repeated
 

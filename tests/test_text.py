@@ -1,9 +1,5 @@
 """Text as numbers: there and back, and nothing that the training text has not."""
 
-import json
-import tempfile
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,7 +9,6 @@ from jaxstudy.data.text import (
     UNKNOWN,
     Vocabulary,
     fit_vocabulary,
-    read_vocabulary,
     windows,
     words,
 )
@@ -29,10 +24,6 @@ def test_a_text_comes_back(text: str) -> None:
     assert numbers.min() >= 1
     assert numbers.max() < len(vocabulary)
     assert "".join(vocabulary.decode(numbers)) == text
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "symbols.json"
-        path.write_text(vocabulary.to_json(), encoding="utf-8")
-        assert read_vocabulary(path) == vocabulary
     assert fit_vocabulary(sorted(text)) == vocabulary  # the order does not matter
 
 
@@ -67,18 +58,6 @@ def test_the_most_frequent_stay() -> None:
 def test_many_unknown_symbols_are_counted() -> None:
     with pytest.raises(UserError, match="'h' and 2 more"):
         Vocabulary(("z",)).encode("abcdefghij")
-
-
-@pytest.mark.parametrize(
-    "text", ["", "{", "{}", "[1]", '["a", "a"]', json.dumps([UNKNOWN]), "null"]
-)
-def test_a_damaged_vocabulary_is_named(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "symbols.json"
-    with pytest.raises(UserError, match=r"symbols\.json holds no vocabulary"):
-        read_vocabulary(path)  # there is no such file
-    path.write_text(text)
-    with pytest.raises(UserError, match=r"symbols\.json holds no vocabulary"):
-        read_vocabulary(path)
 
 
 def test_no_text_has_no_vocabulary() -> None:

@@ -1,11 +1,9 @@
 """Text as numbers: the course's "bag" of all characters, or words, that occur."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -54,10 +52,6 @@ class Vocabulary:
         symbols = (UNKNOWN, *self.symbols)
         return [symbols[number] for number in numbers]
 
-    def to_json(self) -> str:
-        """What `read_vocabulary` reads."""
-        return json.dumps(self.symbols, ensure_ascii=False) + "\n"
-
 
 def fit_vocabulary(tokens: Iterable[str], *, size: int | None = None) -> Vocabulary:
     """The symbols of a training text: all of them in order, or the most frequent.
@@ -72,22 +66,6 @@ def fit_vocabulary(tokens: Iterable[str], *, size: int | None = None) -> Vocabul
     if size is not None and size <= len(symbols):
         symbols = sorted(symbols, key=lambda symbol: -counts[symbol])[: size - 1]
     return Vocabulary(tuple(sorted(symbols)))
-
-
-def read_vocabulary(path: Path) -> Vocabulary:
-    """The vocabulary that `to_json` made a file of.
-
-    Raises UserError, naming the file, where there is none in it.
-    """
-    try:
-        symbols = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(symbols, list) or not all(
-            isinstance(symbol, str) for symbol in symbols
-        ):
-            raise ValueError("it is not a list of strings")
-        return Vocabulary(tuple(symbols))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} holds no vocabulary: {error}") from error
 
 
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*|\d+|[^\w\s]")
