@@ -22,7 +22,12 @@ import scipy  # its parts are imported where they are first used
 
 from jaxstudy.model import Model
 from jaxstudy.models.dcgan import noise
-from jaxstudy.objectives import masked_mean, mean_value
+from jaxstudy.objectives import (
+    finite_padding,
+    hide_padding,
+    masked_mean,
+    mean_value,
+)
 from jaxstudy.training import (
     EvalStep,
     TrainState,
@@ -87,10 +92,12 @@ def discriminator_objective(discriminator: Model) -> Objective:
     def objective(
         params: PyTree, extra: PyTree, batch: Batch, key: Key | None
     ) -> tuple[Array, tuple[PyTree, Metrics]]:
+        batch = finite_padding(batch)
         y, mask = batch["y"], batch["mask"]
         logits, extra = discriminator.apply(
             params, extra, batch["x"], train=key is not None, key=key
         )
+        logits = hide_padding(logits, mask)
         losses = optax.sigmoid_binary_cross_entropy(logits, y)
         right = ((logits > 0) == (y > 0.5)).astype(losses.dtype)
         metrics = {
@@ -150,7 +157,7 @@ def init_gan_lanes(
     tx_g: optax.GradientTransformation,
     keys: Key,
 ) -> TrainState:
-    """A fresh state for every key [L], each the bits of `init_gan_state` alone."""
+    """A fresh state for every key [L], each what `init_gan_state` makes of it."""
 
     def one(key: Key) -> TrainState:
         return init_gan_state(discriminator, generator, tx_d, tx_g, key)

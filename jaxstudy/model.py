@@ -87,7 +87,8 @@ def standardized(model: Model, features: int) -> Model:
 
     def init(key: Key) -> tuple[PyTree, PyTree]:
         params, extra = model.init(key)
-        identity = Standardization(jnp.zeros(features), jnp.ones(features))
+        zeros = jnp.zeros(features, jnp.float32)
+        identity = Standardization(zeros, zeros + 1)
         return params, {"standardization": identity, "model": extra}
 
     def apply(

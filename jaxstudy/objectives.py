@@ -1,8 +1,9 @@
 """Objectives: (params, extra, batch, key) -> (loss, (extra, metrics)).
 
-Every metric is a mean over the rows whose mask is 1, so a padded batch weighs exactly
-what its real rows weigh. The key says which mode is meant: with one the model trains
-(dropout on), with None it is evaluated.
+Every metric is a mean over the rows whose mask is 1, so a padded batch weighs what its
+real rows weigh, whatever is in the others: 0 times NaN is NaN, in gradients too. The
+key says which mode is meant: with one the model trains (dropout on), with None it is
+evaluated.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,29 @@ from jaxstudy.types import Array, Batch, Key, Mean, Metrics, Objective, PyTree
 def masked_mean(values: Array, mask: Array) -> Mean:
     """The mean of values [B] over the rows whose mask [B] is 1."""
     mask = mask.astype(values.dtype)
-    return Mean(jnp.sum(values * mask), jnp.sum(mask))
+    return Mean(jnp.sum(hide_padding(values, mask)), jnp.sum(mask))
+
+
+def hide_padding(a: Array, mask: Array) -> Array:
+    """Zeros in a [B, ..., ...] where the mask [B, ...] is 0; no gradient goes there."""
+    return jnp.where(_spread(mask, a), a, 0)
+
+
+def finite_padding(batch: Batch) -> Batch:
+    """The batch with 0 for NaN and infinity in the rows whose mask is 0.
+
+    Their gradient is 0 times what a layer makes of them. What is finite stays: it is of
+    other rows, and batch statistics see it.
+    """
+    return {
+        name: jnp.where(_spread(batch["mask"], a) | jnp.isfinite(a), a, 0)
+        for name, a in batch.items()
+    }
+
+
+def _spread(mask: Array, a: Array) -> Array:
+    """Where a mask [B, ...] is not 0, to be broadcast to a [B, ..., ...]."""
+    return jnp.expand_dims(mask > 0, tuple(range(mask.ndim, a.ndim)))
 
 
 def mean_value(mean: Mean) -> Array:
@@ -39,11 +62,12 @@ def supervised(
     def objective(
         params: PyTree, extra: PyTree, batch: Batch, key: Key | None
     ) -> tuple[Array, tuple[PyTree, Metrics]]:
+        batch = finite_padding(batch)
         taken = [batch[name] for name in inputs]
         outputs, extra = model.apply(
             params, extra, *taken, train=key is not None, key=key
         )
-        rows = row_metrics(outputs, batch["y"])
+        rows = row_metrics(hide_padding(outputs, batch["mask"]), batch["y"])
         metrics = {name: masked_mean(v, batch["mask"]) for name, v in rows.items()}
         return mean_value(metrics["loss"]), (extra, metrics)
 
@@ -105,6 +129,7 @@ def sequence_cross_entropy(model: Model, begin: int) -> Objective:
         )  # fmt: skip
         within = jnp.arange(y.shape[1]) < batch["y_length"][:, None]
         counted = within * batch["mask"][:, None]
+        logits = hide_padding(logits, counted)
         right = jnp.argmax(logits, -1) == y
         nats = optax.softmax_cross_entropy_with_integer_labels(logits, y)
         exact = jnp.all(right | ~within, axis=1)

@@ -486,7 +486,7 @@ def _overlaps(size: int, window: int, stride: int, pads: tuple[int, int]) -> np.
 
 
 def random_bits(key: Key, shape: tuple[int, ...]) -> Array:
-    """`jax.random.bits(key, shape)`, the same 32 bits each, faster on a CPU.
+    """`jax.random.bits(key, shape, jnp.uint32)`, the same, but faster on a CPU.
 
     There JAX rolls the 20 rounds of Threefry into a loop, which takes all numbers to
     memory and back five times. Each number is by its place alone, as JAX has it unless
@@ -494,7 +494,7 @@ def random_bits(key: Key, shape: tuple[int, ...]) -> Array:
     """
     size = math.prod(shape)
     if str(jax.random.key_impl(key)) != "threefry2x32" or size > 2**32:
-        return jax.random.bits(key, shape)
+        return jax.random.bits(key, shape, jnp.uint32)
 
     def on_cpu(key: Key) -> Array:
         first, second = jax.random.key_data(key)
@@ -510,7 +510,7 @@ def random_bits(key: Key, shape: tuple[int, ...]) -> Array:
         return a ^ b
 
     def library(key: Key) -> Array:
-        return jax.random.bits(key, shape)
+        return jax.random.bits(key, shape, jnp.uint32)
 
     return lax.platform_dependent(key, cpu=on_cpu, default=library)
 

@@ -20,7 +20,11 @@ from jaxstudy.data.images import read_fashion_mnist
 from jaxstudy.data.tabular import admission_arrays, read_admissions, read_digits
 from jaxstudy.model import Model
 from jaxstudy.models.mlp import mlp
-from jaxstudy.objectives import binary_cross_entropy, cross_entropy
+from jaxstudy.objectives import (
+    binary_cross_entropy,
+    cross_entropy,
+    finite_padding,
+)
 from jaxstudy.types import Array, Batch, Key, Mean, Metrics, Objective, PyTree
 
 
@@ -97,6 +101,7 @@ def quadratic_objective(hessian: np.ndarray) -> Objective:
         params: PyTree, extra: PyTree, batch: Batch, key: Key | None
     ) -> tuple[Array, tuple[PyTree, Metrics]]:
         del key
+        batch = finite_padding(batch)
         rows = jnp.sum(batch["mask"])
         share = batch["mask"] / jnp.maximum(rows, 1)
         mean = share @ batch["x"]
@@ -126,7 +131,7 @@ def quadratic(reshuffle: bool = True) -> Problem:
 
     def start(key: Key) -> tuple[Array, PyTree]:
         del key
-        return jnp.ones(DIMENSIONS), {}
+        return jnp.ones(DIMENSIONS, jnp.float32), {}
 
     def apply(
         params: Array, extra: PyTree, *, train: bool, key: Key | None

@@ -4,6 +4,7 @@ A `Step` is (states, token [B]) -> (states, logits [B, V]): what one more token 
 the states, arrays [B, ...]. Each function is pure and one scan; jit comes from outside.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -66,7 +67,8 @@ def sample(
     steps = jnp.arange(given - 1 + length)
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
     keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))(row_keys, steps)
-    chances = jax.vmap(jax.vmap(jax.random.uniform))(keys)  # all at once: [steps, B]
+    uniform = functools.partial(jax.random.uniform, dtype=jnp.float32)
+    chances = jax.vmap(jax.vmap(uniform))(keys)  # all at once: [steps, B]
 
     def body(carry: tuple[PyTree, Array, Array], now: Any) -> tuple[tuple, Array]:
         (states, token, ended), (at, u) = carry, now

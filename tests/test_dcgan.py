@@ -131,6 +131,33 @@ def test_the_generator_is_keras_s(
     assert parameter_count(model) == trainable
 
 
+def test_variances_do_not_cancel_where_means_are_large() -> None:
+    """Of channels whose mean is 30 deviations: E x^2 - (E x)^2 would lose 4 digits."""
+    model = generator((16, 16, 1))
+    params, extra = jax.jit(model.init)(jax.random.key(0))
+    for i, deviation in ((1, 0.15), (2, 0.5), (3, 0.5)):
+        layer = params[f"enlarging_{i}"]
+        params[f"enlarging_{i}"] = {**layer, "bias": layer["bias"] + 30 * deviation}
+    from_zero = jax.tree.map(jnp.zeros_like, extra)
+    given: Any = (params, from_zero, noise(jax.random.key(1), 8))
+
+    def statistics(given: Any) -> Any:
+        apply = jax.jit(functools.partial(model.apply, train=True, key=None))
+        return apply(*given)[1]["batch_stats"]
+
+    found = statistics(given)
+    with jax.enable_x64(True):
+        exact = jax.tree.map(lambda a: np.asarray(a, np.float64), given)
+        want = jax.tree.map(lambda a: np.asarray(a), statistics(exact))
+    for i in (1, 2, 3):
+        mean, variance = (want[f"norm_{i}"][k] / 0.01 for k in ("mean", "var"))
+        assert np.median(mean / np.sqrt(variance)) > 25
+        # of the numbers that went in, rounded: 2 * 30 * 2^-24, and some roundings more
+        np.testing.assert_allclose(
+            found[f"norm_{i}"]["var"], 0.01 * variance, rtol=2e-5
+        )
+
+
 def test_they_are_the_lesson_s_at_64_pixels() -> None:
     """The counts of `summary()`: 4 * 4 * 256 from 100, and so on."""
     convolutions = (9 + 1) * 64 + (9 * 64 + 1) * 64

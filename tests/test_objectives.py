@@ -17,6 +17,7 @@ from jaxstudy.objectives import (
     cross_entropy,
     masked_mean,
     mean_value,
+    sequence_cross_entropy,
     squared_error,
 )
 from jaxstudy.types import Array, Batch, Mean, Objective, PyTree
@@ -124,6 +125,24 @@ def test_padding_weighs_nothing(name: str) -> None:
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e308])  # 8 e308 is infinite
+@pytest.mark.parametrize("name", CASES)
+def test_padding_may_hold_anything(name: str, bad: float) -> None:
+    real = np.arange(32) % 3 != 1
+    model, params = network(name)
+    objective = CASES[name].make(model)
+    want = loss_and_gradient(objective, params, batch(name, real.astype(float)))
+    rows = {**batch(name, real.astype(float))}
+    rows["x"] = jnp.where(real[:, None], rows["x"], bad)
+    if name == "classes":
+        rows["y"] = jnp.where(real, rows["y"], 99)
+    else:
+        rows["y"] = jnp.where(real, rows["y"], bad)
+    found = loss_and_gradient(objective, params, rows)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **F64), found, want)
+
+
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", CASES)
 def test_a_batch_of_padding_only_is_no_step(name: str) -> None:
     model, params = network(name)
@@ -186,6 +205,22 @@ def test_the_key_says_which_mode(key: int | None) -> None:
     _, (extra, _) = objective({}, {"before": 1}, batch("squared"), the_key)
     assert seen == {"train": key is not None, "key": the_key}
     assert extra == {"after": 2}
+
+
+def test_symbols_after_the_end_may_be_anything() -> None:
+    """Of a sequence of two symbols the third is none, with any logits."""
+    logits = np.array([[[0.0, 1.0], [2.0, 0.0], [np.nan, np.inf]]], np.float32)
+
+    def apply(params: PyTree, *_: Any, **__: Any) -> tuple[Array, PyTree]:
+        return params * jnp.asarray(logits), {}
+
+    objective = sequence_cross_entropy(Model(lambda key: ({}, {}), apply), 0)
+    rows = {
+        "x": jnp.zeros((1, 3), int), "x_length": jnp.array([3]),
+        "y": jnp.array([[1, 1, 99]]), "y_length": jnp.array([2]), "mask": jnp.ones(1),
+    }  # fmt: skip
+    loss, _ = objective(jnp.float32(1), {}, rows, None)
+    assert loss == pytest.approx(np.log([1 + np.exp(-1), 1 + np.exp(2)]).mean())
 
 
 def test_means_of_parts_add_up_to_the_mean() -> None:

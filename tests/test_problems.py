@@ -132,7 +132,7 @@ def test_the_objective_is_the_mean_over_rows(real: int, distance: float) -> None
     p = (distance * rng.normal(size=DIMENSIONS)).astype(np.float32)
     x = rng.normal(0.3, 0.6, (8, DIMENSIONS)).astype(np.float32)
     mask = rng.permutation(np.arange(8) < real).astype(np.float32)
-    x[mask == 0] += 5  # what padding holds must not count
+    x[mask == 0] = np.nan  # what padding holds must not count
     q = 0.5 * np.einsum("nd,de,ne->n", x, hessian, x, optimize=True)
     batch = {"x": jnp.asarray(x), "q": jnp.asarray(q, jnp.float32), "mask": mask}
     objective = quadratic_objective(hessian)

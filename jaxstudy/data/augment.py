@@ -61,7 +61,7 @@ def _uniform(key: Key, *factors: Factor) -> Array:
     lower, upper = zip(*map(_bounds, factors), strict=True)
     shape = (len(factors),)
     return jax.random.uniform(
-        key, shape, minval=jnp.array(lower), maxval=jnp.array(upper)
+        key, shape, jnp.float32, minval=jnp.array(lower), maxval=jnp.array(upper)
     )
 
 
@@ -83,10 +83,10 @@ class Flip:
 
     def draw(self, key: Key, size: Size) -> Array:
         """See `Layer`."""
-        sign = jnp.where(jax.random.bernoulli(key), -1.0, 1.0)
+        sign = jnp.where(jax.random.bernoulli(key, jnp.float32(0.5)), -1.0, 1.0)
         rows = 1.0 if self.mode == "horizontal" else sign
         columns = 1.0 if self.mode == "vertical" else sign
-        return jnp.array([[rows, 0, 0], [0, columns, 0], [0, 0, 1]])
+        return jnp.array([[rows, 0, 0], [0, columns, 0], [0, 0, 1]], jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Translation:
 
 def draw(key: Key, size: Size, layers: Layers) -> Array:
     """The map [3, 3] of some layers applied in this order; see `Layer`."""
-    matrix = jnp.eye(3)
+    matrix = jnp.eye(3, dtype=jnp.float32)
     for number, layer in enumerate(layers):
         step = layer.draw(jax.random.fold_in(key, number), size)
         # as a sum: GPUs and TPUs round the factors of a matrix product

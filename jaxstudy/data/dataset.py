@@ -156,7 +156,8 @@ def epoch_batches(
     """
     if not order.reshuffle:
         return _batches(data.rows, data.valid, batch_size, order)
-    bits = jax.random.bits(jax.random.fold_in(key, epoch), data.rows.shape)
+    key = jax.random.fold_in(key, epoch)
+    bits = jax.random.bits(key, data.rows.shape, jnp.uint32)
     ranks = _shuffled(bits, data.valid)
     return _batches(data.rows[ranks], data.valid[ranks], batch_size, order)
 

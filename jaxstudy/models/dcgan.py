@@ -5,6 +5,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 
 from jaxstudy import ops
 from jaxstudy.model import Model, from_linen
@@ -49,8 +50,10 @@ class Enlarging(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Enlarge x [B, H, W, C]."""
-        kernel = self.param("kernel", _init, (3, 3, self.filters, x.shape[-1]))
-        bias = self.param("bias", nn.initializers.zeros, (self.filters,))
+        shape = (3, 3, self.filters, x.shape[-1])
+        kernel = self.param("kernel", _init, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape[2:3], jnp.float32)
+        x, kernel, bias = promote_dtype(x, kernel, bias)
         return ops.conv2d_transpose(x, kernel, stride=2) + bias
 
 
@@ -72,6 +75,7 @@ class Generator(nn.Module):
             if self.batch_norm:
                 x = nn.BatchNorm(
                     use_running_average=not train, momentum=0.99, epsilon=1e-3,
+                    use_fast_variance=False,  # the fast one cancels in float32
                     name=f"norm_{i}",
                 )(x)  # fmt: skip
         return nn.sigmoid(Enlarging(channels, name=f"enlarging_{DOUBLINGS}")(x))
@@ -104,7 +108,7 @@ def generator(image_shape: Shape = (64, 64, 1), batch_norm: bool = True) -> Mode
 
 def noise(key: Key, n: int) -> Array:
     """What n images are made from: numbers [n, 100], uniform from -1 to 1."""
-    return jax.random.uniform(key, (n, NOISE), minval=-1, maxval=1)
+    return jax.random.uniform(key, (n, NOISE), jnp.float32, -1, 1)
 
 
 @functools.partial(jax.jit, static_argnums=0)

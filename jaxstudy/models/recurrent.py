@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen import initializers
+from flax.linen.dtypes import promote_dtype
 
 from jaxstudy.model import Model, from_linen, small_uniform
 from jaxstudy.ops import flat_dot_general
@@ -191,6 +192,7 @@ class Layer(nn.Module):
             "kernel",
             glorot if keras else initializers.lecun_normal(),
             (x.shape[-1], width),
+            jnp.float32,
         )
         recurrent = self.param(
             "recurrent_kernel",
@@ -202,7 +204,9 @@ class Layer(nn.Module):
         bias = self.param("bias", lambda key: jnp.asarray(first))
         own = jnp.zeros(width, x.dtype)
         if not cell.additive:
-            own = self.param("recurrent_bias", initializers.zeros_init(), (width,))
+            zeros = initializers.zeros_init()
+            own = self.param("recurrent_bias", zeros, (width,), jnp.float32)
+        x, kernel, recurrent, bias, own = promote_dtype(x, kernel, recurrent, bias, own)
         if begin is None:
             zeros = jnp.zeros((len(x), self.units), x.dtype)
             begin = (zeros,) * cell.states
@@ -348,7 +352,7 @@ def language_model(
 def first_states(kind: Kind, units: tuple[int, ...], rows: int) -> tuple[States, ...]:
     """The zeros [B, U] that every layer begins with."""
     return tuple(
-        tuple(jnp.zeros((rows, width)) for _ in range(CELLS[kind].states))
+        tuple(jnp.zeros((rows, width), jnp.float32) for _ in range(CELLS[kind].states))
         for width in units
     )
 
