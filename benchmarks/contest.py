@@ -147,7 +147,7 @@ def training_jaxstudy(
         make_train_step(supervised(model, loss_of_rows), optimizer),
         dataset({name: data[name][: steps * batch_size] for name in ("x", "y")}),
         batch_size=batch_size, epochs=1 + EPOCHS, key=jax.random.key(1),
-        order=Order(reshuffle=False), chunk_steps=steps,
+        order=Order(shuffle="never"), chunk_steps=steps,
         progress=lambda step, rate, rows: rates.append(rate),
     )  # fmt: skip
     loss = np.array([row["loss"] for row in fitted.rows])

@@ -118,7 +118,7 @@ def gan_jaxstudy(data: Arrays, steps: int) -> Measured:
         make_gan_step(d, g, tx, tx, predicted=True),
         dataset({"x": data["x"][: steps * BATCH]}),
         batch_size=BATCH, epochs=1 + EPOCHS, key=jax.random.key(1),
-        order=Order(reshuffle=False), chunk_steps=steps,
+        order=Order(shuffle="never"), chunk_steps=steps,
         progress=lambda step, rate, rows: rates.append(rate),
     )  # fmt: skip
     losses = [[row[f"loss{i}"] for i in (1, 2, 3)] for row in fitted.rows]

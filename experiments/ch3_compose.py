@@ -254,7 +254,7 @@ def train(config: Config, tunes: Tunes, vocabulary: Vocabulary, run: Run) -> PyT
         evaluate_first=False,
         lanes=Lanes(),
         part=run.part(),
-        order=Order(reshuffle=False),
+        order=Order(shuffle="never"),
     )
     return best_weights(run.folder, run.options, config, len(vocabulary))
 

@@ -383,21 +383,26 @@ def curve(
     return out[-1] if split == "test" and len(out) else out
 
 
-def check_order(problem: Problem, key: Key) -> None:
-    """Assert that each epoch is a permutation, and a new one unless it is not to be."""
-    first, second = (
+def check_order(problem: Problem, keys: Key) -> None:
+    """Assert that each epoch is a permutation, of its own and of its seed if it is to.
+
+    keys: of the order of the batches for two seeds [2].
+    """
+    first, later, other = (
         np.asarray(
             epoch_batches(
-                problem.train, problem.batch_size, key, jnp.int32(e), problem.order
+                problem.train, problem.batch_size, key, jnp.int32(epoch), problem.order
             ).rows
-        )
-        for e in (0, 1)
+        ).ravel()[: len(problem.train.rows)]
+        for key, epoch in ((keys[0], 0), (keys[0], 1), (keys[1], 0))
     )
-    n = len(problem.train.rows)
-    for rows in (first.ravel()[:n], second.ravel()[:n]):
+    for rows in (first, later, other):
         assert len(np.unique(rows)) == len(rows), "a row came twice in an epoch"
-    same = np.array_equal(first, second)
-    assert same != problem.order.reshuffle, "epochs must differ where reshuffled"
+    shuffle = problem.order.shuffle
+    new = not np.array_equal(first, later)
+    assert new == (shuffle == "each epoch"), "epochs differ where each is shuffled"
+    own = not np.array_equal(first, other)
+    assert own == (shuffle != "never"), "seeds differ where anything is shuffled"
 
 
 def run_study(
@@ -421,7 +426,7 @@ def run_study(
     with StudyBar(2 * len(problems) * len(entrants)) as bar:
         for name, problem in problems.items():
             common = make_common(problem)
-            check_order(problem, seed_keys(protocol, [0])[1][0])
+            check_order(problem, seed_keys(protocol, [0, 1])[1])
             for entrant_name, entrant in entrants.items():
                 cell = Cell(name, problem, entrant_name, entrant, common, protocol, run)
                 cells.append(run_cell(cell, bar))
@@ -520,7 +525,7 @@ def describe(problem: Problem, protocol: Protocol) -> Record:
         "batch_size": problem.batch_size,
         "epochs": problem.epochs,
         "steps_per_epoch": steps_of(problem),
-        "reshuffle": problem.order.reshuffle,
+        "shuffle": problem.order.shuffle,
         "target": problem.target,
         "floors": dict(problem.floors),
         "start": measure(evaluate, state, problem.test)["loss"],

@@ -49,7 +49,7 @@ from jaxstudy.types import (
     UserError,
 )
 
-IN_ORDER = Order(reshuffle=False)
+IN_ORDER = Order(shuffle="never")
 NEVER = jnp.iinfo(jnp.int32).max
 
 

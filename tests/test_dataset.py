@@ -2,6 +2,7 @@
 
 import functools
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -153,10 +154,10 @@ def test_only_whole_batches_are_kept(valid: list[bool], size: int, seed: int) ->
     drop=st.booleans(),
     epoch=st.integers(0, 2**31 - 1),
 )
-def test_rows_stay_as_they_are_unless_reshuffled(
+def test_rows_stay_as_they_are_unless_shuffled(
     valid: list[bool], size: int, drop: bool, epoch: int
 ) -> None:
-    n, order = len(valid), Order(reshuffle=False, drop_remainder=drop)
+    n, order = len(valid), Order(shuffle="never", drop_remainder=drop)
     rows = np.random.default_rng(0).permutation(1000)[:n]
     batches = batches_of(
         jnp.asarray(rows),
@@ -187,9 +188,27 @@ def test_every_row_is_left_out_of_some_epoch_and_no_row_of_all() -> None:
     assert not visited.all(axis=0).any()
 
 
-@pytest.mark.parametrize("reshuffle", [True, False])
-def test_too_few_rows_for_a_whole_batch_are_no_batch(reshuffle: bool) -> None:
-    order = Order(reshuffle, drop_remainder=True)
+@pytest.mark.parametrize("drop", [False, True])
+def test_shuffled_once_every_epoch_is_the_first_one(drop: bool) -> None:
+    """Of each key another one: what each seed of a published run has."""
+    rows, valid = jnp.arange(11), jnp.asarray([True] * 9 + [False] * 2)
+
+    def visited(seed: int, epoch: int, order: Order) -> list[int]:
+        key = jax.random.key(seed)
+        return real(batches_of(rows, valid, 4, key, jnp.int32(epoch), order)).tolist()
+
+    once, each = (Order(shuffle, drop) for shuffle in ("once", "each epoch"))
+    orders = [visited(seed, 0, once) for seed in range(3)]
+    assert len({tuple(order) for order in orders}) == 3
+    for seed, order in enumerate(orders):
+        assert order == visited(seed, 0, each)
+        assert order == visited(seed, 1, once) == visited(seed, 99, once)
+        assert len(set(order)) == len(order) == (8 if drop else 9)
+
+
+@pytest.mark.parametrize("shuffle", ["each epoch", "once", "never"])
+def test_too_few_rows_for_a_whole_batch_are_no_batch(shuffle: Any) -> None:
+    order = Order(shuffle, drop_remainder=True)
     key, epoch = jax.random.key(0), jnp.int32(0)
     for n, steps in ((3, 0), (4, 1)):
         batches = batches_of(jnp.arange(n), jnp.ones(n, bool), 4, key, epoch, order)
@@ -239,14 +258,14 @@ def test_fields_of_other_lengths_are_refused() -> None:
 def test_steps_per_epoch_is_the_ceiling(n: int, size: int) -> None:
     steps = steps_per_epoch(n, size)
     assert (steps - 1) * size < n <= steps * size
-    assert steps == steps_per_epoch(n, size, Order(reshuffle=False))
+    assert steps == steps_per_epoch(n, size, Order(shuffle="never"))
 
 
 @given(n=st.integers(1, 10**6), size=st.integers(1, 10**6))
 def test_steps_of_whole_batches_are_the_floor(n: int, size: int) -> None:
     steps = steps_per_epoch(n, size, Order(drop_remainder=True))
     assert steps * size <= n < (steps + 1) * size
-    assert steps == steps_per_epoch(n, size, Order(False, drop_remainder=True))
+    assert steps == steps_per_epoch(n, size, Order("never", drop_remainder=True))
 
 
 @pure

@@ -4,14 +4,12 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -338,20 +336,31 @@ def test_a_run_that_diverges_is_the_worst_and_stays_in(tmp_path: Path) -> None:
 
 
 def test_orders_are_asserted() -> None:
-    key = jax.random.key(0)
-    study.check_order(tiny_problem(), key)
-    study.check_order(tiny_problem(order=Order(reshuffle=False)), key)
+    keys = jax.random.split(jax.random.key(0))
+    for shuffle in ("each epoch", "once", "never"):
+        study.check_order(tiny_problem(order=Order(shuffle)), keys)
 
 
-def test_an_order_that_repeats_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    real: Callable = epoch_batches
+@pytest.mark.parametrize(
+    ("real", "instead", "message"),
+    [
+        ("each epoch", "once", "epochs differ"),
+        ("each epoch", "never", "epochs differ"),
+        ("once", "each epoch", "epochs differ"),
+        ("once", "never", "seeds differ"),
+        ("never", "once", "seeds differ"),
+    ],
+)
+def test_another_order_than_the_problems_is_caught(
+    real: Any, instead: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(data: Any, size: int, key: Key, epoch: Array, order: Order) -> Any:
+        return epoch_batches(data, size, key, epoch, Order(instead))
 
-    def frozen(data: Any, size: int, key: Key, epoch: Array, order: Order) -> Any:
-        return real(data, size, key, jnp.int32(0), order)
-
-    monkeypatch.setattr(study, "epoch_batches", frozen)
-    with pytest.raises(AssertionError, match="epochs must differ"):
-        study.check_order(tiny_problem(), jax.random.key(0))
+    monkeypatch.setattr(study, "epoch_batches", other)
+    keys = jax.random.split(jax.random.key(0))
+    with pytest.raises(AssertionError, match=message):
+        study.check_order(tiny_problem(order=Order(real)), keys)
 
 
 # study.json: complete, and the same after a kill.

@@ -467,7 +467,7 @@ def test_an_order_may_drop_the_remainder_and_not_reshuffle() -> None:
 
     whole = 25 // BATCH
     # whole batches: 20 of 25 rows
-    still = log(Order(reshuffle=False, drop_remainder=True))[: 3 * whole]
+    still = log(Order(shuffle="never", drop_remainder=True))[: 3 * whole]
     np.testing.assert_array_equal(still.ravel(), np.tile(np.arange(whole * BATCH), 3))
     moving = log(Order(drop_remainder=True))[: 3 * whole].reshape(3, -1)
     assert moving.min() >= 0  # no padding

@@ -1,7 +1,7 @@
 """Datasets as resident arrays, and the order in which training visits them."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -115,12 +115,12 @@ def _check_rows(data: Dataset | Streamed, rows: np.ndarray | Sequence[int]) -> N
 class Order(NamedTuple):
     """How an epoch visits the rows.
 
-    reshuffle: a new permutation each epoch, else the order of `rows` every time;
-    drop_remainder: whole batches only, so that each epoch leaves some rows out, else
-    the last batch is padded.
+    shuffle: a new permutation each epoch, one permutation for all epochs, or the order
+    of `rows`; drop_remainder: whole batches only, so that each epoch leaves some rows
+    out, else the last batch is padded.
     """
 
-    reshuffle: bool = True
+    shuffle: Literal["each epoch", "once", "never"] = "each epoch"
     drop_remainder: bool = False
 
 
@@ -151,12 +151,14 @@ def epoch_batches(
 ) -> BatchRows:
     """The batches of one epoch [S, B]: a new permutation that (key, epoch) fixes.
 
-    Each valid row occurs exactly once, unless `order` says otherwise. Nothing is
-    carried from epoch to epoch, so a resumed run needs only the step it had reached.
+    Each valid row occurs exactly once, unless `order` says otherwise; shuffled once,
+    every epoch has the permutation of the first. Nothing is carried from epoch to
+    epoch, so a resumed run needs only the step it had reached.
     """
-    if not order.reshuffle:
+    if order.shuffle == "never":
         return _batches(data.rows, data.valid, batch_size, order)
-    key = jax.random.fold_in(key, epoch)
+    drawn = 0 if order.shuffle == "once" else epoch
+    key = jax.random.fold_in(key, drawn)
     bits = jax.random.bits(key, data.rows.shape, jnp.uint32)
     ranks = _shuffled(bits, data.valid)
     return _batches(data.rows[ranks], data.valid[ranks], batch_size, order)
