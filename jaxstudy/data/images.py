@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from jaxstudy.data.decoding import DecodeError, decode, pixels
 from jaxstudy.data.sources import (
     FASHION_MNIST,
     TFDS,
@@ -98,10 +99,10 @@ class RecordImages:
         if record[self.label] < 0:
             raise UserError(f"{self.folder}: {self.split!r} has images without label")
         try:
-            with Image.open(io.BytesIO(record[self.image])) as image:
-                x = pixels(image, self.image_size, self.channels)
-        except Exception as error:  # decoders raise anything on what is broken
+            image = decode(record[self.image])
+        except DecodeError as error:
             raise self._damaged(error) from error
+        x = pixels(image, self.image_size, self.channels)
         return {"x": x, "y": np.int32(record[self.label])}
 
     def _damaged(self, error: Exception) -> UserError:
@@ -279,25 +280,6 @@ def _all_of(source: RecordImages) -> Images:
     if not groups:
         return Images(x, y)
     return Images(x, y, np.unique(groups, return_inverse=True)[1].astype(np.int32))
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """A picture as RGB, white where it is transparent."""
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
-
-
-def pixels(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndarray:
-    """A picture as uint8 [H, W, C], by PIL's bilinear filter, which also averages."""
-    height, width = size
-    if image.mode != ("L" if channels == 1 else "RGB"):
-        image = on_white(image).convert("L" if channels == 1 else "RGB")
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.array(image).reshape(height, width, channels)
 
 
 # ------------------------------------------------------------------ TFDS
