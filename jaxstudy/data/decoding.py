@@ -117,11 +117,14 @@ def _on_white(opened: ImageFile.ImageFile, content: bytes) -> Image.Image:
     if opaque is None and opened.has_transparency_data:
         image = image.convert("RGBA")
         opaque = image.getchannel("A")
-    box = drawn or (0, 0, *image.size)  # a GIF's first frame may be a part of it
-    white = Image.new("RGB", image.size, "white")
-    white.paste(image.convert("RGB").crop(box), box, opaque and opaque.crop(box))
-    white.info = opened.info
-    return white
+    whole = (0, 0, *image.size)
+    box = drawn or whole  # a GIF's first frame may be a part of the picture
+    image = image.convert("RGB")
+    if opaque is not None or box != whole:
+        shown, image = image, Image.new("RGB", image.size, "white")
+        image.paste(shown.crop(box), box, opaque and opaque.crop(box))
+    image.info = opened.info
+    return image
 
 
 def _upper_bytes(image: Image.Image) -> Image.Image:
