@@ -222,7 +222,7 @@ def test_damage_is_found_while_reading(fashion: Prepared, tmp_path: Path) -> Non
 
 
 class Varied(tfds.core.GeneratorBasedBuilder):
-    """Images of several sizes, and one class more than is meant; for these tests."""
+    """Images of several sizes, and an image and a class more than are meant."""
 
     name = "jaxstudy_varied"
     VERSION = tfds.core.Version("1.0.0")
@@ -233,6 +233,7 @@ class Varied(tfds.core.GeneratorBasedBuilder):
             builder=self,
             features=tfds.features.FeaturesDict(
                 {
+                    "mask": tfds.features.Image(shape=(None, None, 1)),
                     "photo": tfds.features.Image(encoding_format="jpeg"),
                     "kind": label,
                     "other": label,
@@ -250,7 +251,10 @@ class Varied(tfds.core.GeneratorBasedBuilder):
             Image.new("RGB", (30, 20 + i), (0, 100 + i, 255 * (i % 2))).save(
                 file, "JPEG"
             )
-            yield i, {"photo": file.getvalue(), "kind": i % 2, "other": 0}
+            mask = io.BytesIO()
+            Image.new("L", (30, 20 + i)).save(mask, "PNG")
+            coded = {"mask": mask.getvalue(), "photo": file.getvalue()}
+            yield i, {**coded, "kind": i % 2, "other": 0}
 
 
 def test_a_set_is_prepared_where_it_is_not(
@@ -272,6 +276,21 @@ def test_a_set_is_prepared_where_it_is_not(
         "tfds:jaxstudy_varied:1.0.0", data_dir=tmp_path, image_size=(8, 9)
     )
     np.testing.assert_array_equal(got.x, again.splits["every"].x)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("oxford_iiit_pet", ("image", "label")),  # beside a mask and the species
+        ("caltech_birds2011", ("image", "label")),  # beside a mask
+        ("smallnorb", ("image", "label_category")),  # of two images and five labels
+        ("dtd", ("image", "label")),  # has no supervised_keys
+    ],
+)
+def test_of_several_features_it_is_those_of_the_supervised_keys(
+    name: str, keys: tuple[str, str], tmp_path: Path
+) -> None:
+    assert images._image_and_label(images._tfds_builder(name, tmp_path)) == keys
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,11 @@ class RecordImages:
         with _quiet():
             builder: Any = tfds.builder_from_directory(self.folder)
             # decoded here: TFDS would take whichever decoder it finds installed
-            encoded = {self.image: tfds.decode.SkipDecoding()}
+            encoded = {
+                name: tfds.decode.SkipDecoding()
+                for name, feature in builder.info.features.items()
+                if type(feature) is tfds.features.Image
+            }
             return builder.as_data_source(self.split, decoders=encoded)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -352,18 +356,22 @@ def _tfds_builder(name: str, data_dir: Path) -> Any:
 
 
 def _image_and_label(builder: Any) -> tuple[str, str]:
-    """The names of the one image and the one class among a set's features.
+    """The names of the image and the class to predict among a set's features.
 
-    Raises UserError saying what it has instead.
+    Of several, it is that which the set's supervised_keys name. Raises UserError
+    saying what it has instead.
     """
     import tensorflow_datasets as tfds
 
     features = builder.info.features
     named = dict(features.items()) if hasattr(features, "items") else {}
-    images = [name for name, f in named.items() if type(f) is tfds.features.Image]
-    labels = [name for name, f in named.items() if type(f) is tfds.features.ClassLabel]
-    if len(labels) > 1 and builder.info.supervised_keys:
-        labels = [name for name in labels if name in builder.info.supervised_keys]
+
+    def all_of(kind: type) -> list[str]:
+        names = [name for name, feature in named.items() if type(feature) is kind]
+        supervised = [n for n in names if n in (builder.info.supervised_keys or ())]
+        return supervised or names
+
+    images, labels = all_of(tfds.features.Image), all_of(tfds.features.ClassLabel)
     if len(images) != 1 or len(labels) != 1:
         has = ", ".join(f"{name} ({type(f).__name__})" for name, f in named.items())
         raise UserError(
