@@ -14,7 +14,7 @@ import io
 import re
 import struct
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +29,7 @@ from jaxstudy.types import PyTree, UserError
 
 _MEMBER = "model.weights.h5"  # of a .keras file
 _ZIP = b"PK\x03\x04"
+_DEPTH = 8  # of models inside models; a damaged file may lead back to itself
 
 Where = tuple[str, ...]  # a path in the trees of parameters and statistics
 
@@ -57,8 +58,10 @@ def read_keras_layers(path: str | Path) -> list[KerasLayer]:
     """Every layer with weights of a Keras file, as read-only numpy arrays.
 
     They come in the model's order; in the newer files, which do not hold that, class
-    by class, each in the model's order. Models inside a model are not opened. Raises
-    UserError where the file is missing, damaged, or not as Keras would have written it.
+    by class, each in the model's order. The layers of a model inside the model stand
+    in its place; in the older files, which tell no order of theirs, by class and the
+    number in their name: as they were made. Raises UserError where the file is missing,
+    damaged, or not as Keras would have written it.
     """
     try:
         layers = list(_layers(hdf5.root(_read(Path(path)))))
@@ -72,9 +75,10 @@ def load_inception_v3(
 ) -> dict[str, PyTree]:
     """{"params", "extra"} of `inception_v3` from a Keras file, in float32.
 
-    Without top, a file with top will do: its classifier is left out. Raises UserError
-    as `read_keras_layers` does, and where the file is of another network, with the
-    first difference, or a number in it is not finite.
+    Without top, a file with any layers before and after the network will do, be it
+    inside another model: they are left out. Raises UserError as `read_keras_layers`
+    does, and where the file is of another network, with the first difference, or a
+    number in it is not finite.
     """
     layers = read_keras_layers(path)
     try:
@@ -94,9 +98,9 @@ def inception_weights(
     Raises ValueError where they are of another network, with the first difference, or
     a number is not finite.
     """
-    slots = _slots(classes) if include_top else _slots(classes)[:-1]
+    pairs = _in_either_order(layers, include_top, classes)
     weights: dict[str, PyTree] = {}
-    for layer, slot in _matched(layers, slots):
+    for layer, slot in pairs:
         for array, where in zip(layer.arrays, slot.wheres, strict=True):
             if not np.isfinite(array).all():
                 raise ValueError(f"not every number in layer {layer.name} is finite")
@@ -105,6 +109,22 @@ def inception_weights(
                 tree = tree.setdefault(part, {})
             tree[where[-1]] = array
     return weights
+
+
+def _in_either_order(
+    layers: Sequence[KerasLayer], include_top: bool, classes: int
+) -> list[tuple[KerasLayer, _Slot]]:
+    """`_matched` in the model's order, or that of making: shapes fit one of them."""
+    faults = []
+    for order in (keras_order, creation_order):
+        slots = _slots(order, classes)
+        try:
+            return _matched(
+                layers, slots if include_top else slots[:-1], exactly=include_top
+            )
+        except ValueError as error:
+            faults.append(error)
+    raise faults[0]
 
 
 def keras_order(stages: Stages) -> list[Where]:
@@ -121,10 +141,19 @@ def keras_order(stages: Stages) -> list[Where]:
     return ordered
 
 
+def creation_order(stages: Stages) -> list[Where]:
+    """Where the convolutions of these stages are, in the order in which Keras's
+    function makes them, and numbers them.
+    """
+    return [
+        where for name, make in stages for _, where in _distances(make, (name,), 0)[0]
+    ]
+
+
 def _distances(
     make: Make, where: Where, end: int
 ) -> tuple[list[tuple[int, Where]], int]:
-    """The convolutions of a step with their distances, and that of its first layer.
+    """The convolutions of a step, in order, with their distances; that of its begin.
 
     `end` is how many layers come after the step.
     """
@@ -135,16 +164,18 @@ def _distances(
     found, farthest = [], 0
     for branch, steps in make.branches:
         distance = end + 1  # the concatenation
+        of_branch = []
         for i, step in reversed(list(enumerate(steps, 1))):
             inner, distance = _distances(step, (*where, f"{branch}_{i}"), distance)
-            found += inner
+            of_branch = inner + of_branch
+        found += of_branch
         farthest = max(farthest, distance)
     return found, farthest
 
 
 @functools.cache  # tracing takes a second
-def _slots(classes: int) -> Sequence[_Slot]:
-    """What InceptionV3 has to be filled with, in Keras's order; last of all the top."""
+def _slots(order: Callable[[Stages], list[Where]], classes: int) -> Sequence[_Slot]:
+    """What InceptionV3 has to be filled with, in one order; last of all the top."""
     model = inception_v3(classes=classes)
     params, extra = jax.eval_shape(model.init, jax.random.key(0))
     leaves = jax.tree.leaves_with_path({"params": params, "extra": extra})
@@ -154,7 +185,7 @@ def _slots(classes: int) -> Sequence[_Slot]:
         return _Slot(wheres, [shapes[where] for where in wheres])
 
     slots = []
-    for where in keras_order(inception_stages()):
+    for where in order(inception_stages()):
         statistics = ("extra", "batch_stats", *where, "bn")
         slots += [
             slot(("params", *where, "conv", "kernel")),
@@ -169,27 +200,31 @@ def _slots(classes: int) -> Sequence[_Slot]:
 
 
 def _matched(
-    layers: Sequence[KerasLayer], slots: Sequence[_Slot]
+    layers: Sequence[KerasLayer], slots: Sequence[_Slot], *, exactly: bool
 ) -> list[tuple[KerasLayer, _Slot]]:
-    """Every layer beside its slot: the layers of a kind have the same order in both."""
-    kinds: dict[str, tuple[list[KerasLayer], list[_Slot]]]
-    kinds = {kind: ([], []) for kind in _KINDS.values()}
+    """Every slot beside its layer: the layers of a kind have the same order in both.
+
+    Unless `exactly`, there may be other layers, before and after these.
+    """
+    expected: dict[str, list[_Slot]] = {kind: [] for kind in _KINDS.values()}
     for slot in slots:
-        kinds[_KINDS[_ranks(slot.shapes)]][1].append(slot)
+        expected[_KINDS[_ranks(slot.shapes)]].append(slot)
+    found: dict[str, list[KerasLayer]] = {kind: [] for kind in _KINDS.values()}
     for layer in layers:
-        shapes = [array.shape for array in layer.arrays]
-        if _ranks(shapes) not in _KINDS:
+        shapes = _shapes(layer)
+        if _ranks(shapes) in _KINDS:
+            found[_KINDS[_ranks(shapes)]].append(layer)
+        elif exactly:
             listed = ", ".join(map(str, shapes[:4])) + ", ..." * (len(shapes) > 4)
             raise ValueError(f"layer {layer.name} holds arrays of shape {listed}")
-        kinds[_KINDS[_ranks(shapes)]][0].append(layer)
-    if len(kinds["dense"][0]) == 1 and not kinds["dense"][1]:
-        del kinds["dense"]  # the top, for a model without
-    for kind, (found, expected) in kinds.items():
-        if len(found) != len(expected):
+    pairs = []
+    for kind, own in expected.items():
+        others = len(found[kind]) - len(own)
+        if others < 0 or (exactly and others):
             raise ValueError(
-                f"it holds {len(found)} {kind} layers instead of {len(expected)}"
+                f"it holds {len(found[kind])} {kind} layers instead of {len(own)}"
             )
-    pairs = [pair for both in kinds.values() for pair in zip(*both, strict=True)]
+        pairs += zip(_most_alike(found[kind], own), own, strict=True)
     for layer, slot in pairs:
         for array, where, shape in zip(layer.arrays, *slot, strict=True):
             if array.shape != shape:
@@ -198,6 +233,28 @@ def _matched(
                     f"of {shape}, that of {'/'.join(where[1:])}"
                 )
     return pairs
+
+
+def _most_alike(
+    layers: Sequence[KerasLayer], slots: Sequence[_Slot]
+) -> Sequence[KerasLayer]:
+    """As many neighbouring layers as there are slots: those with most of their shapes.
+
+    Raises ValueError where all shapes are there more than once.
+    """
+    shapes = [_shapes(layer) for layer in layers]
+    alike = [
+        sum(a == b.shapes for a, b in zip(shapes[begin:], slots, strict=False))
+        for begin in range(len(layers) - len(slots) + 1)
+    ]
+    if slots and alike.count(len(slots)) > 1:
+        raise ValueError("it holds the network more than once")
+    begin = alike.index(max(alike))
+    return layers[begin : begin + len(slots)]
+
+
+def _shapes(layer: KerasLayer) -> list[tuple[int, ...]]:
+    return [array.shape for array in layer.arrays]
 
 
 def _ranks(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -243,16 +300,43 @@ def _layers(file: hdf5.Group) -> Iterator[KerasLayer]:
     names = _names(old, "layer_names")
     if names:  # lists of names give the order
         for name in names:
-            group = old.group(name)
-            yield _layer(name, group, _names(group, "weight_names"))
-    elif "layers" in file:  # dense, dense_1, ... are the dense layers in order
-        new = file.group("layers")
-        for name in sorted(new, key=_counter):
-            if "vars" in new.group(name):
-                group = new.group(f"{name}/vars")
-                yield _layer(name, group, sorted(group, key=_counter))
+            yield from _old_layers(name, old.group(name))
+    elif "layers" in file:
+        yield from _new_layers(file.group("layers"))
     else:
         raise ValueError("it holds no layers of Keras")
+
+
+def _old_layers(name: str, group: hdf5.Group) -> Iterator[KerasLayer]:
+    """A layer, or those of a model inside the model.
+
+    Of these the list has what is trained before what is not: their numbers give the
+    order.
+    """
+    inner: dict[str, list[str]] = {}
+    for array in _names(group, "weight_names"):  # LAYER/VARIABLE
+        inner.setdefault(array.rpartition("/")[0], []).append(array)
+    if len(inner) > 1:
+        for layer in sorted(inner, key=_counter):
+            yield _layer(layer, group, inner[layer])
+    else:
+        yield _layer(name, group, next(iter(inner.values()), []))
+
+
+def _new_layers(group: hdf5.Group, depth: int = 0) -> Iterator[KerasLayer]:
+    """The layers of a model, with those of models inside it.
+
+    dense, dense_1, ... are the dense layers in order.
+    """
+    if depth > _DEPTH:
+        raise ValueError(f"models are nested more than {_DEPTH} deep")
+    for name in sorted(group, key=_counter):
+        layer = group.group(name)
+        if "vars" in layer:
+            arrays = layer.group("vars")
+            yield _layer(name, arrays, sorted(arrays, key=_counter))
+        if "layers" in layer:
+            yield from _new_layers(layer.group("layers"), depth + 1)
 
 
 def _layer(name: str, group: hdf5.Group, arrays: Sequence[str]) -> KerasLayer:

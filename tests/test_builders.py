@@ -16,8 +16,9 @@ from PIL import Image
 
 from jaxstudy.data import builders, images, sources
 from jaxstudy.data.builders import prepare
+from jaxstudy.data.decoding import decode, pixels
 from jaxstudy.data.emoji import emoji_group, emoji_splits
-from jaxstudy.data.images import Images, RecordImages, pixels, read_images
+from jaxstudy.data.images import Images, RecordImages, read_images
 from jaxstudy.data.sources import MissingData, Source, folder_sha256
 from jaxstudy.types import UserError
 from tests.conftest import ROOT
@@ -70,8 +71,8 @@ def emoji(tmp_path_factory: pytest.TempPathFactory, patch: Any) -> Prepared:
                 rgba[..., 3] = 255 * (rgba[..., 3] > 99)
                 image = Image.fromarray(rgba).convert(("RGBA", "LA", "P", "RGB")[i % 4])
                 image.save(folder / "emoji" / path)
-                with Image.open(folder / "emoji" / path) as image:
-                    drawn[path] = pixels(image, (64, 64), 3)
+                content = (folder / "emoji" / path).read_bytes()
+                drawn[path] = pixels(decode(content), (64, 64), 3)
     digest = folder_sha256(folder / "emoji")
     source = Source(folder / "emoji", digest, "a licence", "make data")
     patch.setattr(builders, "EMOJI_FOLDERS", source)
@@ -122,13 +123,6 @@ def test_emoji_come_back_with_their_splits_and_groups(emoji: Prepared) -> None:
         groups = [emoji_group(Path(path)) for path in paths]
         numbered = [sorted(set(groups)).index(group) for group in groups]
         np.testing.assert_array_equal(got.group, numbered)
-
-
-def test_what_is_transparent_is_white(tmp_path: Path) -> None:
-    rgba = np.zeros((1, 3, 4), np.uint8)  # black, half black, hidden black
-    rgba[0, :, 3] = 255, 128, 0
-    got = pixels(Image.fromarray(rgba), (1, 3), 3)
-    np.testing.assert_array_equal(got[0, :, 0], [0, 127, 255])
 
 
 def test_the_description_has_licences_and_counts(emoji: Prepared) -> None:
@@ -228,7 +222,7 @@ def test_damage_is_found_while_reading(fashion: Prepared, tmp_path: Path) -> Non
 
 
 class Varied(tfds.core.GeneratorBasedBuilder):
-    """Images of several sizes, and one class more than is meant; for these tests."""
+    """Images of several sizes, and an image and a class more than are meant."""
 
     name = "jaxstudy_varied"
     VERSION = tfds.core.Version("1.0.0")
@@ -239,6 +233,7 @@ class Varied(tfds.core.GeneratorBasedBuilder):
             builder=self,
             features=tfds.features.FeaturesDict(
                 {
+                    "mask": tfds.features.Image(shape=(None, None, 1)),
                     "photo": tfds.features.Image(encoding_format="jpeg"),
                     "kind": label,
                     "other": label,
@@ -256,7 +251,10 @@ class Varied(tfds.core.GeneratorBasedBuilder):
             Image.new("RGB", (30, 20 + i), (0, 100 + i, 255 * (i % 2))).save(
                 file, "JPEG"
             )
-            yield i, {"photo": file.getvalue(), "kind": i % 2, "other": 0}
+            mask = io.BytesIO()
+            Image.new("L", (30, 20 + i)).save(mask, "PNG")
+            coded = {"mask": mask.getvalue(), "photo": file.getvalue()}
+            yield i, {**coded, "kind": i % 2, "other": 0}
 
 
 def test_a_set_is_prepared_where_it_is_not(
@@ -278,6 +276,21 @@ def test_a_set_is_prepared_where_it_is_not(
         "tfds:jaxstudy_varied:1.0.0", data_dir=tmp_path, image_size=(8, 9)
     )
     np.testing.assert_array_equal(got.x, again.splits["every"].x)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("oxford_iiit_pet", ("image", "label")),  # beside a mask and the species
+        ("caltech_birds2011", ("image", "label")),  # beside a mask
+        ("smallnorb", ("image", "label_category")),  # of two images and five labels
+        ("dtd", ("image", "label")),  # has no supervised_keys
+    ],
+)
+def test_of_several_features_it_is_those_of_the_supervised_keys(
+    name: str, keys: tuple[str, str], tmp_path: Path
+) -> None:
+    assert images._image_and_label(images._tfds_builder(name, tmp_path)) == keys
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import shutil
 import struct
 import sys
 import tempfile
+import tracemalloc
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxstudy.data import folders
+from jaxstudy.data.decoding import FORMATS
 from jaxstudy.data.folders import (
-    FORMATS,
     Audit,
     audit,
     folder_source,
@@ -66,13 +67,27 @@ def pets(folder: Path, each: int = 2) -> Path:
     return tree(folder, {name: picture(seed) for seed, name in enumerate(names)})
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    check = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + check
+
+
+def png(
+    depth: int, colour: int, width: int, rows: Sequence[bytes], **chunks: bytes
+) -> bytes:
+    """A PNG of these rows of samples, with more chunks before them."""
+    header = struct.pack(">IIBBBBB", width, len(rows), depth, colour, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row for row in rows))
+    every = {"IHDR": header, **chunks, "IDAT": data, "IEND": b""}
+    parts = [chunk(kind.encode(), content) for kind, content in every.items()]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
 def png_of(width: int, height: int) -> bytes:
     """A PNG that claims this size and holds no pixel at all."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    data = b"IDAT" + zlib.compress(b"")
-    rest = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
-    return b"\x89PNG\r\n\x1a\n" + chunk + rest
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
+    return b"\x89PNG\r\n\x1a\n" + parts
 
 
 def kinds(audited: Audit) -> dict[str, str]:
@@ -370,6 +385,20 @@ def animation() -> bytes:
     return encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
 
 
+def deep(*values: int) -> bytes:
+    """Samples of 16 bits, as PNG has them."""
+    return struct.pack(f">{len(values)}H", *values)
+
+
+def part_of_a_canvas() -> bytes:
+    """A GIF of 4x4 whose only frame is its lower right quarter."""
+    content = bytearray(encoded(Image.new("RGB", (2, 2), RED), "GIF"))
+    content[6:10] = struct.pack("<HH", 4, 4)
+    place = content.index(b"\x2c")  # of the frame
+    content[place + 1 : place + 5] = struct.pack("<HH", 2, 2)
+    return bytes(content)
+
+
 MODES = {
     "1": (encoded(Image.new("1", (4, 4), 1)), (255,) * 3, 0),
     "L": (encoded(Image.new("L", (4, 4), GREY)), (GREY,) * 3, 0),
@@ -384,6 +413,12 @@ MODES = {
     "P, hidden": (palette(True), (255,) * 3, 0),
     "I;16": (encoded(Image.fromarray(np.full((4, 4), 77 * 256 + 200, np.uint16))),
              (77,) * 3, 0),
+    "LA, 16 bits": (png(16, 4, 4, [deep(77 * 256 + 200, 65535) * 4] * 4),
+                    (77,) * 3, 0),
+    "RGB, 16 bits": (png(16, 2, 4, [deep(*(256 * c + 255 for c in RED)) * 4] * 4),
+                     RED, 0),
+    "RGBA, 16 bits, hidden": (png(16, 6, 4, [deep(1, 2, 3, 0) * 4] * 4),
+                              (255,) * 3, 0),
     "CMYK": (encoded(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "JPEG"),
              (255, 0, 0), 1),
     "YCbCr": (encoded(Image.new("RGB", (4, 4), RED), "JPEG", quality=95), RED, 3),
@@ -406,6 +441,71 @@ def test_every_mode_becomes_the_colour_that_people_see(
     luma = np.dot(colour, (0.299, 0.587, 0.114))
     assert grey.shape == (4, 4, 1)
     assert np.abs(grey - luma).max() <= 1 + tolerance
+
+
+WHITE = (255, 255, 255)
+# Two pixels, of which the first has the colour that is transparent, and the second's.
+ONE_COLOUR = {
+    "grey, 1 bit": (png(1, 0, 2, [b"\x40"], tRNS=deep(0)), 255),
+    "grey, 2 bits": (png(2, 0, 2, [b"\x90"], tRNS=deep(2)), 85),
+    "grey, 4 bits": (png(4, 0, 2, [b"\x93"], tRNS=deep(9)), 51),
+    "grey": (png(8, 0, 2, [b"\x09\x0a"], tRNS=deep(9)), 10),
+    "grey, 16 bits": (png(16, 0, 2, [deep(2570, 2571)], tRNS=deep(2570)), 10),
+    "RGB": (png(8, 2, 2, [bytes([1, 2, 3, 1, 2, 4])], tRNS=deep(1, 2, 3)), (1, 2, 4)),
+    "RGB, 16 bits": (
+        png(16, 2, 2, [deep(257, 514, 771, 257, 514, 772)], tRNS=deep(257, 514, 771)),
+        (1, 2, 3),
+    ),
+    "RGB, upright": (
+        png(8, 2, 1, [bytes([1, 2, 4]), bytes([1, 2, 3])], tRNS=deep(1, 2, 3),
+            eXIf=b"MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"),
+        (1, 2, 4),
+    ),
+    "palette": (
+        png(8, 3, 2, [b"\1\0"], PLTE=bytes([*RED, 0, 0, 0]), tRNS=b"\xff\0"), RED,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ONE_COLOUR)
+def test_one_transparent_colour_is_white_and_no_other(
+    tmp_path: Path, kind: str
+) -> None:
+    content, colour = ONE_COLOUR[kind]
+    got = pixels(content, tmp_path, image_size=(1, 2))
+    np.testing.assert_array_equal(got, [[WHITE, np.broadcast_to(colour, 3)]])
+
+
+def test_a_frame_may_be_a_part_of_the_picture(tmp_path: Path) -> None:
+    got = pixels(part_of_a_canvas(), tmp_path)
+    expected = np.full((4, 4, 3), 255)
+    expected[2:, 2:] = RED
+    np.testing.assert_array_equal(got, expected)
+
+
+BOMB = zlib.compress(bytes(2**26))  # 64 MiB in 64 KiB
+METADATA = {
+    "a text that unpacks to much": {"zTXt": b"key\0\0" + BOMB},
+    "an international one": {"iTXt": b"key\0\1\0\0\0" + BOMB},
+    "a large profile": {"iCCP": b"name\0\0" + BOMB},
+    "a text of another kind": {"zTXt": b"key\0\7"},
+    "half a gamma": {"gAMA": b"\0"},
+}
+
+
+@pytest.mark.parametrize("kind", METADATA)
+def test_metadata_is_no_fault_of_the_pixels(tmp_path: Path, kind: str) -> None:
+    """However much, or broken; nor is it unpacked."""
+    content = png(8, 2, 1, [bytes(RED)], **METADATA[kind])
+    tree(tmp_path, {"class/0.png": content, "class/1.png": content})
+    tracemalloc.start()
+    audited = audit(tmp_path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert audited.faults == ()
+    got = load_folder(audited, image_size=(1, 1)).x
+    np.testing.assert_array_equal(got, [[[RED]]] * 2)
+    assert most < 2**24
 
 
 @pytest.mark.parametrize("channels", [2, 4])

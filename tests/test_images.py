@@ -11,6 +11,7 @@ from hypothesis import given
 from PIL import Image
 
 from jaxstudy.data import images
+from jaxstudy.data.decoding import pixels
 from jaxstudy.data.images import read_fashion_mnist, read_idx
 from jaxstudy.data.sources import FASHION_MNIST, Source
 from jaxstudy.types import UserError
@@ -93,7 +94,7 @@ def test_all_images_are_resized_as_each_of_them(
     monkeypatch.setattr(images, "read_fashion_mnist", lambda: {"train": few})
     found = images.read_images("fashion_mnist", image_size=size, channels=channels)
     got = found.splits["train"].x  # type: ignore[union-attr]
-    each = [images.pixels(Image.fromarray(i), size, channels) for i in x]
+    each = [pixels(Image.fromarray(i), size, channels) for i in x]
     assert got.dtype == np.uint8
     apart = np.abs(got.astype(int) - np.stack(each))
     assert apart.max() <= (size[0] != size[1])  # the same, where the sides are

@@ -110,6 +110,30 @@ def test_layers_read_back_as_keras_has_them(name: str, tmp_path: Path) -> None:
 
 
 @formats
+@pytest.mark.parametrize("trained", [slice(0), slice(6, None), slice(6)])
+def test_a_model_inside_a_model_is_opened(
+    name: str, trained: slice, tmp_path: Path
+) -> None:
+    """Whichever of its layers are trained, between layers of any other make."""
+    inner = network(4)
+    inner.trainable = False
+    for layer in inner.layers[trained]:
+        layer.trainable = True
+    layers: list[Any] = [keras.Input((6, 6, 2)), keras.layers.RandomFlip()]
+    layers += [keras.Sequential([inner]), keras.layers.BatchNormalization()]
+    model = keras.Sequential([*layers, keras.layers.Dropout(0.5)])
+    FORMATS[name](model, tmp_path / name)
+    expected = sorted((layer for layer in inner.layers if layer.weights), key=kind)
+    found = [
+        layer for layer in read_keras_layers(tmp_path / name) if len(layer.arrays) < 4
+    ]
+    same(
+        arrays(found),
+        [[np.asarray(w) for w in layer.get_weights()] for layer in expected],
+    )
+
+
+@formats
 def test_frozen_layers_are_written_in_the_same_order(name: str, tmp_path: Path) -> None:
     model = network()
     FORMATS[name](model, tmp_path / name)
@@ -161,32 +185,46 @@ def inception() -> keras.Model:
 def test_inception_loads_from_what_keras_writes(
     name: str, inception: keras.Model, tmp_path: Path
 ) -> None:
-    """With top, and without from a file with; the file does not outlast the test."""
+    """The file does not outlast the test."""
     path = tmp_path / name
     FORMATS[name](inception, path)
     weights = random_weights(inception)
     try:
-        for top in (True, False):
-            found = load_inception_v3(path, include_top=top)
-            same(found, copied(inception, weights, include_top=top))
-            leaves = jax.tree.leaves(found)
-            assert all(isinstance(x, jax.Array) for x in leaves)
-            assert sum(x.size for x in leaves) == (23_851_784 if top else 21_802_784)
+        found = load_inception_v3(path)
+        same(found, copied(inception, weights))
+        leaves = jax.tree.leaves(found)
+        assert all(isinstance(x, jax.Array) for x in leaves)
+        assert sum(x.size for x in leaves) == 23_851_784
     finally:
         path.unlink()
 
 
-def test_a_file_without_top_fills_a_model_without(
-    inception: keras.Model, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def transfer(inception: keras.Model) -> keras.Model:
+    """What people make of InceptionV3: some of its last layers are trained, too."""
     bottom = keras.Model(inception.input, inception.get_layer("mixed10").output)
-    path = tmp_path / "notop.h5"
-    write_old(bottom, path)
+    for i, layer in enumerate(bottom.layers):
+        layer.trainable = i >= 249
+    augment = keras.Sequential([keras.layers.RandomFlip(), keras.layers.Rescaling(2)])
+    layers: list[Any] = [keras.Input((75, 75, 3)), augment, bottom]
+    layers += [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(7)]
+    layers += [keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)]
+    return keras.Sequential([*layers, keras.layers.Dense(5)])
+
+
+@pytest.mark.parametrize("name", ["whole.h5", "model.keras"])
+def test_the_network_is_found_inside_another(
+    name: str, inception: keras.Model, transfer: keras.Model, tmp_path: Path
+) -> None:
+    """As many parameters as it has without top, and the same as they were."""
+    path = tmp_path / name
+    FORMATS[name](transfer, path)
+    weights = random_weights(inception)
     try:
         found = load_inception_v3(path, include_top=False)
-        weights = random_weights(inception)
         same(found, copied(inception, weights, include_top=False))
-        with pytest.raises(UserError, match=r"notop.h5 .* 0 dense layers instead of 1"):
+        assert sum(x.size for x in jax.tree.leaves(found)) == 21_802_784
+        with pytest.raises(UserError, match=r"layer batch_normalization\w* holds arr"):
             load_inception_v3(path)
     finally:
         path.unlink()
@@ -219,7 +257,7 @@ def with_scale(layers: list[KerasLayer]) -> None:
     layers[1] = KerasLayer("bn", [np.zeros(32)] * 4)
 
 
-def in_another_order(layers: list[KerasLayer]) -> None:
+def in_order_of_creation(layers: list[KerasLayer]) -> None:
     """That in which Keras makes them, and numbers them."""
 
     def number(layer: KerasLayer) -> int:
@@ -227,6 +265,11 @@ def in_another_order(layers: list[KerasLayer]) -> None:
         return int(counted[1]) if counted else 0
 
     layers.sort(key=number)
+
+
+def in_another_order(layers: list[KerasLayer]) -> None:
+    in_order_of_creation(layers)
+    layers.reverse()
 
 
 def nothing_finite(layers: list[KerasLayer]) -> None:
@@ -244,7 +287,7 @@ def nested(layers: list[KerasLayer]) -> None:
         (one_more_layer, r"2 dense layers instead of 1"),
         (one_less, r"93 normalisation layers instead of 94"),
         (with_scale, r"layer bn holds arrays of shape \(32,\), \(32,\)"),
-        (in_another_order, r"layer conv2d_\d+ .* instead of .* mixed0/"),
+        (in_another_order, r"layer \w+ .* instead of .* conv1/"),
         (nothing_finite, r"not every number in layer conv2d is finite"),
         (nested, r"layer inception holds arrays of shape .*, \.\.\.$"),
     ],
@@ -258,6 +301,35 @@ def test_another_network_is_refused(
     change(layers)
     with pytest.raises(ValueError, match=message):
         inception_weights(layers)
+
+
+def with_another_head(layers: list[KerasLayer]) -> None:
+    """Of convolutions and normalisations, before and after, and of other kinds."""
+    shape = [np.zeros((1, 1, 3, 3))], [np.zeros(3)] * 3, [np.zeros(5)] * 4
+    more = [KerasLayer("more", arrays) for arrays in shape]
+    layers[:] = [*more, *layers[:-1], *more, *layers[-1:], *layers[-1:]]
+
+
+@pytest.mark.parametrize(
+    "change", [lambda _: None, of_ten_classes, with_another_head, in_order_of_creation]
+)
+def test_other_layers_and_another_order_make_no_difference(
+    change: Callable[[list[KerasLayer]], None],
+) -> None:
+    """Each array is its own: all numbers of a layer are its place."""
+    layers = [
+        KerasLayer(name, [np.broadcast_to(np.float32(i), a.shape) for a in arrays])
+        for i, (name, arrays) in enumerate(layers_of(keras_inception()))
+    ]
+    expected = inception_weights(layers[:-1], include_top=False)
+    change(layers)
+    same(inception_weights(layers, include_top=False), expected)
+
+
+def test_the_same_network_twice_is_refused() -> None:
+    layers = layers_of(keras_inception())
+    with pytest.raises(ValueError, match="holds the network more than once"):
+        inception_weights([*layers, *layers], include_top=False)
 
 
 @formats
@@ -330,6 +402,16 @@ def in_circles(path: Path) -> Path:
     content[node + 32 : node + 40] = node.to_bytes(8, "little")
     path.write_bytes(content)
     return path
+
+
+def inside_itself(path: Path) -> Path:
+    """A model whose layer is the model."""
+
+    def change(file: h5py.File) -> None:
+        layer: Any = file["layers/dense"]
+        layer["layers"] = file["layers"]
+
+    return changed(path, change)
 
 
 def too_large(path: Path) -> Path:
@@ -407,6 +489,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "virtual array": (replaced(virtual), "or in another file"),
     "soft link": (link(h5py.SoftLink("/layers/dense/vars/0")), "vars/1 is a link"),
     "external link": (link(h5py.ExternalLink("other.h5", "/x")), "is no group of"),
+    "inside itself": (inside_itself, "nested more than 8 deep"),
     "circles": (in_circles, "leads back to itself"),
     "damaged": (written_over(b"SNOD", b"SNOX"), "list of names is damaged"),
 }

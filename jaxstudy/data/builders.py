@@ -14,11 +14,11 @@ from typing import Any
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from jaxstudy.data.decoding import decode
 from jaxstudy.data.emoji import emoji_group, emoji_splits
 from jaxstudy.data.images import (
     FASHION_CLASSES,
     Images,
-    on_white,
     read_fashion_mnist,
 )
 from jaxstudy.data.sources import (
@@ -108,17 +108,16 @@ class Emoji(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, paths: list[str]) -> Iterator[tuple[int, dict]]:
         for i, path in enumerate(paths):
             category, file = path.split("/")
-            with Image.open(EMOJI_FOLDERS.path / path) as image:
-                yield (
-                    i,
-                    {
-                        "image": on_white(image),
-                        "label": category,
-                        "group": emoji_group(Path(path)),
-                        "vendor": file.partition("-")[0],
-                        "file": path,
-                    },
-                )
+            yield (
+                i,
+                {
+                    "image": decode((EMOJI_FOLDERS.path / path).read_bytes()),
+                    "label": category,
+                    "group": emoji_group(Path(path)),
+                    "vendor": file.partition("-")[0],
+                    "file": path,
+                },
+            )
 
 
 def _emoji_paths() -> list[str]:

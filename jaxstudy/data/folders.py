@@ -4,9 +4,7 @@
 read, at once (`load_folder`) or one by one (`folder_source`), with the same pixels.
 """
 
-import contextlib
 import hashlib
-import io
 import os
 import shutil
 import stat
@@ -24,14 +22,16 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 import rich.console
 import rich.progress as rp
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from jaxstudy.data.decoding import (
+    MAX_PIXELS,
+    DecodeError,
+    DecodeFault,
+    decode,
+    pixels,
+)
 from jaxstudy.types import UserError
 
-# By content, not by suffix. Few, because files are not to be trusted: PIL would run
-# Ghostscript for an EPS.
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
-MAX_PIXELS = 2**26  # of one image, by its header: 256 MiB as RGBA
 MAX_BYTES = 4 * MAX_PIXELS  # of one file
 MAX_THREADS = 8  # each may hold an image of MAX_PIXELS several times
 MAX_SIDE = 4096  # of what images are resized to
@@ -40,13 +40,8 @@ LISTED = 20  # faults in an error message, where there are more than a hundred
 A = TypeVar("A")
 B = TypeVar("B")
 Kind = Literal[
-    "unreadable",
-    "zero bytes",
-    "not an image",
-    "truncated or damaged",
-    "too large",
+    DecodeFault,
     "bad link",
-    "not a file",
     "nested folder",
     "outside a class",
     "odd name",
@@ -104,13 +99,13 @@ class FolderSource:
         row = self.rows[index]
         path = self.audit.folder / self.audit.paths[row]
         try:
-            image = _read_image(path)
-        except _BadImage as bad:
+            image = decode(_content(path))
+        except DecodeError as bad:
             raise UserError(
                 f"{_printable(str(path))} has changed since the audit: {bad}"
             ) from bad
         return {
-            "x": _pixels(image, self.image_size, self.channels),
+            "x": pixels(image, self.image_size, self.channels),
             "y": np.int32(self.audit.labels[row]),
         }
 
@@ -223,100 +218,31 @@ def _check_settings(
         _check_share(validation_split)
 
 
-class _BadImage(Exception):
-    """Why a file cannot be used as an image."""
-
-    def __init__(self, kind: Kind, detail: str) -> None:
-        super().__init__(f"{kind} ({detail})")
-        self.kind: Kind = kind
-        self.detail = detail
-
-
-def _read_image(path: Path, verify: bool = False) -> Image.Image:
-    """The picture in a file as RGB; `verify` also checks what shows in no pixel.
-
-    Raises _BadImage.
-    """
-    content = _content(path)
-    try:
-        if verify:
-            _open(content).verify()  # the checksums of a PNG, up to its end
-        return _as_rgb(_open(content))
-    except _BadImage:
-        raise
-    except UnidentifiedImageError:
-        if _begins_like_an_image(content):
-            raise _BadImage("truncated or damaged", "no whole header") from None
-        detail = f"none of {', '.join(FORMATS)}"
-        raise _BadImage("not an image", detail) from None
-    except Image.DecompressionBombError as error:
-        raise _BadImage("too large", str(error)) from error
-    except Exception as error:  # decoders raise anything on what is broken
-        detail = str(error) or type(error).__name__
-        raise _BadImage("truncated or damaged", detail) from error
-
-
 def read_image(path: Path, image_size: tuple[int, int]) -> np.ndarray:
     """One image file as uint8 [H, W, 3], brought to (height, width).
 
     Raises UserError where the file is none, or damaged.
     """
     try:
-        return _pixels(_read_image(path), image_size, 3)
-    except _BadImage as error:
+        return pixels(decode(_content(path)), image_size, 3)
+    except DecodeError as error:
         raise UserError(f"{path}: {error}") from error
 
 
 def _content(path: Path) -> bytes:
+    """What is in a file that may be an image. Raises DecodeError."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait
-            raise _BadImage("not a file", "a pipe, socket or device")
+            raise DecodeError("not a file", "a pipe, socket or device")
         if status.st_size > MAX_BYTES:
-            raise _BadImage("too large", f"{status.st_size} bytes, over {MAX_BYTES}")
+            raise DecodeError("too large", f"{status.st_size} bytes, over {MAX_BYTES}")
         content = path.read_bytes()
     except OSError as error:
-        raise _BadImage("unreadable", str(error.strerror)) from error
+        raise DecodeError("unreadable", str(error.strerror)) from error
     if not content:
-        raise _BadImage("zero bytes", "the file is empty")
+        raise DecodeError("zero bytes", "the file is empty")
     return content
-
-
-def _begins_like_an_image(content: bytes) -> bool:
-    tests = [Image.OPEN[name][1] for name in FORMATS]
-    return any(accept is not None and accept(content[:16]) for accept in tests)
-
-
-def _open(content: bytes) -> Image.Image:
-    """The image in a file, by its header; refused here if it is a bomb."""
-    image = Image.open(io.BytesIO(content), formats=FORMATS)
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        detail = f"{width} x {height} pixels, over {MAX_PIXELS}"
-        raise _BadImage("too large", detail)
-    return image
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    """The picture as people see it: upright, on white."""
-    image.load()
-    with contextlib.suppress(Exception):  # broken EXIF says nothing about the pixels
-        ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I"):  # 16 bits of grey; convert() would clip at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
-
-
-def _pixels(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndarray:
-    """uint8 [H, W, C], resized by PIL's bilinear filter, which widens to shrink."""
-    height, width = size
-    image = image.convert("L" if channels == 1 else "RGB")
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.array(image).reshape(height, width, channels)
 
 
 def _on_all_cores(work: Callable[[A], B], items: Sequence[A], doing: str) -> list[B]:
@@ -417,12 +343,12 @@ def audit(folder: Path) -> Audit:
     """Look at everything in a folder, decode every image, and name every fault.
 
     What cannot be used is left out: a file that is unreadable, empty, no image of
-    FORMATS, truncated, over MAX_PIXELS by its header, a pipe or the like, outside a
-    class folder or in a folder below one; a link that is broken, leaves the folder or
-    leads to another; a class whose name holds control characters, or that has no usable
-    image. Named but used are a class of one image and names that are one where case is
-    ignored. No fault are a suffix that lies, hidden files (left out), and later frames
-    of an animation (not looked at).
+    `decoding.FORMATS`, truncated, over MAX_PIXELS by its header, a pipe or the like,
+    outside a class folder or in a folder below one; a link that is broken, leaves the
+    folder or leads to another; a class whose name holds control characters, or that has
+    no usable image. Named but used are a class of one image and names that are one
+    where case is ignored. No fault are a suffix that lies, hidden files (left out), and
+    later frames of an animation and a PNG's metadata (not looked at).
 
     Raises UserError where there is no such folder.
     """
@@ -521,8 +447,8 @@ def _file_fault(folder: Path, name: str, root: str) -> Fault | None:
     if os.path.isdir(path):
         return Fault(shown, "nested folder", "what it holds is not used")
     try:
-        _read_image(path, verify=True)
-    except _BadImage as bad:
+        decode(_content(path), verify=True)
+    except DecodeError as bad:
         return Fault(shown, bad.kind, _printable(bad.detail))
     return None
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from jaxstudy.data.decoding import DecodeError, decode, pixels
 from jaxstudy.data.sources import (
     FASHION_MNIST,
     TFDS,
@@ -98,10 +99,10 @@ class RecordImages:
         if record[self.label] < 0:
             raise UserError(f"{self.folder}: {self.split!r} has images without label")
         try:
-            with Image.open(io.BytesIO(record[self.image])) as image:
-                x = pixels(image, self.image_size, self.channels)
-        except Exception as error:  # decoders raise anything on what is broken
+            image = decode(record[self.image])
+        except DecodeError as error:
             raise self._damaged(error) from error
+        x = pixels(image, self.image_size, self.channels)
         return {"x": x, "y": np.int32(record[self.label])}
 
     def _damaged(self, error: Exception) -> UserError:
@@ -117,7 +118,11 @@ class RecordImages:
         with _quiet():
             builder: Any = tfds.builder_from_directory(self.folder)
             # decoded here: TFDS would take whichever decoder it finds installed
-            encoded = {self.image: tfds.decode.SkipDecoding()}
+            encoded = {
+                name: tfds.decode.SkipDecoding()
+                for name, feature in builder.info.features.items()
+                if type(feature) is tfds.features.Image
+            }
             return builder.as_data_source(self.split, decoders=encoded)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -281,25 +286,6 @@ def _all_of(source: RecordImages) -> Images:
     return Images(x, y, np.unique(groups, return_inverse=True)[1].astype(np.int32))
 
 
-def on_white(image: Image.Image) -> Image.Image:
-    """A picture as RGB, white where it is transparent."""
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
-
-
-def pixels(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndarray:
-    """A picture as uint8 [H, W, C], by PIL's bilinear filter, which also averages."""
-    height, width = size
-    if image.mode != ("L" if channels == 1 else "RGB"):
-        image = on_white(image).convert("L" if channels == 1 else "RGB")
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.array(image).reshape(height, width, channels)
-
-
 # ------------------------------------------------------------------ TFDS
 
 
@@ -370,18 +356,22 @@ def _tfds_builder(name: str, data_dir: Path) -> Any:
 
 
 def _image_and_label(builder: Any) -> tuple[str, str]:
-    """The names of the one image and the one class among a set's features.
+    """The names of the image and the class to predict among a set's features.
 
-    Raises UserError saying what it has instead.
+    Of several, it is that which the set's supervised_keys name. Raises UserError
+    saying what it has instead.
     """
     import tensorflow_datasets as tfds
 
     features = builder.info.features
     named = dict(features.items()) if hasattr(features, "items") else {}
-    images = [name for name, f in named.items() if type(f) is tfds.features.Image]
-    labels = [name for name, f in named.items() if type(f) is tfds.features.ClassLabel]
-    if len(labels) > 1 and builder.info.supervised_keys:
-        labels = [name for name in labels if name in builder.info.supervised_keys]
+
+    def all_of(kind: type) -> list[str]:
+        names = [name for name, feature in named.items() if type(feature) is kind]
+        supervised = [n for n in names if n in (builder.info.supervised_keys or ())]
+        return supervised or names
+
+    images, labels = all_of(tfds.features.Image), all_of(tfds.features.ClassLabel)
     if len(images) != 1 or len(labels) != 1:
         has = ", ".join(f"{name} ({type(f).__name__})" for name, f in named.items())
         raise UserError(
