@@ -7,9 +7,10 @@ An experiment is a module with a frozen dataclass of settings, presets of it, an
 import contextlib
 import dataclasses
 import difflib
+import errno
 import inspect
+import io
 import itertools
-import json
 import os
 import sys
 import typing
@@ -23,7 +24,8 @@ import rich.table
 import tyro
 
 from jaxstudy.data.sources import MissingData
-from jaxstudy.run import Options, Run, Saved, Stopped, open_run, read_saved
+from jaxstudy.files import Result, read_json
+from jaxstudy.run import Options, Run, Saved, Stopped, open_run, read_saved, warn
 from jaxstudy.statistics import Estimate
 from jaxstudy.types import UserError
 
@@ -50,28 +52,81 @@ def experiment(main: Main, presets: Mapping[str, Settings], **actions: Action) -
     second parameter's type says what the option takes.
     """
     code = guarded(lambda: _experiment(main, presets, actions))
-    if (
-        code > 128
-    ):  # all is saved, and XLA may still compile: an exit would tear it down
-        sys.stdout.flush()
-        sys.stderr.flush()
+    if code > 128:  # all is saved, and XLA may still compile: an exit tears it down
         os._exit(code)
     sys.exit(code)
 
 
+# What no other argument would help against.
+SYSTEM_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE,
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK,
+}  # fmt: skip
+
+
 def guarded(work: Callable[[], None]) -> int:
-    """Run something; the exit code: 2 for what the user can put right."""
+    """Run something; the exit code: 2 for what the user can put right.
+
+    It is 1 for what the system refuses: space, files, memory, a reader of the output.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names that are not UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
+    code = _exit_code(work)
+    if sys.stdout is None:  # closed from the start
+        return code
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            _complain(f"error: the output cannot be written: {_refusal(error)}")
+        # what is left of the output has nowhere to go, nor may it at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = code or 1
+    return code
+
+
+def _exit_code(work: Callable[[], None]) -> int:
     try:
         work()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(f"error: {error}")
         if isinstance(error, MissingData):
             error.note()
-        return 2
+        cause = error.__cause__
+        refused = isinstance(cause, OSError) and cause.errno in SYSTEM_ERRORS
+        return 1 if refused else error.exit_code
     except Stopped as stopped:
-        print(f"{stopped}; --resume goes on", file=sys.stderr)
+        _complain(f"{stopped}; --resume goes on")
         return stopped.exit_code
+    except BrokenPipeError:  # who read the output has left, and wants no more
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as ended:  # of the parser, which has said why
+        return ended.code if isinstance(ended.code, int) else int(bool(ended.code))
+    except Exception as error:
+        refusal = _refusal(error)
+        if refusal is None:
+            raise
+        _complain(f"error: {refusal}")
+        return 1
     return 0
+
+
+def _refusal(error: Exception) -> str | None:
+    """What the system refused, in a sentence; None where the program is at fault."""
+    if isinstance(error, OSError):
+        names = [os.fsdecode(n) for n in (error.filename, error.filename2) if n]
+        return ": ".join([*names[-1:], error.strerror or str(error)])
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        detail = str(error).splitlines() or [""]
+        return f"not enough memory: {detail[0][:200]}".removesuffix(": ")
+    return None
+
+
+def _complain(sentence: str) -> None:
+    with contextlib.suppress(OSError):  # nobody listens
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def _experiment(
@@ -121,7 +176,12 @@ def _already_finished(folder: Path, name: str, asked: Any) -> bool:
         return False
     if not path.exists():
         return False
-    print_result(name, json.loads(path.read_text()))
+    try:
+        result = read_json(path, Result)
+    except UserError as error:
+        warn(f"{error}; it is made again")
+        return False
+    print_result(name, result)
     print(f"{folder} was finished before")
     return True
 
@@ -266,16 +326,20 @@ def print_result(name: str, result: Mapping[str, Any]) -> None:
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     for metric, value in result["metrics"].items():
         if isinstance(value, dict):
-            interval = f"{value['low']:.4g} to {value['high']:.4g}"
-            over = f"{value['n']} {value['of']}"
-            table.add_row(metric, f"{value['mean']:.4g}", interval, over)
+            mean, low, high = (_number(value.get(k)) for k in ("mean", "low", "high"))
+            over = f"{value.get('n', '')} {value.get('of', '')}"
+            table.add_row(metric, mean, f"{low} to {high}", over)
         elif isinstance(value, float):
             table.add_row(metric, f"{value:.6g}", "", "")
         else:
             table.add_row(metric, str(value), "", "")
-    console = rich.console.Console()
+    console = rich.console.Console(markup=False, emoji=False)  # names are not ours
     if not console.is_terminal:  # a pipe or a file has no width to fit into
         console.width = 120
     console.print(table)
     times = f"{result['wall_s']:.1f} s, of which compiling {result['compile_s']:.1f} s"
     print(f"{result['steps']:,} steps; {times}, training {result['train_s']:.1f} s")
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"

@@ -23,12 +23,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
 import jax
 import pydantic
 
 from jaxstudy.checkpoint import Checkpoints, DamagedError, Keep, Restored
+from jaxstudy.files import (
+    Description,
+    Object,
+    Record,
+    json_lines,
+    read_file,
+    read_json,
+    reason,
+)
 from jaxstudy.model import Model
 from jaxstudy.types import PyTree, UserError
 
@@ -395,20 +404,11 @@ def load_weights(
     raise UserError(f"no checkpoint that fits in {checkpoints.folder}{detail}")
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> Description:
     path = folder / "config.json"
     if not os.path.isfile(path):
         raise UserError(f"no run in {folder}: there is no {path.name}")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields["schema"] != SCHEMA:
-            raise ValueError(f"schema {fields['schema']}, not {SCHEMA}")
-        missing = {"experiment", "preset", "config", "options"} - set(fields)
-        if missing:
-            raise KeyError(f"no {', '.join(sorted(missing))}")
-        return fields
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {_first_line(error)}") from error
+    return read_json(path, Description)
 
 
 def warn(message: str) -> None:
@@ -431,7 +431,7 @@ def read_saved(folder: Path, config_type: type[C], experiment: str) -> Saved[C]:
     return Saved(folder, experiment, fields["preset"], config, options)
 
 
-def _record(kind: type[C], name: str, folder: Path) -> C:
+def _record(kind: type[C], name: Literal["config", "options"], folder: Path) -> C:
     """The dataclass that one field of config.json describes."""
     stored = _read_config(folder)[name]
     try:
@@ -441,11 +441,7 @@ def _record(kind: type[C], name: str, folder: Path) -> C:
         return pydantic.TypeAdapter(kind).validate_python(stored)
     except (ValueError, TypeError) as error:
         path = folder / "config.json"
-        raise UserError(f"{path} does not fit: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+        raise UserError(f"{path} does not fit: {name}: {reason(error)}") from error
 
 
 def differences(stored: Any, asked: Any) -> list[str]:
@@ -460,23 +456,13 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl; a torn last line (a kill while writing) is dropped."""
     if not path.exists():
         return []
-    lines = path.read_bytes().splitlines(keepends=True)
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row["step"], int) or not isinstance(row["split"], str):
-                raise ValueError("not a row of metrics")
-            rows.append(row)
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines) and not line.endswith(b"\n"):
-                break
-            raise UserError(
-                f"{path}, line {number}, is damaged: {line[:80]!r}"
-            ) from error
-    if lines and not lines[-1].endswith(b"\n"):  # torn, be it only of its line end
+    content = read_file(path)
+    rows, bad, _ = json_lines(content, Record)
+    for number, what in bad.items():
+        raise UserError(f"{path}, line {number}, is damaged: {what}")
+    if content and not content.endswith(b"\n"):  # torn, be it only of its line end
         write_atomically(path, "".join(to_json(row) + "\n" for row in rows))
-    return rows
+    return cast(list[dict[str, Any]], rows)
 
 
 def _describe_config(run: Run) -> str:
@@ -623,11 +609,9 @@ def _lock(folder: Path) -> Any:
 def _compare_environment(run: Run) -> None:
     here = environment()
     try:
-        there = json.loads(
-            (run.folder / "environment.json").read_text(encoding="utf-8")
-        )
-    except (OSError, ValueError):
-        return warn(f"{run.folder / 'environment.json'} cannot be read")
+        there = read_json(run.folder / "environment.json", Object)
+    except UserError as error:
+        return warn(str(error))
     names = [k for k in here if k != "cores" and there.get(k) != here[k]]
     if names:
         warn(
