@@ -12,6 +12,8 @@ import hashlib
 import json
 import logging
 import math
+import os
+import re
 import shutil
 import sys
 import warnings
@@ -122,7 +124,8 @@ class _Silent(logging.Filter):
 
     def unraisable(self, found: Any) -> None:
         """Drop what reads say that go on when another has failed and all has ended."""
-        if str(found.exc_value) != "Event loop is closed":
+        known = ("Event loop is closed", "has no attribute '_ssock'")  # one never open
+        if not str(found.exc_value).endswith(known):
             self.hook(found)
 
     @contextlib.contextmanager
@@ -177,11 +180,17 @@ class Checkpoints:
             for name, x in _leaves(host).items()
         }
         description = {"leaves": leaves, "facts": facts}
-        ocp.save_checkpointables(
-            self.folder / str(step),
-            host,
-            custom_metadata=description | {"sha256": _sha256_of_json(description)},
-        )
+        metadata = description | {"sha256": _sha256_of_json(description)}
+        path = self.folder / str(step)
+        try:
+            with _silent.silence():
+                ocp.save_checkpointables(path, host, custom_metadata=metadata)
+        except ValueError as error:  # so tensorstore says what the system refused
+            refused = re.search(r"os_error_code='(\d+)'", str(error))
+            if refused is None:
+                raise
+            code = int(refused[1])
+            raise OSError(code, os.strerror(code), str(path)) from error
         scores = self._scores()
         for old in scores.keys() - self.keep.stay(scores):
             # renamed first, so that a kill leaves no half of a step

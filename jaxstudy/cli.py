@@ -210,7 +210,7 @@ def _command(
             ("seed", int, 0),
         ],
     )
-    _suggest_values(presets, argv)
+    _check_values(presets, actions, argv)
     quiet = [a for a in argv if a not in ("-h", "--help")]
     try:
         seen, _ = tyro.cli(
@@ -268,16 +268,29 @@ def _option(kind: Any, help_text: str, metavar: str | None = None) -> Any:
     return Annotated[kind, tyro.conf.arg(help=help_text, metavar=metavar)]
 
 
-def _suggest_values(presets: Mapping[str, Settings], argv: list[str]) -> None:
-    """Name the nearest choice where an option got an unknown one."""
+def _check_values(
+    presets: Mapping[str, Settings], actions: Mapping[str, Action], argv: list[str]
+) -> None:
+    """Name the nearest choice where an option got an unknown one; refuse no path.
+
+    An empty one, of a variable that is not set, would be the folder one works in.
+    """
     choices: dict[str, tuple[str, ...]] = {"preset": tuple(presets)}
+    paths = {"run_dir"}
+    hints = {k: list(typing.get_type_hints(a).values())[1] for k, a in actions.items()}
     for kind in (type(next(iter(presets.values()))), Options):
-        for field, hint in typing.get_type_hints(kind).items():
-            if typing.get_origin(hint) is Literal:
-                choices[field] = typing.get_args(hint)
+        hints |= typing.get_type_hints(kind)
+    for field, hint in hints.items():
+        if typing.get_origin(hint) is Literal:
+            choices[field] = typing.get_args(hint)
+        if Path in (hint, *typing.get_args(hint)):
+            paths.add(field)
     words = [word for arg in argv for word in arg.split("=", 1)]
     for flag, value in itertools.pairwise(words):
-        known = choices.get(flag.removeprefix("--").replace("-", "_"))
+        field = flag.removeprefix("--").replace("-", "_")
+        if flag.startswith("--") and field in paths and not value:
+            raise UserError(f"{flag} is empty: it takes a path")
+        known = choices.get(field)
         if flag.startswith("--") and known and value not in known:
             near = difflib.get_close_matches(value, known, 1, cutoff=0.4)
             hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -312,11 +325,19 @@ def _prepare_jax() -> None:
             cores = len(os.sched_getaffinity(0))
             jax.config.update("jax_num_cpu_devices", cores)
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update(
-            "jax_compilation_cache_dir", str(Path(home) / "jaxstudy" / "xla")
-        )
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        caches = _caches()
+        if caches is not None:
+            jax.config.update("jax_compilation_cache_dir", f"{caches}/jaxstudy/xla")
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _caches() -> Path | None:
+    """The user's folder of caches; None where no environment variable says it well."""
+    home = os.environ.get("HOME", os.path.expanduser("~"))  # which may stay "~"
+    for place in (os.environ.get("XDG_CACHE_HOME", ""), home and f"{home}/.cache"):
+        if os.path.isabs(place):
+            return Path(place)
+    return None
 
 
 def print_result(name: str, result: Mapping[str, Any]) -> None:

@@ -59,6 +59,14 @@ class Result(TypedDict):
     wall_s: Seconds
 
 
+class Holder(TypedDict):
+    """A lock file: the processes that hold it, by what they are."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    host: str
+    processes: dict[str, Annotated[int, pydantic.Field(gt=0, lt=2**31)]]
+
+
 class Protocol(TypedDict):
     """How a study was made."""
 

@@ -31,15 +31,17 @@ import pydantic
 from jaxstudy.checkpoint import Checkpoints, DamagedError, Keep, Restored
 from jaxstudy.files import (
     Description,
+    Holder,
     Object,
     Record,
+    from_json,
     json_lines,
     read_file,
     read_json,
     reason,
 )
 from jaxstudy.model import Model
-from jaxstudy.types import PyTree, UserError
+from jaxstudy.types import PyTree, Refused, UserError
 
 SCHEMA = 1
 C = TypeVar("C")
@@ -501,7 +503,8 @@ def open_run(
     if resume and not os.path.isfile(path):
         raise UserError(f"there is nothing to resume in {folder}: no config.json")
     created = _make_folder(folder)
-    lock = _lock(folder)
+    lock = contextlib.ExitStack()
+    lock.enter_context(locked(folder / "run.lock"))
     run = Run(folder, experiment, preset, config, options, resumed=resume)
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     fresh, before = False, None
@@ -521,19 +524,19 @@ def open_run(
             write_atomically(folder / "environment.json", text)
         write_atomically(path, _describe_config(run))
         yield run
-    except UserError:
-        if fresh and not run.rows:
-            for name in ("config.json", "environment.json"):
-                (folder / name).unlink(missing_ok=True)
-        if before is not None and not run.changed:
-            write_atomically(path, before)
+    except (UserError, OSError):
+        with contextlib.suppress(OSError):
+            if fresh and not run.rows:
+                for name in ("config.json", "environment.json"):
+                    (folder / name).unlink(missing_ok=True)
+            if before is not None and not run.changed:
+                write_atomically(path, before)
         raise
     finally:
         if run._board is not None:
             run._board.close()  # its flush does not wait for what is in the queue
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
-        (folder / "run.lock").unlink(missing_ok=True)
         lock.close()
         for path in created:  # only those that stayed empty go
             with contextlib.suppress(OSError):
@@ -583,27 +586,96 @@ def _make_folder(folder: Path) -> list[Path]:
     return missing
 
 
-def _lock(folder: Path) -> Any:
-    """An exclusive lock, which the system drops however the process dies."""
-    path = folder / "run.lock"
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[Any]:
+    """Hold a lock file, which says who holds it, and remove it in the end.
+
+    The system drops the lock when this process and all that inherited the file have
+    ended, however they die. Raises Refused where another holds it.
+    """
+    file = _lock(path)
+    try:
+        yield file
+    finally:
+        with contextlib.suppress(OSError):  # the lock goes with this process anyway
+            path.unlink(missing_ok=True)
+            file.close()
+
+
+def _lock(path: Path) -> Any:
     while True:
-        file = open(path, "a+")  # noqa: SIM115  (open while the run lasts)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  (open while held)
+        except OSError as error:
+            sentence = f"{path.parent} cannot be written: {error.strerror}"
+            raise UserError(sentence) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
+            holder = _holder(file) or "another process"
             file.close()
-            raise UserError(f"{folder} is in use by process {holder}") from error
+            raise Refused(f"{path.parent} is in use by {holder}") from error
+        except OSError as error:
+            # some network file systems cannot: the file's text has to do
+            _look_for_holder(path, file, error)
         # a holder that just left may have removed the file under this lock
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
                 break
         file.close()
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
+    write_holder(file, {"": os.getpid()})
     return file
+
+
+def write_holder(file: Any, processes: Mapping[str, int]) -> None:
+    """Write into a lock file which processes hold it, by what they run, or ""."""
+    file.seek(0)
+    file.truncate()
+    file.write(json.dumps({"host": platform.node(), "processes": dict(processes)}))
+    file.flush()
+
+
+def _holder(file: Any) -> str:
+    """Who holds a lock file: of its processes, if they are here, those that live."""
+    file.seek(0)
+    try:
+        stored = from_json(file.read().encode(), Holder)
+    except (ValueError, RecursionError):  # it writes just now
+        return "another process"
+    here = stored["host"] == platform.node()
+    processes = [
+        f"process {pid}" + (f" ({name})" if name else "")
+        for name, pid in stored["processes"].items()
+        if not here or is_alive(pid)
+    ]
+    return " and ".join(processes) + ("" if here else f" on {stored['host']}")
+
+
+def _look_for_holder(path: Path, file: Any, error: OSError) -> None:
+    """Warn that a file cannot be locked. Raises Refused where it names a holder."""
+    holder = _holder(file) if file.seek(0, os.SEEK_END) else ""
+    if holder:
+        file.close()
+        raise Refused(
+            f"{path.parent} is in use by {holder}, as {path} says; if it has ended, "
+            "remove that file"
+        ) from error
+    warn(
+        f"{path.parent} cannot be locked ({error.strerror}): do not start another "
+        "program there"
+    )
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # of another user
+    return True
 
 
 def _compare_environment(run: Run) -> None:
