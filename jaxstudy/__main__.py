@@ -7,7 +7,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -15,6 +15,7 @@ from jaxstudy.cli import guarded
 from jaxstudy.data.fetch import STEPS, fetch
 from jaxstudy.data.sources import NOTES
 from jaxstudy.report import write_report
+from jaxstudy.run import locked, write_holder
 from jaxstudy.types import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,12 +60,18 @@ def data() -> None:
         )
 
 
-def run_to_its_end(command: list[str], notes: Path) -> int:
+def run_to_its_end(script: Path, arguments: list[str], notes: Path, lock: Any) -> int:
     """Run a program; on a signal, let it save and stop before this one does.
 
-    Into `notes` it writes which data it lacks, if that is why it stopped.
+    Into `notes` it writes which data it lacks, if that is why it stopped. It holds the
+    study's lock too: killed, this one leaves it running, and the next must know.
     """
-    child = subprocess.Popen(command, env=os.environ | {NOTES: str(notes)})
+    child = subprocess.Popen(
+        [sys.executable, str(script), *arguments],
+        env=os.environ | {NOTES: str(notes)},
+        pass_fds=[lock.fileno()],
+    )
+    write_holder(lock, {"study": os.getpid(), script.stem: child.pid})
     previous = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     try:
         while True:
@@ -80,7 +87,14 @@ def study(command: Study) -> None:
     """Run the experiments one after the other; name those that failed at the end.
 
     One that lacks data has not failed: it is named with the command that brings them.
+    Raises Refused where another study, or what it left running, is at work there.
     """
+    with locked(command.runs / "study.lock") as lock:
+        run_all(command, lock)
+
+
+def run_all(command: Study, lock: Any) -> None:
+    """Run the experiments, holding the lock of their folder."""
     failed, lacking = [], {}
     scripts = sorted((ROOT / "experiments").glob("ch*.py"))
     if command.preset == "full":
@@ -90,10 +104,13 @@ def study(command: Study) -> None:
         arguments = ["--preset", command.preset, "--run-dir", str(folder)]
         if (folder / "config.json").exists():
             arguments.append("--resume")
+        if (folder / "run.lock").exists():
+            with locked(folder / "run.lock"):  # or say who is at work there
+                pass
         print(f"\n== {script.stem} ({command.preset})", flush=True)
         with tempfile.TemporaryDirectory() as scratch:
             notes = Path(scratch) / "missing"
-            code = run_to_its_end([sys.executable, str(script), *arguments], notes)
+            code = run_to_its_end(script, arguments, notes, lock)
             note = notes.read_text() if notes.exists() else ""
         if code >= 128 or code < 0:
             print(f"{script.stem} was stopped; the same command goes on")
@@ -114,15 +131,17 @@ def study(command: Study) -> None:
 
 def main() -> None:
     """Parse and run."""
-    choice = tyro.cli(
-        Annotated[Data, tyro.conf.subcommand("data")]
-        | Annotated[Study, tyro.conf.subcommand("study")]
-        | Annotated[Report, tyro.conf.subcommand("report")],
-        prog="jaxstudy",
-        description="A deep-learning course as executable JAX research code.",
-    )  # type: ignore[call-overload]
 
     def work() -> None:
+        if "" in sys.argv:
+            raise UserError("a path on the command line is empty")
+        choice = tyro.cli(
+            Annotated[Data, tyro.conf.subcommand("data")]
+            | Annotated[Study, tyro.conf.subcommand("study")]
+            | Annotated[Report, tyro.conf.subcommand("report")],
+            prog="jaxstudy",
+            description="A deep-learning course as executable JAX research code.",
+        )  # type: ignore[call-overload]
         if isinstance(choice, Data):
             data()
         elif isinstance(choice, Study):

@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -133,7 +134,8 @@ class _Silent(logging.Filter):
 
     def unraisable(self, found: Any) -> None:
         """Drop what reads say that go on when another has failed and all has ended."""
-        if str(found.exc_value) != "Event loop is closed":
+        known = ("Event loop is closed", "has no attribute '_ssock'")  # one never open
+        if not str(found.exc_value).endswith(known):
             self.hook(found)
 
     @contextlib.contextmanager
@@ -196,12 +198,17 @@ class Checkpoints:
         }
         owner = {**self.owner, "step": step}
         description = {"owner": owner, "leaves": leaves, "facts": facts}
+        metadata = description | {"sha256": sha256_of_json(description)}
         folder = self.folder / str(step)
-        ocp.save_checkpointables(
-            folder,
-            host,
-            custom_metadata=description | {"sha256": sha256_of_json(description)},
-        )
+        try:
+            with _silent.silence():
+                ocp.save_checkpointables(folder, host, custom_metadata=metadata)
+        except ValueError as error:  # so tensorstore says what the system refused
+            refused = re.search(r"os_error_code='(\d+)'", str(error))
+            if refused is None:
+                raise
+            code = int(refused[1])
+            raise OSError(code, os.strerror(code), str(folder)) from error
         for path in (*folder.rglob("*"), folder, self.folder):
             flush_to_disk(path)
         scores = self._scores()

@@ -7,9 +7,10 @@ An experiment is a module with a frozen dataclass of settings, presets of it, an
 import contextlib
 import dataclasses
 import difflib
+import errno
 import inspect
+import io
 import itertools
-import json
 import os
 import sys
 import typing
@@ -23,6 +24,7 @@ import rich.table
 import tyro
 
 from jaxstudy.data.sources import MissingData
+from jaxstudy.files import Result, read_json
 from jaxstudy.run import (
     Options,
     Run,
@@ -32,6 +34,7 @@ from jaxstudy.run import (
     file_hashes,
     open_run,
     read_saved,
+    warn,
 )
 from jaxstudy.statistics import Estimate
 from jaxstudy.types import UserError
@@ -59,28 +62,81 @@ def experiment(main: Main, presets: Mapping[str, Settings], **actions: Action) -
     second parameter's type says what the option takes.
     """
     code = guarded(lambda: _experiment(main, presets, actions))
-    if (
-        code > 128
-    ):  # all is saved, and XLA may still compile: an exit would tear it down
-        sys.stdout.flush()
-        sys.stderr.flush()
+    if code > 128:  # all is saved, and XLA may still compile: an exit tears it down
         os._exit(code)
     sys.exit(code)
 
 
+# What no other argument would help against.
+SYSTEM_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE,
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK,
+}  # fmt: skip
+
+
 def guarded(work: Callable[[], None]) -> int:
-    """Run something; the exit code: 2 for what the user can put right."""
+    """Run something; the exit code: 2 for what the user can put right.
+
+    It is 1 for what the system refuses: space, files, memory, a reader of the output.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names that are not UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
+    code = _exit_code(work)
+    if sys.stdout is None:  # closed from the start
+        return code
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            _complain(f"error: the output cannot be written: {_refusal(error)}")
+        # what is left of the output has nowhere to go, nor may it at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = code or 1
+    return code
+
+
+def _exit_code(work: Callable[[], None]) -> int:
     try:
         work()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(f"error: {error}")
         if isinstance(error, MissingData):
             error.note()
-        return 2
+        cause = error.__cause__
+        refused = isinstance(cause, OSError) and cause.errno in SYSTEM_ERRORS
+        return 1 if refused else error.exit_code
     except Stopped as stopped:
-        print(f"{stopped}; --resume goes on", file=sys.stderr)
+        _complain(f"{stopped}; --resume goes on")
         return stopped.exit_code
+    except BrokenPipeError:  # who read the output has left, and wants no more
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as ended:  # of the parser, which has said why
+        return ended.code if isinstance(ended.code, int) else int(bool(ended.code))
+    except Exception as error:
+        refusal = _refusal(error)
+        if refusal is None:
+            raise
+        _complain(f"error: {refusal}")
+        return 1
     return 0
+
+
+def _refusal(error: Exception) -> str | None:
+    """What the system refused, in a sentence; None where the program is at fault."""
+    if isinstance(error, OSError):
+        names = [os.fsdecode(n) for n in (error.filename, error.filename2) if n]
+        return ": ".join([*names[-1:], error.strerror or str(error)])
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        detail = str(error).splitlines() or [""]
+        return f"not enough memory: {detail[0][:200]}".removesuffix(": ")
+    return None
+
+
+def _complain(sentence: str) -> None:
+    with contextlib.suppress(OSError):  # nobody listens
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def _experiment(
@@ -132,7 +188,12 @@ def _already_finished(folder: Path, name: str, asked: Any) -> bool:
         saved.files, file_hashes(asked.settings, asked.saving)
     ):
         return False
-    print_result(name, json.loads(path.read_text()))
+    try:
+        result = read_json(path, Result)
+    except UserError as error:
+        warn(f"{error}; it is made again")
+        return False
+    print_result(name, result)
     print(f"{folder} was finished before")
     return True
 
@@ -161,7 +222,7 @@ def _command(
             ("seed", int, 0),
         ],
     )
-    _suggest_values(presets, argv)
+    _check_values(presets, actions, argv)
     quiet = [a for a in argv if a not in ("-h", "--help")]
     try:
         seen, _ = tyro.cli(
@@ -219,16 +280,29 @@ def _option(kind: Any, help_text: str, metavar: str | None = None) -> Any:
     return Annotated[kind, tyro.conf.arg(help=help_text, metavar=metavar)]
 
 
-def _suggest_values(presets: Mapping[str, Settings], argv: list[str]) -> None:
-    """Name the nearest choice where an option got an unknown one."""
+def _check_values(
+    presets: Mapping[str, Settings], actions: Mapping[str, Action], argv: list[str]
+) -> None:
+    """Name the nearest choice where an option got an unknown one; refuse no path.
+
+    An empty one, of a variable that is not set, would be the folder one works in.
+    """
     choices: dict[str, tuple[str, ...]] = {"preset": tuple(presets)}
+    paths = {"run_dir"}
+    hints = {k: list(typing.get_type_hints(a).values())[1] for k, a in actions.items()}
     for kind in (type(next(iter(presets.values()))), Options):
-        for field, hint in typing.get_type_hints(kind).items():
-            if typing.get_origin(hint) is Literal:
-                choices[field] = typing.get_args(hint)
+        hints |= typing.get_type_hints(kind)
+    for field, hint in hints.items():
+        if typing.get_origin(hint) is Literal:
+            choices[field] = typing.get_args(hint)
+        if Path in (hint, *typing.get_args(hint)):
+            paths.add(field)
     words = [word for arg in argv for word in arg.split("=", 1)]
     for flag, value in itertools.pairwise(words):
-        known = choices.get(flag.removeprefix("--").replace("-", "_"))
+        field = flag.removeprefix("--").replace("-", "_")
+        if flag.startswith("--") and field in paths and not value:
+            raise UserError(f"{flag} is empty: it takes a path")
+        known = choices.get(field)
         if flag.startswith("--") and known and value not in known:
             near = difflib.get_close_matches(value, known, 1, cutoff=0.4)
             hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -263,11 +337,19 @@ def _prepare_jax() -> None:
             cores = len(os.sched_getaffinity(0))
             jax.config.update("jax_num_cpu_devices", cores)
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update(
-            "jax_compilation_cache_dir", str(Path(home) / "jaxstudy" / "xla")
-        )
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        caches = _caches()
+        if caches is not None:
+            jax.config.update("jax_compilation_cache_dir", f"{caches}/jaxstudy/xla")
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _caches() -> Path | None:
+    """The user's folder of caches; None where no environment variable says it well."""
+    home = os.environ.get("HOME", os.path.expanduser("~"))  # which may stay "~"
+    for place in (os.environ.get("XDG_CACHE_HOME", ""), home and f"{home}/.cache"):
+        if os.path.isabs(place):
+            return Path(place)
+    return None
 
 
 def print_result(name: str, result: Mapping[str, Any]) -> None:
@@ -277,16 +359,20 @@ def print_result(name: str, result: Mapping[str, Any]) -> None:
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     for metric, value in result["metrics"].items():
         if isinstance(value, dict):
-            interval = f"{value['low']:.4g} to {value['high']:.4g}"
-            over = f"{value['n']} {value['of']}"
-            table.add_row(metric, f"{value['mean']:.4g}", interval, over)
+            mean, low, high = (_number(value.get(k)) for k in ("mean", "low", "high"))
+            over = f"{value.get('n', '')} {value.get('of', '')}"
+            table.add_row(metric, mean, f"{low} to {high}", over)
         elif isinstance(value, float):
             table.add_row(metric, f"{value:.6g}", "", "")
         else:
             table.add_row(metric, str(value), "", "")
-    console = rich.console.Console()
+    console = rich.console.Console(markup=False, emoji=False)  # names are not ours
     if not console.is_terminal:  # a pipe or a file has no width to fit into
         console.width = 120
     console.print(table)
     times = f"{result['wall_s']:.1f} s, of which compiling {result['compile_s']:.1f} s"
     print(f"{result['steps']:,} steps; {times}, training {result['train_s']:.1f} s")
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"

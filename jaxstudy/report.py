@@ -6,24 +6,39 @@ works out every number and coordinate; report.html.jinja next to it draws them.
 """
 
 import base64
+import contextlib
 import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import urllib.parse
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jinja2
 import numpy as np
 
 from jaxstudy import comparison
+from jaxstudy.files import (
+    Description,
+    Object,
+    Paces,
+    Record,
+    Result,
+    Study,
+    from_json,
+    json_lines,
+    read_file,
+    reason,
+)
 from jaxstudy.run import write_atomically
 from jaxstudy.types import UserError
 
 Row = Mapping[str, Any]  # of metrics.jsonl
 Series = tuple[str, str, int, Sequence[Row]]  # of a curve: panel, name, colour, rows
+T = TypeVar("T")
 Drawn = dict[str, Any]  # what the template has to draw
 
 MARKERS = ("config.json", "metrics.jsonl", "result.json")  # any of them makes a run
@@ -57,17 +72,24 @@ def write_report(root: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.globals.update(plain=plain, duration=duration, flat=flat)
+    environment.filters["urlencode"] = _anchor
     text = environment.get_template("report.html.jinja").render(
         experiments=[compare(name, members) for name, members in experiments.items()]
     )
     path = root / "report.html"
     # ASCII, so that no locale can spoil it; outside of <style> and <script>, which
     # hold nothing else, a character reference means the same as the character
+    text = text.encode("utf-8", "backslashreplace").decode()  # names that are not UTF-8
     try:
         write_atomically(path, text.encode("ascii", "xmlcharrefreplace").decode())
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
     return path
+
+
+def _anchor(name: str) -> str:
+    """A name in the address of a link, also where it is not UTF-8."""
+    return urllib.parse.quote(name.encode("utf-8", "backslashreplace"))
 
 
 # Reading
@@ -84,7 +106,7 @@ class Run:
     status: str = "unfinished"
     problems: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
-    options: Any = None
+    options: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     result: dict[str, Any] = field(default_factory=dict)
@@ -157,23 +179,19 @@ def read_run(folder: Path, root: Path) -> Run:
     """Read a run folder as far as it can be read."""
     relative = folder.relative_to(root).as_posix()
     run = Run(folder.resolve().name if relative == "." else relative)
-    described = _read_object(folder / "config.json", run.problems, "config")
-    run.config = described.get("config", {})
-    run.options = described.get("options")
-    run.environment = _read_object(folder / "environment.json", run.problems)
-    if (folder / "result.json").exists():
+    described: Drawn = dict(_read(folder, "config.json", Description, run.problems))
+    run.config, run.options = described.get("config", {}), described.get("options", {})
+    run.environment = _read(folder, "environment.json", Object, run.problems)
+    if os.path.lexists(folder / "result.json"):
         run.status = "finished"
-        run.result = _read_object(folder / "result.json", run.problems, "metrics")
-    if (folder / "study.json").exists():
-        run.study = _read_study(folder / "study.json", run.problems)
+        run.result = dict(_read(folder, "result.json", Result, run.problems))
+    if os.path.lexists(folder / "study.json"):
+        run.study = _read_study(folder, run.problems)
     torn = False
-    try:
-        run.rows, torn = _read_rows(folder / "metrics.jsonl", run.problems)
-        run.figures = _attachments(folder / "figures", run.problems)
-        run.samples = _attachments(folder / "samples", run.problems)
-    except OSError as error:
-        name = Path(error.filename or "").name
-        run.problems.append(f"{name} cannot be read: {error.strerror}")
+    if os.path.lexists(folder / "metrics.jsonl"):
+        run.rows, torn = _read_rows(folder, run.problems)
+    run.figures = _attachments(folder, "figures", run.problems)
+    run.samples = _attachments(folder, "samples", run.problems)
     facts = {**run.result, **described}
     run.experiment = str(facts.get("experiment", folder.resolve().parent.name))
     run.preset = str(facts.get("preset", ""))
@@ -186,30 +204,46 @@ def read_run(folder: Path, root: Path) -> Run:
     return run
 
 
-def _read_object(path: Path, problems: list[str], inner: str = "") -> dict[str, Any]:
-    """A JSON object, with another in the field `inner`; empty where it is not so."""
+def _leads_out(path: Path, folder: Path) -> bool:
+    """Whether a link leads out of the run folder: the page has nothing from there."""
+    inside = Path(os.path.realpath(path))
+    return not inside.is_relative_to(os.path.realpath(folder))
+
+
+def _content(folder: Path, name: str) -> bytes:
+    """A file of a run. Raises UserError where it cannot be read."""
+    if _leads_out(folder / name, folder):
+        raise UserError(f"{name} is a link out of the run folder and left out")
+    return read_file(folder / name)
+
+
+@contextlib.contextmanager
+def _noting(folder: Path, problems: list[str]) -> Iterator[None]:
+    """Note a UserError among the problems of a run, with paths within its folder."""
     try:
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text)
-        if not isinstance(value, dict):
-            raise ValueError("it is no object")
-        if inner and not isinstance(value.get(inner), dict):
-            raise ValueError(f"it has no object {inner!r}")
-        return value
-    except OSError as error:
-        problems.append(f"{path.name} cannot be read: {error.strerror}")
-    except (ValueError, RecursionError) as error:
-        problems.append(f"{path.name} cannot be read: {error}")
+        yield
+    except UserError as error:
+        problems.append(str(error).removeprefix(f"{folder}/"))
+
+
+def _read(folder: Path, name: str, kind: type[T], problems: list[str]) -> T | Drawn:
+    """What a JSON file of a run holds; empty where it is damaged."""
+    with _noting(folder, problems):
+        try:
+            return from_json(_content(folder, name), kind)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{name} cannot be read: {reason(error)}") from error
     return {}
 
 
-def _read_study(path: Path, problems: list[str]) -> Drawn:
+def _read_study(folder: Path, problems: list[str]) -> Drawn:
     """The conclusions and the tables of a study."""
-    record = _read_object(path, problems, "comparison")
+    record: Drawn = dict(_read(folder, "study.json", Study, problems))
     if not record:
         return {}
-    timing = path.with_name("timing.json")
-    paces = _read_object(timing, problems) if timing.exists() else {}
+    paces: Drawn = {}
+    if os.path.lexists(folder / "timing.json"):
+        paces = dict(_read(folder, "timing.json", Paces, problems))
     try:
         if record["schema"] != comparison.SCHEMA:
             raise ValueError(f"schema {record['schema']}, not {comparison.SCHEMA}")
@@ -225,57 +259,61 @@ def _read_study(path: Path, problems: list[str]) -> Drawn:
             "tables": tables,
             "protocol": record["protocol"],
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        problems.append(f"{path.name} cannot be read: {error!r}")
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        problems.append(f"study.json cannot be read: {error!r}")
         return {}
 
 
-def _read_rows(path: Path, problems: list[str]) -> tuple[list[Row], bool]:
+def _read_rows(folder: Path, problems: list[str]) -> tuple[list[Row], bool]:
     """The good rows of metrics.jsonl, and whether its last line is torn."""
-    rows, bad = [], []
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            if math.isnan(number_of(row["step"])):
-                raise ValueError("no step")
-            tags = {"part": str(row.get("part", "")), "split": str(row["split"])}
-            rows.append(row | tags)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            if number == len(lines) and not line.endswith(b"\n"):
-                return rows, True
-            bad.append(number)
-    if bad:
-        where = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-        problems.append(f"metrics.jsonl is damaged and left out in line {where}")
-    return rows, False
+    with _noting(folder, problems):
+        rows, bad, torn = json_lines(_content(folder, "metrics.jsonl"), Record)
+        if bad:
+            where = ", ".join(map(str, [*bad][:5])) + (", ..." if len(bad) > 5 else "")
+            first = next(iter(bad.values()))
+            problems.append(
+                f"metrics.jsonl is damaged and left out in line {where} ({first})"
+            )
+        return [{"part": "", **row} for row in rows], torn
+    return [], False
 
 
-def _attachments(folder: Path, problems: list[str]) -> list[Drawn]:
-    """Images and texts under a folder in order; of other files only the name."""
-    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*")}
-    out = []
-    for name in sorted(files, key=_natural):
-        path, kind = files[name], files[name].suffix.lower()
+def _attachments(folder: Path, kind: str, problems: list[str]) -> list[Drawn]:
+    """Images and texts of this kind in order; of other files only the name."""
+    where, out = folder / kind, []
+    files = [] if _leads_out(where, folder) else where.rglob("*")
+    if where.is_symlink() and not files:
+        problems.append(f"{kind} is a link out of the run folder and left out")
+    names = [path.relative_to(where).as_posix() for path in files]
+    for name in sorted(names, key=_natural):
+        path = where / name
         if not path.is_file() or path.name.startswith("."):
             continue
-        caption = re.sub(r"[_\s]+", " ", name[: -len(kind) or None].replace("/", ", "))
-        source = text = ""
-        wide = False
-        if kind in IMAGES:
-            data, (magic, mime) = path.read_bytes(), IMAGES[kind]
-            if data.startswith(magic):
-                wide = kind == ".png" and _aspect(data) > 2
-                source = f"data:{mime};base64,{base64.b64encode(data).decode()}"
-            else:
-                problems.append(f"{folder.name}/{name} is no {kind[1:].upper()} image")
-        elif kind in TEXTS:
-            text = path.read_text(encoding="utf-8", errors="replace")
-            text = text if len(text) < 4000 else f"{text[:4000]}\n..."
-        caption = caption[:1].upper() + caption[1:]
-        facts = {"name": name, "caption": caption, "wide": wide}
-        out.append({**facts, "source": source, "text": text})
+        with _noting(folder, problems):
+            out.append(_attachment(folder, kind, name, problems))
     return out
+
+
+def _attachment(folder: Path, kind: str, name: str, problems: list[str]) -> Drawn:
+    suffix = Path(name).suffix.lower()
+    caption = re.sub(r"[_\s]+", " ", name[: -len(suffix) or None].replace("/", ", "))
+    source = text = ""
+    wide = False
+    if _leads_out(folder / kind / name, folder):
+        name += " (a link out of the run folder)"
+    elif suffix in IMAGES:
+        data, (magic, mime) = _content(folder, f"{kind}/{name}"), IMAGES[suffix]
+        if data.startswith(magic):
+            wide = suffix == ".png" and _aspect(data) > 2
+            source = f"data:{mime};base64,{base64.b64encode(data).decode()}"
+        else:
+            problems.append(f"{kind}/{name} is no {suffix[1:].upper()} image")
+    elif suffix in TEXTS:
+        text = _content(folder, f"{kind}/{name}").decode("utf-8", "replace")
+        text = text if len(text) < 4000 else f"{text[:4000]}\n..."
+    caption = caption[:1].upper() + caption[1:]
+    facts = {"name": name, "caption": caption, "wide": wide}
+    return {**facts, "source": source, "text": text}
 
 
 def _aspect(png: bytes) -> float:
@@ -284,10 +322,10 @@ def _aspect(png: bytes) -> float:
     return width / max(height, 1)
 
 
-def _natural(text: str) -> list[tuple[int, str]]:
-    """A sort key that puts "epoch 9" before "epoch 10"."""
-    pieces = re.split(r"([0-9]+)", text)
-    return [(int(p) if i % 2 else 0, p) for i, p in enumerate(pieces)]
+def _natural(text: str) -> tuple[list[tuple[int, str]], str]:
+    """A sort key that puts "epoch 9" before "epoch 10", with numbers of any length."""
+    pieces = re.split(r"0*([0-9]+)", text)
+    return [(len(p) if i % 2 else 0, p) for i, p in enumerate(pieces)], text
 
 
 def _by(rows: Iterable[Row], tag: str) -> dict[str, list[Row]]:

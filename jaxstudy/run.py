@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
 import jax
 import pydantic
@@ -38,8 +38,20 @@ from jaxstudy.checkpoint import (
     flush_to_disk,
 )
 from jaxstudy.checkpoint import sha256_of_json as _sha256_of_json
+from jaxstudy.files import (
+    Description,
+    Holder,
+    Object,
+    Record,
+    Sealed,
+    from_json,
+    json_lines,
+    read_file,
+    read_json,
+    reason,
+)
 from jaxstudy.model import Model
-from jaxstudy.types import PyTree, UserError
+from jaxstudy.types import PyTree, Refused, UserError
 
 SCHEMA = 2
 C = TypeVar("C")
@@ -452,7 +464,7 @@ def read_sealed(folder: Path, name: str, kind: type[T]) -> T:
     """
     path, run = folder / name, _read_config(folder)
     try:
-        sealed = json.loads(path.read_bytes())
+        sealed = dict(read_json(path, Sealed))
         if sealed.pop("sha256") != _sha256_of_json(sealed):
             raise ValueError("its SHA-256 differs")
         for field in ("experiment", "run"):
@@ -463,8 +475,8 @@ def read_sealed(folder: Path, name: str, kind: type[T]) -> T:
         if types.dump_python(value, mode="json") != sealed["content"]:
             raise ValueError("it has fields that nobody knows")
         return value
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be used: {_first_line(error)}") from error
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
 
 
 def load_weights(
@@ -559,21 +571,11 @@ def changed_files(
     ]
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> Description:
     path = folder / "config.json"
     if not os.path.isfile(path):
         raise UserError(f"no run in {folder}: there is no {path.name}")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields["schema"] != SCHEMA:
-            raise ValueError(f"schema {fields['schema']}, not {SCHEMA}")
-        needed = {"experiment", "run", "preset", "config", "options", "files"}
-        missing = needed - set(fields)
-        if missing:
-            raise KeyError(f"no {', '.join(sorted(missing))}")
-        return fields
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {_first_line(error)}") from error
+    return read_json(path, Description)
 
 
 def warn(message: str) -> None:
@@ -599,7 +601,7 @@ def read_saved(folder: Path, config_type: type[C], experiment: str) -> Saved[C]:
     )  # fmt: skip
 
 
-def _record(kind: type[C], name: str, folder: Path) -> C:
+def _record(kind: type[C], name: Literal["config", "options"], folder: Path) -> C:
     """The dataclass that one field of config.json describes."""
     stored = _read_config(folder)[name]
     try:
@@ -609,11 +611,7 @@ def _record(kind: type[C], name: str, folder: Path) -> C:
         return pydantic.TypeAdapter(kind).validate_python(stored)
     except (ValueError, TypeError) as error:
         path = folder / "config.json"
-        raise UserError(f"{path} does not fit: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+        raise UserError(f"{path} does not fit: {name}: {reason(error)}") from error
 
 
 def differences(stored: Any, asked: Any) -> list[str]:
@@ -628,33 +626,21 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl; a torn last line (a kill while writing) is dropped."""
     if not path.exists():
         return []
-    lines = path.read_bytes().splitlines(keepends=True)
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row["step"], int) or not isinstance(row["split"], str):
-                raise ValueError("not a row of metrics")
-            rows.append(row)
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines) and not line.endswith(b"\n"):
-                break
-            raise UserError(
-                f"{path}, line {number}, is damaged: {line[:80]!r}"
-            ) from error
-    if lines and not lines[-1].endswith(b"\n"):  # torn, be it only of its line end
+    content = read_file(path)
+    rows, bad, _ = json_lines(content, Record)
+    for number, what in bad.items():
+        raise UserError(f"{path}, line {number}, is damaged: {what}")
+    if content and not content.endswith(b"\n"):  # torn, be it only of its line end
         write_atomically(path, "".join(to_json(row) + "\n" for row in rows))
-    return rows
+    return cast(list[dict[str, Any]], rows)
 
 
 def _read_attempts(path: Path) -> Attempts:
     """What earlier attempts took; nothing where that is lost, which is said."""
     try:
-        return pydantic.TypeAdapter(Attempts).validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return Attempts()
-    except (OSError, ValueError) as error:
-        warn(f"{path} cannot be read, so earlier attempts are not counted: {error}")
+        return read_json(path, Attempts) if path.exists() else Attempts()
+    except UserError as error:
+        warn(f"{error}; earlier attempts are not counted")
         return Attempts()
 
 
@@ -696,7 +682,8 @@ def open_run(
     if resume and not os.path.isfile(path):
         raise UserError(f"there is nothing to resume in {folder}: no config.json")
     created = _make_folder(folder)
-    lock = _lock(folder)
+    lock = contextlib.ExitStack()
+    lock.enter_context(locked(folder / "run.lock"))
     files = file_hashes(config, options)
     run = Run(folder, experiment, preset, config, options, resumed=resume, files=files)
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -719,12 +706,13 @@ def open_run(
         write_atomically(path, _describe_config(run))
         yield run
         run.stop_if_asked()  # all is done, but whoever asked may have more to stop
-    except UserError:
-        if fresh and not run.rows:
-            for name in ("config.json", "environment.json", "attempts.json"):
-                (folder / name).unlink(missing_ok=True)
-        if before is not None and not run.changed:
-            write_atomically(path, before)
+    except (UserError, OSError):
+        with contextlib.suppress(OSError):
+            if fresh and not run.rows:
+                for name in ("config.json", "environment.json", "attempts.json"):
+                    (folder / name).unlink(missing_ok=True)
+            if before is not None and not run.changed:
+                write_atomically(path, before)
         raise
     finally:
         if run.changed:
@@ -734,7 +722,6 @@ def open_run(
             run._board.close()  # its flush does not wait for what is in the queue
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
-        (folder / "run.lock").unlink(missing_ok=True)
         lock.close()
         for path in created:  # only those that stayed empty go
             with contextlib.suppress(OSError):
@@ -786,37 +773,104 @@ def _make_folder(folder: Path) -> list[Path]:
     return missing
 
 
-def _lock(folder: Path) -> Any:
-    """An exclusive lock, which the system drops however the process dies."""
-    path = folder / "run.lock"
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[Any]:
+    """Hold a lock file, which says who holds it, and remove it in the end.
+
+    The system drops the lock when this process and all that inherited the file have
+    ended, however they die. Raises Refused where another holds it.
+    """
+    file = _lock(path)
+    try:
+        yield file
+    finally:
+        with contextlib.suppress(OSError):  # the lock goes with this process anyway
+            path.unlink(missing_ok=True)
+            file.close()
+
+
+def _lock(path: Path) -> Any:
     while True:
-        file = open(path, "a+")  # noqa: SIM115  (open while the run lasts)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  (open while held)
+        except OSError as error:
+            sentence = f"{path.parent} cannot be written: {error.strerror}"
+            raise UserError(sentence) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
+            holder = _holder(file) or "another process"
             file.close()
-            raise UserError(f"{folder} is in use by process {holder}") from error
+            raise Refused(f"{path.parent} is in use by {holder}") from error
+        except OSError as error:
+            # some network file systems cannot: the file's text has to do
+            _look_for_holder(path, file, error)
         # a holder that just left may have removed the file under this lock
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
                 break
         file.close()
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
+    write_holder(file, {"": os.getpid()})
     return file
+
+
+def write_holder(file: Any, processes: Mapping[str, int]) -> None:
+    """Write into a lock file which processes hold it, by what they run, or ""."""
+    file.seek(0)
+    file.truncate()
+    file.write(json.dumps({"host": platform.node(), "processes": dict(processes)}))
+    file.flush()
+
+
+def _holder(file: Any) -> str:
+    """Who holds a lock file: of its processes, if they are here, those that live."""
+    file.seek(0)
+    try:
+        stored = from_json(file.read().encode(), Holder)
+    except (ValueError, RecursionError):  # it writes just now
+        return "another process"
+    here = stored["host"] == platform.node()
+    processes = [
+        f"process {pid}" + (f" ({name})" if name else "")
+        for name, pid in stored["processes"].items()
+        if not here or is_alive(pid)
+    ]
+    return " and ".join(processes) + ("" if here else f" on {stored['host']}")
+
+
+def _look_for_holder(path: Path, file: Any, error: OSError) -> None:
+    """Warn that a file cannot be locked. Raises Refused where it names a holder."""
+    holder = _holder(file) if file.seek(0, os.SEEK_END) else ""
+    if holder:
+        file.close()
+        raise Refused(
+            f"{path.parent} is in use by {holder}, as {path} says; if it has ended, "
+            "remove that file"
+        ) from error
+    warn(
+        f"{path.parent} cannot be locked ({error.strerror}): do not start another "
+        "program there"
+    )
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # of another user
+    return True
 
 
 def _compare_environment(run: Run) -> None:
     here = environment()
     try:
-        there = json.loads(
-            (run.folder / "environment.json").read_text(encoding="utf-8")
-        )
-    except (OSError, ValueError):
-        return warn(f"{run.folder / 'environment.json'} cannot be read")
+        there = read_json(run.folder / "environment.json", Object)
+    except UserError as error:
+        return warn(str(error))
     names = [k for k in here if k != "cores" and there.get(k) != here[k]]
     if names:
         warn(

@@ -31,6 +31,14 @@ Objective = Callable[
 class UserError(Exception):
     """Something the user can put right, said in one sentence; exit code 2."""
 
+    exit_code = 2
+
+
+class Refused(UserError):
+    """What the system does not grant, such as a lock that is held; exit code 1."""
+
+    exit_code = 1
+
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 LISTED = 100  # faults that are told one by one

@@ -75,7 +75,7 @@ def test_a_damaged_vocabulary_is_named(
     other, _, changed = ask("2024년 3월 5일")
     path.write_text(whole, encoding="utf-8")
     assert (code, other) == (2, 2)
-    assert "dates-ko.json cannot be used: " in error
+    assert "dates-ko.json cannot be read: " in error
     assert "its SHA-256 differs" in changed
 
 

@@ -104,7 +104,7 @@ def make_run(
     folder = root / path
     folder.mkdir(parents=True)
     experiment = config.pop("experiment", path.split("/")[0])
-    head = {"schema": 1, "experiment": experiment, "preset": "quick"}
+    head = {"schema": 2, "experiment": experiment, "run": "a", "preset": "quick"}
     described = head | {"config": {"seed": 0, **config}, "options": {"keep": "last"}}
     result = head | {"seed": 0, "metrics": metrics, "steps": 51000, "compile_s": 1.5}
     result |= {"train_s": 70.0, "wall_s": 185.2, "examples_per_s": 1234567.8}
@@ -226,12 +226,12 @@ def test_names_cannot_inject_html(tmp_path):
     ("file", "text", "reason"),
     [
         ("config.json", "{", "config.json cannot be read: Expecting property name"),
-        ("config.json", "[]", "config.json cannot be read: it is no object"),
-        ("config.json", "{}", "config.json cannot be read: it has no object 'config'"),
+        ("config.json", "[]", "config.json cannot be read: Input should be a valid dict"),
+        ("config.json", "{}", "config.json cannot be read: schema: Field required"),
         ("config.json", None, "config.json cannot be read: No such file"),
         ("environment.json", "\xff", "environment.json cannot be read"),
         ("result.json", '{"metrics": {"acc', "result.json cannot be read: Untermin"),
-        ("result.json", '{"metrics": 1}', "it has no object 'metrics'"),
+        ("result.json", '{"metrics": 1}', "metrics: Input should be a valid dictionary"),
         ("metrics.jsonl", '{"step": 1, "split": "train"}\nno\n[]\n{"step": "a"}\n1\n',
          "metrics.jsonl is damaged and left out in line 2, 3, 4, 5"),
         ("metrics.jsonl", '{"step": 1, "split": "train", "loss": 2.0}\n{"step": 2, "sp',

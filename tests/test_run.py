@@ -462,7 +462,7 @@ def test_what_a_run_has_learned_comes_back_and_nothing_else(
     assert read_sealed(folder, "keep.json", Keep) == Keep("best", 3)
 
     def refused(name: str, kind: Any) -> str:
-        with pytest.raises(UserError, match=f"{name} cannot be used: ") as caught:
+        with pytest.raises(UserError, match=f"{name} cannot be read: ") as caught:
             read_sealed(folder, name, kind)
         return str(caught.value)
 

@@ -1,0 +1,188 @@
+"""JSON files that are read back: one reader, which says what is wrong in a sentence.
+
+A file may be damaged or another program's. Each kind is checked by pydantic, and what
+is wrong is a UserError that names the file and the field.
+"""
+
+import functools
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired, TypeVar
+
+import pydantic
+from typing_extensions import (  # pydantic asks for it before Python 3.12
+    TypedDict,
+    is_typeddict,
+)
+
+from jaxstudy.types import UserError
+
+T = TypeVar("T")
+
+STRICT = pydantic.ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
+Step = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
+Seconds = Annotated[float, pydantic.Field(ge=0)]
+Object = dict[str, pydantic.JsonValue]
+Paces = dict[str, dict[str, float]]  # timing.json of a study: problem, optimizer
+
+
+class Description(TypedDict):
+    """config.json of a run."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    schema: Literal[2]
+    experiment: str
+    run: str
+    preset: str
+    config: Object
+    options: Object
+    files: dict[str, str | None]
+
+
+class Sealed(TypedDict):
+    """What a run has learned beside its weights; `content` is of any type."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    experiment: str
+    run: str
+    content: pydantic.JsonValue
+    sha256: str
+
+
+class Interval(TypedDict):
+    """An estimate among the metrics of a run; null is a value that is not finite."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    mean: float | None
+    low: NotRequired[float | None]
+    high: NotRequired[float | None]
+    n: NotRequired[int]
+    of: NotRequired[str]
+
+
+class Result(TypedDict):
+    """result.json of a run."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    metrics: dict[str, Interval | bool | int | float | str | list[Any] | None]
+    steps: Step
+    compile_s: Seconds
+    train_s: Seconds
+    wall_s: Seconds
+
+
+class Holder(TypedDict):
+    """A lock file: the processes that hold it, by what they are."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    host: str
+    processes: dict[str, Annotated[int, pydantic.Field(gt=0, lt=2**31)]]
+
+
+class Protocol(TypedDict):
+    """How a study was made."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    trials: int
+    tuning_seeds: int
+    seeds: int
+
+
+class Comparison(TypedDict):
+    """What a study found."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    sentences: list[str]
+    problems: Object
+    overall: Object
+
+
+class Study(TypedDict):
+    """study.json of a run, as far as every study has the same."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    schema: int
+    protocol: Protocol
+    problems: dict[str, Object]
+    comparison: Comparison
+
+
+class Record(TypedDict):
+    """A line of metrics.jsonl: the metrics of one split after one step."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    step: Step
+    split: str
+    part: NotRequired[str]
+    epoch: NotRequired[float | None]
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """The value in a JSON file, which has to be of this type.
+
+    Raises UserError where the file cannot be read or holds another thing.
+    """
+    content = read_file(path)
+    try:
+        return from_json(content, kind)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
+
+
+def json_lines(content: bytes, kind: type[T]) -> tuple[list[T], dict[int, str], bool]:
+    """The values of the good lines, what is wrong with others, and if the last is torn.
+
+    A last line that is wrong and has no end is torn: its program was killed, or still
+    writes.
+    """
+    good, bad = [], {}
+    lines = content.splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            good.append(from_json(line, kind))
+        except (ValueError, RecursionError) as error:
+            if number == len(lines) and not line.endswith(b"\n"):
+                return good, bad, True
+            bad[number] = reason(error)
+    return good, bad, False
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file: of nothing else, for reading a pipe never ends.
+
+    Raises UserError where there is none that can be read.
+    """
+    try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path} cannot be read: it is no regular file")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def from_json(content: bytes, kind: type[T]) -> T:
+    """The value of this type that a JSON text describes, or ValueError."""
+    value = json.loads(content.decode("utf-8"), parse_constant=_refuse)
+    _adapter(pydantic.JsonValue).validate_python(value)  # not nested without end
+    checked = _adapter(kind).validate_python(value)
+    return value if is_typeddict(kind) else checked  # whose fields are in their order
+
+
+@functools.cache
+def _adapter(kind: Any) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(kind)
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def reason(error: Exception) -> str:
+    """The first thing that is wrong, in a line: "options.keep_n: field required"."""
+    if isinstance(error, pydantic.ValidationError):
+        first = error.errors(include_url=False, include_context=False)[0]
+        field = ".".join(map(str, first["loc"][:6]))
+        text = f"{field}: {first['msg']}" if field else first["msg"]
+    else:
+        text = str(error)
+    return " ".join(text.split())[:300]
