@@ -50,13 +50,19 @@ class Verdict(NamedTuple):
 def _plain(tune: str) -> str:
     """A tune as music21 reads it best: the same notes.
 
-    It drops a note with a fermata, takes "A::" for a field of the header, and the
-    invisible bar line "[|]" for another with something after it.
+    It drops a note with a fermata, takes "A::" for a field of the header, the invisible
+    bar line "[|]" for another with something after it, and an inline field for a chord.
     """
     head, key, body = tune.partition("\nK:")
     key_line, end, body = body.partition("\n")
-    for there, here in (("H", ""), ("::", ":||:"), ("[|]", "|")):
-        body = body.replace(there, here)
+    for there, here in (
+        (r"\[([KLM]:[^]\n]*)\]", r"\n\1\n"),
+        (r"\[[A-Za-z]:[^]\n]*\]", ""),
+        ("H", ""),
+        ("::", ":||:"),
+        (r"\[\|\]", "|"),
+    ):
+        body = re.sub(there, here, body)
     return head + key + key_line + end + body
 
 
@@ -67,8 +73,45 @@ def _read(tune: str) -> tuple[Any, Any, str]:
     warned = io.StringIO()
     with contextlib.redirect_stderr(warned):
         handler = abcFormat.ABCFile().readstr(_plain(tune))
+        _carry_accidentals(handler.tokens)
         score = abcFormat.translate.abcToStreamScore(handler)
     return handler.tokens, score, warned.getvalue().strip()
+
+
+def _carry_accidentals(tokens: Sequence[Any]) -> None:
+    """Let every accidental last to the end of its bar, or to a change of key.
+
+    For the same pitch, and over the bar line for a note that is tied. Not for other
+    octaves: they are ABC 2.1's default, but not the rule of printed music, which tunes
+    are copied from. music21 gives an accidental to one note only; where a text says
+    that it is ABC 2.1, also to others, but not in chords, over ties or after a trill.
+    """
+    from music21 import abcFormat
+
+    altered: dict[str, str] = {}  # by the pitch without accidental, in this bar
+    tied: dict[str, str] = {}  # into the next note or chord
+    last: dict[str, str] = {}
+    for token in tokens:
+        if isinstance(token, abcFormat.ABCTie):
+            tied = last
+        elif isinstance(token, abcFormat.ABCBar) or (
+            isinstance(token, abcFormat.ABCMetadata) and token.isKey()
+        ):
+            altered = {}
+        elif isinstance(token, abcFormat.ABCNote):
+            last = {}
+            for note in getattr(token, "subTokens", [token]):
+                if note.isRest:
+                    continue
+                place = re.sub("[#n-]", "", note.pitchName)
+                if re.search("[_^=]", TEXT.sub("", note.src)):
+                    altered[place] = note.pitchName
+                else:
+                    carried = altered.get(place, note.pitchName)
+                    note.pitchName = tied.get(place, carried)
+                last[place] = note.pitchName
+            if not token.inGrace:
+                tied = {}
 
 
 def judge(tune: str) -> Verdict:
@@ -191,10 +234,12 @@ def joined_melodies(tunes: Iterable[str]) -> str:
 def notes_of(tune: str) -> np.ndarray:
     """Beginning and length in quarter notes and MIDI pitch of every note [n, 3].
 
+    Tied notes are one, but for those of chords. Repeats are played once.
     Raises UserError where music21 reads no note.
     """
     try:
         _, score, _ = _read(tune)
+        score.stripTies(inPlace=True)
         notes = [
             (float(note.offset), float(note.quarterLength), pitch.midi)
             for note in score.flatten().notes
@@ -209,7 +254,7 @@ def notes_of(tune: str) -> np.ndarray:
 
 
 def write_midi(tune: str, path: Path) -> None:
-    """Write a tune's notes as a MIDI file, by music21; repeats are played once.
+    """Write a tune's `notes_of` as a MIDI file, by music21.
 
     Raises UserError where music21 reads no note.
     """

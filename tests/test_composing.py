@@ -1,15 +1,18 @@
 """Tunes judged by music21: what it accepts, which bars add up, what is copied."""
 
+import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxstudy.composing import (
+    Verdict,
     copied_share,
     joined_melodies,
     judge,
@@ -98,9 +101,27 @@ def test_what_a_parser_cannot_read_is_not_accepted(tune: str, fault: str) -> Non
     assert not verdict.adds_up
 
 
+@settings(deadline=None, max_examples=25)  # music21 takes seconds to import
+@given(st.lists(st.lists(st.integers(1, 8), min_size=1, max_size=4), max_size=3))
+def test_bars_are_those_that_were_written(parts: list[list[int]]) -> None:
+    """Of so many notes each; six fill a bar, and only within a part must they."""
+    body = "||".join("|".join("G" * notes for notes in part) for part in parts)
+    verdict = judge(f"{HEAD}{body}||\n")
+    assert verdict.bars == sum(map(len, parts))
+    assert verdict.wrong == sum(
+        notes > 6 or (notes < 6 and 0 < i < len(part) - 1)
+        for part in parts
+        for i, notes in enumerate(part)
+    )
+
+
+@settings(deadline=None)
 @given(st.text("abcGz|:[]()\"'!/23<>KXML\n ", max_size=60))
 def test_no_text_breaks_the_judge(text: str) -> None:
-    assert judge(HEAD + text).wrong >= 0
+    verdict = judge(HEAD + text)
+    lines = len(re.findall(r"[|:]|\[[|12]", text))
+    assert 0 <= verdict.wrong <= verdict.bars <= 1 + lines
+    assert verdict.bars or not verdict.accepted
 
 
 @given(st.text("ab", max_size=12), st.text("ab", max_size=12))
@@ -133,7 +154,15 @@ def test_notes_and_a_midi_file(tmp_path: Path) -> None:
         [5.0, 2.0, 78.0],
     ]
     path = tmp_path / "tune.mid"
-    write_midi(GOOD, path)
+    for tune in (GOOD, "X:1\nM:4/4\nL:1/4\nK:C\n^F F F F-|F F3|\n"):
+        write_midi(tune, path)
+        begun, ended = midi_pitches(path)
+        assert begun == ended == Counter(notes_of(tune)[:, 2])
+    assert begun == {66: 4, 65: 1}  # the fourth is held over the bar line
+
+
+def midi_pitches(path: Path) -> tuple[Counter[Any], Counter[Any]]:
+    """How often each pitch begins and ends in a MIDI file."""
     from music21 import midi  # slow to import
 
     file = midi.MidiFile()
@@ -141,9 +170,44 @@ def test_notes_and_a_midi_file(tmp_path: Path) -> None:
     file.read()
     file.close()
     events = [event for track in file.tracks for event in track.events]
-    begun = Counter(event.pitch for event in events if event.isNoteOn())
-    ended = Counter(event.pitch for event in events if event.isNoteOff())
-    assert begun == ended == Counter(notes_of(GOOD)[:, 2])
+    return (
+        Counter(event.pitch for event in events if event.isNoteOn()),
+        Counter(event.pitch for event in events if event.isNoteOff()),
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "pitches"),
+    [
+        ("^F F F F|F4|", [66, 66, 66, 66, 65]),
+        ("^F f F, F|", [66, 77, 53, 66]),  # in no other octave
+        ("_B B =B B|B|", [70, 70, 71, 71, 71]),
+        ("^^F F __B B|F B|", [67, 67, 69, 69, 65, 71]),
+        ("^F\nF|F|", [66, 66, 65]),  # a line may end within a bar
+        ("^F||F|]\n[|^F::F|:^F:|F|", [66, 65, 66, 65, 66, 65]),
+        ("^F[|]F|^F|1 F:|2 F|]", [66, 65, 66, 65, 65]),
+        ("{^F}G F|F|", [67, 66, 65]),
+        ("[^FA] F|^F [FA]|[FA]|", [66, 69, 66, 66, 66, 69, 65, 69]),
+        ('"^x"F T^F F ~F|u=F F|', [65, 66, 66, 66, 65, 65]),
+        ("(3^FFF F|", [66, 66, 66, 66]),
+        ("^F2-|F F|", [66, 65]),  # a tied note is one with that before it
+        ("^F-|{G}F-|F F|", [66, 65]),
+        ("[^FA]-|[FA] F|", [66, 69, 66, 69, 65]),
+        ("F F|\nK:G\nF =F F|F|", [65, 65, 66, 65, 65, 66]),
+        ("=F F[K:G]F|[K:C]F|[L:1/8]F|[P:A]F|", [65, 65, 66, 65, 65, 65]),
+    ],
+)
+def test_an_accidental_lasts_to_the_end_of_its_bar(
+    body: str, pitches: list[int]
+) -> None:
+    tune = f"X:1\nM:4/4\nL:1/4\nK:C\n{body}\n"
+    assert notes_of(tune)[:, 2].tolist() == pitches
+
+
+def test_an_inline_field_is_no_chord() -> None:
+    tune = "X:1\nM:4/4\nL:1/4\nK:C\nG4|[M:3/4]G3|[L:1/8]G6|[K:D]F6|G6|\n"
+    assert judge(tune) == Verdict("", 5, 0)
+    assert notes_of(tune)[3].tolist() == [10.0, 3.0, 66.0]
 
 
 @pytest.mark.parametrize("tune", [HEAD, HEAD + "z6|\n", "hello", HEAD + "[G|\n"])
