@@ -106,6 +106,7 @@ def make_run(
     experiment = config.pop("experiment", path.split("/")[0])
     head = {"schema": 2, "experiment": experiment, "run": "a", "preset": "quick"}
     described = head | {"config": {"seed": 0, **config}, "options": {"keep": "last"}}
+    described |= {"files": {}}
     result = head | {"seed": 0, "metrics": metrics, "steps": 51000, "compile_s": 1.5}
     result |= {"train_s": 70.0, "wall_s": 185.2, "examples_per_s": 1234567.8}
     environment = {"device": "cpu", "devices": 1, "cores": 2, "processor": "Abacus"}
