@@ -358,11 +358,13 @@ class Run:
             self._board = tensorboardX.SummaryWriter(str(self._made("tensorboard")))
         for row in rows:
             for name, value in row.items():
-                if name in ("part", "split", "step", "epoch") or value is None:
+                if name in ("part", "split", "step", "epoch"):
                     continue
                 values = value if isinstance(value, list) else [value]
+                finite = [v for v in values if v is not None]
                 tag = "/".join(filter(None, (row.get("part"), row["split"], name)))
-                self._board.add_scalar(tag, sum(values) / len(values), row["step"])
+                if finite:
+                    self._board.add_scalar(tag, sum(finite) / len(finite), row["step"])
         self._board.flush()
 
     def on_signal(self, signum: int, frame: FrameType | None) -> None:

@@ -29,7 +29,9 @@ from jaxstudy.data.dataset import (
     epoch_batches,
     gather,
     ordered_batches,
+    stacked_subsets,
     steps_per_epoch,
+    subset,
 )
 from jaxstudy.data.stream import (
     CHUNK_BYTES,
@@ -113,7 +115,9 @@ class Lanes(NamedTuple):
     The state has the axis, and so has each array in `args` (a pytree), which the
     steps receive after their batch. The data order keys [S], and with them sets with
     rows [S, n], may be fewer, S dividing L: lane i has those of i modulo S, so that
-    lanes are trained in pairs or groups on the same batches.
+    lanes are trained in pairs or groups on the same batches. A lane of fewer batches
+    than another skips the steps at an epoch's end that it has none for: its state stays
+    as it is, `step` and with it the next step's key included, as in its run alone.
 
     "exact" runs lane after lane (`lax.map`), every one bit-identical to itself alone
     (on a GPU but for the last bits), and is the faster on a CPU; "fast" runs them
@@ -147,11 +151,13 @@ def run_steps(
     data: Dataset,
     batches: BatchRows,
     args: tuple[PyTree, ...],
+    least: int = 0,
 ) -> tuple[TrainState, Metrics, Array]:
     """One step for each of the batches [S, B], as one scan: pure.
 
     Returns the state, the summed metrics, and the first step whose loss was not
-    finite (NEVER where all were).
+    finite (NEVER where all were). A batch of fewer rows than `least`, padding apart, is
+    skipped: the state stays as it is.
     """
 
     def body(
@@ -163,8 +169,22 @@ def run_steps(
         failed = jnp.where(finite, failed, jnp.minimum(failed, state.step))
         return (after, failed), metrics
 
-    (state, failed), metrics = jax.lax.scan(body, (state, jnp.int32(NEVER)), batches)
+    def body_or_nothing(
+        carry: tuple[TrainState, Array], rows: BatchRows
+    ) -> tuple[tuple[TrainState, Array], Metrics]:
+        return jax.lax.cond(
+            jnp.sum(rows.mask) >= least,
+            lambda: body(carry, rows),
+            lambda: (carry, _zeros(jax.eval_shape(body, carry, rows)[1])),
+        )
+
+    step = body_or_nothing if least else body
+    (state, failed), metrics = jax.lax.scan(step, (state, jnp.int32(NEVER)), batches)
     return state, jax.tree.map(lambda a: jnp.sum(a, 0), metrics), failed
+
+
+def _zeros(shapes: PyTree) -> PyTree:
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
 
 
 def evaluate(
@@ -247,6 +267,7 @@ def _chunk_program(
     batch_size: int,
     eval_batch_size: int,
     order: Order,
+    least: int,
 ) -> Callable[[TrainState, _Inputs], Any]:
     """A pure function (state, inputs) -> (state, (train, failed, evaluations))."""
 
@@ -272,7 +293,7 @@ def _chunk_program(
 
         def body(state: TrainState, batches: BatchRows) -> Any:
             state, train, failed = run_steps(
-                train_step, state, inputs.train, batches, inputs.args
+                train_step, state, inputs.train, batches, inputs.args, least
             )
             if chunk.steps == per_epoch:
                 sets = measure(state, inputs)
@@ -281,7 +302,7 @@ def _chunk_program(
                 sets = jax.lax.cond(
                     (inputs.step + chunk.steps) % per_epoch == 0,
                     lambda: measure(state, inputs),
-                    lambda: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes),
+                    lambda: _zeros(shapes),
                 )
             return state, (train, failed, sets)
 
@@ -486,16 +507,20 @@ def fit(
     out; the state is of use until it returns. `state` must not be used afterwards: its
     memory is reused.
 
-    Raises UserError when a loss is not finite, naming the step, and when lanes have
-    different numbers of batches; Stopped after a signal, with the state saved;
-    ValueError where the arguments do not fit together.
+    Raises UserError when a loss is not finite, naming the step, and when a lane has no
+    batch; Stopped after a signal, with the state saved; ValueError where the arguments
+    do not fit together.
     """
     if batch_size < 1 or epochs < 1:
         raise ValueError(f"need batch_size and epochs >= 1: {batch_size}, {epochs}")
     sets = dict(evaluate_on or {})
     if sets and eval_step is None:
         raise ValueError("evaluate_on needs an eval_step")
-    per_epoch = _common_steps(train, batch_size, order)
+    train, own_steps = _with_steps(train, batch_size, order)
+    per_epoch = int(own_steps.max())
+    least = 0  # where lanes are of one length no step asks whether it has a batch
+    if own_steps.min() < per_epoch:
+        least = batch_size if order.drop_remainder else 1
     total = epochs * per_epoch
     timing = part.timing if part else Timing()
     rows: list[dict[str, Any]] = []
@@ -527,7 +552,8 @@ def fit(
     shared = lanes._replace(args=()) if lanes else None
     evaluating = eval_step if inside else None
     work = (
-        chunk, train_step, evaluating, batch_size, eval_batch_size, visiting, shared
+        chunk, train_step, evaluating, batch_size, eval_batch_size, visiting, least,
+        shared,
     )  # fmt: skip
     leaves, structure = jax.tree.flatten((state, inputs))
     advance, outputs = _compiled(work, structure, tuple(map(_abstract, leaves)))
@@ -553,6 +579,7 @@ def fit(
         if part is not None:
             part.log(first)
     lane_count = state.step.size
+    own_steps = np.resize(own_steps, lane_count)  # lane i's order is i modulo S
     visits = lane_count // (len(train.rows) if train.rows.ndim == 2 else 1)
     visited = int(np.sum(jax.device_get(train.valid))) * visits / per_epoch
     examples_per_step = min(visited, batch_size * lane_count)
@@ -575,15 +602,21 @@ def fit(
             if apart and end_of_chunk % per_epoch == 0:
                 new += measured(state, end_of_chunk)
             if not (lanes and lanes.may_diverge):
+                if least:  # lanes count their own steps, and rows those of the longest
+                    own = own_steps[:, None]
+                    reached = failed // own * per_epoch + failed % own
+                    failed = np.where(failed < NEVER, reached, NEVER)
                 _stop_if_not_finite(failed)
                 _stop_if_evaluation_not_finite(new)
+            taken = _steps_of_all(end_of_chunk, own_steps)
+            taken -= _steps_of_all(step, own_steps)
             step = end_of_chunk
             rows += new
             took = time.perf_counter() - began
             timing.train_s += took
-            timing.steps += chunk.steps * chunk.repeats * lane_count
+            timing.steps += taken
             timing.examples += round(examples_per_step * chunk.steps * chunk.repeats)
-            progress(step, chunk.steps * chunk.repeats * lane_count / took, new)
+            progress(step, taken / took, new)
             if on_epoch is not None and step % per_epoch == 0:
                 on_epoch(step // per_epoch, state)
             if part is None:
@@ -602,19 +635,33 @@ def fit(
     return Fitted(state, rows)
 
 
-def _common_steps(train: Dataset | Streamed, batch_size: int, order: Order) -> int:
-    """Steps per epoch; a lane with fewer would train on batches without a row."""
-    valid = np.atleast_1d(np.sum(jax.device_get(train.valid), axis=-1))
-    counts = [int(n) for n in (*valid, train.rows.shape[-1])]  # the last with padding
-    steps = {steps_per_epoch(n, batch_size, order) for n in counts}
-    if len(steps) != 1:
-        raise UserError(
-            f"training sets of {min(counts)} to {max(counts)} rows do not make the "
-            f"same number of batches of {batch_size}: choose another batch size"
-        )
-    if 0 in steps:
+def _with_steps(
+    train: Dataset | Streamed, batch_size: int, order: Order
+) -> tuple[Dataset | Streamed, np.ndarray]:
+    """The set, and how many steps an epoch of each of its S lanes has [S].
+
+    Where padding would make a batch the rows come before it and are padded anew, to the
+    longest lane: one lane then has a batch for every step, and counts them for all.
+    """
+    rows, valid = (np.atleast_2d(a) for a in jax.device_get((train.rows, train.valid)))
+    counts = [int(n) for n in valid.sum(axis=-1)]
+    steps = np.array([steps_per_epoch(n, batch_size, order) for n in counts])
+    if steps.min() == 0:
         raise UserError(f"{min(counts)} rows do not make one batch of {batch_size}")
-    return steps.pop()
+    if steps.min() < steps_per_epoch(rows.shape[-1], batch_size, order):
+        own = [lane[real] for lane, real in zip(rows, valid, strict=True)]
+        alone = train.rows.ndim == 1
+        train = subset(train, own[0]) if alone else stacked_subsets(train, own)
+    return train, steps
+
+
+def _steps_of_all(step: int, own_steps: np.ndarray) -> int:
+    """What all lanes together have done when the longest has reached a step.
+
+    own_steps: of an epoch [L].
+    """
+    epochs, within = divmod(step, int(own_steps.max()))
+    return int(np.sum(epochs * own_steps + np.minimum(within, own_steps)))
 
 
 def _weights(state: TrainState) -> dict[str, PyTree]:
@@ -670,7 +717,8 @@ def _stop_if_not_finite(failed: np.ndarray) -> None:
 def _stop_if_evaluation_not_finite(rows: list[dict[str, Any]]) -> None:
     """The last step can ruin the weights with no later training loss to show it."""
     for row in rows:
-        if None in np.atleast_1d(np.array(row["loss"], object)):
+        losses = row["loss"] if isinstance(row["loss"], list) else [row["loss"]]
+        if row["split"] != "train" and None in losses:
             raise UserError(
                 f"the {row['split']} loss after step {row['step']} was not finite; "
                 "the run stops there: try a smaller learning rate"
@@ -678,7 +726,10 @@ def _stop_if_evaluation_not_finite(rows: list[dict[str, Any]]) -> None:
 
 
 def _values(metrics: Metrics) -> dict[str, list[Any]]:
-    """Each metric [..., repeats] by repeat: a number, or a list [L]; None for NaN."""
+    """Each metric [..., repeats] by repeat: a number, or a list [L].
+
+    None where it is not finite, or where there was no row to measure it on.
+    """
 
     def number(value: np.float32) -> float | None:
         # the shortest text that reads back as this float32, so a resumed run agrees
@@ -686,6 +737,7 @@ def _values(metrics: Metrics) -> dict[str, list[Any]]:
 
     def divide(mean: Any) -> list[Any]:
         values = np.asarray(mean.total / np.maximum(mean.count, 1), np.float32)
+        values = np.where(mean.count > 0, values, np.float32(np.nan))
         return [
             [number(v) for v in value] if value.ndim else number(value)
             for value in np.moveaxis(values, -1, 0)

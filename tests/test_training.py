@@ -709,12 +709,6 @@ def test_arguments_that_do_not_fit_together_are_refused() -> None:
             call(**{name: 0})
     with pytest.raises(ValueError, match="evaluate_on needs an eval_step"):
         call(evaluate_on={"test": data})
-    unequal = stacked_subsets(data, [np.arange(20), np.arange(10)])
-    with pytest.raises(UserError, match=r"sets of 10 to 20 rows .* batches of 10"):
-        call(train=unequal, lanes=Lanes())
-    padded = data._replace(valid=jnp.arange(N) < 20)
-    with pytest.raises(UserError, match=r"sets of 20 to 52 rows .* batches of 10"):
-        call(train=padded)
     with pytest.raises(ValueError, match="rows must be some of 0 to 51"):
         subset(data, [])
     with pytest.raises(ValueError, match="rows must be some of 0 to 51"):

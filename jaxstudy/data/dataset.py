@@ -88,7 +88,7 @@ def spread(data: D, count: int) -> D:
     return data._replace(rows=data.rows[chosen], valid=data.valid[chosen])
 
 
-def stacked_subsets(data: Dataset, groups: Sequence[np.ndarray]) -> Dataset:
+def stacked_subsets(data: D, groups: Sequence[np.ndarray]) -> D:
     """One subset per lane: rows and valid [L, n], padded to the longest group."""
     for group in groups:
         _check_rows(data, group)
