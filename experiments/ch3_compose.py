@@ -55,6 +55,7 @@ from jaxstudy.data.sources import TUNES, check_folder
 from jaxstudy.data.text import (
     Vocabulary,
     fit_vocabulary,
+    normalise,
     windows,
 )
 from jaxstudy.model import Model
@@ -483,7 +484,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
 
 def compose(saved: Saved[Config], prefix: str) -> None:
     """Go on from PREFIX, the beginning of a tune, with the saved run."""
-    config, prefix = saved.config, prefix.replace("\\n", "\n")
+    config, prefix = saved.config, normalise(prefix.replace("\\n", "\n"))
     if not prefix:
         raise UserError('--compose needs a beginning, such as "X:1\\nM:6/8\\nK:G\\n"')
     vocabulary = read_sealed(saved.folder, VOCABULARY, Vocabulary)

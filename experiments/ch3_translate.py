@@ -49,7 +49,7 @@ from jaxstudy.data.pairs import (
     split_messages,
 )
 from jaxstudy.data.sources import LIBREOFFICE_KO, check_folder
-from jaxstudy.data.text import Vocabulary, fit_vocabulary
+from jaxstudy.data.text import Vocabulary, fit_vocabulary, normalise
 from jaxstudy.model import parameter_count
 from jaxstudy.models.seq2seq import Seq2Seq, seq2seq
 from jaxstudy.objectives import sequence_cross_entropy
@@ -355,7 +355,8 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
 
 def translate(saved: Saved[Config], text: str) -> None:
     """English for a Korean TEXT, a date or a message, from the saved run."""
-    config, looks_like_date = saved.config, re.match(r"\d+ ?[년.]", text)
+    config, text = saved.config, normalise(text)
+    looks_like_date = re.match(r"\d+ ?[년.]", text)
     task: Task = config.tasks[0]
     if len(config.tasks) > 1:
         task = "dates" if looks_like_date else "messages"

@@ -100,16 +100,17 @@ def _carry_accidentals(tokens: Sequence[Any]) -> None:
             altered = {}
         elif isinstance(token, abcFormat.ABCNote):
             last = {}
-            for note in getattr(token, "subTokens", [token]):
+            notes: Sequence[Any] = getattr(token, "subTokens", [token])
+            for note in notes:
                 if note.isRest:
                     continue
-                place = re.sub("[#n-]", "", note.pitchName)
+                name: str = note.pitchName
+                place = re.sub("[#n-]", "", name)
                 if re.search("[_^=]", TEXT.sub("", note.src)):
-                    altered[place] = note.pitchName
+                    altered[place] = name
                 else:
-                    carried = altered.get(place, note.pitchName)
-                    note.pitchName = tied.get(place, carried)
-                last[place] = note.pitchName
+                    name = tied.get(place, altered.get(place, name))
+                note.pitchName = last[place] = name
             if not token.inGrace:
                 tied = {}
 

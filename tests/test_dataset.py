@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +20,7 @@ from jaxstudy.data.dataset import (
     dataset,
     epoch_batches,
     gather,
+    grouped_split,
     kfold,
     ordered_batches,
     random_split,
@@ -353,3 +355,21 @@ def test_spread_rows_of_sorted_classes_have_every_class() -> None:
     assert np.bincount(labels[rows]).tolist() == [2] * 5
     with pytest.raises(ValueError, match="1 row"):
         spread(dataset({"y": labels}), 0)
+
+
+def test_a_split_that_shares_a_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [[row // 2, f"own {row}"] for row in range(40)]
+    sets = grouped_split(keys, 0.2)
+    assert sorted(np.concatenate(sets).tolist()) == list(range(40))
+    assert [len(rows) for rows in sets] == [24, 8, 8]
+    halves = [set((rows // 2).tolist()) for rows in sets]
+    assert not halves[0] & halves[1]
+    assert not halves[0] & halves[2]
+    assert not halves[1] & halves[2]
+
+    def apart(graph: scipy.sparse.coo_array, directed: bool) -> tuple[int, np.ndarray]:
+        return graph.shape[0], np.arange(graph.shape[0])
+
+    monkeypatch.setattr(scipy.sparse.csgraph, "connected_components", apart)
+    with pytest.raises(AssertionError, match="is in two sets"):
+        grouped_split(keys, 0.2)

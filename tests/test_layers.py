@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 # a folder stands for its modules that have no line of their own.
 ORDER = (
     {"types", "statistics", "hdf5"},
+    {"data.text"},
     {"model", "ops", "torch_weights", "features", "data.sources", "data.dataset"},
     {"sampling", "ngram"},
     {"data.stream"},

@@ -232,7 +232,8 @@ def test_compose_from_the_saved_run(
         assert path.with_suffix(".mid").read_bytes().startswith(b"MThd")
     assert path.with_suffix(".mid").exists() != ("became no MIDI file" in said)
     before = contents(smoke / "samples")
-    assert run(monkeypatch, smoke, "--compose", PREFIX) == 0
+    lines = PREFIX.replace("\n", "\r\n")
+    assert run(monkeypatch, smoke, "--compose", lines) == 0
     assert capsys.readouterr().out == tune
     assert contents(smoke / "samples").keys() == before.keys()
 

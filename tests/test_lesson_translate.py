@@ -1,6 +1,7 @@
 """The translating lesson: what a saved run says, and refuses."""
 
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def test_a_saved_run_translates_the_same_each_time(ask: Ask) -> None:
     code, said, _ = ask("2024년 3월 5일 화요일")
     assert code == 0
     assert said.count("attention, probability") == 8  # 2 networks, a beam of 4 each
-    assert ask("2024년 3월 5일 화요일") == (code, said, "")
+    decomposed = unicodedata.normalize("NFD", "2024년 3월 5일 화요일")
+    assert ask(decomposed) == (code, said, "")
 
 
 def test_what_is_no_date_is_refused(ask: Ask) -> None:

@@ -1,12 +1,22 @@
 """Tunes in ABC notation: what is kept of a file, and sets that share no tune."""
 
+import itertools
+import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstudy.data.music import melody, read_tunes, split_tunes, tunes_of
+from jaxstudy.data.music import (
+    melody,
+    read_tunes,
+    similar_pairs,
+    similarity,
+    split_tunes,
+    tunes_of,
+)
 from jaxstudy.types import UserError
 
 FILE = """% a collection
@@ -44,6 +54,10 @@ def test_a_tune_is_its_metre_length_key_and_body() -> None:
         "X:1\nM:C|\nK:A\nA,2 c' ||\n",
     ]
     assert tunes_of(FILE.replace("\n", "\r\n")) == tunes_of(FILE)
+    assert tunes_of(FILE.replace("\n", "\r")) == tunes_of(FILE)
+    chord = 'X:1\nK:C\n"r\u00e9"a\x85b\n'  # of which NEL ends no line
+    assert tunes_of(chord) == [chord]
+    assert tunes_of(unicodedata.normalize("NFD", chord)) == [chord]
     assert tunes_of("") == tunes_of("no tune\nK:C\nabc") == []
 
 
@@ -63,8 +77,11 @@ def test_files_are_read_in_order_and_no_tune_twice(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     (tmp_path / "d.abc").write_bytes(b'X:1\nK:C\n"\xe9"aaa')
+    (tmp_path / "e.abc").write_bytes(b"\xef\xbb\xbfX:1\rK:C\rbag")
     tunes = read_tunes(tmp_path)
-    assert [tune.split("\n")[-2] for tune in tunes] == ["def", "abc", '"\xe9"aaa']
+    assert [tune.split("\n")[-2] for tune in tunes] == [
+        "def", "abc", '"\xe9"aaa', "bag"
+    ]  # fmt: skip
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match=r"no tune in ABC notation in .*none"):
         read_tunes(tmp_path / "none")
@@ -79,23 +96,57 @@ def tune(notes: str) -> str:
     return f"X:1\nK:C\n{notes}\n"
 
 
-@given(
-    st.lists(
-        st.text("abcdefg", min_size=30, max_size=40), min_size=25, unique=True
-    ).filter(
-        lambda all_: len({n[:24] for n in all_}) == len({n[-24:] for n in all_}) ==
-        len(all_)
-    )
-)  # fmt: skip
-def test_every_tune_is_in_one_set_with_its_other_editions(notes: list[str]) -> None:
-    tunes = [tune(n) for n in notes] + [tune("| " + n + "ggg") for n in notes[:9]]
+def melodies(seed: int, count: int) -> list[str]:
+    """Melodies of 40 notes by chance."""
+    notes = np.random.default_rng(seed).choice(list("abcdefg"), (count, 40))
+    return ["".join(row) for row in notes]
+
+
+def edition(notes: str, shift: int) -> str:
+    """The same melody in another key, with the first, a middle and the last changed."""
+    places = [("abcdefg".index(note) + shift) % 7 for note in notes]
+    for place in (0, 20, 39):
+        places[place] = (places[place] + 1) % 7
+    return "".join("abcdefg"[place] for place in places)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10**6), st.integers(0, 6))
+def test_every_tune_is_in_one_set_with_its_other_editions(
+    seed: int, shift: int
+) -> None:
+    notes = melodies(seed, 25)
+    longer = [(n, f"| {n}ggg") for n in notes[:9]]
+    others = [(n, edition(n, shift)) for n in notes[9:18]]
+    tunes = [tune(n) for n in [*notes, *(other for _, other in longer + others)]]
     sets = split_tunes(tunes)
     assert sorted(t for part in sets for t in part) == sorted(tunes)
     assert all(sets)
     assert split_tunes(tunes) == sets
     for part in sets:
-        for n in notes[:9]:
-            assert (tune(n) in part) == (tune("| " + n + "ggg") in part)
+        for n, other in longer + others:
+            assert (tune(n) in part) == (tune(other) in part)
+
+
+def parts_of(notes: str) -> set[str]:
+    """Every subsequence."""
+    lengths = range(len(notes) + 1)
+    return {"".join(c) for n in lengths for c in itertools.combinations(notes, n)}
+
+
+@given(st.text("abcdefg", max_size=7), st.text("abcdefg", max_size=7))
+def test_similarity_is_that_of_brute_force(a: str, b: str) -> None:
+    keys = [[chr(97 + (ord(note) - 97 + k) % 7) for note in b] for k in range(7)]
+    common = [parts_of(a) & parts_of("".join(key)) for key in keys]
+    longest = max(len(part) for parts in common for part in parts)
+    assert similarity(a, b) == (2 * longest / (len(a) + len(b)) if a and b else 0)
+
+
+def test_similar_melodies_are_found_in_any_key() -> None:
+    a, b = melodies(0, 2)
+    assert similarity(a, edition(a, 4)) == 2 * 37 / 80
+    assert similarity(a, b) < 0.7
+    assert similar_pairs([a, b, a[1:], "", "abc", edition(b, 3)]) == [(0, 2), (1, 5)]
 
 
 def test_too_few_tunes_are_refused() -> None:

@@ -3,6 +3,7 @@
 import datetime
 import re
 import struct
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -60,22 +61,30 @@ def test_the_same_korean_is_the_same_english(
 
 
 def test_a_date_is_in_one_set_only() -> None:
-    pairs = date_pairs(3000)
-    assert pairs == date_pairs(3000)
-    assert [len(part) for part in pairs] == [2400, 300, 300]
+    """Nor is its text in another: 24. 3. 5. stands for two days."""
+    pairs = date_pairs(6000)
+    assert pairs == date_pairs(6000)
+    assert sum(map(len, pairs)) == 6000
+    assert all(595 < len(part) <= 605 for part in pairs[1:])
+    assert len({pair.source for part in pairs for pair in part}) < 6000  # it happens
+    for side in (0, 1):
+        texts = [{pair[side] for pair in part} for part in pairs]
+        assert not texts[0] & texts[1]
+        assert not texts[0] & texts[2]
+        assert not texts[1] & texts[2]
     days = [
         {re.sub(r"\D+", " ", pair.source).strip() for pair in part} for part in pairs
     ]
-    # the short form has no century: 24. 3. 5. stands for two days
-    whole = [{day for day in part if len(day.split()[0]) == 4} for part in days]
-    assert not whole[0] & whole[1]
-    assert not whole[0] & whole[2]
-    assert not whole[1] & whole[2]
+    assert not days[0] & days[1]
+    assert not days[0] & days[2]
+    assert not days[1] & days[2]
 
 
-@pytest.mark.parametrize("count", [2, 80_000])
-def test_as_many_dates_as_there_are(count: int) -> None:
-    with pytest.raises(UserError, match=rf"3 to 73049 dates .* not {count}"):
+@pytest.mark.parametrize(
+    ("count", "said"), [(2, "too few to split"), (80_000, "there are 73049 dates")]
+)
+def test_as_many_dates_as_there_are(count: int, said: str) -> None:
+    with pytest.raises(UserError, match=said):
         date_pairs(count)
 
 
@@ -134,6 +143,12 @@ def test_messages_without_marks_of_shortcuts(tmp_path: Path) -> None:
         Pair("파일 열기...", "Open file..."),
     ]
     assert Pair("파일 열기...", "Open file...") not in read_messages(tmp_path, (6, 40))
+    decomposed = {"\r\n한": "줄", "Caf\u00e9": "카페", "Cafe\u0301": "카페"}
+    content = {a: unicodedata.normalize("NFD", b) for a, b in decomposed.items()}
+    catalogue(tmp_path / "b.mo", content)
+    assert {*read_messages(tmp_path, (24, 40))} - {*found} == {
+        Pair("카페", "Caf\u00e9")
+    }
 
 
 def test_what_is_no_catalogue_is_named(tmp_path: Path) -> None:

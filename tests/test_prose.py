@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,13 @@ def test_a_text_of_ones_own_is_cut_into_blocks(tmp_path: Path) -> None:
             blocks // 10 + (blocks % 10 >= 5),
             blocks // 10,
         ]
+    french = "L\u2019\u00e9t\u00e9 fran\u00e7ais\n" * 500
+    path.write_text(french, encoding="utf-8")
+    found = read_blocks(path)
+    lines = [french.replace("\n", end) for end in ("\r\n", "\r")]
+    for text in (*lines, unicodedata.normalize("NFD", french)):
+        path.write_text(text, encoding="utf-8", newline="")
+        assert read_blocks(path) == found
     path.write_bytes(b"\xef\xbb\xbf" + b"word " * 1000)
     assert set(itertools.chain(*read_blocks(path))) == {"word"}
 

@@ -1,5 +1,7 @@
 """Text as numbers: there and back, and nothing that the training text has not."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from jaxstudy.data.text import (
     UNKNOWN,
     Vocabulary,
     fit_vocabulary,
+    normalise,
     windows,
     words,
 )
@@ -70,6 +73,31 @@ def test_words_numbers_and_marks() -> None:
         "call", "me", "ishmael", ".", "don't", "ask", "in", "1851", "\N{EM DASH}",
         "s\xe9a", "!",
     ]  # fmt: skip
+
+
+def test_a_combining_mark_is_part_of_its_word() -> None:
+    assert words("हिन्दी में") == ["हिन्दी", "में"]
+    assert words("นี้ குறள், வாழ்க") == ["นี้", "குறள்", ",", "வாழ்க"]
+    assert words("می\N{ZERO WIDTH NON-JOINER}خواهم") == [
+        "می\N{ZERO WIDTH NON-JOINER}خواهم"
+    ]
+    assert words("J\N{COMBINING CARON} i\N{COMBINING ACUTE ACCENT}") == [
+        "\u01f0", "\u00ed"
+    ]  # fmt: skip
+    french = "L\u2019\u00e9t\u00e9, o\u00f9 \u00eates-vous\u00a0?"
+    assert words(french) == [
+        "l\u2019\u00e9t\u00e9", ",", "o\u00f9", "\u00eates", "-", "vous", "?"
+    ]  # fmt: skip
+
+
+@given(st.text())
+def test_what_looks_the_same_is_the_same(text: str) -> None:
+    decomposed = unicodedata.normalize("NFD", text)
+    assert normalise(decomposed) == normalise(text) == normalise(normalise(text))
+    assert words(decomposed) == words(text)
+    lines = "\n".join(text.split())
+    for end in ("\r\n", "\r"):
+        assert normalise(lines.replace("\n", end)) == normalise(lines)
 
 
 @given(st.integers(1, 9), st.integers(2, 60))

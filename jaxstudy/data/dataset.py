@@ -237,6 +237,10 @@ def grouped_split(
         raise ValueError(f"{len(names)} groups are too few to hold some of them out")
     parts = names[2 * count :], names[:count], names[count : 2 * count]
     train, validation, test = (np.flatnonzero(np.isin(group, part)) for part in parts)
+    where: dict[Hashable, int] = {}
+    for place, part in enumerate((train, validation, test)):
+        for key in (key for row in part.tolist() for key in keys[row]):
+            assert where.setdefault(key, place) == place, f"{key!r} is in two sets"
     return train, validation, test
 
 

@@ -1,11 +1,15 @@
-"""Tunes in ABC notation: texts of one tune each, and sets split by tune."""
+"""Tunes in ABC notation: texts of one tune each, and sets split by melody."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import scipy  # its parts are imported where they are first used
+
 from jaxstudy.data.dataset import grouped_split
+from jaxstudy.data.text import normalise
 from jaxstudy.types import UserError
 
 HEADER = ("M", "L", "K")  # metre, length of a plain note, key: what playing needs
@@ -27,11 +31,11 @@ def tunes_of(text: str) -> list[str]:
     too, and so are tunes without a key or without notes. An empty line ends a tune.
     """
     found = []
-    for block in re.split(r"^(?=X:)", text.replace("\r\n", "\n"), flags=re.MULTILINE):
+    for block in re.split(r"^(?=X:)", normalise(text), flags=re.MULTILINE):
         if not block.startswith("X:"):
             continue
         tune, _, _ = block.partition("\n\n")
-        found += _tune(tune.splitlines())
+        found += _tune(tune.split("\n"))
     return found
 
 
@@ -63,7 +67,7 @@ def read_tunes(folder: Path) -> list[str]:
     for path in sorted(folder.rglob("*.abc")):
         content = path.read_bytes()
         try:
-            text = content.decode("utf-8")
+            text = content.decode("utf-8-sig")
         except UnicodeDecodeError:
             text = content.decode("latin-1")
         found += tunes_of(text)
@@ -84,16 +88,70 @@ def melody(tune: str) -> str:
     return "".join(re.findall("[A-Ga-g]", body)).lower()
 
 
+def similarity(a: str, b: str) -> float:
+    """The share of the notes of two melodies that both have in one order, in any key.
+
+    2 LCS(a, b) / (|a| + |b|), with the longest common subsequence of the best of the
+    seven transpositions. Source: Hyyro 2004, the bit-parallel LCS.
+    """
+    if not a or not b:
+        return 0.0
+    places = [sum(1 << i for i, note in enumerate(a) if note == n) for n in "abcdefg"]
+    every = (1 << len(a)) - 1
+    longest = 0
+    for shift in range(7):
+        rest = every
+        for note in b:
+            common = rest & places[(ord(note) - ord("a") + shift) % 7]
+            rest = ((rest + common) | (rest - common)) & every
+        longest = max(longest, len(a) - rest.bit_count())
+    return 2 * longest / (len(a) + len(b))
+
+
+WINDOW = 7  # steps, of eight notes
+ALIKE = 0.9
+
+
+def similar_pairs(melodies: Sequence[str]) -> list[tuple[int, int]]:
+    """The pairs i < j of melodies whose `similarity` is ALIKE or more.
+
+    Compared are those that share a fifth of the shorter one's windows of eight notes,
+    transposed or not: one note in ten that differs leaves more than that.
+    """
+    windows = []
+    for notes in melodies:
+        steps = np.diff(np.frombuffer(notes.encode(), np.uint8).astype(int)) % 7
+        count = max(0, len(steps) - WINDOW + 1)
+        cut = [steps[i : i + count] for i in range(WINDOW)]
+        windows.append(np.unique(7 ** np.arange(WINDOW) @ cut))
+    counts = np.array([len(own) for own in windows])
+    rows = np.repeat(np.arange(len(melodies)), counts)
+    present = scipy.sparse.csr_array(
+        (np.ones(len(rows), np.int32), (rows, np.concatenate(windows))),
+        shape=(len(melodies), 7**WINDOW),
+    )
+    shared = scipy.sparse.triu(present @ present.T, 1).tocoo()
+    near = shared.data >= 0.2 * np.minimum(counts[shared.row], counts[shared.col])
+    pairs = np.column_stack([shared.row, shared.col])[near]
+    return [
+        (int(i), int(j))
+        for i, j in pairs
+        if similarity(melodies[int(i)], melodies[int(j)]) >= ALIKE
+    ]
+
+
 def split_tunes(tunes: Sequence[str], *, held_out: float = 0.1) -> Tunes:
     """The three sets, the same at every call; `held_out` is the share of the last two.
 
-    Tunes that begin with the same 24 notes, or end with the same, are editions of one:
-    they are never in two of the sets. Raises UserError where there are too few.
+    Tunes that begin with the same 24 notes, or end with the same, or whose melodies are
+    similar in any key, are editions of one: they are never in two of the sets. Raises
+    UserError where there are too few.
     """
-    keys = []
-    for tune in tunes:
-        notes = melody(tune)
-        keys.append((("begins", notes[:24]), ("ends", notes[-24:])))
+    melodies = [melody(tune) for tune in tunes]
+    keys = [[("begins", notes[:24]), ("ends", notes[-24:])] for notes in melodies]
+    for pair in similar_pairs(melodies):
+        for row in pair:
+            keys[row].append(("similar", str(pair)))
     try:
         sets = grouped_split(keys, held_out)
     except ValueError as error:

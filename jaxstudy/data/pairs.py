@@ -5,7 +5,7 @@ import gettext
 import re
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 from babel.dates import format_date, format_skeleton
 
 from jaxstudy.data.dataset import grouped_split
-from jaxstudy.data.text import Vocabulary
+from jaxstudy.data.text import Vocabulary, normalise
 from jaxstudy.types import UserError
 
 END = "\n"  # no text has one: what a translation ends with, and begins after
@@ -61,12 +61,12 @@ def date_text(date: datetime.date, form: str, language: str) -> str:
 def date_pairs(count: int, *, held_out: float = 0.1) -> Pairs:
     """So many dates between FIRST and LAST, each in one of FORMATS by chance.
 
-    The same at every call; a date is in one of the sets only, and in it once. Raises
-    UserError where there are not so many days, or too few.
+    The same at every call; a Korean text is in one of the sets only. Raises UserError
+    where there are not so many days, or too few to split.
     """
     days = (LAST - FIRST).days + 1
-    if not 3 <= count <= days:
-        raise UserError(f"there are 3 to {days} dates to choose from, not {count}")
+    if count > days:
+        raise UserError(f"there are {days} dates to choose from, not {count}")
     rng = np.random.default_rng(0)
     chosen = rng.choice(days, count, replace=False)
     pairs = []
@@ -75,9 +75,19 @@ def date_pairs(count: int, *, held_out: float = 0.1) -> Pairs:
         pairs.append(
             Pair(*(date_text(date, str(form), language) for language in ("ko", "en")))
         )
-    part = max(1, int(count * held_out))
-    cut = pairs[2 * part :], pairs[:part], pairs[part : 2 * part]
-    return Pairs(*map(tuple, cut))
+    # by the text: without a century, 24. 3. 5. stands for two days
+    return _split(pairs, [(pair.source,) for pair in pairs], held_out)
+
+
+def _split(
+    pairs: Sequence[Pair], keys: Sequence[Sequence[Hashable]], held_out: float
+) -> Pairs:
+    """The three sets, in none of which is a key of another's pairs."""
+    try:
+        sets = grouped_split(keys, held_out)
+    except ValueError as error:
+        raise UserError(f"{len(pairs)} pairs are too few to split") from error
+    return Pairs(*(tuple(pairs[i] for i in rows) for rows in sets))
 
 
 def check_date(text: str) -> None:
@@ -123,8 +133,11 @@ def read_messages(folder: Path, longest: tuple[int, int]) -> list[Pair]:
         except (OSError, ValueError, struct.error) as error:
             raise UserError(f"{path} is no gettext catalogue: {error}") from error
         for english, korean in catalogue.items():
-            if not isinstance(english, str) or not re.search("[가-힣]", korean):
-                continue  # a plural, or left in English
+            if not isinstance(english, str):
+                continue  # a plural
+            english, korean = normalise(english), normalise(korean)
+            if not re.search("[가-힣]", korean):
+                continue  # left in English
             # before \x04 comes a note on where the message stands
             pair = Pair(_plain(korean), _plain(english.rpartition("\x04")[2]))
             fits = all(0 < len(t) <= n for t, n in zip(pair, longest, strict=True))
@@ -150,11 +163,7 @@ def split_messages(pairs: Sequence[Pair], *, held_out: float = 0.1) -> Pairs:
               enumerate(pair))
         for pair in pairs
     ]  # fmt: skip
-    try:
-        sets = grouped_split(keys, held_out)
-    except ValueError as error:
-        raise UserError(f"{len(pairs)} messages are too few to split") from error
-    return Pairs(*(tuple(pairs[i] for i in rows) for rows in sets))
+    return _split(pairs, keys, held_out)
 
 
 _CODES = re.compile(r"\$\w+|\$\([^)]*\)|%\w+|\d+", re.ASCII)

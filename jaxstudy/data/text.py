@@ -1,15 +1,25 @@
 """Text as numbers: the course's "bag" of all characters, or words, that occur."""
 
-import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import regex  # whose \w has the combining marks that words are written with
 
 from jaxstudy.types import UserError
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what a number of no known symbol reads as
+
+
+def normalise(text: str) -> str:
+    """Text in Unicode's normalization form C, with LF at the ends of its lines.
+
+    What looks the same is the same after it: where text comes in, from a file or from
+    a command line, it goes through here. Source: Unicode Standard Annex 15.
+    """
+    return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 @dataclass(frozen=True)
@@ -68,12 +78,15 @@ def fit_vocabulary(tokens: Iterable[str], *, size: int | None = None) -> Vocabul
     return Vocabulary(tuple(sorted(symbols)))
 
 
-_WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*|\d+|[^\w\s]")
+_WORD = regex.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*|\d+|[^\w\s]")
 
 
 def words(text: str) -> list[str]:
-    """The words, numbers and marks of a text, in lower case."""
-    return _WORD.findall(text.lower())
+    """The words, numbers and marks of a text, in lower case; a combining mark is part
+    of its word.
+    """
+    # lower case may be decomposed where upper case has no composed form
+    return _WORD.findall(normalise(normalise(text).lower()))
 
 
 def windows(numbers: np.ndarray, length: int) -> dict[str, np.ndarray]:
