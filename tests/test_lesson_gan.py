@@ -14,8 +14,10 @@ from PIL import Image
 
 from jaxstudy import cli
 from jaxstudy.data.sources import MissingData
+from jaxstudy.models.cnn import cnn
 from jaxstudy.models.dcgan import NOISE
 from jaxstudy.run import read_saved
+from jaxstudy.statistics import frechet_distance
 from tests.conftest import Smoke, contents, load
 
 lesson: Any = load("experiments", "ch5_gan")
@@ -63,8 +65,19 @@ def test_a_run_shows_all_that_the_lesson_promises(smoke: Path) -> None:
     metrics = result_of(smoke)
     assert metrics["size formula: largest difference"] == 0
     what = "Frechet distance of this CNN's features"
-    for name in ("generated images", "new images", "untrained generator", "noise"):
-        assert metrics[f"{name}: {what}"] >= 0
+    saved = read_saved(smoke, lesson.Config, "ch5_gan")
+    shapes = jax.eval_shape(cnn((28, 28, 1), 10).init, jax.random.key(0))
+    like = dict(zip(("params", "extra"), shapes, strict=True))
+    judge = saved.weights(like, "classifier")["params"]
+    data = lesson.load(saved.config)
+    new, test = (
+        lesson.see(judge, lesson.pixels(part)).features
+        for part in (data.held_out, data.test)
+    )
+    distance = frechet_distance(new, test)
+    assert metrics[f"new images: {what}"] == pytest.approx(distance, rel=1e-6)
+    for name in ("generated images", "untrained generator", "noise"):
+        assert metrics[f"{name}: {what}"] > 2 * distance
     for name in ("generated", "new"):
         away = metrics[f"{name} images: distance to the nearest training image"]
         assert (away["n"], away["of"]) == (32, "images")
