@@ -24,6 +24,7 @@ Expected (full, 36 epochs, 22 minutes): as they are 0.47, 0.54, 0.59 and 0.62 wi
 the second is more than chance: no help with very few images, nor with many.
 """
 
+import dataclasses
 import functools
 import json
 import time
@@ -46,7 +47,12 @@ from jaxstudy.data.dataset import spread
 from jaxstudy.data.emoji import emoji_group, emoji_splits
 from jaxstudy.data.images import Images, ImageSet, read_images
 from jaxstudy.data.sources import EMOJI_FOLDERS, check_folder
-from jaxstudy.data.splits import ImageSplits, image_splits, nested_rows
+from jaxstudy.data.splits import (
+    ImageSplits,
+    image_splits,
+    nested_rows,
+    sizes_at_most,
+)
 from jaxstudy.model import Model
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
@@ -86,7 +92,7 @@ class Config(Settings):
     validation_split: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.25
     """Share of a folder's images, test set aside, that chooses the epoch."""
     sizes: tuple[Count, ...] = (150, 500, 1500, 2286)
-    """Numbers of images to learn from."""
+    """Numbers of images to learn from, at most as many as there are."""
     filters: tuple[Count, ...] = (16, 32)
     """Filters of each convolution."""
     rate: Positive = 0.001
@@ -317,8 +323,8 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         size = config.image_size, config.image_size
         images, audited = read_images(config.data, image_size=size), None
     data = image_splits(images)
-    # refuses before anything is written
-    nested_rows(data.train, config.sizes, config.seeds, config.seed)
+    sizes = sizes_at_most(config.sizes, len(data.train.rows))
+    config = dataclasses.replace(config, sizes=sizes)
     if audited is not None:
         faults = json.dumps([fault._asdict() for fault in audited.faults], indent=1)
         write_atomically(run.folder / "faults.json", faults + "\n")

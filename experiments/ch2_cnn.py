@@ -14,6 +14,7 @@ pooling, 0.88 with none; moved by 3 pixels 0.48, 0.65 and 0.55.
 `--data tfds:NAME` takes any image-classification set of TFDS.
 """
 
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from jaxstudy.cli import Count, Positive, Settings, experiment
 from jaxstudy.data.augment import shift
 from jaxstudy.data.dataset import spread
 from jaxstudy.data.images import read_images
-from jaxstudy.data.splits import ImageSplits, image_splits
+from jaxstudy.data.splits import ImageSplits, at_most, image_splits
 from jaxstudy.data.stream import some_rows
 from jaxstudy.model import Model, parameter_count
 from jaxstudy.models.cnn import cnn
@@ -205,6 +206,10 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     images = read_images(config.data)
     data = image_splits(images, limit=config.images)
     test = spread(data.test, config.test_images)
+    moved = at_most(
+        "--moved-images", config.moved_images, len(data.test.rows), "test images"
+    )
+    config = dataclasses.replace(config, moved_images=moved)
     result: dict[str, Estimate | float] = {}
     states, curves = {}, {}
     for name in config.networks:
@@ -225,7 +230,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         "shifts",
         [
             plots.Panel(
-                f"{min(config.moved_images, len(data.test.rows))} test images, moved",
+                f"{config.moved_images} test images, moved",
                 "pixels",
                 "accuracy",
                 {name: (pixels, curve) for name, curve in curves.items()},

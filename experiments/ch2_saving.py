@@ -128,7 +128,7 @@ class Trainings:
                 evaluate_on={"validation": self.data.validation},
                 eval_batch_size=500,
                 part=run.part(),
-                chunk_steps=len(self.data.train.rows) // config.batch_size,
+                chunk_steps=max(1, len(self.data.train.rows) // config.batch_size),
             )
 
     def kept(self, name: str) -> list[int]:

@@ -6,7 +6,9 @@ emoji apart that it never saw. Its layers stay as they are, so their features ar
 computed once and kept. Then its last layers are trained too, from the one of a name on.
 Both are beside the same regression on pixels and a CNN that begins with nothing, by
 the number of images to learn from. `--backbone inception_v3 --weights FILE` takes
-InceptionV3 with the weights of a Keras file.
+InceptionV3 with the weights of a Keras file, be it inside a model that was built on it.
+`--folder DIR` takes your own images, DIR/CLASS/FILE; a count that is larger than what
+there is becomes that, and the run says so.
 
 A seed fixes the images, the first weights and the order; small sets are repeated to the
 length of the largest, an epoch here. A training counts as it was after the epoch of its
@@ -20,11 +22,12 @@ Then: ch2_transfer.py --predict FILE [FILE ...]
 """
 
 import contextlib
+import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +40,8 @@ from jaxstudy.cli import Count, Positive, Settings, experiment
 from jaxstudy.data.augment import Flip, Rotation, Translation, Zoom, augmented
 from jaxstudy.data.dataset import dataset, spread
 from jaxstudy.data.folders import read_image
-from jaxstudy.data.images import read_images
-from jaxstudy.data.splits import image_splits, nested_rows
+from jaxstudy.data.images import read_image_folder, read_images
+from jaxstudy.data.splits import image_splits, nested_rows, sizes_at_most
 from jaxstudy.data.stream import some_rows
 from jaxstudy.model import Model, chained, column_statistics, on_frozen, standardized
 from jaxstudy.models.cnn import cnn
@@ -55,7 +58,7 @@ from jaxstudy.training import (
     make_eval_step,
     make_train_step,
 )
-from jaxstudy.types import Array, Objective, PyTree
+from jaxstudy.types import Array, Objective, PyTree, UserError
 
 ARMS = ("pixels", "scratch", "scratch, augmented", "frozen", "fine-tuned")
 LAYERS = (Flip(), Rotation(0.05), Zoom(0.2), Translation(0.1, 0.1))
@@ -75,12 +78,14 @@ class Config(Settings):
     """Name of the first layer to train when fine-tuning; the summary lists them."""
     data: str = "emoji"
     """emoji or tfds:NAME."""
+    folder: Path | None = None
+    """A folder of yours, FOLDER/CLASS/FILE, in the place of the data."""
     image_size: Count = 224
     """Height and width of images for the backbone."""
     small_size: Annotated[int, pydantic.Field(ge=8)] = 32
     """Height and width of images for the CNN and the regression on pixels."""
     sizes: tuple[Count, ...] = (100, 300, 1000, 2286)
-    """Numbers of images to learn from."""
+    """Numbers of images to learn from, at most as many as there are."""
     filters: tuple[Count, ...] = (16, 32)
     """Filters of each convolution of the CNN."""
     epochs: Count = 24
@@ -122,20 +127,28 @@ class Images(NamedTuple):
 
     sets: Sets
     rows: np.ndarray
+    sizes: tuple[int, ...]
     classes: tuple[str, ...]
 
 
 def read(config: Config, size: int) -> Images:
     """The images with so many pixels a side; no more of them than are used."""
-    found = read_images(config.data, image_size=(size, size), channels=3)
+    form: Any = {"image_size": (size, size), "channels": 3}
+    if config.folder is None:
+        found = read_images(config.data, **form)
+    else:
+        found = read_image_folder(config.folder, **form)
+    if len(found.classes) < 2:
+        raise UserError("the images are of one class: there is nothing to tell apart")
     data = image_splits(found)
-    rows = nested_rows(data.train, config.sizes, config.seeds, config.seed)
+    sizes = sizes_at_most(config.sizes, len(data.train.rows))
+    rows = nested_rows(data.train, sizes, config.seeds, config.seed)
     used, rows = np.unique(rows, return_inverse=True)
     sets = {"train": some_rows(data.train, used)}
     for name, held_out in (("validation", data.validation), ("test", data.test)):
         sets[name] = some_rows(held_out, np.asarray(spread(held_out, EVALUATED).rows))
-    shape = len(config.sizes), config.seeds, -1
-    return Images(sets, rows.reshape(shape), data.classes)
+    shape = len(sizes), config.seeds, -1
+    return Images(sets, rows.reshape(shape), sizes, data.classes)
 
 
 def backbone(config: Config) -> transfer.Backbone:
@@ -362,10 +375,12 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     shape = (1, config.image_size, config.image_size, 3)
     image = jax.ShapeDtypeStruct(shape, jnp.float32)
     before, rest = transfer.split_means(network.stages, config.fine_tune_from, image)
-    images, small = read(config, config.image_size), read(config, config.small_size)
+    images = read(config, config.image_size)
+    config = dataclasses.replace(config, sizes=images.sizes)
+    small = read(config, config.small_size)
     text = summary_text(before, rest, len(images.classes), config.image_size)
     write_atomically(run.folder / "summary.txt", text)
-    run.write_sealed("classes.json", tuple(images.classes))
+    run.write_sealed("images.json", Seen(tuple(images.classes), images.sizes))
     print(text)
 
     flat = {
@@ -412,6 +427,13 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     return result
 
 
+class Seen(NamedTuple):
+    """What a saved run has seen, which --predict needs beside the weights."""
+
+    classes: tuple[str, ...]
+    sizes: tuple[int, ...]
+
+
 def predict(saved: Saved[Config], files: tuple[Path, ...]) -> None:
     """The class of images FILE..., by the regression on frozen features."""
     config = saved.config
@@ -423,7 +445,8 @@ def predict(saved: Saved[Config], files: tuple[Path, ...]) -> None:
     found = transfer.frozen_features(
         model, network.weights, x, batch_size=min(len(x), 64)
     )
-    classes = read_sealed(saved.folder, "classes.json", tuple[str, ...])
+    classes, sizes = read_sealed(saved.folder, "images.json", Seen)
+    config = dataclasses.replace(config, sizes=sizes)
     model = regression(found.shape[1], len(classes))
     weights = saved.lane_weights(model, len(keys(config)), "frozen")
     chances = probabilities(weights["params"], weights["extra"], found, config)

@@ -28,6 +28,7 @@ ahead to the end. Real images first: 224 for 48; mixed: 71; the others as altern
 Then: ch5_gan.py --sample 100
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,10 +56,9 @@ from jaxstudy.adversarial import (
     stopping_epoch,
 )
 from jaxstudy.cli import Count, Positive, Settings, experiment
-from jaxstudy.data import folders
 from jaxstudy.data.dataset import Dataset, dataset, spread, steps_per_epoch
-from jaxstudy.data.images import Images, ImageSet, read_images
-from jaxstudy.data.splits import image_splits
+from jaxstudy.data.images import read_image_folder, read_images
+from jaxstudy.data.splits import at_most, image_splits
 from jaxstudy.data.stream import some_rows
 from jaxstudy.forgeries import (
     judge_by_cnn,
@@ -160,12 +160,9 @@ def load(config: Config) -> Data:
     if config.folder is None:
         images = read_images(config.data, image_size=size, channels=config.channels)
     else:
-        found = folders.load_folder(
+        images = read_image_folder(
             config.folder, image_size=size, channels=config.channels
         )
-        if found.audit.faults:
-            warn(f"not all can be used:\n{folders.report(found.audit)}")
-        images = ImageSet({"train": Images(found.x, found.y)}, found.classes)
     splits = image_splits(images, limit=config.images)
     held_out, test = (
         spread(part, config.held_out) for part in (splits.validation, splits.test)
@@ -175,12 +172,19 @@ def load(config: Config) -> Data:
         for part in (splits.train, held_out, test)
         for n in [len(part.rows)]
     )
-    if len(train.rows) < config.batch_size:
-        raise UserError(
-            f"{len(train.rows)} images to learn from do not fill a batch of "
-            f"{config.batch_size}: --batch-size takes another"
-        )
     return Data(train, held_out, test, splits.classes)
+
+
+def fitted_to(config: Config, data: Data) -> Config:
+    """The config with no larger counts than there are images."""
+    learnt, what = len(data.train.rows), "images to learn from"
+    fewest = min(len(data.held_out.rows), len(data.test.rows))
+    return dataclasses.replace(
+        config,
+        batch_size=at_most("--batch-size", config.batch_size, learnt, what),
+        variant_images=at_most("--variant-images", config.variant_images, learnt, what),
+        held_out=at_most("--held-out", config.held_out, fewest, "held-out images"),
+    )
 
 
 def pixels(data: Dataset) -> np.ndarray:
@@ -400,6 +404,7 @@ def main(config: Config, run: Run) -> Result:
     _, g, *_ = networks(config, config.image_size, config.batch_norm)
     networks(config, config.variant_size, config.batch_norm)  # a bad size stops here
     data = load(config)
+    config = fitted_to(config, data)
     result: Result = {"size formula: largest difference": draw_sizes(run)}
     cnn = None
     if len(data.classes) > 1:

@@ -42,6 +42,7 @@ from jaxstudy.adversarial import (
     Order,
     alternating,
     init_gan_state,
+    make_gan_eval_step,
     make_gan_step,
     mixed,
     real_first,
@@ -51,7 +52,7 @@ from jaxstudy.checkpoint import Checkpoints
 from jaxstudy.cli import Settings
 from jaxstudy.data.dataset import subset
 from jaxstudy.model import Model
-from jaxstudy.models.dcgan import discriminator, generator
+from jaxstudy.models.dcgan import discriminator, generator, noise
 from jaxstudy.run import Options, Stopped, open_run
 from jaxstudy.training import Fitted, TrainState, measure
 from jaxstudy.types import Array, Batch, Key, Metrics, PyTree
@@ -422,13 +423,24 @@ def test_a_lane_has_the_bits_of_its_run_alone(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_images_of_three_colours() -> None:
+    """D judges all of them, and G makes them."""
     d, g = discriminator((16, 16, 3)), generator((16, 16, 3), batch_norm=False)
     state = init_gan_state(d, g, SGD, SGD, jax.random.key(0))
     assert jax.tree.leaves(state.extra) == []
-    step = make_gan_step(d, g, SGD, SGD, mixed)
-    after, metrics = jax.eval_shape(step, state, batch(B, 3))
-    same = jax.tree.map(
-        lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), after, state
+    evaluate = jax.jit(make_gan_eval_step(d, g, EVALUATION))
+    found = evaluate(state, {**batch(2, 3), "row": jnp.arange(2)})
+    z = jnp.concatenate(
+        [noise(jax.random.fold_in(EVALUATION, row), 1) for row in range(2)]
     )
-    assert all(jax.tree.leaves(same))
-    assert metrics["loss"].total.shape == ()
+    fake, _ = g.apply(state.params[NAMES[1]], {}, z, train=False, key=None)
+    assert fake.shape == (2, 16, 16, 3)
+    real = pixels(2, 3) / np.float32(255)
+    grey = real.mean(-1, keepdims=True).repeat(3, -1)
+    on_real, on_grey, on_fake = (
+        np.asarray(d.apply(state.params[NAMES[0]], {}, x, train=False, key=None)[0])
+        for x in (real, grey, fake)
+    )
+    assert np.abs(on_real - on_grey).min() > 1e-4
+    want = np.log1p(np.exp(-on_real)).sum(), np.log1p(np.exp(on_fake)).sum()
+    got = found["loss1"].total, found["loss2"].total
+    np.testing.assert_allclose(got, want, rtol=1e-5)

@@ -64,13 +64,14 @@ def test_faults_are_left_out_and_listed_and_seeds_are_paired(
     monkeypatch.setattr(lesson, "LAYERS", ())
     monkeypatch.setattr(lesson, "draw_versions", lambda *_: None)
     where = tmp_path / "run"
-    arguments = ("--sizes", 8, 24, "--run-dir", where)
+    arguments = ("--sizes", 8, 60, 24, "--run-dir", where)
     assert run(monkeypatch, tmp_path / "images", *arguments) == 0
 
     listed = json.loads((where / "faults.json").read_text())
     assert {(fault["path"], fault["kind"]) for fault in listed} == faults
     warned = capsys.readouterr().err
     assert all(f"{path}: {kind}" in warned for path, kind in faults)
+    assert "--sizes 60: there are only 24 images to train on, so it is 24" in warned
     assert f"40 images in 2 classes: {CLASSES[0]} 20, {CLASSES[1]} 20" in warned
 
     lines = (where / "metrics.jsonl").read_text().splitlines()
@@ -96,7 +97,6 @@ def test_strict_refuses_naming_every_fault_and_leaves_no_trace(
 @pytest.mark.parametrize(
     ("count", "classes", "arguments", "sentence"),
     [
-        (20, 2, ("--sizes", 8, 25), "--sizes 25: there are only 24 images to train on"),
         (2, 2, ("--sizes", 2), "too small for a test set"),
         (4, 2, ("--sizes", 2, "--validation-split", 0.01), "no validation example of"),
         (20, 1, ("--sizes", 8), "has one class only"),

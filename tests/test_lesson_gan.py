@@ -14,8 +14,10 @@ from PIL import Image
 
 from jaxstudy import cli
 from jaxstudy.data.sources import MissingData
+from jaxstudy.models.cnn import cnn
 from jaxstudy.models.dcgan import NOISE
 from jaxstudy.run import read_saved
+from jaxstudy.statistics import frechet_distance
 from tests.conftest import Smoke, contents, load
 
 lesson: Any = load("experiments", "ch5_gan")
@@ -63,8 +65,19 @@ def test_a_run_shows_all_that_the_lesson_promises(smoke: Path) -> None:
     metrics = result_of(smoke)
     assert metrics["size formula: largest difference"] == 0
     what = "Frechet distance of this CNN's features"
-    for name in ("generated images", "new images", "untrained generator", "noise"):
-        assert metrics[f"{name}: {what}"] >= 0
+    saved = read_saved(smoke, lesson.Config, "ch5_gan")
+    shapes = jax.eval_shape(cnn((28, 28, 1), 10).init, jax.random.key(0))
+    like = dict(zip(("params", "extra"), shapes, strict=True))
+    judge = saved.weights(like, "classifier")["params"]
+    data = lesson.load(saved.config)
+    new, test = (
+        lesson.see(judge, lesson.pixels(part)).features
+        for part in (data.held_out, data.test)
+    )
+    distance = frechet_distance(new, test)
+    assert metrics[f"new images: {what}"] == pytest.approx(distance, rel=1e-6)
+    for name in ("generated images", "untrained generator", "noise"):
+        assert metrics[f"{name}: {what}"] > distance
     for name in ("generated", "new"):
         away = metrics[f"{name} images: distance to the nearest training image"]
         assert (away["n"], away["of"]) == (32, "images")
@@ -160,8 +173,6 @@ def test_a_number_of_samples_that_cannot_be_drawn(
         (("--image-size", "8"), "16, 32, 48, ... pixels a side, not of 8 by 8"),
         (("--variant-size", "40"), "pixels a side, not of 40 by 40"),
         (("--channels", "2"), "images have 1 or 3 channels, not 2"),
-        (("--images", "15"), "15 images to learn from do not fill a batch of 16"),
-        (("--images", "60000"), "there are only 54000 images to train on, not 60000"),
         (("--data", "fashion"), "did you mean 'fashion_mnist'"),
         (("--folder", NOTHING), NOTHING),
         (("--variants", "real frist"), "real first"),
@@ -223,6 +234,22 @@ def test_a_folder_of_pictures_is_brought_to_the_networks(
         assert part.arrays["row"].tolist() == list(range(count))
     every = [x.tobytes() for part in data[:3] for x in lesson.pixels(part)]
     assert len(set(every)) == len(every)
+
+
+def test_no_count_is_larger_than_what_there_is_and_that_is_said(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a folder of forty, with what the preset asks of 60,000."""
+    config = dataclasses.replace(lesson.PRESETS["quick"], folder=folder, image_size=16)
+    fitted = lesson.fitted_to(config, lesson.load(config))
+    assert (fitted.batch_size, fitted.variant_images, fitted.held_out) == (32, 32, 4)
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: --images 6000: there are only 32 images to train on, so it is 32",
+        "warning: --batch-size 64: there are only 32 images to learn from, so it is 32",
+        "warning: --variant-images 640: there are only 32 images to learn from, "
+        "so it is 32",
+        "warning: --held-out 500: there are only 4 held-out images, so it is 4",
+    ]
 
 
 def test_faults_in_a_folder_are_told(

@@ -46,7 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         "efficientnet_lite0", STAGES, {"params": params, "extra": extra}, preprocess
     )
     config = lesson.Config(
-        fine_tune_from="block0", image_size=32, small_size=8, sizes=(6, 30),
+        fine_tune_from="block0", image_size=32, small_size=8, sizes=(6, 2286, 100),
         filters=(4,), epochs=2, regression_epochs=40, tuning_epochs=1, seeds=2,
         batch_size=10, rate=0.01,
     )  # fmt: skip
@@ -160,7 +160,7 @@ def test_each_training_is_standardised_by_its_own_images(
         (("--fine-tune-from", "stem"), "'stem' is the first layer"),
         (("--image-size", "16"), "needs images of 32 pixels a side at least, not 16"),
         (("--backbone", "inception_v3", "--image-size", "75"), "--weights FILE"),
-        (("--sizes", "5000"), "only 2286 images"),
+        (("--folder", "no-such-folder"), "no-such-folder cannot be listed"),
     ],
 )
 def test_bad_settings_leave_no_trace(

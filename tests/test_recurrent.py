@@ -281,14 +281,24 @@ def test_a_language_model_goes_on_from_its_states(kind: Kind, embedding: Any) ->
 
 
 def test_dropout_is_for_training_alone() -> None:
-    model = language_model(7, "gru", (UNITS,), dropout=0.5)
-    params, _ = model.init(jax.random.key(0))
-    tokens = jnp.zeros((1, STEPS), jnp.int32)
+    """Of the last layer's outputs, here the logits: each is 0 or twice what it was."""
+    model = language_model(UNITS, "gru", (UNITS,), dropout=0.5)
+    plain = language_model(UNITS, "gru", (UNITS,))
+    params, _ = plain.init(jax.random.key(0))
+    params["output"] = {"kernel": jnp.eye(UNITS), "bias": jnp.zeros(UNITS)}
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, UNITS, (50, STEPS)))
 
-    def logits(train: bool, seed: int | None) -> np.ndarray:
+    def logits(model: Any, train: bool, seed: int | None) -> np.ndarray:
         key = None if seed is None else jax.random.key(seed)
         return np.asarray(model.apply(params, {}, tokens, train=train, key=key)[0])
 
-    assert (logits(False, None) == logits(False, None)).all()
-    assert (logits(True, 0) == logits(True, 0)).all()
-    assert (logits(True, 0) != logits(True, 1)).any()
+    whole = logits(plain, False, None)
+    assert (logits(model, False, None) == whole).all()
+    first, second = (logits(model, True, seed) for seed in (0, 1))
+    for dropped in (first, second):
+        kept = dropped != 0
+        np.testing.assert_allclose(dropped, 2 * whole * kept, rtol=1e-6)
+        # of 1,200: four standard errors
+        assert kept.mean() == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(kept.size))
+    assert (logits(model, True, 0) == first).all()
+    assert (first != second).any()

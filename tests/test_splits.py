@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 
 from jaxstudy.data.dataset import Dataset, Streamed
 from jaxstudy.data.images import Images, ImageSet
-from jaxstudy.data.splits import ImageSplits, image_splits, nested_rows
+from jaxstudy.data.splits import (
+    ImageSplits,
+    image_splits,
+    nested_rows,
+    sizes_at_most,
+)
 from jaxstudy.types import UserError
 
 
@@ -80,13 +85,39 @@ def test_a_source_is_streamed() -> None:
     assert not rows[0] & rows[1]
 
 
+def test_a_limit_is_at_most_what_there_is_and_that_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = ImageSet({"train": images(30)}, ("a",))
+    assert labels(image_splits(whole, limit=24)) == labels(image_splits(whole))
+    assert capsys.readouterr().err == ""
+    assert labels(image_splits(whole, limit=25)) == labels(image_splits(whole))
+    said = "--images 25: there are only 24 images to train on, so it is 24"
+    assert capsys.readouterr().err == f"warning: {said}\n"
+
+
+@pytest.mark.parametrize("n", [6, 12, 15])
+def test_few_images_leave_two_to_validate_and_two_to_test(n: int) -> None:
+    found = labels(image_splits(ImageSet({"train": images(n)}, ("a",))))
+    assert sorted(itertools.chain(*found.values())) == list(range(n))
+    assert len(found["validation"]) == len(found["test"]) == 2
+
+
+def test_sizes_are_at_most_what_there_is_and_that_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert sizes_at_most((20, 144, 60), 144) == (20, 144, 60)
+    assert capsys.readouterr().err == ""
+    assert sizes_at_most((600, 150, 60, 2286), 144) == (144, 60)
+    said = "--sizes 2286: there are only 144 images to train on, so it is 144"
+    assert capsys.readouterr().err == f"warning: {said}\n"
+
+
 def test_what_cannot_be_split_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no split 'train', only test"):
         image_splits(ImageSet({"test": images(4)}, ("a",)))
-    with pytest.raises(UserError, match="2 images to train on cannot be split"):
-        image_splits(ImageSet({"train": images(2)}, ("a",)))
-    with pytest.raises(UserError, match="only 24 images to train on, not 25"):
-        image_splits(ImageSet({"train": images(30)}, ("a",)), limit=25)
+    with pytest.raises(UserError, match="5 images to train on cannot be split"):
+        image_splits(ImageSet({"train": images(5)}, ("a",)))
 
 
 @given(
@@ -99,10 +130,7 @@ def test_smaller_training_sets_are_within_larger_ones(
 ) -> None:
     rows = 2 * np.arange(there)  # not all of the arrays belong to the set
     train = Dataset({}, rows, np.ones(there, bool))  # type: ignore[arg-type]
-    if max(sizes) > there:
-        with pytest.raises(UserError, match=f"only {there} images"):
-            nested_rows(train, sizes, 3, seed)
-        return
+    sizes = [min(size, there) for size in sizes]
     drawn = nested_rows(train, sizes, 3, seed)
     assert drawn.shape == (len(sizes), 3, max(sizes))
     for number in range(3):

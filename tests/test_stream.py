@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstudy.data import stream
 from jaxstudy.data.dataset import (
     Dataset,
     Order,
@@ -263,4 +262,3 @@ def test_what_cannot_be_streamed_is_refused() -> None:
     state = init_lanes(MODEL, TX, jax.random.split(jax.random.key(0), 2))
     with pytest.raises(ValueError, match="resident"):
         measure(EVAL_STEP, state, folds, lanes=Lanes())
-    assert stream.CHUNK_BYTES > 0

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from jaxstudy.data import folders
 from jaxstudy.data.decoding import DecodeError, decode, pixels
 from jaxstudy.data.sources import (
     FASHION_MNIST,
@@ -32,6 +33,7 @@ from jaxstudy.data.sources import (
     check_records,
     read_bytes,
 )
+from jaxstudy.run import warn
 from jaxstudy.types import UserError
 
 FASHION_CLASSES = (
@@ -233,6 +235,16 @@ def read_images(
         resident = source.nbytes <= resident_bytes
         splits[str(split)] = _all_of(source) if resident else source
     return ImageSet(splits, tuple(builder.info.features[label].names))
+
+
+def read_image_folder(
+    folder: Path, *, image_size: tuple[int, int], channels: int
+) -> ImageSet:
+    """The images of FOLDER/CLASS/FILE as the split "train"; faulty ones are told."""
+    found = folders.load_folder(folder, image_size=image_size, channels=channels)
+    if found.audit.faults:
+        warn(f"not all in {folder} can be used:\n{folders.report(found.audit)}")
+    return ImageSet({"train": Images(found.x, found.y)}, found.classes)
 
 
 def _check_form(image_size: tuple[int, int] | None, channels: int | None) -> None:

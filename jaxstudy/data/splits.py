@@ -14,6 +14,7 @@ from jaxstudy.data.dataset import (
     subset,
 )
 from jaxstudy.data.images import Images, ImageSet
+from jaxstudy.run import warn
 from jaxstudy.types import UserError
 
 Rows = Dataset | Streamed
@@ -29,15 +30,23 @@ class ImageSplits(NamedTuple):
     shape: tuple[int, int, int]
 
 
+def at_most(setting: str, wanted: int, there: int, what: str) -> int:
+    """A count that a setting wants, or what there is: then it is said."""
+    if wanted > there:
+        warn(f"{setting} {wanted}: there are only {there} {what}, so it is {there}")
+    return min(wanted, there)
+
+
 def image_splits(
     images: ImageSet, *, limit: int | None = None, validation: float = 0.1
 ) -> ImageSplits:
     """The train, validation and test sets of an image set, the same at every call.
 
-    Where it has no "validation", that share of "train" is drawn for it; where it has
-    no "test", as much again. With a `limit`, so many images drawn from what is left are
-    the training set: those of a smaller limit are among those of a larger one.
-    Raises UserError where there is no "train", or too few images in it.
+    Where it has no "validation", that share of "train" is drawn for it, two images at
+    least; where it has no "test", as much again. With a `limit`, at most so many images
+    drawn from what is left are the training set: those of a smaller limit are among
+    those of a larger one. Raises UserError where there is no "train", or too few images
+    in it.
     """
     splits = images.splits
     if "train" not in splits:
@@ -45,16 +54,13 @@ def image_splits(
     whole = splits["train"]
     missing = [name for name in ("validation", "test") if name not in splits]
     count = len(whole.x) if isinstance(whole, Images) else len(whole)
-    shares = (1 - validation * len(missing), *[validation] * len(missing))
-    try:
-        rows, *cut = random_split(count, shares, seed=0)
-    except ValueError as error:
-        raise UserError(f"{count} images to train on cannot be split") from error
+    if count < 2 + 2 * len(missing):
+        raise UserError(f"{count} images to train on cannot be split")
+    share = max(validation, 2 / count)
+    shares = (1 - share * len(missing), *[share] * len(missing))
+    rows, *cut = random_split(count, shares, seed=0)
     if limit is not None:
-        if limit > len(rows):
-            raise UserError(
-                f"there are only {len(rows)} images to train on, not {limit}"
-            )
+        limit = at_most("--images", limit, len(rows), "images to train on")
         rows = np.sort(np.random.default_rng(0).permutation(rows)[:limit])
     training = _rows(whole)
     sets = {"train": subset(training, rows)}
@@ -67,18 +73,19 @@ def image_splits(
     return ImageSplits(**sets, classes=images.classes, shape=(height, width, channels))
 
 
+def sizes_at_most(sizes: Sequence[int], there: int) -> tuple[int, ...]:
+    """Sizes of training sets, each once: where there are not so many, all there are."""
+    at_most("--sizes", max(sizes), there, "images to train on")
+    return tuple(dict.fromkeys(min(size, there) for size in sizes))
+
+
 def nested_rows(train: Rows, sizes: Sequence[int], seeds: int, seed: int) -> np.ndarray:
     """Rows of training sets of several sizes, [sizes, seeds, longest].
 
     A seed's smaller sets are among its larger ones, and are repeated to the length of
-    the longest, so that an epoch of each has as many steps. Raises UserError where
-    there are not so many rows.
+    the longest, so that an epoch of each has as many steps.
     """
     longest, there = max(sizes), np.asarray(train.rows)
-    if longest > len(there):
-        raise UserError(
-            f"--sizes {longest}: there are only {len(there)} images to train on"
-        )
     generators = [np.random.default_rng((seed, n)) for n in range(seeds)]
     orders = [generator.permutation(there) for generator in generators]
     return np.array(
