@@ -55,7 +55,7 @@ class Config(Settings):
     epochs: Count | None = None
     """Epochs on every problem, instead of its own number."""
     lanes: Mode = "exact"
-    """exact: each run has the bits of that run alone. fast: abreast."""
+    """exact: each run has the same bits beside any others. fast: abreast."""
 
 
 PRESETS = {

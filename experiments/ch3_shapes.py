@@ -355,8 +355,8 @@ def regression(data: Forecasts, rows: np.ndarray) -> np.ndarray:
 def forecast(kind: Kind, data: Forecasts, config: Config, run: Run) -> np.ndarray:
     """Forecasts [seeds, N] of every year by one kind of network.
 
-    It is trained twice, to the same bits: once to the end, then for as many epochs as
-    had the lowest mean error on the years to choose by.
+    It is trained twice, from the same weights and on the same batches: once to the end,
+    then for as many epochs as had the lowest mean error on the years to choose by.
     """
     model = sequence_to_vector(1, kind, (config.forecast_units,), 1)
     objective, optimizer = squared_error(model), optax.adam(config.rate)

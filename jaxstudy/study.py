@@ -72,7 +72,7 @@ class Protocol:
     seed: int = 0
     """Fixes all of the above."""
     mode: Mode = "exact"
-    """Lane after lane, each with the bits of its run alone, or abreast."""
+    """Lane after lane, each with the same bits beside any others, or abreast."""
 
     def __post_init__(self) -> None:
         if self.trials < 1:

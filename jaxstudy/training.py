@@ -119,9 +119,10 @@ class Lanes(NamedTuple):
     than another skips the steps at an epoch's end that it has none for: its state stays
     as it is, `step` and with it the next step's key included, as in its run alone.
 
-    "exact" runs lane after lane (`lax.map`), every one bit-identical to itself alone
-    (on a GPU but for the last bits), and is the faster on a CPU; "fast" runs them
-    abreast (`vmap`), for accelerators and for tiny models. A lane whose loss is not
+    "exact" runs lane after lane (`lax.map`), and is the faster on a CPU: a lane has the
+    same bits beside any other lanes, at any place, and is the run alone but for
+    rounding, which is another program. "fast" runs them abreast (`vmap`), for
+    accelerators and for tiny models. A lane whose loss is not
     finite stops the run, unless it `may_diverge`: then it goes on as it is. The devices
     of this process share the lanes among them, as many as divide their number, unless
     `devices` names others.
@@ -139,7 +140,7 @@ def map_lanes(fn: Callable[..., Any], lane: PyTree, mode: Mode = "exact") -> Any
 
 
 def init_lanes(model: Model, tx: optax.GradientTransformation, keys: Key) -> TrainState:
-    """A fresh state for every key [L], each the bits of `init_state` alone."""
+    """A fresh state for every key [L], each what `init_state` makes of it."""
     return jax.jit(lambda ks: map_lanes(lambda key: init_state(model, tx, key), ks))(
         keys
     )
@@ -499,13 +500,15 @@ def fit(
     evaluations) is one compiled program that donates the state; the metrics of the
     chunk come back when it ends, and become one row for each set. Where a set is
     streamed, the rows of each chunk are read ahead while the one before it trains, and
-    the sets are evaluated by programs of their own: the numbers are the same.
+    the sets are evaluated by programs of their own: the numbers are the same but for
+    rounding, as they are with another `chunk_steps`. The same call on the same kind of
+    machine gives the same bits.
     With a `part`, rows and checkpoints are written there, and a resumed run goes on
-    from its newest good checkpoint. `progress` hears of each chunk in the place of the
-    progress bar. `on_epoch` gets the number and the state of each epoch at its end,
-    before the checkpoint of that is saved, so a resumed run goes on with no epoch left
-    out; the state is of use until it returns. `state` must not be used afterwards: its
-    memory is reused.
+    from its newest good checkpoint, by the same program and so to the same bits.
+    `progress` hears of each chunk in the place of the progress bar. `on_epoch` gets the
+    number and the state of each epoch at its end, before the checkpoint of that is
+    saved, so a resumed run goes on with no epoch left out; the state is of use until it
+    returns. `state` must not be used afterwards: its memory is reused.
 
     Raises UserError when a loss is not finite, naming the step, and when a lane has no
     batch; Stopped after a signal, with the state saved; ValueError where the arguments

@@ -43,7 +43,7 @@ Process = subprocess.Popen[str]
 
 @pytest.fixture
 def cpu() -> None:
-    """Skip what holds on a CPU alone: exact bits of other programs, its lowering."""
+    """Skip what holds on a CPU alone: its lowering."""
     import jax
 
     if jax.default_backend() != "cpu":
@@ -166,6 +166,45 @@ def run_on_devices(count: int, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def assert_rounding(found: Any, want: Any, ulps: float) -> None:
+    """Two trees that differ by rounding alone; what are no floats are equal.
+
+    Bits are promised where the program is the same: the same operations on arrays of
+    the same shapes, compiled alike. Other shapes (padding, another batch size, another
+    chunk) are another program, whose sums, fused operations and vectors XLA arranges in
+    another way on each kind of CPU. `ulps` units in the last place of the largest value
+    of an array (of 1, if that is larger, since terms may cancel) is what the roundings
+    of the operation can add up to.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    def check(path: Any, a: Any, b: Any) -> None:
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = map(jax.random.key_data, (a, b))
+        a, b = np.asarray(a), np.asarray(b)
+        name = jax.tree_util.keystr(path)
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), name
+        tolerance = 0.0
+        if np.issubdtype(b.dtype, np.floating):
+            largest = max(1.0, float(np.abs(b).max(initial=0)))
+            tolerance = ulps * float(np.finfo(b.dtype).eps) * largest
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=name)
+
+    jax.tree_util.tree_map_with_path(check, found, want)
+
+
+def assert_rows(found: Any, want: Any, rel: float = 1e-5) -> None:
+    """Logged rows that differ by rounding alone; see `assert_rounding`."""
+    import jax
+
+    def check(a: Any, b: Any) -> None:
+        assert a == (b if isinstance(b, str) else pytest.approx(b, rel=rel))
+
+    jax.tree.map(check, found, want)
 
 
 def contents(folder: Path) -> Mapping[str, bytes]:

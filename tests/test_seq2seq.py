@@ -13,6 +13,7 @@ from jaxstudy.models.seq2seq import Seq2Seq, seq2seq
 from jaxstudy.objectives import sequence_cross_entropy
 from jaxstudy.sampling import beam_search
 from jaxstudy.training import fit, init_state, make_eval_step, make_train_step, measure
+from tests.conftest import assert_rounding
 
 KINDS: list[dict[str, Any]] = [
     {"attention": True, "layers": 2},
@@ -44,14 +45,15 @@ def logits_of(network: Any, x: Any, lengths: Any, tokens: Any) -> Any:
     return apply(x, lengths, jnp.asarray(tokens))
 
 
-@pytest.mark.usefixtures("cpu")
-def test_padding_of_the_source_changes_no_bit(network: Any) -> None:
+def test_padding_of_the_source_changes_nothing(network: Any) -> None:
+    """What it holds, no bit; how much of it there is, the program."""
     x, lengths, tokens = batch(4, 5, 6)
     want = logits_of(network, x, lengths, tokens)
-    longer = jnp.concatenate([x, jnp.full((4, 3), 8)], axis=1)
-    np.testing.assert_array_equal(logits_of(network, longer, lengths, tokens), want)
     other = jnp.where(jnp.arange(5) < lengths[:, None], x, 3)
     np.testing.assert_array_equal(logits_of(network, other, lengths, tokens), want)
+    longer = jnp.concatenate([x, jnp.full((4, 3), 8)], axis=1)
+    # sums of up to 48 products, a dozen after one another
+    assert_rounding(logits_of(network, longer, lengths, tokens), want, 64)
 
 
 def test_every_symbol_of_the_source_is_heard(network: Any) -> None:
@@ -70,7 +72,6 @@ def test_every_symbol_of_the_source_is_heard(network: Any) -> None:
     assert set(np.flatnonzero(np.asarray(heard)).tolist()) == said
 
 
-@pytest.mark.usefixtures("cpu")
 def test_no_logit_depends_on_later_tokens(network: Any) -> None:
     x, lengths, tokens = batch(2, 5, 6)
     want = logits_of(network, x, lengths, tokens)

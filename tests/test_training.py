@@ -47,7 +47,7 @@ from jaxstudy.training import (
     plan_chunk,
 )
 from jaxstudy.types import Array, Batch, Mean, Metrics, PyTree, UserError
-from tests.conftest import run_on_devices
+from tests.conftest import assert_rounding, assert_rows, run_on_devices
 
 # 52 rows in batches of 10: six steps an epoch, the last with two rows and padding.
 N, BATCH, PER_EPOCH, EPOCHS = 52, 10, 6, 4
@@ -131,16 +131,21 @@ def trained(chunk_steps: int) -> Trained:
 CHUNKS = (1, 3, 6, 12)
 
 
+# Of so many steps of Adam at rates up to 0.01, on weights and gradients around 1, each
+# adding a few roundings: what programs of other shapes may differ by.
+ULPS = 8 * TOTAL
+
+
 @pytest.mark.parametrize("chunk_steps", CHUNKS)
-def test_chunks_of_any_size_give_the_same_bits(chunk_steps: int) -> None:
+def test_chunks_of_any_size_train_the_same(chunk_steps: int) -> None:
     """And trace the step once, however many chunks there are: `trained` asserts it."""
     fitted, reference = trained(chunk_steps).fitted, trained(6).fitted
-    assert bits(fitted.state) == bits(reference.state)
+    assert_rounding(fitted.state, reference.state, ULPS)
 
     def evaluations(fitted: Fitted) -> list[dict[str, Any]]:
         return [row for row in fitted.rows if row["split"] == "validation"]
 
-    assert evaluations(fitted) == evaluations(reference)
+    assert_rows(evaluations(fitted), evaluations(reference))
     assert [r["step"] for r in evaluations(fitted)] == [0, 6, 12, 18, 24]
     assert [r["epoch"] for r in evaluations(fitted)] == [0, 1, 2, 3, 4]
     train = [row for row in fitted.rows if row["split"] == "train"]
@@ -374,9 +379,8 @@ def one_lane(data: Dataset, lane: int) -> Dataset:
     return data._replace(rows=data.rows[lane], valid=data.valid[lane])
 
 
-@pytest.mark.usefixtures("cpu")
 @pytest.mark.parametrize("lane", [0, 2])
-def test_an_exact_lane_has_the_bits_of_its_run_alone(lane: int) -> None:
+def test_an_exact_lane_is_its_run_alone(lane: int) -> None:
     """Lane 0 has a shorter fold; the run alone has its rate as a plain number."""
     weight_keys, order_keys = lane_keys()
     train, held_out = folds()
@@ -389,10 +393,33 @@ def test_an_exact_lane_has_the_bits_of_its_run_alone(lane: int) -> None:
         key=order_keys[lane],
     )
     lanes = trained_lanes("exact")
-    assert bits(jax.tree.map(lambda a: a[lane], lanes.state)) == bits(alone.state)
-    for row, want in zip(lanes.rows, alone.rows, strict=True):
-        mine = {k: v[lane] if isinstance(v, list) else v for k, v in row.items()}
-        assert mine == want
+    assert_rounding(jax.tree.map(lambda a: a[lane], lanes.state), alone.state, ULPS)
+    mine = [
+        {k: v[lane] if isinstance(v, list) else v for k, v in row.items()}
+        for row in lanes.rows
+    ]
+    assert_rows(mine, alone.rows)
+
+
+def test_an_exact_lane_has_the_same_bits_beside_any_others() -> None:
+    """In another order, so each at another place and beside others: one program."""
+    order = np.array([2, 0, 1])
+    weight_keys, order_keys = lane_keys()
+    sets = [d._replace(rows=d.rows[order], valid=d.valid[order]) for d in folds()]
+    moved = run(
+        init_lanes(MODEL, TX, weight_keys[order]),
+        step_with_rate,
+        evaluate_with_rate,
+        train=sets[0],
+        evaluate_on={"validation": sets[1]},
+        key=order_keys[order],
+        lanes=Lanes((jnp.asarray(RATES)[order],)),
+    )
+    lanes = trained_lanes("exact")
+    want = jax.tree.map(lambda a: a[order], lanes.state)
+    assert bits(moved.state) == bits(want)
+    for row, other in zip(moved.rows, lanes.rows, strict=True):
+        assert row["loss"] == [other["loss"][lane] for lane in order]
 
 
 def test_fast_lanes_are_close_to_exact_ones() -> None:
@@ -402,21 +429,20 @@ def test_fast_lanes_are_close_to_exact_ones() -> None:
         *map(jax.tree.leaves, (exact.state.params, fast.state.params, first.params)),
         strict=True,
     ):
-        # 16 steps, each adding a few roundings of gradients near 1 to weights near 1
-        np.testing.assert_allclose(a, b, rtol=0, atol=16 * 8 * 2.0**-23)
+        assert_rounding(b, a, ULPS)
         assert np.abs(a - start).max() > 0.01
     assert [r["split"] for r in fast.rows] == [r["split"] for r in exact.rows]
     for a, b in zip(fast.rows, exact.rows, strict=True):
         np.testing.assert_allclose(a["loss"], b["loss"], atol=1e-5)
 
 
-@pytest.mark.usefixtures("cpu")
-def test_lanes_begin_with_the_bits_of_init_state() -> None:
+def test_lanes_begin_as_init_state_does() -> None:
     keys = lane_keys()[0]
     lanes = init_lanes(MODEL, TX, keys)
     for lane, key in enumerate(keys):
         alone = init_state(MODEL, TX, key)
-        assert bits(jax.tree.map(lambda a, i=lane: a[i], lanes)) == bits(alone)
+        # a scale and a shift of what was drawn
+        assert_rounding(jax.tree.map(lambda a, i=lane: a[i], lanes), alone, 2)
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
@@ -520,7 +546,9 @@ def test_each_epochs_end_is_heard_of_and_changes_no_bit(chunk_steps: int) -> Non
     )  # fmt: skip
     ends = [(i, i * PER_EPOCH) for i in range(1, EPOCHS + 1)]
     assert [(epoch, step) for epoch, step, _ in heard] == ends
-    assert heard[-1][2] == bits(fitted.state) == bits(trained(6).fitted.state)
+    # an epoch is the longest chunk here
+    plain = trained(min(chunk_steps, PER_EPOCH)).fitted
+    assert heard[-1][2] == bits(fitted.state) == bits(plain.state)
     assert len({tuple(state) for *_, state in heard}) == EPOCHS
 
 
