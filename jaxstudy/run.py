@@ -9,6 +9,7 @@ Nothing here knows about training; `fit` writes through a `Part`.
 
 import contextlib
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -197,7 +198,9 @@ class Part:
         tree = {"weights": weights}
         if self.run.options.save == "state":
             tree["training"] = training
-        facts: dict[str, Any] = {"timing": asdict(self.timing)}
+        facts: dict[str, Any] = {
+            "timing": asdict(self.timing), "metrics": self._logged(len(self.rows))
+        }  # fmt: skip
         if self.checkpoints.keep.which == "best":
             name, value = self.checkpoints.keep.monitor, self._monitored(step)
             finite = value if math.isfinite(value) else None
@@ -225,7 +228,18 @@ class Part:
         )
         if restored is not None:
             self.timing = Timing(**restored.facts["timing"])
+            metrics = restored.facts["metrics"]
+            if self._logged(metrics["rows"]) != metrics:
+                raise UserError(
+                    f"{self.run.folder / 'metrics.jsonl'} is damaged: its rows up to "
+                    f"step {restored.step} are not those that were logged"
+                )
         return restored
+
+    def _logged(self, count: int) -> dict[str, Any]:
+        """What proves the first rows of the metrics, kept with each checkpoint."""
+        text = "".join(to_json(row) for row in self.rows[:count])
+        return {"rows": count, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
     def initial_weights(self, like: PyTree) -> PyTree | None:
         """The weights that --load-params names, in the structure of `like`."""
@@ -524,7 +538,9 @@ def open_run(
             write_atomically(folder / "environment.json", text)
         write_atomically(path, _describe_config(run))
         yield run
-    except (UserError, OSError):
+    except (UserError, OSError) as error:
+        if not os.path.isdir(folder):
+            raise Refused(f"{folder} was removed while it was in use") from error
         with contextlib.suppress(OSError):
             if fresh and not run.rows:
                 for name in ("config.json", "environment.json"):
