@@ -69,8 +69,9 @@ def guarded(work: Callable[[], None]) -> int:
 
     It is 1 for what the system refuses: space, files, memory, a reader of the output.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names that are not UTF-8
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):  # names may not be UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     code = _exit_code(work)
     if sys.stdout is None:  # closed from the start
         return code

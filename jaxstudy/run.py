@@ -588,6 +588,13 @@ def _check_contents(run: Run, allow_change: bool) -> None:
 
 def _make_folder(folder: Path) -> list[Path]:
     """Create a folder; returns it and the parents that did not exist, deepest first."""
+    try:
+        str(folder.absolute()).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the run folder {folder} has a name that is not UTF-8: checkpoints need "
+            "one"
+        ) from error
     # not Path.exists, which raises where a parent may not be searched
     missing = [p for p in (folder, *folder.parents) if not os.path.exists(p)]
     try:
