@@ -41,6 +41,7 @@ from jaxstudy.data.folders import read_image
 from jaxstudy.data.images import read_images
 from jaxstudy.data.splits import image_splits, nested_rows
 from jaxstudy.data.stream import some_rows
+from jaxstudy.files import read_json
 from jaxstudy.model import Model, chained, column_statistics, on_frozen, standardized
 from jaxstudy.models.cnn import cnn
 from jaxstudy.models.mlp import mlp
@@ -424,7 +425,7 @@ def predict(saved: Saved[Config], files: tuple[Path, ...]) -> None:
     found = transfer.frozen_features(
         model, network.weights, x, batch_size=min(len(x), 64)
     )
-    classes = json.loads((saved.folder / "classes.json").read_text(encoding="utf-8"))
+    classes = read_json(saved.folder / "classes.json", list[str])
     model = regression(found.shape[1], len(classes))
     weights = saved.lane_weights(model, len(keys(config)), "frozen")
     chances = probabilities(weights["params"], weights["extra"], found, config)

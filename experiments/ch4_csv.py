@@ -65,6 +65,7 @@ from jaxstudy.features import (
     Numeric,
     Table,
 )
+from jaxstudy.files import read_json
 from jaxstudy.model import Model
 from jaxstudy.models.mlp import embedding_mlp
 from jaxstudy.objectives import cross_entropy
@@ -600,7 +601,7 @@ def predict(saved: Saved[Config], path: Path) -> None:
     """Probabilities for the rows of a CSV file, written to the run's predictions."""
     config = saved.config
     fitted = features.read_features(saved.folder / FEATURES)
-    classes = json.loads((saved.folder / LABELS).read_text())
+    classes = read_json(saved.folder / LABELS, list[str])
     faults, numbers = Faults(path), list[features.Numbers]()
     for table in read_text(path, faults, rows=config.part):
         if config.csv is None:

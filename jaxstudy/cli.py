@@ -348,9 +348,9 @@ def print_result(name: str, result: Mapping[str, Any]) -> None:
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     for metric, value in result["metrics"].items():
         if isinstance(value, dict):
-            mean, low, high = (_number(value.get(k)) for k in ("mean", "low", "high"))
-            over = f"{value.get('n', '')} {value.get('of', '')}"
-            table.add_row(metric, mean, f"{low} to {high}", over)
+            interval = f"{value['low']:.4g} to {value['high']:.4g}"
+            over = f"{value['n']} {value['of']}"
+            table.add_row(metric, f"{value['mean']:.4g}", interval, over)
         elif isinstance(value, float):
             table.add_row(metric, f"{value:.6g}", "", "")
         else:
@@ -361,7 +361,3 @@ def print_result(name: str, result: Mapping[str, Any]) -> None:
     console.print(table)
     times = f"{result['wall_s']:.1f} s, of which compiling {result['compile_s']:.1f} s"
     print(f"{result['steps']:,} steps; {times}, training {result['train_s']:.1f} s")
-
-
-def _number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.4g}"

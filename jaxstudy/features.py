@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 import pydantic
 
+from jaxstudy.files import read_json
 from jaxstudy.types import FLOAT32_MAX, Array, Faults, UserError
 
 SAMPLE = 100_000  # values that quantiles are of: all, or as many drawn from all
@@ -488,11 +489,7 @@ def read_features(path: Path) -> Features:
 
     Raises UserError, naming the file, where there are none in it.
     """
-    try:
-        return pydantic.TypeAdapter(Features).validate_json(path.read_bytes())
-    except (OSError, pydantic.ValidationError) as error:
-        what = str(error).splitlines()[0]
-        raise UserError(f"{path} holds no feature columns: {what}") from error
+    return read_json(path, Features)
 
 
 # ------------------------------------------------------------------ what is learned

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxstudy.files import read_json
 from jaxstudy.types import UserError
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what a number of no known symbol reads as
@@ -79,14 +80,10 @@ def read_vocabulary(path: Path) -> Vocabulary:
 
     Raises UserError, naming the file, where there is none in it.
     """
+    symbols = read_json(path, list[str])
     try:
-        symbols = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(symbols, list) or not all(
-            isinstance(symbol, str) for symbol in symbols
-        ):
-            raise ValueError("it is not a list of strings")
         return Vocabulary(tuple(symbols))
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"{path} holds no vocabulary: {error}") from error
 
 
