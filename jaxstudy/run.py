@@ -228,8 +228,8 @@ class Part:
         )
         if restored is not None:
             self.timing = Timing(**restored.facts["timing"])
-            metrics = restored.facts["metrics"]
-            if self._logged(metrics["rows"]) != metrics:
+            metrics = restored.facts.get("metrics")
+            if metrics and self._logged(metrics["rows"]) != metrics:
                 raise UserError(
                     f"{self.run.folder / 'metrics.jsonl'} is damaged: its rows up to "
                     f"step {restored.step} are not those that were logged"
