@@ -79,8 +79,9 @@ def guarded(work: Callable[[], None]) -> int:
 
     It is 1 for what the system refuses: space, files, memory, a reader of the output.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names that are not UTF-8
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):  # names may not be UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     code = _exit_code(work)
     if sys.stdout is None:  # closed from the start
         return code
@@ -359,9 +360,9 @@ def print_result(name: str, result: Mapping[str, Any]) -> None:
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     for metric, value in result["metrics"].items():
         if isinstance(value, dict):
-            mean, low, high = (_number(value.get(k)) for k in ("mean", "low", "high"))
-            over = f"{value.get('n', '')} {value.get('of', '')}"
-            table.add_row(metric, mean, f"{low} to {high}", over)
+            interval = f"{value['low']:.4g} to {value['high']:.4g}"
+            over = f"{value['n']} {value['of']}"
+            table.add_row(metric, f"{value['mean']:.4g}", interval, over)
         elif isinstance(value, float):
             table.add_row(metric, f"{value:.6g}", "", "")
         else:
@@ -372,7 +373,3 @@ def print_result(name: str, result: Mapping[str, Any]) -> None:
     console.print(table)
     times = f"{result['wall_s']:.1f} s, of which compiling {result['compile_s']:.1f} s"
     print(f"{result['steps']:,} steps; {times}, training {result['train_s']:.1f} s")
-
-
-def _number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.4g}"

@@ -54,10 +54,11 @@ class Interval(TypedDict):
 
     __pydantic_config__ = STRICT  # type: ignore[misc]
     mean: float | None
-    low: NotRequired[float | None]
-    high: NotRequired[float | None]
-    n: NotRequired[int]
-    of: NotRequired[str]
+    low: float | None
+    high: float | None
+    n: int
+    of: str
+    values: NotRequired[list[float | None]]
 
 
 class Result(TypedDict):

@@ -225,7 +225,9 @@ class Part:
         tree = {"weights": weights}
         if self.run.options.save == "state":
             tree["training"] = training
-        facts: dict[str, Any] = {"timing": asdict(self.timing)}
+        facts: dict[str, Any] = {
+            "timing": asdict(self.timing), "metrics": self._logged(len(self.rows))
+        }  # fmt: skip
         if self.checkpoints.keep.which == "best":
             name, value = self.checkpoints.keep.monitor, self._monitored(step)
             finite = value if math.isfinite(value) else None
@@ -257,7 +259,19 @@ class Part:
         )
         timing = {} if restored is None else restored.facts["timing"]
         self.timing = Timing(**timing)
+        if restored is not None:
+            logged = restored.facts["metrics"]
+            if self._logged(logged["rows"]) != logged:
+                raise UserError(
+                    f"{self.run.folder / 'metrics.jsonl'} is damaged: its rows up to "
+                    f"step {restored.step} are not those that were logged"
+                )
         return restored
+
+    def _logged(self, count: int) -> dict[str, Any]:
+        """What proves the first rows of the metrics, kept with each checkpoint."""
+        text = "".join(to_json(row) for row in self.rows[:count])
+        return {"rows": count, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
     def initial_weights(self, like: PyTree) -> PyTree | None:
         """The weights that --load-params names, in the structure of `like`."""
@@ -708,7 +722,9 @@ def open_run(
         write_atomically(path, _describe_config(run))
         yield run
         run.stop_if_asked()  # all is done, but whoever asked may have more to stop
-    except (UserError, OSError):
+    except (UserError, OSError) as error:
+        if not os.path.isdir(folder):
+            raise Refused(f"{folder} was removed while it was in use") from error
         with contextlib.suppress(OSError):
             if fresh and not run.rows:
                 for name in ("config.json", "environment.json", "attempts.json"):
@@ -761,6 +777,13 @@ def _check_contents(run: Run, allow_change: bool) -> None:
 
 def _make_folder(folder: Path) -> list[Path]:
     """Create a folder; returns it and the parents that did not exist, deepest first."""
+    try:
+        str(folder.absolute()).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the run folder {folder} has a name that is not UTF-8: checkpoints need "
+            "one"
+        ) from error
     # not Path.exists, which raises where a parent may not be searched
     missing = [p for p in (folder, *folder.parents) if not os.path.exists(p)]
     try:

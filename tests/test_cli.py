@@ -1,18 +1,22 @@
 """The command line: what is wrong is said in one sentence, with exit code 2."""
 
+import errno
 import json
+import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import tiny
+from jax.errors import JaxRuntimeError
 
 from jaxstudy import cli
-from jaxstudy.run import Stopped
-from jaxstudy.types import UserError
+from jaxstudy.run import Stopped, locked
+from jaxstudy.types import Refused, UserError
 from tests.conftest import ROOT, contents
 
 
@@ -291,6 +295,21 @@ def test_a_loss_that_is_not_finite(call: Call, tmp_path: Path) -> None:
     ("error", "code", "said"),
     [
         (UserError("the table is empty"), 2, "error: the table is empty\n"),
+        (Refused("runs is in use"), 1, "error: runs is in use\n"),
+        (
+            OSError(errno.EDQUOT, "Disk quota exceeded", "a/b.json"),
+            1,
+            "error: a/b.json: Disk quota exceeded\n",
+        ),
+        (MemoryError(), 1, "error: not enough memory\n"),
+        (
+            JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nX"),
+            1,
+            "error: not enough memory: RESOURCE_EXHAUSTED: Out of memory allocating 9 "
+            "bytes.\n",
+        ),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, ""),
+        (KeyboardInterrupt(), 130, ""),
         (Stopped(15), 143, "stopped by SIGTERM; --resume goes on\n"),
         (Stopped(2), 130, "stopped by SIGINT; --resume goes on\n"),
     ],
@@ -305,12 +324,204 @@ def test_exit_codes(
     assert capsys.readouterr().err == said
 
 
+def test_what_the_system_refuses_is_not_the_users_fault(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def read(code: int) -> Callable[[], None]:
+        def work() -> None:
+            try:
+                raise OSError(code, os.strerror(code), "t.csv")
+            except OSError as error:
+                raise UserError(f"t.csv cannot be read: {error.strerror}") from error
+
+        return work
+
+    assert cli.guarded(read(errno.EMFILE)) == 1
+    assert cli.guarded(read(errno.ENOENT)) == 2
+    assert capsys.readouterr().err.count("error: t.csv cannot be read") == 2
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])  # more than a pipe and buffers hold
+def test_a_reader_that_left_is_no_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, lines: int
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as output, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", output)
+        assert cli.guarded(lambda: print("x\n" * lines)) == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_an_output_that_is_full(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open("/dev/full", "w") as output, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", output)
+        assert cli.guarded(lambda: print("x")) == 1
+    sentence = f"error: the output cannot be written: {os.strerror(errno.ENOSPC)}\n"
+    assert capsys.readouterr().err == sentence
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--run-dir", ""],
+        ["--run-dir="],
+        ["--load-params", "", "--preset", "smoke"],
+    ],
+)
+def test_a_path_that_is_empty(call: Call, tmp_path: Path, arguments: list[str]) -> None:
+    flag = arguments[0].rstrip("=")
+    assert refused(call(*arguments)) == f"{flag} is empty: it takes a path"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_folder_that_is_not_utf8(call: Call, tmp_path: Path) -> None:
+    answer = call("--run-dir", os.fsdecode(b"caf\xe9"), "--preset", "smoke")
+    assert refused(answer) == (
+        r"the run folder caf\udce9 has a name that is not UTF-8: checkpoints need one"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_are_not_utf8_are_printed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with (tmp_path / "out").open("w", encoding="ascii") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert cli.guarded(lambda: print(os.fsdecode(b"caf\xe9 "), "caf\u00e9")) == 0
+    assert (tmp_path / "out").read_bytes() == rb"caf\udce9  caf\xe9" + b"\n"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"metrics": {"loss": {"mean": "x"}}}'])
+def test_a_damaged_result_is_made_again(call: Call, finished: Path, text: str) -> None:
+    shutil.copytree(finished, "run")
+    Path("run/result.json").write_text(text)
+    answer = call("--run-dir", "run", "--resume")
+    assert answer.code == 0
+    assert "run/result.json cannot be read: " in answer.error
+    results = [json.loads((f / "result.json").read_text())["metrics"]
+               for f in (Path("run"), finished)]  # fmt: skip
+    assert results[0] == results[1]
+
+
+def test_metrics_are_named_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    times = {"steps": 1, "wall_s": 1.0, "compile_s": 0.5, "train_s": 0.5}
+    cli.print_result("tiny", {"metrics": {"class [/x] :bug:": 0.5}, **times})
+    assert "class [/x] :bug:" in capsys.readouterr().out  # no markup of rich
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"HOME": "/h", "XDG_CACHE_HOME": "/c"}, "/c"),
+        ({"HOME": "/h", "XDG_CACHE_HOME": ""}, "/h/.cache"),
+        ({"HOME": "/h", "XDG_CACHE_HOME": "c"}, "/h/.cache"),  # as its standard says
+        ({"HOME": "/h"}, "/h/.cache"),
+        ({"HOME": ""}, None),
+        ({"HOME": "h"}, None),
+        ({}, None),
+    ],
+)
+def test_where_compiled_programs_are_kept(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str | None
+) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    nobody = lambda path: path  # noqa: E731  (an unknown user's home)
+    monkeypatch.setattr(cli.os.path, "expanduser", nobody)
+    assert cli._caches() == (Path(expected) if expected else None)
+
+
 def test_what_nobody_expected_is_not_hidden() -> None:
     def work() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         cli.guarded(work)
+
+
+# python -m jaxstudy
+
+
+STUDY = """
+import sys
+from pathlib import Path
+from jaxstudy import __main__ as program
+program.ROOT = Path(sys.argv[1])
+program.study(program.Study("smoke", Path(sys.argv[2])))
+"""
+LESSON = """
+import os, pathlib, sys, time
+print(os.getpid(), flush=True)
+while not pathlib.Path(__file__).with_name("go").exists():
+    time.sleep(0.05)
+"""
+
+
+def test_a_killed_studys_lesson_is_noticed_by_the_next(
+    tmp_path: Path,
+    start: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from jaxstudy import __main__ as program
+
+    monkeypatch.setattr(program, "ROOT", tmp_path)
+    monkeypatch.setattr(program, "write_report", lambda runs: runs / "report.html")
+    runs, lessons = tmp_path / "runs", tmp_path / "experiments"
+    lessons.mkdir()
+    (lessons / "ch1_waits.py").write_text(LESSON)
+    (tmp_path / "study.py").write_text(STUDY)
+
+    def study() -> int:
+        return cli.guarded(lambda: program.study(program.Study("smoke", runs)))
+
+    first = start(tmp_path / "study.py", [tmp_path, runs])
+    lines = [first.stdout.readline() for _ in range(3)]
+    lesson = int(lines[-1])
+    both = f"process {first.pid} (study) and process {lesson} (ch1_waits)"
+    assert study() == 1
+    assert capsys.readouterr().err == f"error: {runs} is in use by {both}\n"
+    first.kill()
+    first.wait()
+    assert study() == 1
+    sentence = f"error: {runs} is in use by process {lesson} (ch1_waits)\n"
+    assert capsys.readouterr().err == sentence
+    (lessons / "go").touch()
+    for _ in range(100):
+        if study() == 0:
+            break
+        time.sleep(0.05)
+    assert study() == 0
+    assert not (runs / "study.lock").exists()
+    # a lesson that was started by hand
+    lock = runs / "ch1_waits" / "smoke" / "run.lock"
+    capsys.readouterr()
+    with locked(lock):
+        assert study() == 1
+    sentence = f"error: {lock.parent} is in use by process {os.getpid()}\n"
+    assert capsys.readouterr().err == sentence
+
+
+@pytest.mark.parametrize("words", [["report", ""], ["study", "--runs", ""]])
+def test_an_empty_folder_of_runs(
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    from jaxstudy import __main__ as program
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["jaxstudy", *words])
+    with pytest.raises(SystemExit, match="2"):
+        program.main()
+    assert capsys.readouterr().err == "error: a path on the command line is empty\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 # lesson 1.4, whose table is the user's

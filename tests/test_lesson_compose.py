@@ -282,6 +282,6 @@ def test_a_run_that_cannot_compose_is_refused(
     (tmp_path / "config.json").write_text(other)
     assert "holds a run of ch3_memory, not of ch3_compose" in refused()
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert "vocabulary.json cannot be read: " in refused()
+    assert f"{lesson.VOCABULARY} cannot be read: No such file" in refused()
     (tmp_path / lesson.VOCABULARY).write_text((smoke / lesson.VOCABULARY).read_text())
     assert "no checkpoint that fits" in refused()

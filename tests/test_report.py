@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import os
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -227,12 +228,20 @@ def test_names_cannot_inject_html(tmp_path):
     ("file", "text", "reason"),
     [
         ("config.json", "{", "config.json cannot be read: Expecting property name"),
-        ("config.json", "[]", "config.json cannot be read: Input should be a valid dict"),
+        ("config.json", "[]", "config.json cannot be read: Input should be a"),
         ("config.json", "{}", "config.json cannot be read: schema: Field required"),
         ("config.json", None, "config.json cannot be read: No such file"),
+        ("config.json", '{"schema": 1, "experiment": "a", "preset": "b", "config": 2}',
+         "config.json cannot be read: config: Input should be a valid dictionary"),
         ("environment.json", "\xff", "environment.json cannot be read"),
+        ("environment.json", "[" * 900 + "]" * 900, "Recursion error"),
+        ("result.json", '{"metrics": {"net": {"mean": "x", "low": 1, "high": 2}}}',
+         "result.json cannot be read: metrics.net.Interval.mean: Input should be a"),
+        ("study.json", '{"comparison": {"sentences": 5}}', "study.json cannot be read"),
+        ("metrics.jsonl", '{"step": 1, "split": "train"}\n{"step": 2, "split": 3}\n',
+         "left out in line 2 (split: Input should be a valid string)"),
         ("result.json", '{"metrics": {"acc', "result.json cannot be read: Untermin"),
-        ("result.json", '{"metrics": 1}', "metrics: Input should be a valid dictionary"),
+        ("result.json", '{"metrics": 1}', "metrics: Input should be a valid"),
         ("metrics.jsonl", '{"step": 1, "split": "train"}\nno\n[]\n{"step": "a"}\n1\n',
          "metrics.jsonl is damaged and left out in line 2, 3, 4, 5"),
         ("metrics.jsonl", '{"step": 1, "split": "train", "loss": 2.0}\n{"step": 2, "sp',
@@ -253,6 +262,57 @@ def test_a_damaged_run_is_listed_with_the_reason(tmp_path, file, text, reason):
     assert status == {"whole": "finished", "broken": "damaged"}
     assert page.text.count(reason) == 2  # in the overview and with the run
     assert ["net", "0.693", "0.649 to 0.734", "400 people", ""] in page.rows
+
+
+def test_links_out_of_a_run_folder_are_left_out(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    secret = tmp_path / "elsewhere" / "secret.txt"
+    secret.write_text("a secret")
+    image = tmp_path / "elsewhere" / "secret.png"
+    image.write_bytes(PNG + b"a secret")
+    folder = make_run(tmp_path / "runs", "ch1_x/linked")
+    other = make_run(tmp_path / "runs", "ch1_x/other")
+    for kind in ("samples", "figures"):
+        (folder / kind).mkdir()
+    (folder / "samples" / "own.txt").write_text("my own")
+    (folder / "samples" / "again.txt").symlink_to("own.txt")  # stays in the folder
+    (folder / "samples" / "link.txt").symlink_to(secret)
+    (folder / "figures" / "link.png").symlink_to(image)
+    (other / "figures").symlink_to(tmp_path / "elsewhere")
+    (other / "environment.json").unlink()
+    (other / "environment.json").symlink_to(folder / "environment.json")
+    page = page_of(tmp_path / "runs")
+    assert "a secret" not in page.text
+    assert not page.all("img")
+    assert page.text.count("my own") == 2
+    for named in (
+        "Not shown here: link.txt (a link out of the run folder)",
+        "Not shown here: link.png (a link out of the run folder)",
+        "figures is a link out of the run folder and left out",
+        "environment.json is a link out of the run folder and left out",
+    ):
+        assert named in page.text
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    name = "\udcff9" + "1" * 99
+    rows = [{"step": 1, "split": "train\ud800", "1" * 5000: 2.0, "loss": 1.0}]
+    folder = make_run(tmp_path, f"ch1_x/{name}", rows, {"net\udcff": 1.0}, of=name)
+    (folder / "figures").mkdir()
+    (folder / "figures" / f"{name}.png").write_bytes(PNG)
+    page = page_of(tmp_path)
+    assert len(page.all("img")) == 1
+    for shown in ("\\udcff911", "net\\udcff", "train\\ud800"):
+        assert shown in page.text
+    ids = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
+    assert all(a["href"][1:] in ids for a in page.all("a"))
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
+    folder = make_run(tmp_path)
+    (folder / "environment.json").unlink()
+    os.mkfifo(folder / "environment.json")
+    assert "environment.json cannot be read: it is no regular" in page_of(tmp_path).text
 
 
 def test_unreadable_logs_do_not_break_the_page(tmp_path):

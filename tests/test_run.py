@@ -1,12 +1,16 @@
 """The run folder: held by one, nothing lost, and what is resumed ends the same."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
+import platform
+import resource
 import shutil
 import signal
 import stat
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +37,7 @@ from jaxstudy.run import (
     write_atomically,
 )
 from jaxstudy.training import TrainState
-from jaxstudy.types import UserError
+from jaxstudy.types import Refused, UserError
 from tests.conftest import ROOT, contents
 
 CONFIG = Config(kind="noisy")
@@ -305,6 +309,60 @@ def test_a_damaged_line_is_named_and_nothing_changes(
     with pytest.raises(UserError, match="line 3, is damaged"):
         go(folder, resume=True)
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize("change", [("loss", "lass"), ("0.", "1."), ("train", "test")])
+def test_rows_that_are_not_those_logged_are_noticed(
+    whole: Reference, tmp_path: Path, change: tuple[str, str]
+) -> None:
+    folder = shutil.copytree(whole.folder, tmp_path / "run")
+    text = whole.metrics.decode().replace(*change, 1)
+    (folder / "metrics.jsonl").write_text(text)
+    before = contents(folder)
+    with pytest.raises(UserError, match=r"metrics.jsonl is damaged: its rows up to"):
+        go(folder, resume=True)
+    assert contents(folder) == before
+
+
+def test_a_file_that_may_not_grow_stops_and_what_was_saved_goes_on(
+    whole: Reference, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk, and as there by an error that is tensorstore's own."""
+    original, calls = Checkpoints.save, iter(range(9))
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def save(checkpoints: Checkpoints, *args: Any) -> None:
+        if next(calls) == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (150, usual[1]))
+        try:
+            original(checkpoints, *args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save)
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)) as error:
+            go(folder)
+    assert error.value.errno == errno.EFBIG
+    assert str(folder) in error.value.filename
+    assert steps_of(folder) == [3, 6]
+    whole.assert_same(folder, go(folder, resume=True))
+
+
+def test_a_folder_that_is_removed_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = Run.append, iter(range(9))
+
+    def append(run: Run, rows: Any) -> None:
+        if next(calls) == 2:
+            shutil.rmtree(folder)
+        original(run, rows)
+
+    monkeypatch.setattr(Run, "append", append)
+    with pytest.raises(Refused, match=f"{folder} was removed while it was in use"):
+        go(folder)
+    assert not folder.exists()
 
 
 def test_leftovers_of_a_kill_are_cleared(whole: Reference, tmp_path: Path) -> None:
@@ -735,6 +793,40 @@ def test_a_run_in_use(folder: Path) -> None:
         assert contents(folder) == before
     assert not (folder / "run.lock").exists()
     go(folder, options=Options(), resume=True)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_that_does_not_lock(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    code: int,
+) -> None:
+    def flock(file: Any, how: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(run_module.fcntl, "flock", flock)
+    path, here = folder / "run.lock", platform.node()
+    with open_run(folder, "tiny", "quick", CONFIG):
+        said = f"warning: {folder} cannot be locked ({os.strerror(code)})"
+        assert said in capsys.readouterr().err
+        assert json.loads(path.read_text()) == {
+            "host": here, "processes": {"": os.getpid()}
+        }  # fmt: skip
+        with pytest.raises(Refused, match=f"in use by process {os.getpid()}, as "):
+            go(folder, resume=True)
+    assert not path.exists()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for host, refused in ((here, False), ("abacus", True)):
+        path.write_text(json.dumps({"host": host, "processes": {"x": ended.pid}}))
+        if refused:
+            sentence = rf"in use by process {ended.pid} \(x\) on abacus, as .*run.lock"
+            with pytest.raises(Refused, match=sentence):
+                go(folder, resume=True)
+        else:
+            with open_run(folder, "tiny", "quick", CONFIG, resume=True):
+                pass
 
 
 HOLD = """
