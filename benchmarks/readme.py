@@ -19,6 +19,7 @@ import study_speed
 
 from jaxstudy import comparison, problems
 from jaxstudy.run import write_atomically
+from jaxstudy.statistics import values_text
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -330,6 +331,14 @@ LESSONS = (
 )
 
 
+# of intervals in results/ that a method of before made, until they are measured again
+EARLIER = " \N{DAGGER}"
+FOOTNOTE = (
+    f"{EARLIER.strip()} An interval by an earlier method, which covers less than 95 %, "
+    "or of rows taken for independent that are not; to be measured again."
+)
+
+
 @dataclass(frozen=True)
 class Command:
     """Update the README's tables from the full runs."""
@@ -343,10 +352,14 @@ class Command:
 def shown(value: Any) -> str:
     """A metric as the README has it: with its interval and n, where it has one."""
     if isinstance(value, dict):
+        units = f"n = {value['n']} {value['of']}"
+        if value["low"] is None:
+            return f"**{value['mean']:.3g}** ({values_text(value)}; {units})"
         ends = [value[name] for name in ("mean", "low", "high")]
         form = ".3f" if max(map(abs, ends)) >= 0.01 else ".2g"
         mean, low, high = (format(end, form) for end in ends)
-        return f"**{mean}** [{low}, {high}] (n = {value['n']} {value['of']})"
+        mark = EARLIER if value.get("interval") == "earlier" else ""
+        return f"**{mean}** [{low}, {high}]{mark} ({units})"
     return f"**{value:.3g}**" if isinstance(value, float) else f"**{value}**"
 
 
@@ -427,7 +440,8 @@ def lessons_table() -> str:
         hardware = f"{environment['cores']} cores, {environment['processor']}"
         cells = (lesson.number, lesson.shows, command, "; ".join(parts), time, hardware)
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    table = "\n".join(lines)
+    return f"{table}\n\n{FOOTNOTE}" if EARLIER in table else table
 
 
 def speed_table() -> str:
