@@ -331,11 +331,12 @@ LESSONS = (
 )
 
 
-# of intervals in results/ that a method of before made, until they are measured again
+# of what a method of before made in results/, until it is measured again
 EARLIER = " \N{DAGGER}"
 FOOTNOTE = (
-    f"{EARLIER.strip()} An interval by an earlier method, which covers less than 95 %, "
-    "or of rows taken for independent that are not; to be measured again."
+    f"{EARLIER.strip()} By an earlier method, to be measured again: intervals that "
+    "cover less than 95 %, or of rows taken for independent that are not; whether an "
+    "optimizer is better or worse, by another statistic than its p."
 )
 
 
@@ -403,6 +404,7 @@ def optimizers_table() -> str:
     stored = json.loads((ROOT / "results" / "optimizers.json").read_text())
     study, result = stored["study"], stored["result"]
     protocol, environment = study["protocol"], stored["environment"]
+    mark = EARLIER if study.get("interval") == "earlier" else ""
     heading, *body = comparison.summary_table(study)
     lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *body]
     table = [f"| {' | '.join(cells)} |" for cells in lines]
@@ -410,13 +412,15 @@ def optimizers_table() -> str:
         f"`python benchmarks/optimizers.py --preset full`: {len(body)} optimizers, "
         f"{protocol['trials']} trials of each on each problem with "
         f"{protocol['tuning_seeds']} seeds to choose by, test loss of "
-        f"{protocol['seeds']} others with 95 % intervals; {result['steps']:,} steps in "
-        f"{result['wall_s']:.0f} s, {environment['cores']} cores, "
-        f"{environment['processor']}."
+        f"{protocol['seeds']} others with 95 % intervals{mark}; "
+        f"{result['steps']:,} steps in {result['wall_s']:.0f} s, "
+        f"{environment['cores']} cores, {environment['processor']}."
     )
     sentences = [f"- {sentence}" for sentence in study["comparison"]["sentences"]]
-    folded = ["<details><summary>What the study says of it</summary>", "", *sentences]
-    return "\n".join([*table, "", about, "", *folded, "", "</details>"])
+    summary = f"What the study says of it{mark}"
+    folded = [f"<details><summary>{summary}</summary>", "", *sentences]
+    note = ["", FOOTNOTE] if mark else []
+    return "\n".join([*table, "", about, "", *folded, "", "</details>", *note])
 
 
 def lessons_table() -> str:
