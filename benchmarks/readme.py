@@ -19,6 +19,7 @@ import study_speed
 
 from jaxstudy import comparison, problems
 from jaxstudy.run import write_atomically
+from jaxstudy.statistics import values_text
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -330,6 +331,15 @@ LESSONS = (
 )
 
 
+# of what a method of before made in results/, until it is measured again
+EARLIER = " \N{DAGGER}"
+FOOTNOTE = (
+    f"{EARLIER.strip()} By an earlier method, to be measured again: intervals that "
+    "cover less than 95 %, or of rows taken for independent that are not; whether an "
+    "optimizer is better or worse, by another statistic than its p."
+)
+
+
 @dataclass(frozen=True)
 class Command:
     """Update the README's tables from the full runs."""
@@ -343,10 +353,14 @@ class Command:
 def shown(value: Any) -> str:
     """A metric as the README has it: with its interval and n, where it has one."""
     if isinstance(value, dict):
+        units = f"n = {value['n']} {value['of']}"
+        if value["low"] is None:
+            return f"**{value['mean']:.3g}** ({values_text(value)}; {units})"
         ends = [value[name] for name in ("mean", "low", "high")]
         form = ".3f" if max(map(abs, ends)) >= 0.01 else ".2g"
         mean, low, high = (format(end, form) for end in ends)
-        return f"**{mean}** [{low}, {high}] (n = {value['n']} {value['of']})"
+        mark = EARLIER if value.get("interval") == "earlier" else ""
+        return f"**{mean}** [{low}, {high}]{mark} ({units})"
     return f"**{value:.3g}**" if isinstance(value, float) else f"**{value}**"
 
 
@@ -390,6 +404,7 @@ def optimizers_table() -> str:
     stored = json.loads((ROOT / "results" / "optimizers.json").read_text())
     study, result = stored["study"], stored["result"]
     protocol, environment = study["protocol"], stored["environment"]
+    mark = EARLIER if study.get("interval") == "earlier" else ""
     heading, *body = comparison.summary_table(study)
     lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *body]
     table = [f"| {' | '.join(cells)} |" for cells in lines]
@@ -397,13 +412,15 @@ def optimizers_table() -> str:
         f"`python benchmarks/optimizers.py --preset full`: {len(body)} optimizers, "
         f"{protocol['trials']} trials of each on each problem with "
         f"{protocol['tuning_seeds']} seeds to choose by, test loss of "
-        f"{protocol['seeds']} others with 95 % intervals; {result['steps']:,} steps in "
-        f"{result['wall_s']:.0f} s, {environment['cores']} cores, "
-        f"{environment['processor']}."
+        f"{protocol['seeds']} others with 95 % intervals{mark}; "
+        f"{result['steps']:,} steps in {result['wall_s']:.0f} s, "
+        f"{environment['cores']} cores, {environment['processor']}."
     )
     sentences = [f"- {sentence}" for sentence in study["comparison"]["sentences"]]
-    folded = ["<details><summary>What the study says of it</summary>", "", *sentences]
-    return "\n".join([*table, "", about, "", *folded, "", "</details>"])
+    summary = f"What the study says of it{mark}"
+    folded = [f"<details><summary>{summary}</summary>", "", *sentences]
+    note = ["", FOOTNOTE] if mark else []
+    return "\n".join([*table, "", about, "", *folded, "", "</details>", *note])
 
 
 def lessons_table() -> str:
@@ -427,7 +444,8 @@ def lessons_table() -> str:
         hardware = f"{environment['cores']} cores, {environment['processor']}"
         cells = (lesson.number, lesson.shows, command, "; ".join(parts), time, hardware)
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    table = "\n".join(lines)
+    return f"{table}\n\n{FOOTNOTE}" if EARLIER in table else table
 
 
 def speed_table() -> str:

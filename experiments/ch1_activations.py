@@ -30,7 +30,7 @@ from jaxstudy.model import Model
 from jaxstudy.models.mlp import ACTIVATIONS, mlp
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.run import Run
-from jaxstudy.statistics import Estimate, mean_interval
+from jaxstudy.statistics import NONNEGATIVE, Estimate, mean_over_runs
 from jaxstudy.training import (
     EvalStep,
     Lanes,
@@ -237,7 +237,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float | str]:
             result[label + "test log-loss"] = (
                 f"diverged in {diverged} of {len(losses)} seeds"
                 if diverged
-                else mean_interval(losses, "seeds")
+                else mean_over_runs(losses, NONNEGATIVE)
             )
             result[label + "learning rate"] = float(outcome.rate[i])
     worst = max(outcome.affine for outcome in outcomes.values())

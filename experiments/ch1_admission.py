@@ -33,7 +33,15 @@ from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import binary_cross_entropy
 from jaxstudy.optimizers import OPTIMIZERS
 from jaxstudy.run import Run, Saved, warn
-from jaxstudy.statistics import Estimate, bootstrap_interval, mean_interval
+from jaxstudy.statistics import (
+    NONNEGATIVE,
+    REAL,
+    SHARE,
+    SHARE_DIFFERENCE,
+    Estimate,
+    mean_over_cases,
+    mean_over_runs,
+)
 from jaxstudy.training import (
     Fitted,
     Lanes,
@@ -46,6 +54,8 @@ from jaxstudy.training import (
 from jaxstudy.types import Array, Key, UserError
 
 FEATURES = 5
+RANGES = {"accuracy": SHARE, "log-loss": NONNEGATIVE}
+DIFFERENCES = {"accuracy": SHARE_DIFFERENCE, "log-loss": REAL}
 VARIANTS = ("network", "unscaled network", "logistic regression")
 
 
@@ -170,16 +180,17 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         logits = logits_of(variant, config, fitted.state, data.arrays["x"])
         each[variant] = scores(config, logits, y, held_out)
         for name, values in each[variant].items():
-            result[f"{variant}: {name}"] = bootstrap_interval(
-                values.mean(0), "applicants"
+            within = RANGES[name]
+            result[f"{variant}: {name}"] = mean_over_cases(
+                values.mean(0), "applicants", within
             )
             if config.repeats > 1:
-                spread = mean_interval(values.mean(1), "repeats")
+                spread = mean_over_runs(values.mean(1), within, "repeats")
                 result[f"{variant}: {name}, by repeat"] = spread
-    for name in ("accuracy", "log-loss"):
+    for name in RANGES:
         gap = each["network"][name] - each["logistic regression"][name]
-        result[f"network - logistic regression: {name}"] = bootstrap_interval(
-            gap.mean(0), "applicants, paired"
+        result[f"network - logistic regression: {name}"] = mean_over_cases(
+            gap.mean(0), "applicants, paired", DIFFERENCES[name]
         )
     plots.save_curves(run, VARIANTS, "loss", "log-loss [nats]")
     plots.save_intervals(run, result, VARIANTS, ("accuracy", "log-loss"))

@@ -57,7 +57,15 @@ from jaxstudy.model import Model
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.run import Run, warn, write_atomically
-from jaxstudy.statistics import Estimate, at_best_epoch, mean_interval
+from jaxstudy.statistics import (
+    NONNEGATIVE,
+    SHARE,
+    SHARE_DIFFERENCE,
+    Estimate,
+    Range,
+    at_best_epoch,
+    mean_over_runs,
+)
 from jaxstudy.training import (
     Lanes,
     TrainState,
@@ -288,14 +296,16 @@ def draw_accuracies(
 ) -> None:
     """Test accuracy by the number of images; for the middle one, by epoch."""
 
-    def line(x: Sequence[float], values: np.ndarray) -> plots.Line:
-        return x, [mean_interval(value, "seeds") for value in values]
+    def line(
+        x: Sequence[float], values: np.ndarray, within: Range = SHARE
+    ) -> plots.Line:
+        return x, [mean_over_runs(value, within) for value in values]
 
     def arms(x: Sequence[float], values: np.ndarray) -> dict[str, plots.Line]:
         return {arm: line(x, values[..., i]) for i, arm in enumerate(ARMS)}
 
     label, scales = "images to learn from", ("log", "linear")
-    gain = {"": line(config.sizes, found[..., 1] - found[..., 0])}
+    gain = {"": line(config.sizes, found[..., 1] - found[..., 0], SHARE_DIFFERENCE)}
     plots.save_lines(
         run,
         "sizes",
@@ -345,14 +355,16 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     result: dict[str, Estimate | float] = {}
     for size, values in zip(config.sizes, found, strict=True):
         for i, arm in enumerate(ARMS):
-            of_arm = mean_interval(values[:, i], "seeds")
+            of_arm = mean_over_runs(values[:, i], SHARE)
             result[f"{size} images, {arm}: test accuracy"] = of_arm
-        gain = mean_interval(values[:, 1] - values[:, 0], "seeds, paired")
+        gain = mean_over_runs(
+            values[:, 1] - values[:, 0], SHARE_DIFFERENCE, "seeds, paired"
+        )
         result[f"{size} images: accuracy gained by augmentation"] = gain
     steps = -(-max(config.sizes) // config.batch_size)
     for i, arm in enumerate(ARMS):
         result[f"{arm}: seconds an epoch"] = float(steps * np.median(seconds[:, i]))
-    ratio = mean_interval(seconds[:, 1] / seconds[:, 0], "pairs of steps")
+    ratio = mean_over_runs(seconds[:, 1] / seconds[:, 0], NONNEGATIVE, "pairs of steps")
     result["time of a step, augmented / as they are"] = ratio
     return result
 

@@ -38,7 +38,7 @@ from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.ops import Padding
 from jaxstudy.run import Run
-from jaxstudy.statistics import Estimate, mean_interval
+from jaxstudy.statistics import SHARE, Estimate, mean_over_runs
 from jaxstudy.training import (
     EvalStep,
     Lanes,
@@ -216,11 +216,11 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         model = build(name, data.shape, len(data.classes))
         states[name], eval_step = train(name, model, config, data, run)
         whole = measure(eval_step, states[name], test, batch_size=500, lanes=Lanes())
-        result[f"{name}: test accuracy"] = mean_interval(
-            np.array(whole["accuracy"]), "seeds"
+        result[f"{name}: test accuracy"] = mean_over_runs(
+            np.array(whole["accuracy"]), SHARE
         )
         curve = shift_curve(eval_step, states[name], data, config)
-        curves[name] = [mean_interval(found, "seeds") for found in curve]
+        curves[name] = [mean_over_runs(found, SHARE) for found in curve]
         if config.shifts >= 3:
             result[f"{name}: accuracy, moved by 3 pixels"] = curves[name][3]
         result[f"{name}: parameters"] = float(parameter_count(model))

@@ -32,7 +32,7 @@ from jaxstudy.model import parameter_count
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.run import Run
-from jaxstudy.statistics import Estimate, mean_interval
+from jaxstudy.statistics import SHARE, SHARE_DIFFERENCE, Estimate, mean_over_runs
 from jaxstudy.training import (
     Lanes,
     fit,
@@ -123,9 +123,9 @@ def train(name: Name, config: Config, data: ImageSplits, run: Run) -> dict[str, 
     last = {row["split"]: np.array(row["accuracy"]) for row in fitted.rows[-2:]}
     timing = part.timing
     return {
-        "test accuracy": mean_interval(np.array(test["accuracy"]), "seeds"),
-        "gap, known - validation": mean_interval(
-            last["known"] - last["validation"], "seeds"
+        "test accuracy": mean_over_runs(np.array(test["accuracy"]), SHARE),
+        "gap, known - validation": mean_over_runs(
+            last["known"] - last["validation"], SHARE_DIFFERENCE
         ),
         "parameters": float(parameter_count(model)),
         "seconds a training": (timing.train_s + timing.compile_s) / config.seeds,

@@ -48,7 +48,13 @@ from jaxstudy.models.cnn import cnn
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.run import Run, Saved, read_sealed, write_atomically
-from jaxstudy.statistics import Estimate, at_best_epoch, mean_interval
+from jaxstudy.statistics import (
+    SHARE,
+    SHARE_DIFFERENCE,
+    Estimate,
+    at_best_epoch,
+    mean_over_runs,
+)
 from jaxstudy.summary import print_summary
 from jaxstudy.training import (
     Lanes,
@@ -325,7 +331,7 @@ def draw_accuracies(
     """Test accuracy by the number of images, and for the most of them by epoch."""
 
     def line(x: Sequence[float], values: np.ndarray) -> plots.Line:
-        return x, [mean_interval(value, "seeds") for value in values]
+        return x, [mean_over_runs(value, SHARE) for value in values]
 
     label, scales = "images to learn from", ("log", "linear")
     most = config.sizes.index(max(config.sizes))
@@ -418,11 +424,11 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     result: dict[str, Estimate | float] = {"largest class: test accuracy": majority}
     for i, size in enumerate(config.sizes):
         for arm, values in test.items():
-            of_arm = mean_interval(values[i], "seeds")
+            of_arm = mean_over_runs(values[i], SHARE)
             result[f"{size} images, {arm}: test accuracy"] = of_arm
         gain = test["fine-tuned"][i] - test["frozen"][i]
-        result[f"{size} images: gained by fine-tuning"] = mean_interval(
-            gain, "seeds, paired"
+        result[f"{size} images: gained by fine-tuning"] = mean_over_runs(
+            gain, SHARE_DIFFERENCE, "seeds, paired"
         )
     return result
 

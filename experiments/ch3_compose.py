@@ -71,7 +71,7 @@ from jaxstudy.run import (
     write_atomically,
 )
 from jaxstudy.sampling import sample
-from jaxstudy.statistics import Estimate, bootstrap_interval
+from jaxstudy.statistics import REAL, SHARE, Estimate, mean_over_cases
 from jaxstudy.training import (
     EvalStep,
     Lanes,
@@ -338,7 +338,7 @@ def per_character(bits: np.ndarray, tunes: Sequence[str]) -> Estimate:
     characters = np.array([len(tune) + 1 for tune in tunes])
     ratio = bits.sum() / characters.sum()
     values = ratio + (bits - ratio * characters) / characters.mean()
-    return bootstrap_interval(values, "tunes")
+    return mean_over_cases(values, "tunes", REAL)
 
 
 def continue_tune(
@@ -388,15 +388,15 @@ def judged(
         "accepted, and all bars add up": [v.adds_up for v in verdicts],
     }
     found: dict[str, Estimate | float] = {
-        f"{name}: {what}": bootstrap_interval(np.array(each, float), "tunes")
+        f"{name}: {what}": mean_over_cases(np.array(each, float), "tunes", SHARE)
         for what, each in shares.items()
     }
     bars = sum(v.bars for v in verdicts)
     wrong = sum(v.wrong for v in verdicts)
     found[f"{name}: bars of a wrong length"] = wrong / max(1, bars)
     found[f"{name}: copies of a training tune"] = float(np.sum(copied > 0.5))
-    found[f"{name}: longest copied piece of the melody"] = bootstrap_interval(
-        copied, "tunes"
+    found[f"{name}: longest copied piece of the melody"] = mean_over_cases(
+        copied, "tunes", SHARE
     )
     return found, shares["accepted by music21"]
 

@@ -38,7 +38,7 @@ from jaxstudy.model import Model
 from jaxstudy.models.recurrent import Kind, sequence_to_vector
 from jaxstudy.objectives import squared_error
 from jaxstudy.run import Run
-from jaxstudy.statistics import Estimate, mean_interval
+from jaxstudy.statistics import NONNEGATIVE, Estimate, mean_over_runs
 from jaxstudy.training import (
     Lanes,
     TrainState,
@@ -202,7 +202,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     for length in config.lengths:
         for kind in config.kinds:
             found, gradients[kind] = train(kind, length, config, run)
-            errors[kind].append(mean_interval(found, "seeds"))
+            errors[kind].append(mean_over_runs(found, NONNEGATIVE))
             result[f"{kind}, T = {length}: squared error"] = errors[kind][-1]
             result[f"{kind}, T = {length}: seeds that solve it"] = float(
                 np.sum(found < SOLVED)

@@ -50,7 +50,7 @@ from jaxstudy.models.recurrent import Kind, Recurrent, small_uniform
 from jaxstudy.ngram import bits, fit_ngram
 from jaxstudy.objectives import masked_mean, mean_value
 from jaxstudy.run import Run, Saved, read_sealed
-from jaxstudy.statistics import Estimate, at_best_epoch, mean_interval
+from jaxstudy.statistics import NONNEGATIVE, Estimate, at_best_epoch, mean_over_runs
 from jaxstudy.training import (
     Lanes,
     fit,
@@ -331,8 +331,7 @@ def draw(
                 found = result[f"{name}: {metric}"]
                 assert isinstance(found, Estimate)
                 label = metric if y == 0 else None
-                axis.plot(found.mean, y, "o", color=colour, label=label)
-                axis.plot([found.low, found.high], [y, y], color=colour)
+                plots.draw_estimate(axis, found, y, colour, label)
         axis.set(yticks=range(len(names)), yticklabels=names)
         axis.margins(y=0.2)
         axis.grid(alpha=0.3)
@@ -380,7 +379,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         model = build(name, config, size)
         found = train(name, model, sets, config, run)
         for metric, values in found.items():
-            result[f"{name}: {metric}"] = mean_interval(values, "seeds")
+            result[f"{name}: {metric}"] = mean_over_runs(values, NONNEGATIVE)
         result[f"{name}: parameters"] = float(parameter_count(model))
     plots.save_curves(run, config.networks, "loss", "nats a word")
     draw(run, result, config, ngram)

@@ -59,7 +59,7 @@ from jaxstudy.models.seq2seq import seq2seq
 from jaxstudy.objectives import sequence_cross_entropy, squared_error
 from jaxstudy.run import Part, Run
 from jaxstudy.sampling import Step, sample
-from jaxstudy.statistics import Estimate, mean_interval
+from jaxstudy.statistics import NONNEGATIVE, SHARE, Estimate, mean_over_runs
 from jaxstudy.training import (
     EvalStep,
     Fitted,
@@ -293,7 +293,7 @@ def spell(config: Config, run: Run) -> dict[str, Estimate | float]:
         ["test images", "wrong, and\nthe right name"],
     )  # fmt: skip
     return {
-        f"{SPELLING}: exact match": mean_interval(np.array(found), "seeds"),
+        f"{SPELLING}: exact match": mean_over_runs(np.array(found), SHARE),
         f"{SPELLING}, always one name: exact match": max(Counter(right).values())
         / len(right),
     }
@@ -410,7 +410,7 @@ def forecast_all(
     for kind in config.kinds:
         found = forecast(kind, data, config, run)[:, tested]
         errors = np.array([data.error(one, tested) for one in found])
-        result[f"{FORECAST}, {kind}: error"] = mean_interval(errors, "seeds")
+        result[f"{FORECAST}, {kind}: error"] = mean_over_runs(errors, NONNEGATIVE)
         curves = {
             "truth": data.y[tested],
             "persistence": plain["persistence"],
@@ -471,7 +471,7 @@ def add(pairs: Sequence[Pair], config: Config, run: Run) -> dict[str, Estimate |
     )
     found = measure(eval_step, state, sets.test, batch_size=500, lanes=Lanes())
     return {
-        f"{ADDITION}: {metric}": mean_interval(np.array(found[metric]), "seeds")
+        f"{ADDITION}: {metric}": mean_over_runs(np.array(found[metric]), SHARE)
         for metric in ("exact match", "accuracy")
     }
 

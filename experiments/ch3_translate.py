@@ -55,7 +55,7 @@ from jaxstudy.models.seq2seq import Seq2Seq, seq2seq
 from jaxstudy.objectives import sequence_cross_entropy
 from jaxstudy.run import Run, Saved, read_sealed
 from jaxstudy.sampling import Beams, beam_search
-from jaxstudy.statistics import Estimate, mean_interval
+from jaxstudy.statistics import SHARE, Estimate, mean_over_runs
 from jaxstudy.training import (
     Lanes,
     TrainState,
@@ -255,6 +255,9 @@ def translate_all(
     return found[: len(pairs)]
 
 
+CHRF = (0.0, 100.0)
+
+
 def scores(
     network: Seq2Seq,
     state: TrainState,
@@ -278,7 +281,8 @@ def scores(
             chrf = sacrebleu.corpus_chrf(texts, [right]).score
             found.setdefault(f"chrF, {name}", []).append(chrf)
     return {
-        name: mean_interval(np.array(values), "seeds") for name, values in found.items()
+        name: mean_over_runs(np.array(values), CHRF if "chrF" in name else SHARE)
+        for name, values in found.items()
     }
 
 

@@ -68,7 +68,15 @@ from jaxstudy.model import Model
 from jaxstudy.models.mlp import embedding_mlp
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.run import Run, Saved, read_sealed, warn, write_atomically
-from jaxstudy.statistics import Estimate, bootstrap_interval
+from jaxstudy.statistics import (
+    NONNEGATIVE,
+    REAL,
+    SHARE,
+    SHARE_DIFFERENCE,
+    Estimate,
+    Range,
+    mean_over_cases,
+)
 from jaxstudy.tables import (
     Folds,
     Rows,
@@ -113,6 +121,8 @@ LEAKS = {
 }
 LEAKING = (Indicator(Hashed("boat", 40)), Numeric("body"))
 MOST_CLASSES = 50
+RANGES = {"accuracy": SHARE, "log-loss": NONNEGATIVE}
+DIFFERENCES = {"accuracy": SHARE_DIFFERENCE, "log-loss": REAL}
 FEATURES, LABELS = "features.json", "labels.json"  # in the run folder
 
 
@@ -284,10 +294,15 @@ def of_network(folds: Folds, trained: Trained) -> Said:
     return said
 
 
-def estimates(name: str, scores: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
+def estimates(
+    name: str,
+    scores: Mapping[str, np.ndarray],
+    groups: np.ndarray | None,
+    within: Mapping[str, Range] = RANGES,
+) -> dict[str, Estimate]:
     """Scores [N] of the rows as metrics."""
     return {
-        f"{name}: {score}": bootstrap_interval(values, "rows")
+        f"{name}: {score}": mean_over_cases(values, "rows", within[score], groups)
         for score, values in scores.items()
     }
 
@@ -304,12 +319,13 @@ def compare(
     regressions: Mapping[str, Sequence[Column]],
     config: Config,
     run: Run,
+    groups: np.ndarray | None = None,
 ) -> dict[str, Estimate | float]:
     """Cross-validate networks and regressions on the same folds; the first is compared.
 
-    And which columns the first one needs.
+    And which columns the first one needs. Rows of one of `groups` [N] are in one fold.
     """
-    splits = stratified_splits(y, config.folds, config.repeats, config.seed)
+    splits = stratified_splits(y, config.folds, config.repeats, config.seed, groups)
     first = next(iter(variants))
     result: dict[str, Estimate | float] = {
         "always the most frequent class: accuracy": float(np.bincount(y).max() / len(y))
@@ -323,24 +339,24 @@ def compare(
         scores[name] = held_out_scores(folds, said(folds.data.arrays), y)
         if name == first:
             changes = {
-                column: bootstrap_interval(change, "rows")
+                column: mean_over_cases(change, "rows", REAL, groups)
                 for column, change in importance(folds, said, y, config.seed).items()
             }
     for name, columns in regressions.items():
         folds = make_folds(table, y, [*map(as_indicator, columns)], splits)
         scores[name] = held_out_scores(folds, of_regression(folds), y)
     for name, own in scores.items():
-        result |= estimates(name, own)
+        result |= estimates(name, own, groups)
         if name != first:
             gaps = {score: scores[first][score] - own[score] for score in own}
-            result |= estimates(f"{first} - {name}", gaps)
+            result |= estimates(f"{first} - {name}", gaps, groups, DIFFERENCES)
     for column, change in changes.items():
         result[f"log-loss when {column} is shuffled: increase"] = change
     names = [*variants, *regressions]
     plots.save_intervals(run, result, names, ("accuracy", "log-loss"))
     gaps = {
-        name: bootstrap_interval(
-            own["log-loss"] - scores[first]["log-loss"], "rows, paired"
+        name: mean_over_cases(
+            own["log-loss"] - scores[first]["log-loss"], "rows, paired", REAL, groups
         )
         for name, own in scores.items()
         if name != first
@@ -443,7 +459,9 @@ def passengers(config: Config, run: Run) -> dict[str, Estimate | float]:
         "logistic regression": tuple(c for c in columns if c in usual) or columns,
         "logistic regression, all columns": columns,
     }
-    result = compare(table, y, variants, regressions, config, run)
+    # who travels on one ticket is of one family or party, and lives or dies together
+    groups = pd.factorize(table["ticket"])[0]
+    result = compare(table, y, variants, regressions, config, run, groups)
     fitted, trained = train_members(table, y, columns, ("0", "1"), config, run)
     for column in fitted.columns:
         if isinstance(column, Embedding) and isinstance(column.of, Category):
@@ -565,7 +583,7 @@ def held_out(
         )
         right = (log_p.argmax(1) == y).astype(float)
         loss = -log_p[np.arange(len(y)), y]
-        result |= estimates(name, {"accuracy": right, "log-loss": loss})
+        result |= estimates(name, {"accuracy": right, "log-loss": loss}, None)
     plots.save_intervals(
         run, result, ("network", "logistic regression"), ("accuracy", "log-loss")
     )

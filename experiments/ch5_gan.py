@@ -70,7 +70,14 @@ from jaxstudy.forgeries import (
 from jaxstudy.model import Model
 from jaxstudy.models.dcgan import discriminator, generator, noise, paint
 from jaxstudy.run import Run, Saved, warn
-from jaxstudy.statistics import Estimate, frechet_distance, mean_interval
+from jaxstudy.statistics import (
+    NONNEGATIVE,
+    REAL,
+    SHARE,
+    Estimate,
+    frechet_distance,
+    mean_over_runs,
+)
 from jaxstudy.training import Fitted, Lanes, TrainState, fit
 from jaxstudy.types import Array, Key, PyTree, UserError
 
@@ -322,7 +329,7 @@ def compare_variants(config: Config, data: Data, cnn: PyTree, run: Run) -> Resul
         g, fitted = train_variant(name, config, learnt, held_out, run)
         for measured in measures:
             values = np.array(fitted.rows[-1][measured])
-            result[f"{name}: {measured}"] = mean_interval(values, "seeds")
+            result[f"{name}: {measured}"] = mean_over_runs(values, SHARE)
         weights = fitted.state.params[G], fitted.state.extra[G]
         made = [
             np.asarray(paint(g, *jax.tree.map(lambda a, i=i: a[i], weights), z))
@@ -333,13 +340,13 @@ def compare_variants(config: Config, data: Data, cnn: PyTree, run: Run) -> Resul
             distances[name] = np.array(
                 [frechet_distance(see(cnn, x).features, real) for x in made]
             )
-            away = mean_interval(distances[name], "seeds")
+            away = mean_over_runs(distances[name], NONNEGATIVE)
             result[f"{name}: Frechet distance"] = away
     for name in distances:
         if name != "alternating" and "alternating" in distances:
             more = distances[name] - distances["alternating"]
-            result[f"{name} - alternating: Frechet distance"] = mean_interval(
-                more, "seeds, paired"
+            result[f"{name} - alternating: Frechet distance"] = mean_over_runs(
+                more, REAL, "seeds, paired"
             )
     plots.save_images(run, "variants", shown, rows=config.variants)
     measures += ["Frechet distance"] if cnn else []

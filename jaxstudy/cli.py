@@ -36,7 +36,7 @@ from jaxstudy.run import (
     read_saved,
     warn,
 )
-from jaxstudy.statistics import Estimate
+from jaxstudy.statistics import Estimate, values_text
 from jaxstudy.types import UserError
 
 Count = Annotated[int, pydantic.Field(ge=1)]  # a setting that must be 1 or more
@@ -360,9 +360,12 @@ def print_result(name: str, result: Mapping[str, Any]) -> None:
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     for metric, value in result["metrics"].items():
         if isinstance(value, dict):
-            interval = f"{value['low']:.4g} to {value['high']:.4g}"
+            interval = values_text(value)
+            if value["low"] is not None:
+                interval = f"{value['low']:.4g} to {value['high']:.4g}"
             over = f"{value['n']} {value['of']}"
-            table.add_row(metric, f"{value['mean']:.4g}", interval, over)
+            mean = "not finite" if value["mean"] is None else f"{value['mean']:.4g}"
+            table.add_row(metric, mean, interval, over)
         elif isinstance(value, float):
             table.add_row(metric, f"{value:.6g}", "", "")
         else:

@@ -7,17 +7,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxstudy.statistics import (
-    Estimate,
+    NONNEGATIVE,
+    SHARE,
     algoperf_score,
-    bootstrap_interval,
     holm,
     interquartile_mean,
-    iqm_interval,
+    interquartile_mean_over_seeds,
+    mean_over_runs,
     paired_test,
-    probability_better_interval,
+    values_text,
 )
 
-SCHEMA = 1  # of study.json
+SCHEMA = 2  # of study.json
 ALPHA = 0.05
 TAU_MAX = 4.0
 Record = Mapping[str, Any]  # study.json
@@ -116,30 +117,6 @@ def times_to_target(record: Record, k: int | None = None) -> np.ndarray:
     )
 
 
-def algoperf_intervals(record: Record, resamples: int = 1000) -> dict[str, Estimate]:
-    """The AlgoPerf score of each optimizer, with its percentile bootstrap interval.
-
-    The seeds of each problem are resampled, jointly for all optimizers: they are
-    paired, and a score depends on who was the first.
-    """
-    names, problems = optimizers(record), list(record["problems"])
-    steps = np.array(
-        [[outcome(record, p, o).steps_to_target for p in problems] for o in names]
-    )  # [optimizers, problems, S]
-    n, rng = steps.shape[-1], np.random.default_rng(0)
-    drawn = []
-    for _ in range(resamples):
-        seeds = rng.integers(0, n, (1, len(problems), n))
-        again = np.take_along_axis(steps, seeds, axis=-1)
-        drawn.append(algoperf_score(upper_median(again), TAU_MAX))
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    score = algoperf_score(upper_median(steps), TAU_MAX)
-    return {
-        name: Estimate(float(score[i]), float(low[i]), float(high[i]), n, "seeds")
-        for i, name in enumerate(names)
-    }
-
-
 def upper_median(values: np.ndarray) -> np.ndarray:
     """The upper of the two middle values of [..., S]: with inf there is no mean."""
     return np.quantile(values, 0.5, axis=-1, method="higher")
@@ -160,54 +137,56 @@ def algoperf_target(record: Record, problem: str, reference: Sequence[str]) -> f
 
 
 def compare(record: Record) -> dict[str, Any]:
-    """Everything that is said of a study, as JSON."""
+    """Everything that is said of a study, as JSON.
+
+    AlgoPerf's score is of medians, by which it jumps from one value to another; it has
+    no interval, since the bootstrap's does not cover it 95 times in 100.
+    """
     names = optimizers(record)
     problems = {name: compare_on(record, name) for name in record["problems"]}
-    algoperf = algoperf_intervals(record)
+    algoperf = algoperf_score(times_to_target(record), TAU_MAX)
     overall = {
         name: {
-            "score": iqm_interval(scores(record, name), "seeds").json(),
-            "algoperf": algoperf[name].json(),
+            "score": interquartile_mean_over_seeds(scores(record, name), SHARE).json(),
+            "algoperf": float(algoperf[i]),
         }
-        for name in names
+        for i, name in enumerate(names)
     }
     comparison = {"problems": problems, "overall": overall}
     return {**comparison, "sentences": sentences(record, comparison)}
 
 
 def compare_on(record: Record, problem: str) -> dict[str, Any]:
-    """Each optimizer on a problem, and beside the one that tuning found the best.
+    """Each optimizer on a problem, and beside one that tuning found the best.
 
-    That one is chosen by the tuning seeds, so the reported ones test it afresh. Where
-    the seeds change nothing, there is nothing to test.
+    That one is chosen by the tuning seeds, so the reported ones test it afresh. Nothing
+    is tested where no optimizer could be tuned, where no run finished, and where the
+    loss of each optimizer is the same with every seed.
     """
     names = optimizers(record)
-    best = min(names, key=lambda name: tuned_loss(record, problem, name))
     table = {name: row_of(record, problem, name) for name in names}
-    tests = [outcome(record, problem, name).test for name in names]
-    random = any(len(np.unique(test)) > 1 for test in tests)
+    tuned = {name: tuned_loss(record, problem, name) for name in names}
+    lowest = min(tuned.values())
+    best = [name for name in names if tuned[name] == lowest < math.inf]
+    tests = {name: outcome(record, problem, name).test for name in names}
+    finished = bool(np.isfinite(list(tests.values())).any())
+    random = any(len(np.unique(test)) > 1 for test in tests.values())
+    tested = bool(best) and finished and random
     facts: dict[str, Any] = {
-        "best_tuned": best,
-        "n": len(tests[0]) if random else 1,
-        "comparisons": len(names) - 1 if random else 0,
+        "best_tuned": best,  # all that share the lowest loss; the first is compared
+        "finished": finished,
+        "n": len(tests[names[0]]) if random or not finished else 1,
+        "comparisons": len(names) - 1 if tested else 0,
         "optimizers": table,
     }
     if not facts["comparisons"]:
         return facts
-    reference = outcome(record, problem, best).test
-    others = [name for name in names if name != best]
-    losses_of = {name: outcome(record, problem, name).test for name in others}
-    paired = {name: paired_test(losses_of[name], reference) for name in others}
+    others = [name for name in names if name != best[0]]
+    paired = {name: paired_test(tests[name], tests[best[0]]) for name in others}
     adjusted = holm(np.array([paired[name].p for name in others]))
     for name, p in zip(others, adjusted, strict=True):
-        better = probability_better_interval(
-            losses_of[name], reference, "seeds, paired"
-        )
-        table[name] |= {
-            "p": paired[name].p,
-            "p_holm": float(p),
-            "probability_better": better.json(),
-        }
+        found = paired[name]
+        table[name] |= {"p": found.p, "p_holm": float(p), "effect": found.effect}
     some = paired[others[0]]
     smallest = min(1.0, some.smallest_p * len(others))
     return facts | {"smallest_p": smallest, "exact": some.exact}
@@ -220,6 +199,7 @@ def row_of(record: Record, problem: str, name: str) -> dict[str, Any]:
     steps = found.steps_to_target
     return {
         "point": {n: v[chosen["point"]] for n, v in cell["points"].items()},
+        "tuned": finite(tuned_loss(record, problem, name)),
         "at_edge": chosen["at_edge"],
         "test": estimate(found.test),
         "interquartile_mean": finite(interquartile_mean(found.test)),
@@ -238,8 +218,7 @@ def estimate(values: np.ndarray) -> dict[str, Any] | None:
     """The mean with its interval; None where a run diverged: there is no mean."""
     if not np.isfinite(values).all():
         return None
-    found: Estimate = bootstrap_interval(values, "seeds")
-    return found.json()
+    return mean_over_runs(values, NONNEGATIVE).json()
 
 
 def finite(value: float) -> float | None:
@@ -253,10 +232,10 @@ def sentences(record: Record, comparison: Mapping[str, Any]) -> list[str]:
     for problem, found in comparison["problems"].items():
         out += verdicts(problem, found)
         out += remarks(record, problem, found)
-    if len(record["problems"]) > 1:
-        overall = comparison["overall"]
-        ranked = sorted(overall, key=lambda n: -overall[n]["algoperf"]["mean"])
-        listed = ", ".join(f"{n} {overall[n]['algoperf']['mean']:.2f}" for n in ranked)
+    scores = {n: row["algoperf"] for n, row in comparison["overall"].items()}
+    if len(record["problems"]) > 1 and any(scores.values()):
+        ranked = sorted(scores, key=lambda n: -scores[n])
+        listed = ", ".join(f"{n} {scores[n]:.2f}" for n in ranked)
         out.append(
             f"How soon the targets of the {len(record['problems'])} problems were "
             f"reached, as AlgoPerf scores it (1: always first): {listed}."
@@ -269,23 +248,34 @@ def verdicts(problem: str, found: Mapping[str, Any]) -> list[str]:
     best, table = found["best_tuned"], found["optimizers"]
     if len(table) == 1:
         return []
+    if not best:
+        return [
+            f"On {problem}, tuning found no optimizer the best: with every trial of "
+            "every optimizer half of the tuning runs or more diverged."
+        ]
+    tuning = f"On {problem}, tuning found {best[0]} the best."
+    if len(best) > 1:
+        tuning = f"On {problem}, tuning found {listing(best)} equally good."
+    if not found["finished"]:
+        return [f"{tuning} No reported run of any optimizer finished: all diverged."]
     if not found["comparisons"]:
         return [
-            f"On {problem}, tuning found {best} the best. The seeds change nothing "
-            "there, neither the start nor the batches: one run each, nothing to test."
+            f"{tuning} The test loss of each optimizer is the same with every seed: "
+            "one run each, nothing to test."
         ]
+    reference = best[0]
     groups: dict[str, list[str]] = {"worse": [], "better": [], "apart": []}
     for name, row in table.items():
-        if name == best:
+        if name == reference:
             continue
-        low = row["probability_better"]["mean"] < 0.5
-        kind = "apart" if row["p_holm"] >= ALPHA else "worse" if low else "better"
-        groups[kind].append(name)
+        # the effect and p are of one statistic, so they cannot disagree
+        kind = "worse" if row["effect"] > 0 else "better"
+        groups[kind if row["p_holm"] < ALPHA else "apart"].append(name)
     how = "exact" if found["exact"] else "random signs"
     out = [
-        f"On {problem}, tuning found {best} the best. The others are compared with "
-        f"it on {found['n']} fresh seeds, in pairs (permutation test, {how}; Holm's "
-        f"correction for {found['comparisons']}); the smallest p possible is "
+        f"{tuning} The others are compared with {reference} on {found['n']} fresh "
+        f"seeds, in pairs (permutation test of signed ranks, {how}; Holm's correction "
+        f"for {found['comparisons']}); the smallest p possible is "
         f"{found['smallest_p']:.2g}."
     ]
     for kind in ("worse", "better"):
@@ -293,13 +283,13 @@ def verdicts(problem: str, found: Mapping[str, Any]) -> list[str]:
             p = max(table[n]["p_holm"] for n in groups[kind])
             verb = "is" if len(groups[kind]) == 1 else "are"
             out.append(
-                f"On {problem}, {listing(groups[kind])} {verb} {kind} than {best} in "
-                f"test loss (p <= {p:.2g})."
+                f"On {problem}, {listing(groups[kind])} {verb} {kind} than {reference} "
+                f"in test loss (p <= {p:.2g})."
             )
     if groups["apart"]:
         p = min(table[n]["p_holm"] for n in groups["apart"])
         out.append(
-            f"On {problem}, {best} cannot be told apart from "
+            f"On {problem}, {reference} cannot be told apart from "
             f"{listing(groups['apart'])} (p >= {p:.2g})."
         )
     return out
@@ -307,31 +297,36 @@ def verdicts(problem: str, found: Mapping[str, Any]) -> list[str]:
 
 def remarks(record: Record, problem: str, found: Mapping[str, Any]) -> list[str]:
     """Divergence, edges of the spaces, and targets that were not reached."""
-    out = []
-    for name, row in found["optimizers"].items():
+    out, table = [], found["optimizers"]
+    for name, row in table.items():
         if row["diverged"]:
+            trial = "its best trial"
+            if row["tuned"] is None:
+                trial = "its first trial, none being better in tuning"
             out.append(
                 f"On {problem}, {row['diverged']} of {row['runs']} runs of {name} "
-                "diverged with its best trial: counted as the worst."
+                f"diverged with {trial}: counted as the worst."
             )
-    edges = {n: r["at_edge"] for n, r in found["optimizers"].items() if r["at_edge"]}
+    tuned = {n: row for n, row in table.items() if row["tuned"] is not None}
+    edges = {n: r["at_edge"] for n, r in tuned.items() if r["at_edge"]}
     if edges:
         named = ", ".join(f"{n} ({', '.join(e)})" for n, e in edges.items())
         out.append(
             f"On {problem}, the best trial has the smallest or largest value tried "
             f"of: {named}; another range or more trials may do better there."
         )
+    target = (
+        f"On {problem}, the validation loss {record['problems'][problem]['target']:g}"
+    )
     missed = [
-        f"{name} ({row['reached']} of {row['runs']})"
-        for name, row in found["optimizers"].items()
+        f"{row['reached']} of {row['runs']} of {name}"
+        for name, row in table.items()
         if row["reached"] < row["runs"]
     ]
-    if missed:
-        target = record["problems"][problem]["target"]
-        out.append(
-            f"On {problem}, the validation loss {target:g} was not reached by every "
-            f"run of {', '.join(missed)}."
-        )
+    if not any(row["reached"] for row in table.values()):
+        out.append(f"{target} was reached by no run.")
+    elif missed:
+        out.append(f"{target} was reached by only so many runs: {', '.join(missed)}.")
     return out
 
 
@@ -353,7 +348,7 @@ def summary_table(record: Record) -> list[list[str]]:
             test_text(found["optimizers"][name])
             for found in comparison["problems"].values()
         ]
-        both = (interval_text(overall[key]) for key in ("algoperf", "score"))
+        both = f"{overall['algoperf']:.2f}", interval_text(overall["score"])
         rows.append([name, *cells, *both])
     return rows
 
@@ -370,21 +365,20 @@ def problem_table(
     target = record["problems"][problem]["target"]
     rows = [
         [
-            "", "chosen", "test loss", f"P(better than {best})",
-            "p, Holm", f"steps to {target:.4g}", "ms to it", "got there",
+            "", "chosen", "test loss", "rank-biserial", "p, Holm",
+            f"steps to {target:.4g}", "ms to it", "got there",
         ]
     ]  # fmt: skip
     for name, row in found["optimizers"].items():
         point = ", ".join(f"{n} {v:.3g}" for n, v in row["point"].items())
         edge = f"; at the edge: {', '.join(row['at_edge'])}" if row["at_edge"] else ""
-        better = row.get("probability_better")
         steps = row["steps_to_target"]
         rows.append(
             [
-                name + (" (best tuned)" if name == best else ""),
+                name + (" (best tuned)" if name in best else ""),
                 point + edge,
                 test_text(row),
-                interval_text(better) if better else "",
+                f"{row['effect']:+.2f}" if "effect" in row else "",
                 f"{row['p_holm']:.2g}" if "p_holm" in row else "",
                 f"{steps:,.0f}" if steps is not None else "not reached",
                 f"{1e3 * steps * paces[name]:.3g}" if steps and name in paces else "",
@@ -401,8 +395,10 @@ def test_text(row: Mapping[str, Any]) -> str:
     return interval_text(row["test"])
 
 
-def interval_text(estimate: Mapping[str, float]) -> str:
+def interval_text(estimate: Mapping[str, Any]) -> str:
     """ "0.2491 [0.2391, 0.2568]", to two digits of the interval's half-width."""
+    if estimate["low"] is None:
+        return f"{estimate['mean']:.4g} ({values_text(estimate)})"
     half = (estimate["high"] - estimate["low"]) / 2
     digits = max(0, 1 - math.floor(math.log10(half))) if half > 0 else 3
     mean, low, high = (f"{estimate[k]:.{digits}f}" for k in ("mean", "low", "high"))

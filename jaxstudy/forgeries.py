@@ -19,7 +19,13 @@ from jaxstudy.data.dataset import Dataset, dataset
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.run import Run
-from jaxstudy.statistics import Estimate, frechet_distance, mean_interval
+from jaxstudy.statistics import (
+    NONNEGATIVE,
+    SHARE,
+    Estimate,
+    frechet_distance,
+    mean_over_cases,
+)
 from jaxstudy.training import (
     fit,
     init_state,
@@ -32,7 +38,7 @@ from jaxstudy.types import Array, Key, PyTree
 CNN_SIZE = 28  # pixels a side of what the CNN sees, as in chapter 2
 BATCH = 50  # images at a time
 ROWS = 2000  # training images at a time
-SHARE = 0.02  # of the images, above which a class counts as found
+CLASS_SHARE = 0.02  # of the images, above which a class counts as found
 COMPARED = 200  # images whose nearest training image is looked for
 COLUMNS = 10  # of the picture of them
 
@@ -146,8 +152,10 @@ def judge_by_cnn(
     for name, of_these in seen.items():
         found = of_these.probabilities.argmax(1)
         shares[name] = np.bincount(found, minlength=len(classes)) / len(found)
-        result[f"{name}: classes with over 2 %"] = float(np.sum(shares[name] > SHARE))
-        surest = mean_interval(of_these.probabilities.max(1), "images")
+        result[f"{name}: classes with over 2 %"] = float(
+            np.sum(shares[name] > CLASS_SHARE)
+        )
+        surest = mean_over_cases(of_these.probabilities.max(1), "images", SHARE)
         result[f"{name}: top probability"] = surest
     drawn = (next(iter(images)), "test images")
     _draw_classes(run, classes, {name: shares[name] for name in drawn})
@@ -161,7 +169,7 @@ def _draw_classes(
     figure, axis = plt.subplots(figsize=(8, 3.4))
     for i, (name, values) in enumerate(shares.items()):
         axis.bar(np.arange(len(classes)) + 0.4 * i, values, 0.4, label=name)
-    axis.axhline(SHARE, color="0.4", linewidth=1, linestyle="--", label="2 %")
+    axis.axhline(CLASS_SHARE, color="0.4", linewidth=1, linestyle="--", label="2 %")
     axis.set_xticks(np.arange(len(classes)) + 0.2, classes, rotation=35, ha="right")
     axis.set(ylabel="share of the images", title="classes, as the CNN sees them")
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -205,7 +213,7 @@ def judge_by_nearest(
     drawn, titles = [], []
     for name, x in images.items():
         rows, distances = nearest(x[:COMPARED], learnt)
-        away = mean_interval(distances, "images")
+        away = mean_over_cases(distances, "images", NONNEGATIVE)
         result[f"{name}: distance to the nearest training image"] = away
         drawn += [x[:COLUMNS], learnt[rows[:COLUMNS]]]
         titles += [name.replace(" ", "\n"), "nearest\ntraining\nimages"]

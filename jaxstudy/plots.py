@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
@@ -77,6 +78,21 @@ def save_curves(
     save(figure, run, "curves")
 
 
+def draw_estimate(
+    axis: Axes,
+    estimate: Estimate,
+    y: float,
+    colour: str = COLOURS[0],
+    label: str | None = None,
+) -> None:
+    """A mean at height y, with its interval; where there is none, with its values."""
+    axis.plot(estimate.mean, y, "o", color=colour, label=label)
+    if estimate.low is not None and estimate.high is not None:
+        axis.plot([estimate.low, estimate.high], [y, y], color=colour)
+    elif estimate.values:
+        axis.plot(estimate.values, np.full(len(estimate.values), y), "|", color=colour)
+
+
 def save_intervals(
     run: Run,
     result: Mapping[str, Any],
@@ -89,9 +105,7 @@ def save_intervals(
     )
     for axis, metric in zip(np.atleast_1d(axes), metrics, strict=True):
         for y, name in enumerate(names):
-            estimate: Estimate = result[f"{name}: {metric}"]
-            axis.plot([estimate.low, estimate.high], [y, y], color=COLOURS[0])
-            axis.plot(estimate.mean, y, "o", color=COLOURS[0])
+            draw_estimate(axis, result[f"{name}: {metric}"], y)
         axis.set(yticks=range(len(names)), yticklabels=names, xlabel=metric)
         axis.set_ylim(len(names) - 0.4, -0.6)
         axis.grid(alpha=0.3)
@@ -104,8 +118,7 @@ def save_differences(
     """Estimates of differences with their intervals as NAME.png, beside a line at 0."""
     figure, axis = plt.subplots(figsize=(6, 0.9 + 0.33 * len(estimates)))
     for y, estimate in enumerate(estimates.values()):
-        axis.plot([estimate.low, estimate.high], [y, y], color=COLOURS[0])
-        axis.plot(estimate.mean, y, "o", color=COLOURS[0])
+        draw_estimate(axis, estimate, y)
     axis.axvline(0, color="0.5", linewidth=1, zorder=0)
     axis.set(yticks=range(len(estimates)), yticklabels=estimates, xlabel=xlabel)
     axis.set_ylim(len(estimates) - 0.4, -0.6)
@@ -152,7 +165,10 @@ def save_network(
 
 
 def save_lines(run: Run, name: str, panels: Sequence[Panel]) -> None:
-    """Panels of lines side by side as NAME.png; estimates get a band."""
+    """Panels of lines side by side as NAME.png.
+
+    Estimates get a band of their intervals; where there is none, their values.
+    """
     figure, axes = plt.subplots(
         1, len(panels), figsize=(4.6 * len(panels) + 1.6, 3.8), squeeze=False
     )
@@ -162,8 +178,12 @@ def save_lines(run: Run, name: str, panels: Sequence[Panel]) -> None:
             middle = [v.mean for v in estimates] or y
             (line,) = axis.plot(x, middle, "o-", markersize=3, label=label)
             if estimates:
-                low, high = [v.low for v in estimates], [v.high for v in estimates]
-                axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15)
+                ends = np.array([(v.low, v.high) for v in estimates], float)
+                axis.fill_between(x, *ends.T, color=line.get_color(), alpha=0.15)
+            for at, estimate in zip(x, estimates, strict=False):
+                if estimate.low is None and estimate.values:
+                    places = np.full(len(estimate.values), at)
+                    axis.plot(places, estimate.values, "_", color=line.get_color())
         xscale, yscale = panel.scales
         axis.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
         axis.set_xscale(xscale, **({"base": 2} if xscale == "log" else {}))

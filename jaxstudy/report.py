@@ -403,7 +403,10 @@ def value_of(value: Any) -> Value:
     if not interval:
         return Value(plain(value), point=point)
     if math.isnan(sum(point)):
-        return Value(plain(point[0]), "not finite", over, (point[0],) * 3)
+        values = value.get("values")  # few: they stand in the place of an interval
+        listed = ", ".join(map(plain, values)) if isinstance(values, list) else ""
+        each = f"each: {listed}" if listed else "not finite"
+        return Value(plain(point[0]), each, over, (point[0],) * 3)
     half = (point[2] - point[1]) / 2
     digits = max(0, 1 - math.floor(math.log10(half))) if half > 0 else 99
     texts = [f"{v:,.{digits}f}" if digits <= 6 else plain(v) for v in point]

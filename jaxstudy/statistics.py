@@ -2,45 +2,142 @@
 
 Lower is better for losses and times; +inf is a run that diverged or never got there:
 the worst value there is, ranked and counted like any other.
+
+A 95 % interval is chosen by what is averaged, here and nowhere else; tests/ simulate
+the coverage of each.
+
+- Runs (seeds, repeats): Student's t, also of differences that are paired by seed.
+- Cases (rows, images): Wilson's for shares, Student's t for other values. Cases that
+  are not independent, such as passengers of one ticket, are given by groups.
+- An interquartile mean over seeds: the expanded percentile bootstrap.
+- Fewer than four units: no interval, the values themselves.
+
+An interval is cut to the range of its metric, in which the true mean lies: that loses
+no coverage.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy  # its parts are imported where they are first used
 
+Range = tuple[float, float]  # the least and the largest value that a metric can have
+SHARE: Range = (0.0, 1.0)
+SHARE_DIFFERENCE: Range = (-1.0, 1.0)
+NONNEGATIVE: Range = (0.0, math.inf)  # losses, errors, distances, perplexities
+REAL: Range = (-math.inf, math.inf)
+MIN_UNITS = 4  # of an interval
+MAX_VALUES = 100  # as many are kept beside their mean, so that it can be recomputed
+
 
 class Estimate(NamedTuple):
-    """A mean with its 95 % interval; `n` and `of` say over what ("10 seeds")."""
+    """A mean with its 95 % interval; `n` and `of` say over what ("10 seeds").
+
+    Without an interval low and high are None. `values` are what was averaged, where
+    that is at most MAX_VALUES numbers.
+    """
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
     of: str
+    values: tuple[float, ...] | None = None
 
     def json(self) -> dict[str, Any]:
         """As it stands in result.json."""
-        return self._asdict()
+        fields = self._asdict()
+        if self.values is None:
+            del fields["values"]
+        return fields
 
-    def __str__(self) -> str:
-        return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+def values_text(estimate: Mapping[str, Any]) -> str:
+    """What is shown of an estimate in result.json that has no interval: its values."""
+    values = estimate.get("values") or ()
+    return "each: " + ", ".join("-" if v is None else f"{v:.4g}" for v in values)
 
 
-def mean_interval(values: np.ndarray, of: str) -> Estimate:
-    """Mean and Student's t interval, m +- t(0.975, n - 1) s / sqrt(n), of values [n].
+def mean_over_runs(values: np.ndarray, within: Range, of: str = "seeds") -> Estimate:
+    """Mean of a metric over independent runs [n], with Student's t interval.
 
-    Raises ValueError for fewer than two values.
+    m +- t(0.975, n - 1) s / sqrt(n), cut to the metric's range `within`. Raises
+    ValueError for no values or values outside that range.
     """
-    values = np.asarray(values, np.float64)
-    if values.ndim != 1 or len(values) < 2:
-        raise ValueError(f"an interval needs two values or more, not {values.shape}")
-    mean, error = values.mean(), scipy.stats.sem(values)
-    half = scipy.stats.t.ppf(0.975, len(values) - 1) * error
-    return Estimate(
-        float(mean), float(mean - half), float(mean + half), len(values), of
+    return _estimate(values, of, within, None, _student)
+
+
+def mean_over_cases(
+    values: np.ndarray, of: str, within: Range, groups: np.ndarray | None = None
+) -> Estimate:
+    """Mean of a metric over cases [n] of a data set, with its interval.
+
+    Shares (`within` is SHARE): Wilson's score interval for the effective number of
+    cases, p (1 - p) / var(p), which is n for independent zeros and ones (Wilson 1927;
+    Kish 1965). Other values: Student's t. Cases of the same one of `groups` [n] may
+    depend on each other: variances are those of sums over groups (Liang and Zeger
+    1986). Raises ValueError for no values or values outside the range `within`.
+    """
+    interval = _wilson if within == SHARE else _student
+    return _estimate(values, of, within, groups, interval)
+
+
+def _estimate(
+    values: np.ndarray,
+    of: str,
+    within: Range,
+    groups: np.ndarray | None,
+    interval: Callable[[float, float, int], tuple[float, float]],
+) -> Estimate:
+    """Mean of values [n] and, where there is one, the interval cut to their range.
+
+    The interval is a function of the mean, of its variance, and of the number of
+    independent units: the groups, or all values. Variances lack the correction for
+    few units.
+    """
+    values = _checked(values, within)
+    n, mean = len(values), float(values.mean())
+    _, group = np.unique(
+        np.arange(n) if groups is None else groups, return_inverse=True
     )
+    units = int(group.max()) + 1
+    low = high = None
+    if units >= MIN_UNITS and math.isfinite(mean):
+        variance = np.sum(np.bincount(group, values - mean) ** 2) / n**2
+        ends = interval(mean, float(variance), units)
+        low, high = (float(np.clip(end, *within)) for end in ends)
+    return Estimate(mean, low, high, n, of, _kept(values))
+
+
+def _kept(values: np.ndarray) -> tuple[float, ...] | None:
+    return tuple(values.tolist()) if len(values) <= MAX_VALUES else None
+
+
+def _checked(values: np.ndarray, within: Range) -> np.ndarray:
+    """Values [n] as numbers of 64 bits, rounding cut off at the ends of the range."""
+    values, (least, most) = np.asarray(values, np.float64), within
+    if values.ndim != 1 or not values.size:
+        raise ValueError(f"a mean is of values [n], not {values.shape}")
+    if np.any(values < least - 1e-6) or np.any(values > most + 1e-6):
+        raise ValueError(f"a value is outside the metric's range {least:g} to {most:g}")
+    return values.clip(least, most)
+
+
+def _student(mean: float, variance: float, units: int) -> tuple[float, float]:
+    error = math.sqrt(variance * units / (units - 1))
+    half = scipy.special.stdtrit(units - 1, 0.975) * error
+    return mean - half, mean + half
+
+
+def _wilson(mean: float, variance: float, units: int) -> tuple[float, float]:
+    # imported here, since it takes long and few commands need it
+    from statsmodels.stats.proportion import proportion_confint
+
+    n = mean * (1 - mean) / variance if variance > 0 else units
+    low, high = proportion_confint(mean * n, n, method="wilson")
+    return float(low), float(high)  # pyright: ignore[reportArgumentType]
 
 
 def at_best_epoch(validation: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -52,27 +149,6 @@ def at_best_epoch(validation: np.ndarray, test: np.ndarray) -> np.ndarray:
         raise ValueError(f"{validation.shape} and {test.shape} are not of one training")
     best = validation.argmax(0)
     return np.take_along_axis(test, best[None], 0)[0]
-
-
-def bootstrap_interval(
-    values: np.ndarray, of: str, seed: int = 0, resamples: int = 9999
-) -> Estimate:
-    """Mean and bias-corrected accelerated bootstrap interval of values [n].
-
-    Efron 1987, as in scipy.stats.bootstrap; values that are all equal get an interval
-    of width 0. Raises ValueError for fewer than two values.
-    """
-    values = np.asarray(values, np.float64)
-    if values.ndim != 1 or len(values) < 2:
-        raise ValueError(f"an interval needs two values or more, not {values.shape}")
-    mean = float(values.mean())
-    if np.ptp(values) == 0:
-        return Estimate(mean, mean, mean, len(values), of)
-    interval = scipy.stats.bootstrap(
-        (values,), np.mean, n_resamples=resamples, batch=1000,
-        rng=np.random.default_rng(seed),
-    ).confidence_interval  # fmt: skip
-    return Estimate(mean, float(interval.low), float(interval.high), len(values), of)
 
 
 def interquartile_mean(values: np.ndarray) -> float:
@@ -88,52 +164,32 @@ def interquartile_mean(values: np.ndarray) -> float:
     return float(scipy.stats.trim_mean(values.ravel(), 0.25))
 
 
-def _stratified_interval(
-    statistic: Callable[..., np.ndarray],
-    data: tuple[np.ndarray, ...],
-    of: str,
-    seed: int,
-    resamples: int,
+def interquartile_mean_over_seeds(
+    scores: np.ndarray, within: Range, seed: int = 0, resamples: int = 5000
 ) -> Estimate:
-    """Percentile interval of statistic(*data); the n of [strata, n] stay together."""
-    strata, n = data[0].shape
-    rows = np.arange(strata)[:, None]
+    """Interquartile mean of all scores [problems, n seeds], with its interval.
 
-    def resampled(*runs: np.ndarray, axis: int = -1) -> np.ndarray:
-        chosen = np.stack(runs, axis=-2)  # [resamples, strata, n]
-        return statistic(*(x[rows, chosen] for x in data))
-
-    # A sample of scipy's is the runs of one stratum, by number: samples are resampled
-    # each by itself, and one number picks the same run in every array of data.
-    interval = scipy.stats.bootstrap(
-        (np.arange(n),) * strata, resampled, n_resamples=resamples, batch=1000,
-        vectorized=True, method="percentile", rng=np.random.default_rng(seed),
-    ).confidence_interval  # fmt: skip
-    return Estimate(
-        float(statistic(*data)), float(interval.low), float(interval.high), n, of
-    )
-
-
-def iqm_interval(
-    scores: np.ndarray, of: str, seed: int = 0, resamples: int = 2000
-) -> Estimate:
-    """Interquartile mean of all scores [strata, n] and its bootstrap interval.
-
-    The n of each stratum are resampled within it; the interval is the percentile one.
-    Raises ValueError for other shapes, n < 2, or scores that are not finite. Source:
-    Agarwal et al. 2021, section 4.
+    The expanded percentile bootstrap: seeds are drawn with replacement, the same for
+    all problems, and the interval ends at the quantiles a and 1 - a of the means. Where
+    a normal interval takes 0.025, a = Phi(-sqrt(n / (n - 1)) t(0.975, h - 1)) is for
+    the few seeds, of which h = n - 2 floor(n / 4) are not trimmed. Raises ValueError
+    for other shapes, or scores that are not finite or outside the range `within`.
+    Sources: Agarwal et al. 2021, section 4; Hesterberg 2015, section 5.3; Tukey and
+    McLaughlin 1963.
     """
     scores = np.asarray(scores, np.float64)
-    if scores.ndim != 2 or len(scores) < 1 or scores.shape[1] < 2:
-        raise ValueError(f"scores are [strata, two or more], not {scores.shape}")
-    if not np.all(np.isfinite(scores)):
-        raise ValueError("an interquartile mean's interval needs finite scores")
-
-    def iqm(x: np.ndarray) -> np.ndarray:
-        pooled = x.reshape(*x.shape[:-2], -1)
-        return scipy.stats.trim_mean(pooled, 0.25, axis=-1)
-
-    return _stratified_interval(iqm, (scores,), of, seed, resamples)
+    if scores.ndim != 2 or not np.all(np.isfinite(scores)):
+        raise ValueError(f"scores are finite, [problems, seeds], not {scores.shape}")
+    values, n = _checked(scores.ravel(), within), scores.shape[1]
+    low = high = None
+    if n >= MIN_UNITS:
+        drawn = np.random.default_rng(seed).integers(0, n, (resamples, n))
+        pooled = scores[:, drawn].swapaxes(0, 1).reshape(resamples, -1)
+        means = scipy.stats.trim_mean(pooled, 0.25, axis=-1)
+        t = scipy.special.stdtrit(n - 2 * (n // 4) - 1, 0.975)
+        a = scipy.special.ndtr(-math.sqrt(n / (n - 1)) * t)
+        low, high = map(float, np.quantile(means, [a, 1 - a]))
+    return Estimate(interquartile_mean(values), low, high, n, "seeds", _kept(values))
 
 
 def _losses(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -143,50 +199,15 @@ def _losses(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return a, b
 
 
-def _strata(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    a, b = (x[None] if x.ndim == 1 else x for x in _losses(a, b))
-    if not a.ndim == b.ndim == 2 or len(a) != len(b) or not a.size or not b.size:
-        raise ValueError(f"losses are [strata, n], not {a.shape} and {b.shape}")
-    return a, b
-
-
-def _probability_better(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    # U of b against a counts the pairs with b > a, ties half. Its own p value goes
-    # unused, and the asymptotic one costs least.
-    test = scipy.stats.mannwhitneyu(b, a, axis=-1, method="asymptotic")
-    return (test.statistic / (a.shape[-1] * b.shape[-1])).mean(-1)
-
-
-def probability_better(a: np.ndarray, b: np.ndarray) -> float:
-    """Probability that a run of A has a lower loss than a run of B.
-
-    The mean over strata of P(A < B) + P(A = B) / 2, each over all pairs of runs of
-    a [strata, n] and b [strata, m]: Mann and Whitney's U / (n m). 1-D is one stratum;
-    inf ties with inf. Raises ValueError for other shapes, no runs, or NaN. Source:
-    Agarwal et al. 2021, section 4.
-    """
-    return float(_probability_better(*_strata(a, b)))
-
-
-def probability_better_interval(
-    a: np.ndarray, b: np.ndarray, of: str, seed: int = 0, resamples: int = 2000
-) -> Estimate:
-    """probability_better of a and b [strata, n] with its bootstrap interval.
-
-    a and b are paired by seed: the n of each stratum are resampled jointly for both,
-    within the stratum; the interval is the percentile one. 1-D is one stratum. Raises
-    ValueError for other or unequal shapes, n < 2, or NaN.
-    """
-    a, b = _strata(a, b)
-    if a.shape != b.shape or a.shape[1] < 2:
-        raise ValueError(f"two paired runs or more, not {a.shape} and {b.shape}")
-    return _stratified_interval(_probability_better, (a, b), of, seed, resamples)
-
-
 class PairedTest(NamedTuple):
-    """A two-sided p value, and the smallest that its n pairs could have given."""
+    """A two-sided p value, and the smallest that its n pairs could have given.
+
+    `effect` is the matched-pairs rank-biserial correlation, from -1 to 1: the statistic
+    of the test, as a share of the largest that it could have been.
+    """
 
     p: float
+    effect: float
     smallest_p: float
     n: int
     exact: bool
@@ -195,7 +216,9 @@ class PairedTest(NamedTuple):
 def paired_test(a: np.ndarray, b: np.ndarray) -> PairedTest:
     """Sign-flip test of the signed ranks of a - b, for a and b [n] paired by seed.
 
-    The statistic is sum_i sign(d_i) rank(|d_i|), d = a - b, and both its tails count.
+    The statistic is sum_i sign(d_i) rank(|d_i|), d = a - b, and both its tails count;
+    divided by n (n + 1) / 2 it is the effect, above 0 where a is the larger (Kerby
+    2014).
     Ties have their average rank; a difference of 0 (inf - inf too) is ranked with the
     others and then counts 0. Exact over all 2^n flips for n <= 16, where smallest_p is
     2 / 2^n; beyond, 99,999 random flips, the same at every call, and a tail's p is
@@ -210,11 +233,13 @@ def paired_test(a: np.ndarray, b: np.ndarray) -> PairedTest:
     d = np.subtract(a, b, out=np.zeros(n), where=a != b)
     # Ranks are multiples of 1/2 and their sums exact, so sums that tie are equal.
     signed_ranks = np.sign(d) * scipy.stats.rankdata(np.abs(d))
+    effect = float(signed_ranks.sum() / (n * (n + 1) / 2))
     p = scipy.stats.permutation_test(
         (signed_ranks,), np.sum, permutation_type="samples", vectorized=True,
         n_resamples=flips, batch=4096, rng=np.random.default_rng(0),
     ).pvalue  # fmt: skip
-    return PairedTest(float(p), 2 / 2**n if exact else 2 / (flips + 1), n, exact)
+    smallest = 2 / 2**n if exact else 2 / (flips + 1)
+    return PairedTest(float(p), effect, smallest, n, exact)
 
 
 def holm(p: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from jaxstudy import features
 from jaxstudy.data.dataset import Dataset, dataset
@@ -115,18 +115,24 @@ def importance(
 
 
 def stratified_splits(
-    y: np.ndarray, folds: int, repeats: int, seed: int
+    y: np.ndarray,
+    folds: int,
+    repeats: int,
+    seed: int,
+    groups: np.ndarray | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(training rows, held-out rows) of every fold of every repeat.
 
-    Each class has about the same share of every part.
+    Each class has about the same share of every part. The rows of one of `groups` [N]
+    are in the same part: none is held out while others of them are learned from.
     """
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
     return [
         split
         for repeat in range(repeats)
-        for split in StratifiedKFold(
-            folds, shuffle=True, random_state=seed * 1000 + repeat
-        ).split(y, y)
+        for split in kind(folds, shuffle=True, random_state=seed * 1000 + repeat).split(
+            y, y, groups
+        )
     ]
 
 

@@ -213,6 +213,27 @@ def test_a_run_is_not_overwritten(call: Call, finished: Path) -> None:
     assert contents(finished) == before
 
 
+def test_without_an_interval_the_values_are_printed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    metrics = {
+        "few": {"mean": 1.5, "low": None, "high": None, "n": 2, "of": "seeds",
+                "values": [1.0, 2.0]},
+        "lost": {"mean": None, "low": None, "high": None, "n": 2, "of": "seeds",
+                 "values": [1.0, None]},
+    }  # fmt: skip
+    times = {"wall_s": 1.0, "compile_s": 0.5, "train_s": 0.2, "steps": 3}
+    cli.print_result("tiny", {"metrics": metrics, **times})
+    lines = capsys.readouterr().out.splitlines()
+    few, lost = (next(x for x in lines if name in x) for name in metrics)
+    assert [c.strip() for c in few.strip("│").split("│")] == [
+        "few", "1.5", "each: 1, 2", "2 seeds"
+    ]  # fmt: skip
+    assert [c.strip() for c in lost.strip("│").split("│")] == [
+        "lost", "not finite", "each: 1, -", "2 seeds"
+    ]  # fmt: skip
+
+
 def test_a_finished_run_prints_its_result_again(call: Call, finished: Path) -> None:
     before = contents(finished)
     answer = call("--resume", "--run-dir", finished)

@@ -1,13 +1,15 @@
 """What a study says, from records made by hand."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from jaxstudy.comparison import (
-    algoperf_intervals,
     algoperf_target,
     compare,
     interval_text,
@@ -18,8 +20,12 @@ from jaxstudy.comparison import (
     summary_table,
     times_to_target,
 )
+from jaxstudy.run import open_run
+from jaxstudy.study_plots import save_study
+from tests.tiny import Config
 
 SEEDS = 6
+HILLS = "On hills, "
 
 
 def cell(
@@ -115,13 +121,14 @@ def test_scores_are_between_the_start_and_the_best() -> None:
 def test_the_best_tuned_is_the_reference_though_others_test_better() -> None:
     """By tuning fast is the best; wild has lower test losses in four of six seeds."""
     found = compare(record(FAST, SLOW, WILD))["problems"]["hills"]
-    assert found["best_tuned"] == "fast"
+    assert found["best_tuned"] == ["fast"]
     assert "p" not in found["optimizers"]["fast"]
     slow, wild = found["optimizers"]["slow"], found["optimizers"]["wild"]
     assert slow["p"] == pytest.approx(2 / 2**SEEDS)
     assert slow["p_holm"] == pytest.approx(2 * 2 / 2**SEEDS)
-    assert slow["probability_better"]["mean"] == 0
-    assert wild["probability_better"]["mean"] == pytest.approx(4 / 6)
+    assert slow["effect"] == 1
+    # 0.4 to 0.7 less with four seeds, infinitely more with two
+    assert wild["effect"] == pytest.approx((5.5 + 5.5 - 1 - 2 - 3 - 4) / 21)
     assert found["smallest_p"] == pytest.approx(2 * 2 / 2**SEEDS)
     assert wild["diverged"] == 2
     assert wild["test"] is None
@@ -134,7 +141,7 @@ def test_sentences_say_what_the_numbers_say() -> None:
     sentences = compare(record(FAST, SLOW, WILD))["sentences"]
     text = "\n".join(sentences)
     assert "On hills, tuning found fast the best." in text
-    assert "6 fresh seeds, in pairs (permutation test, exact; Holm's" in text
+    assert "6 fresh seeds, in pairs (permutation test of signed ranks, exact;" in text
     assert "the smallest p possible is 0.062" in text
     # p = 0.062 is not below 0.05: six seeds cannot tell with two comparisons
     assert (
@@ -142,7 +149,7 @@ def test_sentences_say_what_the_numbers_say() -> None:
     )
     assert "2 of 6 runs of wild diverged" in text
     assert "smallest or largest value tried of: wild (rate)" in text
-    assert "1 was not reached by every run of slow (0 of 6), wild (4 of 6)" in text
+    assert "1 was reached by only so many runs: 0 of 6 of slow, 4 of 6 of wild." in text
     # with one comparison six seeds can
     alone = "\n".join(compare(record(FAST, SLOW))["sentences"])
     assert "On hills, slow is worse than fast in test loss (p <= 0.031)." in alone
@@ -161,7 +168,7 @@ def test_seeds_that_change_nothing_are_one_run() -> None:
     facts = found["problems"]["hills"]
     assert (facts["n"], facts["comparisons"]) == (1, 0)
     assert "p" not in facts["optimizers"]["b"]
-    assert any("The seeds change nothing" in s for s in found["sentences"])
+    assert any("is the same with every seed" in s for s in found["sentences"])
     assert not any("p <=" in s or "p >=" in s for s in found["sentences"])
 
 
@@ -171,26 +178,152 @@ def test_one_optimizer_alone_is_compared_with_nobody() -> None:
     assert found["sentences"] == []
 
 
+def two(a: list[float | None], b: list[float | None]) -> dict[str, Any]:
+    """A study in which tuning found b the best, and these are the test losses."""
+    return record(
+        cell("a", a, steady(2.0), [[2] * 3]), cell("b", b, steady(2.0), [[1] * 3])
+    )
+
+
+MOSTLY_WORSE: list[tuple[float | None, float | None]] = [
+    (1 + 0.1 * i + 0.01 + 0.0005 * i, 1 + 0.1 * i) for i in range(14)
+] + [(0.5, 2.4)]
+
+
+def test_direction_and_p_are_of_one_statistic() -> None:
+    """14 of 15 seeds are a little worse, one much better: signed ranks say worse.
+
+    Of all pairs of runs, seeds apart, A has the lower loss in more than half.
+    """
+    found = compare(two(*map(list, zip(*MOSTLY_WORSE, strict=True))))
+    row = found["problems"]["hills"]["optimizers"]["a"]
+    assert row["p_holm"] == pytest.approx(0.00836, abs=1e-5)
+    assert row["effect"] == pytest.approx((105 - 15) / 120)
+    assert (
+        "On hills, a is worse than b in test loss (p <= 0.0084)." in found["sentences"]
+    )
+    assert "On hills, b is better than a in test loss" not in str(found)
+
+
+LOSSES = st.lists(
+    st.tuples(*[st.sampled_from([0.1, 0.2, 0.5, 1.0, 2.0, 3.5, None])] * 2),
+    min_size=6, max_size=9,
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(LOSSES)
+@example(MOSTLY_WORSE)
+@example([(None, None)] * 6)
+@example([(None, 1.0)] * 6)
+@example([(1.0, 1.0)] * 6)
+def test_a_direction_never_contradicts_its_test(
+    pairs: list[tuple[float | None, float | None]],
+) -> None:
+    """By ranks counted here; and turned about where a and b change places."""
+    a, b = ([np.inf if v is None else v for v in x] for x in zip(*pairs, strict=True))
+    d = [0 if x == y else x - y for x, y in zip(a, b, strict=True)]
+    size = np.abs(d)
+    signed = sum(np.sign(v) * (np.sum(size < s) + np.sum(size <= s) + 1)
+                 for v, s in zip(d, size, strict=True))  # fmt: skip
+    runs = [list(x) for x in zip(*pairs, strict=True)]
+    text = " ".join(compare(two(runs[0], runs[1]))["sentences"])
+    turned = " ".join(compare(two(runs[1], runs[0]))["sentences"])
+    assert ("a is worse than b" in text) == ("a is better than b" in turned)
+    assert ("a is better than b" in text) == ("a is worse than b" in turned)
+    assert not (signed <= 0 and "worse" in text)
+    assert not (signed >= 0 and "better" in text)
+
+
+LOST: list[float | None] = [None] * SEEDS
+
+
+def never(name: str, tuning: list[list[float | None]], problem: str = "hills") -> Any:
+    """Every reported run diverged."""
+    return cell(name, LOST, [LOST] * 3, tuning, problem, at_edge=("rate",))
+
+
+def test_where_all_diverged_nothing_is_said_to_be_best() -> None:
+    cells = [never("sgd", [[None] * 3] * 2), never("adam", [[1.0, None, None]] * 2)]
+    found = compare(record(*cells))
+    assert found["problems"]["hills"]["best_tuned"] == []
+    assert found["sentences"] == [
+        HILLS + "tuning found no optimizer the best: with every trial of every "
+        "optimizer half of the tuning runs or more diverged.",
+        *(
+            HILLS + f"6 of 6 runs of {name} diverged with its first trial, none being "
+            "better in tuning: counted as the worst."
+            for name in ("sgd", "adam")
+        ),
+        HILLS + "the validation loss 1 was reached by no run.",
+    ]
+
+
+def test_where_tuning_alone_finished_no_reported_run_did() -> None:
+    cells = [never("sgd", [[1.0] * 3]), never("adam", [[2.0] * 3])]
+    sentences = compare(record(*cells))["sentences"]
+    assert sentences[0] == (
+        HILLS + "tuning found sgd the best. No reported run of any optimizer finished: "
+        "all diverged."
+    )
+    assert not any("cannot be told apart" in s for s in sentences)
+
+
+def test_an_optimizer_that_always_diverged_is_worse() -> None:
+    found = compare(record(FAST, never("sgd", [[None] * 3] * 2)))
+    assert (
+        HILLS + "sgd is worse than fast in test loss (p <= 0.031)."
+        in found["sentences"]
+    )
+    assert any(
+        "6 of 6 runs of sgd diverged with its first" in s for s in found["sentences"]
+    )
+    # an optimizer without a best trial has none at an edge
+    assert not any("smallest or largest" in s for s in found["sentences"])
+
+
+def test_optimizers_that_tuned_equally_well_are_all_named() -> None:
+    equal = [{**FAST, "optimizer": name} for name in ("a", "b", "c")]
+    sentences = compare(record(*equal))["sentences"]
+    assert sentences[0].startswith(
+        HILLS + "tuning found a, b and c equally good. The others"
+    )
+    assert sentences[1:] == [HILLS + "a cannot be told apart from b and c (p >= 1)."]
+
+
+def test_targets_that_nobody_reached_rank_nobody() -> None:
+    cells = [{**SLOW, "problem": p, "optimizer": n} for p in "pq" for n in "ab"]
+    found = compare(record(*cells))
+    assert [found["overall"][n]["algoperf"] for n in "ab"] == [0, 0]
+    text = "\n".join(found["sentences"])
+    assert "On p, the validation loss 1 was reached by no run." in text
+    assert "AlgoPerf" not in text
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [[never("sgd", [[None] * 3]), never("adam", [[None] * 3])],
+     [FAST, never("adam", [[None] * 3] * 2)]],
+    ids=["all", "one"],
+)  # fmt: skip
+def test_a_study_that_diverged_is_drawn_and_listed(cells: Any, tmp_path: Path) -> None:
+    study = record(*cells, *({**c, "problem": "valleys"} for c in cells))
+    study["comparison"] = compare(study)
+    with open_run(tmp_path / "run", "tiny", "", Config()) as run:
+        save_study(study, run)
+    assert len(problem_table(study, "hills", {})) == 3
+    assert summary_table(study)[-1][1] == "diverged in 6 of 6"
+    json.dumps(study["comparison"], allow_nan=False)
+
+
 def test_algoperf_scores_need_no_more_than_the_times() -> None:
     """fast is first on both; wild as soon on one, never there on the other."""
     other = {**FAST, "problem": "valleys"}
     never = {**SLOW, "optimizer": "wild", "problem": "valleys"}
     found = compare(record(FAST, WILD, other, never))
-    assert found["overall"]["fast"]["algoperf"]["mean"] == 1.0
-    assert found["overall"]["wild"]["algoperf"]["mean"] == 0.5
+    assert found["overall"]["fast"]["algoperf"] == 1.0
+    assert found["overall"]["wild"]["algoperf"] == 0.5
     assert any("fast 1.00, wild 0.50" in s for s in found["sentences"])
-
-
-def test_algoperf_intervals_resample_the_seeds_of_all_together() -> None:
-    """Whoever is the first with every seed has no interval; a mixed one has."""
-    cells = [FAST, WILD, {**FAST, "optimizer": "same"}]
-    found = algoperf_intervals(record(*cells))
-    assert found["fast"] == found["same"]
-    # wild is soonest with 3 of 6 seeds, 3 of 3 epochs late with one, lost with two
-    wild = found["wild"]
-    assert (wild.mean, wild.low, wild.high, wild.n) == (1.0, 0.0, 1.0, SEEDS)
-    alone = algoperf_intervals(record(FAST))["fast"]
-    assert (alone.low, alone.mean, alone.high) == (1.0, 1.0, 1.0)
 
 
 def test_a_comparison_is_strict_json() -> None:
@@ -203,11 +336,12 @@ def test_tables() -> None:
     study["comparison"] = compare(study)
     rows = problem_table(study, "hills", {"fast": 1e-4})
     assert all(len(row) == len(rows[0]) for row in rows)
-    assert rows[0][0:4] == ["", "chosen", "test loss", "P(better than fast)"]
+    assert rows[0][0:4] == ["", "chosen", "test loss", "rank-biserial"]
     fast, slow, wild = rows[1:]
     assert fast[0] == "fast (best tuned)"
     assert fast[1] == "rate 2"
     assert fast[5:] == ["30", "3", "6 of 6"]
+    assert slow[3] == "+1.00"
     assert slow[4:] == ["0.062", "not reached", "", "0 of 6"]
     assert wild[1:3] == ["rate 2; at the edge: rate", "diverged in 2 of 6"]
     summary = summary_table(study)
@@ -224,5 +358,7 @@ def test_texts() -> None:
     assert (
         interval_text({"mean": 236.0, "low": 136.0, "high": 336.0}) == "236 [136, 336]"
     )
+    few = {"mean": 2.0, "low": None, "high": None, "values": [1.5, 2.5]}
+    assert interval_text(few) == "2 (each: 1.5, 2.5)"
     assert listing(["a"]) == "a"
     assert listing(["a", "b", "c"]) == "a, b and c"

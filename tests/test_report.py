@@ -500,6 +500,11 @@ def test_figures_and_samples_are_inside(tmp_path):
         ({"mean": 1e-9, "low": 0.5e-9, "high": 2e-9}, "1e-09", "5e-10 to 2e-09"),
         ({"mean": None, "low": None, "high": None}, "not finite", ""),
         ({"mean": 2.0, "low": None, "high": None}, "2", "not finite"),
+        (
+            {"mean": 2.0, "low": None, "high": None, "values": [1.5, 2.5]},
+            "2",
+            "each: 1.5, 2.5",
+        ),
     ],
 )
 def test_numbers_as_text(value, text, interval):

@@ -1,8 +1,10 @@
 import itertools
 import json
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,19 +15,22 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxstudy.statistics import (
+    NONNEGATIVE,
+    REAL,
+    SHARE,
+    SHARE_DIFFERENCE,
     Estimate,
     algoperf_score,
     at_best_epoch,
-    bootstrap_interval,
     frechet_distance,
     holm,
     interquartile_mean,
-    iqm_interval,
-    mean_interval,
+    interquartile_mean_over_seeds,
+    mean_over_cases,
+    mean_over_runs,
     paired_test,
     performance_profile,
-    probability_better,
-    probability_better_interval,
+    values_text,
 )
 
 inf, nan = math.inf, math.nan
@@ -34,87 +39,233 @@ some = settings(max_examples=60, deadline=None)
 losses = st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.5, inf])
 
 
-def test_mean_interval_by_hand() -> None:
+def test_mean_over_runs_by_hand() -> None:
     # mean 3, s^2 = 10/4, t(0.975, 4) = 2.7764451052 from a printed table
     half = 2.7764451052 * np.sqrt(2.5 / 5)
-    got = mean_interval(np.array([1, 2, 3, 4, 5]), "seeds")
+    got = mean_over_runs(np.array([1, 2, 3, 4, 5]), REAL)
     assert got[:3] == pytest.approx((3, 3 - half, 3 + half), rel=1e-10)
-    assert (got.n, got.of) == (5, "seeds")
+    assert got[3:] == (5, "seeds", (1, 2, 3, 4, 5))
+    # cut to the metric's range
+    assert mean_over_runs(np.array([0.9, 0.9, 1, 1]), SHARE).high == 1
+    assert mean_over_runs(np.array([0.0, 0, 0, 9]), NONNEGATIVE).low == 0
 
 
-def test_mean_interval_covers_19_times_in_20() -> None:
-    """Student's interval is exact for normal values, at any n: here n = 4."""
-    values = np.random.default_rng(0).normal(2.0, 3.0, (2000, 4))
-    intervals = [mean_interval(v, "runs") for v in values]
-    covered = sum(i.low <= 2.0 <= i.high for i in intervals)
-    low, high = scipy.stats.binom.interval(0.9999, 2000, 0.95)
-    assert low <= covered <= high
-    # z = 1.96 in the place of t would cover 0.855 of them
-    assert scipy.stats.binom.ppf(0.9999, 2000, 0.855) < low
+def test_a_share_of_cases_is_wilsons() -> None:
+    for n, right in ((400, 273), (200, 198), (30, 30), (12, 0)):
+        got = mean_over_cases(np.arange(n) < right, "rows", SHARE)
+        want = scipy.stats.binomtest(right, n).proportion_ci(0.95, "wilson")
+        ends = right / n, want.low, want.high
+        assert got[:3] == pytest.approx(ends, rel=1e-9, abs=1e-12)
+        assert (got.n, got.of) == (n, "rows")
 
 
-def efron_bca(values: np.ndarray, seed: int, resamples: int) -> tuple[float, float]:
-    """The 95 % BCa interval of a mean, written out from Efron 1987, section 4."""
-    rng = np.random.default_rng(seed)
-    n, mean = len(values), values.mean()
-    means = np.sort(values[rng.integers(0, n, (resamples, n))].mean(1))
-    normal = scipy.stats.norm
-    z0 = normal.ppf((np.sum(means < mean) + np.sum(means <= mean)) / 2 / resamples)
-    without = (values.sum() - values) / (n - 1)
-    d = without.mean() - without
-    a = np.sum(d**3) / (6 * np.sum(d**2) ** 1.5)
-    z = z0 + normal.ppf([0.025, 0.975])
-    return tuple(np.quantile(means, normal.cdf(z0 + z / (1 - a * z))))
+def test_copies_of_a_case_are_worth_one() -> None:
+    """Groups of equal rows: as wide as of one row each; taken for independent, not."""
+    rng = np.random.default_rng(0)
+    losses, groups = rng.exponential(size=60), np.repeat(np.arange(60), 3)
+    alone = mean_over_cases(losses, "rows", NONNEGATIVE)
+    copied = mean_over_cases(losses[groups], "rows", NONNEGATIVE, groups)
+    assert copied[:3] == pytest.approx(alone[:3], rel=1e-12)
+    right = losses < 1
+    alone = mean_over_cases(right, "rows", SHARE)
+    copied = mean_over_cases(right[groups], "rows", SHARE, groups)
+    assert copied[:3] == pytest.approx(alone[:3], rel=1e-12)
+    independent = mean_over_cases(right[groups], "rows", SHARE)
+    assert alone.low is not None
+    assert independent.low is not None
+    assert independent.low > alone.low + 0.03
 
 
-@pytest.mark.parametrize("kind", ["exponential", "zeros and ones"])
-def test_bootstrap_interval_is_efrons(kind: str) -> None:
-    rng = np.random.default_rng(1)
-    values = rng.exponential(size=60)
-    if kind == "zeros and ones":
-        values = (values > 1.2).astype(float)
-    got = bootstrap_interval(values, "rows")
-    want = [efron_bca(values, seed, 9999) for seed in range(8)]
-    # scipy draws other resamples: as far off as one set of draws is from another
-    spread = np.std(want, axis=0, ddof=1)
-    assert got.mean == pytest.approx(values.mean(), rel=1e-12)
-    assert np.all(np.abs([got.low, got.high] - np.mean(want, 0)) < 5 * spread + 1e-12)
-    # and the percentile interval, without the two corrections, is farther off
-    if kind == "exponential":
-        assert got.high - got.mean > 1.1 * (got.mean - got.low)
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_under_four_units_have_no_interval_but_their_values(n: int) -> None:
+    values = np.linspace(0.2, 0.6, n)
+    groups = np.repeat(np.arange(n), 2)
+    for got in (
+        mean_over_runs(values, REAL),
+        mean_over_cases(values, "rows", SHARE),
+        interquartile_mean_over_seeds(values[None], SHARE),
+        mean_over_cases(np.repeat(values, 2), "rows", SHARE, groups),
+        mean_over_cases(np.repeat(values, 2), "rows", NONNEGATIVE, groups),
+    ):
+        assert (got.low is None) == (got.high is None) == (n < 4)
+        assert got.values is not None
+        assert sorted({*got.values}) == values.tolist()
 
 
-def test_bootstrap_interval_is_a_function_of_its_seed() -> None:
-    values = np.random.default_rng(2).normal(size=30)
-    first = bootstrap_interval(values, "rows", seed=3, resamples=999)
-    assert bootstrap_interval(values, "rows", seed=3, resamples=999) == first
-    assert bootstrap_interval(values, "rows", seed=4, resamples=999) != first
-    assert first.low < first.mean < first.high
+def test_what_diverged_has_no_interval() -> None:
+    for bad in (nan, inf):
+        got = mean_over_runs(np.array([1.0, 2, 3, 4, bad]), NONNEGATIVE)
+        assert (got.low, got.high, got.n) == (None, None, 5)
+        assert not math.isfinite(got.mean)
 
 
 def test_equal_values_have_an_interval_of_no_width() -> None:
-    assert bootstrap_interval(np.full(7, 0.25), "rows") == (0.25, 0.25, 0.25, 7, "rows")
-    assert mean_interval(np.full(7, 0.25), "rows") == (0.25, 0.25, 0.25, 7, "rows")
+    want = (0.25, 0.25, 0.25, 7, "seeds", (0.25,) * 7)
+    assert mean_over_runs(np.full(7, 0.25), REAL) == want
+    assert interquartile_mean_over_seeds(np.full((1, 7), 0.25), REAL) == want
 
 
-@pytest.mark.parametrize("interval", [mean_interval, bootstrap_interval])
-@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 2)])
-def test_too_few_values_are_refused(interval: object, shape: tuple[int, ...]) -> None:
-    assert callable(interval)
-    with pytest.raises(ValueError, match="needs two values"):
-        interval(np.zeros(shape), "runs")
-
-
-def test_an_estimate_in_json_and_in_text() -> None:
-    estimate = Estimate(0.5, 0.25, 0.75, 10, "seeds")
-    fields = {"mean": 0.5, "low": 0.25, "high": 0.75, "n": 10, "of": "seeds"}
+def test_an_estimate_in_json() -> None:
+    estimate = Estimate(0.5, 0.25, 0.75, 400, "rows")
+    fields = {"mean": 0.5, "low": 0.25, "high": 0.75, "n": 400, "of": "rows"}
     assert json.loads(json.dumps(estimate.json())) == fields
-    assert str(estimate) == "0.5 [0.25, 0.75]"
-    assert str(Estimate(2 / 3, 1e-7 / 3, 1e5 / 3, 10, "seeds")) == (
-        "0.6667 [3.333e-08, 3.333e+04]"
+    few = mean_over_runs(np.array([1, 2], np.float32), REAL)  # no numpy scalars
+    assert json.loads(json.dumps(few.json())) == {
+        "mean": 1.5, "low": None, "high": None, "n": 2, "of": "seeds",
+        "values": [1.0, 2.0],
+    }  # fmt: skip
+    assert values_text(few.json()) == "each: 1, 2"
+    assert mean_over_cases(np.arange(1000), "rows", REAL).values is None
+
+
+def assert_covers(intervals: Iterable[Estimate], truth: float) -> None:
+    """As often as 95 % intervals do in all but one of 10,000 such simulations."""
+    ends = np.array([(e.low, e.high) for e in intervals], float)
+    hits = (ends[:, 0] <= truth + 1e-12) & (truth - 1e-12 <= ends[:, 1])
+    low, high = scipy.stats.binom.interval(0.9999, len(hits), 0.95)
+    assert low <= hits.sum() <= high
+
+
+def of_normal(rng: np.random.Generator, n: int) -> Estimate:
+    return mean_over_runs(rng.normal(2, 3, n), REAL)
+
+
+def of_accuracies(rng: np.random.Generator, n: int) -> Estimate:
+    return mean_over_runs(rng.beta(90, 10, n), SHARE)
+
+
+def of_pairs(rng: np.random.Generator, n: int) -> Estimate:
+    seeds, own = rng.normal(size=n), rng.normal(0, 0.3, (2, n))
+    return mean_over_runs((seeds + own[0] + 0.9) - (seeds + own[1]), REAL)
+
+
+def of_rare_errors(rng: np.random.Generator) -> Estimate:
+    return mean_over_cases(rng.uniform(size=200) < 0.985, "rows", SHARE)
+
+
+def of_repeats(rng: np.random.Generator) -> Estimate:
+    """A share of rows of which each has a mean over ten cross-validations."""
+    chance = rng.beta(2, 0.5, 200)
+    return mean_over_cases(rng.binomial(10, chance) / 10, "rows", SHARE)
+
+
+def of_log_losses(rng: np.random.Generator) -> Estimate:
+    return mean_over_cases(-np.log(rng.beta(3, 1, 400)), "rows", NONNEGATIVE)
+
+
+def of_paired_shares(rng: np.random.Generator) -> Estimate:
+    gap = rng.choice([-1, 0, 1], 400, p=[0.02, 0.93, 0.05])
+    return mean_over_cases(gap, "rows", SHARE_DIFFERENCE)
+
+
+def parties(rng: np.random.Generator) -> np.ndarray:
+    """Groups of 1 to 8 rows, half of the rows in groups of more than one."""
+    return np.repeat(np.arange(300), rng.choice([1, 1, 1, 1, 1, 2, 2, 3, 8], 300))
+
+
+def of_grouped_shares(rng: np.random.Generator) -> Estimate:
+    groups = parties(rng)
+    right = rng.uniform(size=len(groups)) < rng.beta(1.6, 0.4, 300)[groups]
+    return mean_over_cases(right, "rows", SHARE, groups)
+
+
+def of_grouped_losses(rng: np.random.Generator) -> Estimate:
+    groups = parties(rng)
+    losses = rng.gamma(2, size=300)[groups] + rng.gamma(2, size=len(groups))
+    return mean_over_cases(losses, "rows", NONNEGATIVE, groups)
+
+
+@pytest.mark.parametrize("n", [10, 15])
+@pytest.mark.parametrize(
+    ("make", "truth"), [(of_normal, 2.0), (of_accuracies, 0.9), (of_pairs, 0.9)]
+)
+def test_intervals_over_runs_cover(make: Any, truth: float, n: int) -> None:
+    """Student's is exact for normal values; BCa covers 0.90 at n = 10, 0.91 at 15."""
+    rng = np.random.default_rng(n)
+    assert_covers([make(rng, n) for _ in range(2000)], truth)
+
+
+@pytest.mark.parametrize(
+    ("make", "truth"),
+    [(of_rare_errors, 0.985), (of_repeats, 0.8), (of_log_losses, 1 / 3),
+     (of_paired_shares, 0.03), (of_grouped_shares, 0.8), (of_grouped_losses, 4.0)],
+)  # fmt: skip
+def test_intervals_over_cases_cover(make: Any, truth: float) -> None:
+    """BCa covers 0.85 of shares near 1; whoever ignores the groups, 0.8."""
+    rng = np.random.default_rng(0)
+    assert_covers([make(rng) for _ in range(1000)], truth)
+
+
+def of_a_study(rng: np.random.Generator, size: Any) -> np.ndarray:
+    """Scores: at most 1, about half of them, and 0 for a run that diverged."""
+    scores = np.minimum(1, 1 - 0.01 * rng.normal(size=size))
+    return np.where(rng.uniform(size=size) < 0.1, 0, scores)
+
+
+@pytest.mark.parametrize("n", [10, 15])
+@pytest.mark.parametrize(
+    ("draw", "problems"),
+    [
+        (lambda rng, size: rng.normal(size=size), 1),
+        (lambda rng, size: rng.exponential(size=size), 1),
+        (lambda rng, size: rng.standard_t(3, size=size), 1),
+        (of_a_study, 3),
+    ],
+    ids=["normal", "skewed", "heavy tails", "scores"],
+)
+def test_intervals_of_interquartile_means_cover(
+    draw: Any, problems: int, n: int
+) -> None:
+    """At least 0.94; the percentile bootstrap covers 0.88 to 0.92."""
+    rng = np.random.default_rng(n)
+    truth = interquartile_mean(draw(rng, 1_000_000))
+    ends = np.array(
+        [
+            interquartile_mean_over_seeds(
+                draw(rng, (problems, n)), REAL, seed=i, resamples=900
+            )[1:3]
+            for i in range(500)
+        ]
     )
-    measured = mean_interval(np.array([1, 2], np.float32), "runs")
-    assert json.loads(json.dumps(measured.json()))["n"] == 2  # no numpy scalars
+    assert np.mean((ends[:, 0] <= truth) & (truth <= ends[:, 1])) >= 0.94
+
+
+def metrics_in_results() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(file, metric, estimate) of every estimate anywhere in results/*.json."""
+
+    def walk(value: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        if isinstance(value, dict):
+            if {"mean", "low", "high"} <= value.keys():
+                yield name, value
+            for key, inner in value.items():
+                yield from walk(inner, key if ": " in key else f"{name}/{key}")
+
+    for path in sorted((Path(__file__).parents[1] / "results").glob("*.json")):
+        for name, estimate in walk(json.loads(path.read_text()), ""):
+            yield path.stem, name, estimate
+
+
+def range_of(metric: str) -> tuple[float, float]:
+    """Of a metric, by its name."""
+    share = re.search(
+        r"accuracy|exact match|probability|accepted|score|copied piece", metric
+    )
+    if re.search(r" - .*: |gained|gap|is shuffled", metric):
+        return SHARE_DIFFERENCE if share else REAL
+    return (0.0, 100.0) if "chrF" in metric else SHARE if share else NONNEGATIVE
+
+
+def test_no_interval_in_the_results_leaves_the_range_of_its_metric() -> None:
+    seen = 0
+    for file, name, estimate in metrics_in_results():
+        least, most = range_of(name)
+        ends = [estimate[k] for k in ("low", "mean", "high")]
+        if estimate["n"] >= 4:
+            assert least <= ends[0] <= ends[1] <= ends[2] <= most, (file, name)
+        else:
+            assert ends[0] is ends[2] is None, (file, name)
+        seen += 1
+    assert seen > 300
 
 
 def test_interquartile_mean_by_hand() -> None:
@@ -134,129 +285,32 @@ def test_interquartile_mean_weighs_the_sorted_values(values: list[float]) -> Non
     assert interquartile_mean(np.array(values)) == pytest.approx(want, abs=1e-7)
 
 
-def quantiles(resampled: list[float] | np.ndarray) -> np.ndarray:
-    return np.quantile(resampled, [0.025, 0.975])
-
-
-def test_iqm_interval_resamples_within_strata() -> None:
+def test_the_bootstrap_of_an_interquartile_mean_is_expanded() -> None:
+    """Seeds drawn for all problems alike, ends at Phi(+-sqrt(n / (n - 1)) t)."""
     rng = np.random.default_rng(5)
     scores = np.array([[0], [1], [4]]) + rng.exponential(size=(3, 6))
+    # t(0.975, 3) from a printed table: two of six seeds are trimmed
+    z = math.sqrt(6 / 5) * 3.1824463053
 
     def by_hand(seed: int) -> np.ndarray:
         draw, means = np.random.default_rng(seed).integers, []
-        for _ in range(2000):
-            pooled = np.sort([row[draw(0, 6, 6)] for row in scores], axis=None)
+        for _ in range(5000):
+            pooled = np.sort(scores[:, draw(0, 6, 6)], axis=None)
             means.append(pooled[4:-4].mean())
-        return quantiles(means)
+        return np.quantile(means, scipy.stats.norm.cdf([-z, z]))
 
-    got = iqm_interval(scores, "seeds")
-    want = [by_hand(seed) for seed in range(6)]
+    got = interquartile_mean_over_seeds(scores, NONNEGATIVE)
+    want = [by_hand(seed) for seed in range(4)]
     spread = np.std(want, axis=0, ddof=1)
-    assert np.all(np.abs([got.low, got.high] - np.mean(want, 0)) < 5 * spread)
+    assert np.all(np.abs(np.array(got[1:3]) - np.mean(want, 0)) < 5 * spread)
     assert got.mean == pytest.approx(np.sort(scores, None)[4:-4].mean(), rel=1e-12)
-    assert (got.n, got.of) == (6, "seeds")
-    # the means of the strata would be resampled too, were all 18 pooled before
+    assert got[3:] == (6, "seeds", tuple(scores.ravel()))
+    assert interquartile_mean_over_seeds(scores, NONNEGATIVE) == got
+    assert interquartile_mean_over_seeds(scores, NONNEGATIVE, seed=1) != got
+    # the means of the problems would be resampled too, were all 18 pooled before
     level = np.repeat([[0.1], [2.3], [4.5], [5.1]], 6, axis=1)
-    got = iqm_interval(level, "seeds", resamples=200)
+    got = interquartile_mean_over_seeds(level, REAL)
     assert got.low == got.mean == got.high == pytest.approx((2.3 + 4.5) / 2)
-
-
-def test_probability_better_interval_resamples_pairs_within_strata() -> None:
-    rng = np.random.default_rng(6)
-    seeds = np.array([[0], [3]]) + rng.normal(size=(2, 7))
-    a, b = seeds + rng.normal(size=(2, 2, 7)) / 3 + [[[0]], [[0.4]]]
-    a[0, 2] = b[1, 3] = inf
-
-    def by_hand(seed: int) -> np.ndarray:
-        draw, means = np.random.default_rng(seed).integers, []
-        for _ in range(2000):
-            shares = []
-            for x, y in zip(a, b, strict=True):
-                i = draw(0, 7, 7)
-                x, y = x[i][:, None], y[i]
-                shares.append(np.mean(x < y) + np.mean(x == y) / 2)
-            means.append(np.mean(shares))
-        return quantiles(means)
-
-    got = probability_better_interval(a, b, "seeds")
-    want = [by_hand(seed) for seed in range(6)]
-    spread = np.std(want, axis=0, ddof=1)
-    assert np.all(np.abs([got.low, got.high] - np.mean(want, 0)) < 5 * spread + 1e-9)
-    assert got.mean == probability_better(a, b)
-    assert (got.n, got.of) == (7, "seeds")
-    # A run against itself is a tie in every resample, if the same runs are drawn.
-    same = probability_better_interval(a[0], a[0], "seeds", resamples=200)
-    assert same == (0.5, 0.5, 0.5, 7, "seeds")
-
-
-def test_stratified_intervals_are_functions_of_their_seed() -> None:
-    a, b = np.random.default_rng(2).normal(size=(2, 3, 8))
-    for interval in (
-        lambda seed: iqm_interval(a, "runs", seed=seed, resamples=500),
-        lambda seed: probability_better_interval(a, b, "runs", seed, resamples=500),
-    ):
-        first = interval(3)
-        assert interval(3) == first != interval(4)
-        assert first.low < first.mean < first.high
-
-
-def assert_covered(intervals: list[Estimate], truth: float) -> None:
-    """Percentile intervals of 12 runs cover less than 0.95, but not by much."""
-    n, hits = len(intervals), sum(i.low <= truth <= i.high for i in intervals)
-    low, high = scipy.stats.binom.ppf([1e-4, 1 - 1e-4], n, [0.88, 0.96])
-    assert low <= hits <= high
-
-
-def test_iqm_interval_covers() -> None:
-    rng = np.random.default_rng(0)
-    scores = np.array([[-2], [0], [2]]) + rng.normal(size=(300, 3, 12))
-    assert_covered([iqm_interval(s, "runs", resamples=500) for s in scores], 0)
-
-
-def test_probability_better_interval_covers() -> None:
-    rng = np.random.default_rng(0)
-    seeds, own = rng.normal(size=(300, 1, 2, 12)), rng.normal(size=(300, 2, 2, 12))
-    pairs = seeds + own + [[[0]], [[0.8]]]
-    # runs of different seeds: a variance of 2 each
-    truth = float(scipy.stats.norm.cdf(0.8 / 2))
-    intervals = [
-        probability_better_interval(a, b, "runs", resamples=500) for a, b in pairs
-    ]
-    assert_covered(intervals, truth)
-
-
-def test_iqm_interval_of_equal_scores_has_no_width() -> None:
-    for value in (0.1, 0.25, -3e7):
-        got = iqm_interval(np.full((3, 7), value), "seeds", resamples=100)
-        assert got.low == got.mean == got.high == pytest.approx(value, rel=1e-14)
-
-
-@st.composite
-def runs(draw: st.DrawFn) -> list[list[list[float]]]:
-    """Losses of two methods, [strata, n] and [strata, m]."""
-    strata, n, m = (draw(st.integers(1, high)) for high in (3, 5, 5))
-    rows = [st.lists(losses, min_size=k, max_size=k) for k in (n, m)]
-    return [draw(st.lists(row, min_size=strata, max_size=strata)) for row in rows]
-
-
-@some
-@given(runs())
-def test_probability_better_counts_pairs(methods: list[list[list[float]]]) -> None:
-    shares = []
-    for row_a, row_b in zip(*methods, strict=True):
-        wins = [(x < y) + (x == y) / 2 for x in row_a for y in row_b]
-        shares.append(sum(wins) / len(wins))
-    want = sum(shares) / len(shares)
-    a, b = map(np.array, methods)
-    assert probability_better(a, b) == pytest.approx(want, abs=1e-12)
-    assert probability_better(b, a) == pytest.approx(1 - want, abs=1e-12)
-    assert probability_better(a[0], b[0]) == pytest.approx(shares[0], abs=1e-12)
-
-
-def test_lower_is_better_and_inf_is_worst() -> None:
-    assert probability_better(np.array([1, 2]), np.array([3, inf])) == 1
-    assert probability_better(np.array([inf]), np.array([3.0])) == 0
-    assert probability_better(np.array([inf]), np.array([inf])) == 0.5
 
 
 def wilcoxon(d: np.ndarray) -> float:
@@ -282,9 +336,11 @@ def test_paired_test_enumerates_all_flips(pairs: list[tuple[float, float]]) -> N
         sum(s * t for s, t in zip(signs, terms, strict=True))
         for signs in itertools.product([1, -1], repeat=len(pairs))
     ]
-    want = sum(abs(t) >= abs(sum(terms)) for t in sums) / 2 ** len(pairs)
+    n = len(pairs)
+    want = sum(abs(t) >= abs(sum(terms)) for t in sums) / 2**n
+    effect = Fraction(sum(terms), n * (n + 1))
     a, b = np.array(pairs).T
-    assert paired_test(a, b) == (want, 2 / 2 ** len(pairs), len(pairs), True)
+    assert paired_test(a, b) == (want, float(effect), 2 / 2**n, n, True)
 
 
 @some
@@ -318,7 +374,7 @@ def test_more_than_16_pairs_are_flipped_at_random() -> None:
     for n in (17, 20, 24):
         d = rng.normal(0.3, 1, n)
         got = paired_test(d, np.zeros(n))
-        assert got[1:] == (2e-5, n, False)
+        assert got[2:] == (2e-5, n, False)
         assert paired_test(d, np.zeros(n)) == got
         q = wilcoxon(d) / 2
         tails.append((got.p / 2 - q) / math.sqrt(q * (1 - q) / 99_999))
@@ -329,7 +385,10 @@ def test_more_than_16_pairs_are_flipped_at_random() -> None:
 def test_the_smallest_p_is_attained(n: int) -> None:
     """By pairs of one sign: none of the random flips of 40 would be as extreme."""
     worse, better = 1.0 + np.arange(n), np.zeros(n)
-    for got in (paired_test(worse, better), paired_test(better, worse)):
+    for got, effect in (
+        (paired_test(worse, better), 1), (paired_test(better, worse), -1)
+    ):  # fmt: skip
+        assert got.effect == effect
         assert got.p == got.smallest_p == (2 / 2**n if n <= 16 else 2 / 100_000)
         assert (got.n, got.exact) == (n, n <= 16)
 
@@ -424,26 +483,16 @@ def test_the_epoch_is_chosen_by_validation_alone() -> None:
         ("number or", lambda: interquartile_mean(np.array([]))),
         ("number or", lambda: interquartile_mean(np.array([1, nan]))),
         ("number or", lambda: interquartile_mean(np.array([1, -inf]))),
-        ("two or more", lambda: iqm_interval(ones(5), "runs")),
-        ("two or more", lambda: iqm_interval(ones((0, 5)), "runs")),
-        ("two or more", lambda: iqm_interval(ones((5, 1)), "runs")),
-        ("finite", lambda: iqm_interval(np.array([[1, inf]]), "runs")),
-        ("finite", lambda: iqm_interval(np.array([[1, nan]]), "runs")),
-        (r"are \[strata, n", lambda: probability_better(ones((2, 3)), ones((1, 3)))),
-        (r"are \[strata, n", lambda: probability_better(ones((2, 3)), ones(3))),
-        (
-            r"are \[strata, n",
-            lambda: probability_better(ones((1, 2, 3)), ones((1, 2, 3))),
-        ),
-        (r"are \[strata, n", lambda: probability_better(np.array(1.0), two)),
-        (r"are \[strata, n", lambda: probability_better(two, np.array([]))),
-        ("is NaN", lambda: probability_better(two, two * nan)),
-        ("two paired", lambda: probability_better_interval(two, ones(3), "runs")),
-        (
-            "two paired",
-            lambda: probability_better_interval(ones((2, 1)), ones((2, 1)), "runs"),
-        ),
-        ("is NaN", lambda: probability_better_interval(two * nan, two, "runs")),
+        ("of values", lambda: mean_over_runs(np.array([]), REAL)),
+        ("of values", lambda: mean_over_runs(ones((2, 3)), REAL)),
+        ("outside", lambda: mean_over_runs(np.array([0.5, 1.1]), SHARE)),
+        ("outside", lambda: mean_over_cases(np.array([-0.1, 1]), "rows", NONNEGATIVE)),
+        ("are finite", lambda: interquartile_mean_over_seeds(ones(5), REAL)),
+        ("of values", lambda: interquartile_mean_over_seeds(ones((0, 5)), REAL)),
+        ("of values", lambda: interquartile_mean_over_seeds(ones((5, 0)), REAL)),
+        ("are finite", lambda: interquartile_mean_over_seeds(two[None] * inf, REAL)),
+        ("are finite", lambda: interquartile_mean_over_seeds(two[None] * nan, REAL)),
+        ("outside", lambda: interquartile_mean_over_seeds(two[None], SHARE)),
         ("two pairs", lambda: paired_test(two, ones(3))),
         ("two pairs", lambda: paired_test(two, ones(1))),
         ("two pairs", lambda: paired_test(ones((2, 3)), ones((2, 3)))),

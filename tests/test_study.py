@@ -320,7 +320,7 @@ def test_a_run_that_diverges_is_the_worst_and_stays_in(tmp_path: Path) -> None:
     row = record["comparison"]["problems"]["blobs"]["optimizers"]["bad"]
     assert row["diverged"] == 5
     assert row["test"] is None
-    assert row["probability_better"]["mean"] == 0
+    assert row["effect"] == 1
     assert row["p"] == pytest.approx(2 / 2**5)
     assert any(
         "5 of 5 runs of bad diverged" in s for s in record["comparison"]["sentences"]

@@ -33,6 +33,24 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
+def test_rows_of_a_group_are_never_on_both_sides() -> None:
+    """And the folds of two repeats are not the same."""
+    rng = np.random.default_rng(0)
+    groups, y = rng.integers(0, 60, 200), rng.integers(0, 2, 200)
+    splits = stratified_splits(y, 5, 2, 0, groups)
+    assert len(splits) == 10
+    for train, held_out in splits:
+        assert not {*groups[train]} & {*groups[held_out]}
+        assert abs(y[held_out].mean() - y.mean()) < 0.15
+    for repeat in (splits[:5], splits[5:]):
+        held = np.concatenate([held_out for _, held_out in repeat])
+        assert sorted(held) == list(range(200))
+    assert any(
+        not np.array_equal(a, b)
+        for (_, a), (_, b) in zip(splits[:5], splits[5:], strict=True)
+    )
+
+
 def table_of(n: int, seed: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     return pd.DataFrame(

@@ -1,0 +1,57 @@
+"""Figures with intervals, and of so few runs that there are none."""
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from jaxstudy import plots
+from jaxstudy.statistics import NONNEGATIVE, mean_over_runs
+
+MANY = mean_over_runs(np.array([1.0, 2, 3, 4]), NONNEGATIVE)
+FEW = mean_over_runs(np.array([1.0, 3]), NONNEGATIVE)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that would have been saved."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "save", lambda figure, *_: figures.append(figure))
+    yield figures  # type: ignore[misc]
+    plt.close("all")
+
+
+def lines(figure: Figure, axis: int = 0) -> list[tuple[list[float], list[float]]]:
+    """x and y of all that was plotted."""
+    plotted = (line.get_data() for line in figure.axes[axis].lines)
+    return [(np.ravel(x).tolist(), np.ravel(y).tolist()) for x, y in plotted]
+
+
+def test_an_interval_is_a_line_and_few_values_are_points(drawn: list[Figure]) -> None:
+    run: Any = None
+    plots.save_intervals(run, {"a: loss": MANY, "b: loss": FEW}, ["a", "b"], ["loss"])
+    plots.save_differences(run, "gaps", {"a": MANY, "b": FEW}, "loss")
+    for figure in drawn:
+        found = lines(figure)
+        assert ([MANY.low, MANY.high], [0, 0]) in found
+        assert ([1.0, 3.0], [1, 1]) in found
+        assert ([FEW.mean], [1]) in found
+    points = next(x for x in drawn[0].axes[0].lines if len(x.get_xdata()) == 2  # type: ignore[arg-type]
+                  and x.get_ydata()[0] == 1)  # type: ignore[index] # fmt: skip
+    assert points.get_linestyle() == "None"
+
+
+def test_a_line_of_few_runs_has_no_band(drawn: list[Figure]) -> None:
+    run: Any = None
+    for estimates in ([MANY, MANY], [FEW, FEW]):
+        panel = plots.Panel("", "x", "y", {"a": ([1.0, 2.0], estimates)})
+        plots.save_lines(run, "lines", [panel])
+    many, few = drawn
+    (band,) = many.axes[0].collections
+    (path,) = band.get_paths()
+    assert {MANY.low, MANY.high} <= {*path.vertices[:, 1].tolist()}  # type: ignore[index]
+    assert not few.axes[0].collections or not few.axes[0].collections[0].get_paths()
+    assert ([1.0, 1.0], [1.0, 3.0]) in lines(few)
+    assert ([2.0, 2.0], [1.0, 3.0]) in lines(few)
