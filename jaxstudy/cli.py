@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 import rich.console
+import rich.markup
 import rich.table
 import tyro
 
@@ -265,6 +266,7 @@ def print_result(name: str, result: Mapping[str, Any]) -> None:
     for heading in ("metric", "value", "95 % interval", "over"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     for metric, value in result["metrics"].items():
+        metric = rich.markup.escape(metric)  # it may name a column [/b]
         if isinstance(value, dict):
             interval = f"{value['low']:.4g} to {value['high']:.4g}"
             over = f"{value['n']} {value['of']}"

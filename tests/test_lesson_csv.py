@@ -6,13 +6,13 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from jaxstudy import cli
+from jaxstudy import cli, plots
 from jaxstudy.data.tabular import read_titanic
 from jaxstudy.features import (
     Category,
@@ -22,7 +22,8 @@ from jaxstudy.features import (
     fit,
     read_features,
 )
-from jaxstudy.types import UserError
+from jaxstudy.statistics import Estimate
+from jaxstudy.types import MAX_CHARACTERS, UserError
 from tests.conftest import load
 
 lesson: Any = load("experiments", "ch4_csv")
@@ -400,6 +401,28 @@ def test_faults_are_told_before_a_label_that_tells_nothing(look: Look) -> None:
     first, second = found.error.splitlines()
     assert first.endswith("row 1 (line 2): 2 fields where the header has 3")
     assert second == "the label 'left' is 'yes' in every row: there is nothing to tell"
+
+
+def test_a_column_may_have_any_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mathematics for the figures, markup for the terminal, and very long."""
+    names = [r"$\frac$", "[/b]", "x" * 100_000]
+    estimates = {name: Estimate(0.0, -1.0, 1.0, 5, "rows") for name in names}
+    drawn: list[str] = []
+
+    def save(figure: Any, *_: Any) -> None:
+        figure.draw_without_rendering()
+        drawn.extend(t.get_text() for t in figure.axes[0].get_yticklabels())
+
+    monkeypatch.setattr(plots, "save", save)
+    plots.save_differences(cast(Any, None), "d", estimates, "x")
+    assert drawn[:2] == [r"\$\frac\$", "[/b]"]
+    assert len(drawn[2]) == MAX_CHARACTERS
+    times = dict.fromkeys(("wall_s", "compile_s", "train_s", "steps"), 0)
+    metrics = {"[/b]": 1.0}
+    cli.print_result("t", {"metrics": metrics, **times})
+    assert "[/b]" in capsys.readouterr().out
 
 
 class OfPassengers(NamedTuple):
