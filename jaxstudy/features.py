@@ -737,8 +737,8 @@ def fit(
     SAMPLE values, drawn at random where there are more.
 
     Raises UserError naming every row, column and value at fault (with `faults` they are
-    noted there instead), where a column is not there, or has nothing to learn from;
-    ValueError where the columns make no sense.
+    noted there instead), where a column is not there, or no row; ValueError where the
+    columns make no sense. A column without any number is one where all are missing.
     """
     _check(columns)
     noted = Faults("the training rows") if faults is None else faults
