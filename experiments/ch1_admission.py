@@ -12,11 +12,12 @@ Then: ch1_admission.py --predict GRE GPA RANK
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pydantic
 
 from jaxstudy import plots
@@ -77,6 +78,10 @@ class Config(Settings):
     """Cross-validations, each with folds and weights of its own."""
     csv: Path | None = None
     """Another table with the columns admit, gre, gpa, rank."""
+    separator: str | None = None
+    """What separates its cells, or tab; None: found out."""
+    decimal: Literal[".", ","] | None = None
+    """The decimal sign of its numbers; None: found out."""
 
 
 PRESETS = {
@@ -155,9 +160,14 @@ def scores(
     return out
 
 
+def applicants(config: Config) -> pd.DataFrame:
+    """The admissions, or the table that is given in their place."""
+    return read_admissions(config.csv, config.separator, config.decimal)
+
+
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     """Cross-validate the three variants and compare them applicant by applicant."""
-    data = dataset(admission_arrays(read_admissions(config.csv)))
+    data = dataset(admission_arrays(applicants(config)))
     n = len(data.rows)
     if config.folds > n:
         raise UserError(f"--folds {config.folds}: there are only {n} applicants")
@@ -200,9 +210,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
 def predict(saved: Saved[Config], applicant: tuple[float, float, int]) -> None:
     """Probability of admission for GRE GPA RANK, from the saved run."""
     config = saved.config
-    x = jnp.asarray(
-        applicant_row(Applicant(*applicant), read_admissions(config.csv), warn)
-    )
+    x = jnp.asarray(applicant_row(Applicant(*applicant), applicants(config), warn))
     model = build("network", config.hidden)
     lanes = config.folds * config.repeats
     weights = saved.lane_weights(model, lanes, "network")

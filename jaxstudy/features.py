@@ -8,7 +8,9 @@ network's inputs of these numbers, and is pure: jit, vmap and grad go through it
 
 What a row has nothing in is stated for each column: `missing` and `unknown` are a
 bucket of their own, the mean beside an indicator, or a fault. A bucket that no training
-row is in counts as nothing, for no weight of it was ever trained.
+row is in counts as nothing, and so does a number that is the same in all of them, for
+no weight of it was ever trained. Words for "missing" (NA, null, ?) are that in columns
+of numbers; in others they are words.
 """
 
 import dataclasses
@@ -17,8 +19,9 @@ import hashlib
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Context, Decimal
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import jax
@@ -27,12 +30,22 @@ import numpy as np
 import pandas as pd
 import pydantic
 
-from jaxstudy.types import FLOAT32_MAX, Array, Faults, UserError
+from jaxstudy.types import (
+    FLOAT32_MAX,
+    UNNAMED,
+    Array,
+    Faults,
+    UserError,
+    enumerated,
+    shortened,
+)
 
 SAMPLE = 100_000  # values that quantiles are of: all, or as many drawn from all
 MOST_WORDS = 1_000_000  # in one vocabulary: more belong into hash buckets
 MISSING, UNKNOWN = 0, 1  # numbers of a category that is not there, or not known
 NONE = -1  # fills lists up to a common length
+# in lower case; what statistics programs, databases and spreadsheets write
+MISSING_WORDS = ("na", "n/a", "#n/a", "<na>", "nan", "null", "none", "?", "-")
 
 Numbers = Mapping[str, Array | np.ndarray]  # [B] or [B, L] for each leaf
 
@@ -55,6 +68,7 @@ class Numeric:
     shift: float | None = None
     """What is subtracted; learned, as the next three are, unless given."""
     divisor: float | None = None
+    """0 where the training rows have one value: then the number counts as nothing."""
     fill: float | None = None
     """What a missing number counts as, of log(1 + x) on that scale."""
     may_miss: bool | None = None
@@ -125,6 +139,7 @@ class Crossed:
 
     of: tuple[Leaf, ...]
     buckets: int
+    absent: tuple[int, ...] | None = None
     kind: Literal["crossed"] = "crossed"
 
 
@@ -217,12 +232,17 @@ def _series(table: pd.DataFrame, leaf: Numeric | Leaf) -> pd.Series:
     return cast(pd.Series, table[leaf.column])
 
 
+def _are_missing_words(texts: pd.Series) -> pd.Series:
+    return texts.str.lower().isin(MISSING_WORDS)
+
+
 def _as_number(series: pd.Series, faults: Faults) -> np.ndarray:
     """Numbers [N] of float64, NaN where they are missing, every other fault noted."""
     missing, values = series.isna().to_numpy(), series
     if series.dtype == object or isinstance(series.dtype, pd.StringDtype):
         text = series.astype(str).str.strip()
         missing = missing | (text == "").to_numpy()
+        missing = missing | _are_missing_words(text).to_numpy()
         # 1_000 is Python, not data
         plain = text.where(~text.str.contains("_", regex=False), "no number")
         values = cast(pd.Series, pd.to_numeric(plain, errors="coerce"))
@@ -252,6 +272,48 @@ def _as_text(series: pd.Series) -> pd.Series:
     return series.map(lambda value: texts.get(value), na_action="ignore").astype(object)
 
 
+def plain_number(text: str) -> str | None:
+    """The shortest text of a number, "3" of "3.0" and of "3e0"; None of other text.
+
+    007 is no number but a code: another than 7, and than 07.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    digits = text.lstrip("+-")
+    code = digits[:1] == "0" and digits[1:2].isdigit()
+    if code or "_" in text or not math.isfinite(value):
+        return None
+    exact = Decimal(repr(value) if "e" in text.lower() else text)
+    shortest = exact.normalize(Context(prec=max(len(text), 20)))
+    return format(shortest, "f") if shortest else "0"
+
+
+def one_spelling(
+    words: Iterable[str], missing: Collection[str] = ()
+) -> dict[str, str | None]:
+    """What each of all the words of a column means.
+
+    Where all of them are numbers, but for some that say "missing" and mean None, "3"
+    and "3.0" are the same; else every word is another.
+    """
+    plain = {word: plain_number(word) for word in words}
+    numbers = [n for word, n in plain.items() if word.lower() not in missing]
+    if not numbers or None in numbers:
+        return {word: word for word in plain}
+    return plain
+
+
+def spelling(words: Collection[str]) -> Callable[[str], str | None]:
+    """What a word means beside a vocabulary: the same as it did where that is from."""
+    if not words or not all(plain_number(word) == word for word in words):
+        return lambda word: word
+    return lambda word: (
+        None if word.lower() in MISSING_WORDS else plain_number(word) or word
+    )
+
+
 def _hash(text: str, buckets: int) -> int:
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") % buckets + 1
@@ -270,15 +332,19 @@ def _refuse(series: pd.Series, bad: np.ndarray, what: str, faults: Faults) -> No
     """Note the rows [N] of a column that are at fault."""
     for i in np.flatnonzero(bad).tolist():
         value = series.iloc[i]
-        shown = "" if pd.isna(value) or not str(value).strip() else f"{value!r} "
-        faults.add(f"row {series.index[i]}, column {series.name!r}: {shown}{what}")
+        blank = pd.isna(value) or not str(value).strip()
+        shown = "" if blank else f"{shortened(repr(value))} "
+        name = shortened(repr(series.name))
+        faults.add(f"row {series.index[i]}, column {name}: {shown}{what}")
 
 
 def _category_numbers(leaf: Category, series: pd.Series, faults: Faults) -> np.ndarray:
     """Numbers [N], or [N, most] of lists."""
     assert leaf.words is not None, "not fitted"
     texts, words = _as_text(series), pd.Index(leaf.words, dtype=object)
+    meant = spelling(leaf.words)
     if leaf.separator is None:
+        texts = texts.map({t: meant(t) for t in texts.dropna().unique()}).astype(object)
         place = words.get_indexer(texts).astype(np.int32)
         found = np.where(place < 0, UNKNOWN, place + UNKNOWN + 1)
         found = np.where(texts.isna(), MISSING, found)[:, None]
@@ -286,7 +352,7 @@ def _category_numbers(leaf: Category, series: pd.Series, faults: Faults) -> np.n
         codes, distinct = pd.factorize(texts, use_na_sentinel=False)
         lists = np.full((len(distinct), leaf.most), NONE, np.int32)
         for own, text in zip(lists, distinct, strict=True):
-            listed = _words(text, leaf)
+            listed = [*filter(None, map(meant, _words(text, leaf)))]
             place = words.get_indexer(listed) + UNKNOWN + 1
             own[: len(listed) or 1] = np.maximum(place, UNKNOWN) if listed else MISSING
         found = lists[codes]
@@ -298,7 +364,10 @@ def _category_numbers(leaf: Category, series: pd.Series, faults: Faults) -> np.n
 
 
 def _numbers(leaf: Numeric | Leaf, series: pd.Series, faults: Faults) -> np.ndarray:
-    """The numbers of one leaf, its faults noted."""
+    """The numbers of one leaf before it is fitted, its faults noted.
+
+    Of float64 [N]: 32 bits would take 1,000 moments of an hour for 30.
+    """
     if isinstance(leaf, Category):
         return _category_numbers(leaf, series, faults)
     if isinstance(leaf, Hashed):
@@ -307,14 +376,35 @@ def _numbers(leaf: Numeric | Leaf, series: pd.Series, faults: Faults) -> np.ndar
         found = texts.map(number).fillna(MISSING).to_numpy(np.int32)
         missing = found == MISSING
     else:
-        found = _as_number(series, faults).astype(np.float32)
+        found = _as_number(series, faults)
         missing = np.isnan(found)
         if isinstance(leaf, Numeric) and leaf.scale == "log":
             _refuse(series, found <= -1, "has no log(1 + x)", faults)
             found[found <= -1] = 0
+            found = np.log1p(found)
     if leaf.missing == "refuse":
         _refuse(series, missing, "is missing", faults)
     return found
+
+
+def _finished(leaf: Numeric | Leaf, found: np.ndarray) -> np.ndarray:
+    """The same, float32 or int32 and by what the leaf has learned."""
+    if isinstance(leaf, Numeric):
+        scaled = _scaled(leaf, found)
+        return np.clip(scaled, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
+    return _bucket(leaf, found) if isinstance(leaf, Bucketized) else found
+
+
+def _scaled(leaf: Numeric, value: Any) -> Any:
+    assert leaf.divisor is not None, "not fitted"
+    gap = value - (leaf.shift or 0.0)
+    return gap / leaf.divisor if leaf.divisor else gap * 0.0
+
+
+def _bucket(leaf: Bucketized, found: np.ndarray) -> np.ndarray:
+    """The numbers [N] of buckets, of numbers [N]."""
+    place = np.searchsorted(np.array(leaf.boundaries), found, side="right")
+    return np.where(np.isnan(found), MISSING, place + 1).astype(np.int32)
 
 
 # ------------------------------------------------------------------ encoding
@@ -326,24 +416,16 @@ def _ids(of: Categorical, numbers: Numbers) -> Array:
         h = jnp.uint32(0)
         for leaf in of.of:
             h = _mixed(h + _leaf_ids(leaf, numbers)[:, 0].astype(jnp.uint32) + 1)
-        return (h % of.buckets).astype(jnp.int32)[:, None]
-    ids = _leaf_ids(of, numbers)
+        ids = (h % of.buckets).astype(jnp.int32)[:, None]
+    else:
+        ids = _leaf_ids(of, numbers)
     absent = np.array(of.absent or (), np.int32)
     return jnp.where(jnp.isin(ids, absent), NONE, ids)
 
 
 def _leaf_ids(leaf: Leaf, numbers: Numbers) -> Array:
     given = jnp.asarray(numbers[_key(leaf)])
-    if isinstance(leaf, Bucketized):
-        given = _bucket(leaf, given)
     return given if given.ndim == 2 else given[:, None]
-
-
-def _bucket(leaf: Bucketized, given: Array | np.ndarray) -> Array:
-    """The numbers [B] of buckets, of numbers [B]."""
-    edges = jnp.array(leaf.boundaries, jnp.float32)
-    place = jnp.searchsorted(edges, given, side="right").astype(jnp.int32)
-    return jnp.where(jnp.isnan(given), MISSING, place + 1)
 
 
 def _mixed(h: Array) -> Array:
@@ -360,13 +442,9 @@ def _dense(column: Column, numbers: Numbers) -> Array | None:
     if isinstance(column, Indicator):
         ids = _ids(column.of, numbers)
         return jax.nn.one_hot(ids, size_of(column.of)).max(1)
-    assert column.divisor is not None, "not fitted"
     given = jnp.asarray(numbers[_key(column)])
     missing = jnp.isnan(given)
-    z = jnp.log1p(given) if column.scale == "log" else given
-    z = (
-        jnp.where(missing, column.fill or 0.0, z) - (column.shift or 0.0)
-    ) / column.divisor
+    z = jnp.where(missing, _scaled(column, column.fill or 0.0), given)
     return jnp.stack([z, missing], 1) if column.may_miss else z[:, None]
 
 
@@ -412,10 +490,20 @@ class Features:
         noted = Faults("the table") if faults is None else faults
         check_columns(table, self.sources)
         leaves = dict.fromkeys(leaf for c in self.columns for leaf in _leaves(c))
-        found = {x: _numbers(x, _series(table, x), noted) for x in leaves}
+        found = {x: _finished(x, _numbers(x, _series(table, x), noted)) for x in leaves}
         if faults is None:
             noted.check()
         return {_key(leaf): numbers for leaf, numbers in found.items()}
+
+    def missing_words(self, table: pd.DataFrame) -> dict[str, Counter[str]]:
+        """For columns of numbers, the words that count as missing, and how often."""
+        leaves = dict.fromkeys(leaf for c in self.columns for leaf in _leaves(c))
+        return {
+            x.column: missing_words(_series(table, x))
+            for x in leaves
+            if isinstance(x, Numeric | Bucketized)
+            or (isinstance(x, Category) and spelling(x.words or ())("NA") is None)
+        }
 
     def keys_of(self, column: str) -> set[str]:
         """Which of the numbers are made of one of the table's columns."""
@@ -537,13 +625,12 @@ class _Learner:
         if isinstance(leaf, Hashed):
             self.counts.update(numbers.tolist())
             return None
-        logarithmic = isinstance(leaf, Numeric) and leaf.scale == "log"
-        self.moments.add(np.log1p(numbers) if logarithmic else numbers)
+        self.moments.add(numbers)
         if isinstance(leaf, Bucketized):
             if isinstance(leaf.boundaries, int):
                 self.sample.add(numbers)
             else:
-                self.counts.update(np.asarray(_bucket(leaf, numbers)).tolist())
+                self.counts.update(_bucket(leaf, numbers).tolist())
         return None
 
     def _count_words(self, leaf: Category, series: pd.Series, faults: Faults) -> None:
@@ -566,8 +653,6 @@ class _Learner:
             return self._category(leaf)
         if isinstance(leaf, Hashed):
             return dataclasses.replace(leaf, absent=self._absent(leaf.buckets + 1))
-        if not self.moments.n:
-            raise UserError(f"column {leaf.column!r} has no number in a training row")
         if isinstance(leaf, Numeric):
             return self._numeric(leaf)
         return self._buckets(leaf)
@@ -577,12 +662,14 @@ class _Learner:
 
     def _numeric(self, leaf: Numeric) -> Numeric:
         m = self.moments
-        shift, divisor = m.mean, math.sqrt(m.squares / m.n)
-        if leaf.scale == "min-max":
-            shift, divisor = m.low, m.high - m.low
+        shift, divisor = m.mean, 0.0
+        if m.low < m.high:  # rounding may leave a constant column a deviation
+            divisor = math.sqrt(m.squares / m.n)
+            if leaf.scale == "min-max":
+                shift, divisor = m.low, m.high - m.low
         found = {
             "shift": shift,
-            "divisor": divisor or 1.0,  # a constant column becomes 0, not NaN
+            "divisor": divisor,
             "fill": m.mean,
             "may_miss": m.missing,
         }
@@ -594,15 +681,23 @@ class _Learner:
             absent = self._absent(len(leaf.boundaries) + 2)
             return dataclasses.replace(leaf, absent=absent)
         values, shares = self.sample.kept, np.arange(1, leaf.boundaries)
+        if not len(values):  # a fold may have none: then all are missing
+            return dataclasses.replace(leaf, boundaries=(), absent=(MISSING + 1,))
         cuts = np.unique(np.quantile(values, shares / leaf.boundaries))
         # one at the least value would leave nothing below it
-        cuts = cuts[cuts > values.min()].astype(np.float32)
-        boundaries = tuple(map(float, cuts))
+        boundaries = tuple(map(float, cuts[cuts > values.min()]))
         absent = () if self.moments.missing else (MISSING,)
         return dataclasses.replace(leaf, boundaries=boundaries, absent=absent)
 
     def _category(self, leaf: Category) -> Category:
-        counts, words = self.counts, leaf.words
+        words, counts = leaf.words, Counter[Any]()
+        there = [word for word in self.counts if word is not None]
+        if words is None:
+            meant = one_spelling(there, MISSING_WORDS)
+        else:
+            meant = dict(zip(there, map(spelling(words), there), strict=True))
+        for word, count in self.counts.items():
+            counts[meant.get(word)] += count
         missing = counts.pop(None, 0)
         if words is None:
             often = [word for word in counts if counts[word] >= leaf.least]
@@ -619,19 +714,23 @@ def fit(
 ) -> Features:
     """Fill the columns in from the training rows, in one pass over one or more tables.
 
+    Crossed columns take a second one: then tables must be what can be iterated again.
+
     Means, deviations, ranges and vocabularies are exact; quantiles are of at most
     SAMPLE values, drawn at random where there are more.
 
     Raises UserError naming every row, column and value at fault (with `faults` they are
-    noted there instead), where a column is not there, or has nothing to learn from;
-    ValueError where the columns make no sense.
+    noted there instead), where a column is not there, or no row; ValueError where the
+    columns make no sense. A column without any number is one where all are missing.
     """
     _check(columns)
     noted = Faults("the training rows") if faults is None else faults
     leaves = dict.fromkeys(leaf for column in columns for leaf in _leaves(column))
     learners = {leaf: _Learner(leaf) for leaf in leaves}
-    rows = 0
-    for table in [tables] if isinstance(tables, pd.DataFrame) else tables:
+    rows, tables = 0, [tables] if isinstance(tables, pd.DataFrame) else tables
+    if isinstance(tables, Iterator) and any(map(_crossed, columns)):
+        raise ValueError("crossed columns need tables that can be iterated twice")
+    for table in tables:
         check_columns(table, [leaf.column for leaf in leaves])
         rows += len(table)
         for leaf, learner in learners.items():
@@ -640,13 +739,29 @@ def fit(
     if not rows:
         raise UserError("there is no training row")
     learned = {leaf: learner.learned() for leaf, learner in learners.items()}
+    fitted = Features(tuple(_filled(column, learned) for column in columns))
+    crossed = [of for column in fitted.columns if (of := _crossed(column))]
+    seen = {of: np.zeros(of.buckets, bool) for of in crossed}
+    for table in tables if crossed else ():
+        numbers = fitted.numbers(table, noted)
+        for of, there in seen.items():
+            there[np.asarray(_ids(of, numbers))] = True
+    for of, there in seen.items():
+        absent = tuple(np.flatnonzero(~there).tolist())
+        learned[of] = dataclasses.replace(of, absent=absent)
     return Features(tuple(_filled(column, learned) for column in columns))
+
+
+def _crossed(column: Column) -> Crossed | None:
+    of = None if isinstance(column, Numeric) else column.of
+    return of if isinstance(of, Crossed) else None
 
 
 def _filled(column: Any, learned: Mapping[Any, Any]) -> Any:
     """A column, its leaves replaced."""
     if isinstance(column, Crossed):
-        return dataclasses.replace(column, of=tuple(learned[x] for x in column.of))
+        filled = dataclasses.replace(column, of=tuple(learned[x] for x in column.of))
+        return learned.get(filled, filled)
     if isinstance(column, Indicator | Embedding):
         return dataclasses.replace(column, of=_filled(column.of, learned))
     return learned[column]
@@ -672,7 +787,7 @@ def _check(columns: Sequence[Column]) -> None:
             boundaries = getattr(leaf, "boundaries", (0.0,))
             sizes += [boundaries] if isinstance(boundaries, int) else []
             if isinstance(boundaries, tuple) and (
-                not boundaries or (np.diff(np.array(boundaries, np.float32)) <= 0).any()
+                not boundaries or (np.diff(boundaries) <= 0).any()
             ):
                 raise ValueError(f"{name_of(leaf)}: boundaries must rise")
         if any(size < 1 for size in sizes):
@@ -681,15 +796,15 @@ def _check(columns: Sequence[Column]) -> None:
 
 def check_columns(table: pd.DataFrame, names: Iterable[str]) -> None:
     """Raise UserError, with a suggestion, where a table lacks one of some columns."""
+    counts = Counter(table.columns)
     for name in names:
-        count = list(table.columns).count(name)
-        if count == 1:
+        if counts[name] == 1:
             continue
-        if count:
-            raise UserError(f"column {name!r} occurs more than once")
+        if counts[name]:
+            raise UserError(f"column {shortened(repr(name))} occurs more than once")
         known = [str(column) for column in table.columns]
         near = difflib.get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else f" from {', '.join(known)}"
+        hint = f"; did you mean {near[0]!r}?" if near else f" from {enumerated(known)}"
         raise UserError(f"column {name!r} is missing{hint}")
 
 
@@ -703,6 +818,14 @@ class Inferred(NamedTuple):
 
     columns: tuple[Column, ...]
     left_out: dict[str, str]
+    missing_words: dict[str, Counter[str]]
+    """For columns of numbers, the words that count as missing, and how often."""
+
+
+def missing_words(series: pd.Series) -> Counter[str]:
+    """The words of a column that mean "missing" among numbers, and how often."""
+    texts = _as_text(series).dropna()
+    return Counter(texts[_are_missing_words(texts.astype(str))])
 
 
 class _Look:
@@ -710,29 +833,61 @@ class _Look:
 
     def __init__(self) -> None:
         self.rows = self.there = self.numeric = 0
-        self.values: Counter[str] = Counter()
+        self.values, self.missing = Counter[str](), Counter[str]()
         self.moments, self.whole = _Moments(), True
+        self.counts_from: float | None = None
 
     def add(self, series: pd.Series) -> None:
         texts = _as_text(series)
-        self.rows, there = self.rows + len(texts), texts.dropna()
+        there = texts.dropna()
         self.there += len(there)
+        self.missing += missing_words(series)
         if len(self.values) <= MANY:
             self.values.update(there.unique())
-        numbers = np.asarray(pd.to_numeric(there, errors="coerce"), np.float64)
+        numbers = np.asarray(pd.to_numeric(texts, errors="coerce"), np.float64)
+        if not self.rows:
+            self.counts_from = next((n for n in numbers[:1] if n in (0, 1)), None)
+        if self.counts_from is not None:
+            count = self.counts_from + self.rows + np.arange(len(numbers))
+            if not np.array_equal(numbers, count):
+                self.counts_from = None
+        self.rows += len(texts)
         numbers = numbers[np.isfinite(numbers)]
         self.numeric += len(numbers)
         self.moments.add(numbers)
         self.whole &= bool((numbers == np.round(numbers)).all())
 
+    @property
+    def _are_whole(self) -> bool:
+        return self.whole and self.numeric == self.rows
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether what is no number in it is missing, or a fault."""
+        there = self.there - self.missing.total()
+        return there > 0 and self.numeric >= 0.9 * there
+
+    @property
+    def means_numbers(self) -> bool:
+        """Whether nothing but numbers and words for missing ones are in it."""
+        meant = one_spelling(self.values, MISSING_WORDS)
+        return self.is_numeric and any(meant.get(w) != w for w in self.missing)
+
     def column(self, name: str) -> Column | str:
         """The column, or why there is none."""
         if not self.there:
             return "is empty"
-        if len(self.values) == 1:
+        meant = one_spelling(self.values, MISSING_WORDS if self.is_numeric else ())
+        many = len({*meant.values()} - {None})
+        if many == 1:
             return "is the same in every row"
-        many, moments = len(self.values), self.moments
-        if self.numeric >= 0.9 * self.there:  # what is no number is then a fault
+        if self.counts_from is not None:
+            return f"counts the rows from {self.counts_from:g}"
+        each = len(self.values) > MANY or many == self.rows
+        if name.startswith(UNNAMED) and each and self._are_whole:
+            return "is the index of an exported table"
+        moments = self.moments
+        if self.is_numeric:
             if self.whole and many <= FEW // 2:
                 return Indicator(Category(name))
             long_tail = moments.low >= 0 and moments.high > 10 * moments.mean
@@ -750,8 +905,8 @@ def infer(tables: Iterable[pd.DataFrame], label: str) -> Inferred:
     """Columns for all of a table but its label, in one pass.
 
     Numbers are scaled (their logarithms, with a long tail), few different values become
-    indicators, more of them vectors, very many hash buckets. Raises UserError where
-    nothing is left.
+    indicators, more of them vectors, very many hash buckets. What counts the rows tells
+    nothing of others, and is left out. Raises UserError where nothing is left.
     """
     looks: dict[str, _Look] = {}
     for table in tables:
@@ -763,5 +918,12 @@ def infer(tables: Iterable[pd.DataFrame], label: str) -> Inferred:
     columns = tuple(c for c in found.values() if not isinstance(c, str))
     left_out = {name: why for name, why in found.items() if isinstance(why, str)}
     if not columns:
-        raise UserError(f"there is no column to learn {label!r} from")
-    return Inferred(columns, left_out)
+        reasons = [f"{name!r} {why}" for name, why in left_out.items()]
+        because = f": {enumerated(reasons)}" if reasons else ""
+        raise UserError(f"there is no column to learn {label!r} from{because}")
+    missing = {
+        name: looks[name].missing
+        for name, column in found.items()
+        if isinstance(column, Numeric) or looks[name].means_numbers
+    }
+    return Inferred(columns, left_out, missing)

@@ -69,12 +69,18 @@ def column_statistics(x: Array, valid: Array) -> Standardization:
     """Mean and population standard deviation of every column of x [N, D].
 
     Only rows whose `valid` [N] is true count. A constant column gets scale 1, so that
-    it becomes zero and not NaN.
+    it becomes zero and not NaN; rounding may leave it a variance.
     """
-    weights = valid.astype(x.dtype)[:, None]
+    counts = valid.astype(bool)[:, None]
+    weights = counts.astype(x.dtype)
     mean = jnp.sum(x * weights, 0) / jnp.sum(weights)
     variance = jnp.sum(jnp.square(x - mean) * weights, 0) / jnp.sum(weights)
-    return Standardization(mean, jnp.where(variance > 0, jnp.sqrt(variance), 1.0))
+    low = jnp.min(jnp.where(counts, x, jnp.inf), 0)
+    high = jnp.max(jnp.where(counts, x, -jnp.inf), 0)
+    varies = (low < high) & (variance > 0)
+    return Standardization(
+        jnp.where(varies, mean, low), jnp.where(varies, jnp.sqrt(variance), 1.0)
+    )
 
 
 def standardized(model: Model, features: int) -> Model:

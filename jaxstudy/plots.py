@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from jaxstudy.run import Run
 from jaxstudy.statistics import Estimate
+from jaxstudy.types import shortened
 
 Line = tuple[Sequence[float], Sequence[float] | Sequence[Estimate]]  # x, y
 
@@ -120,7 +121,9 @@ def save_differences(
     for y, estimate in enumerate(estimates.values()):
         draw_estimate(axis, estimate, y)
     axis.axvline(0, color="0.5", linewidth=1, zorder=0)
-    axis.set(yticks=range(len(estimates)), yticklabels=estimates, xlabel=xlabel)
+    # names of a user's columns: of any length, and their $ is no mathematics
+    names = [shortened(label).replace("$", r"\$") for label in estimates]
+    axis.set(yticks=range(len(estimates)), yticklabels=names, xlabel=xlabel)
     axis.set_ylim(len(estimates) - 0.4, -0.6)
     axis.grid(alpha=0.3)
     save(figure, run, name)

@@ -1,8 +1,9 @@
 """The types every module speaks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -42,10 +43,27 @@ class Refused(UserError):
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 LISTED = 100  # faults that are told one by one
+UNNAMED = "Unnamed: "  # and its place from 0: how pandas names a blank header cell
+MAX_NAMES, MAX_CHARACTERS = 20, 100  # of a table, in one message
+
+
+def shortened(text: str) -> str:
+    """Text as a message shows it: of a long one, the beginning."""
+    return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 3] + "..."
+
+
+def enumerated(names: Sequence[str]) -> str:
+    """Names as a message lists them: of very many, the first and how many more."""
+    shown = ", ".join(map(shortened, names[:MAX_NAMES]))
+    more = len(names) - MAX_NAMES
+    return f"{shown} and {more:,} more" if more > 0 else shown
 
 
 class Faults:
-    """What is wrong in a table: all of it, to be told at once."""
+    """What is wrong in a table: all of it, to be told at once.
+
+    As a context it tells what was noted at its end, and before any other UserError.
+    """
 
     def __init__(self, name: str | Path) -> None:
         self.name, self.count = name, 0
@@ -60,10 +78,26 @@ class Faults:
 
     def check(self) -> None:
         """Raise UserError with every one there is, a line for each of several."""
+        if self.count:
+            raise UserError(str(self))
+
+    def __str__(self) -> str:
         lines = list(self._lines)
         if self.count == 1:
-            raise UserError(f"{self.name}, {lines[0]}")
-        if self.count:
-            more = [f"and {self.count - LISTED} more"] if self.count > LISTED else []
-            head = f"{self.name} has {self.count} faults:"
-            raise UserError("\n  ".join([head, *lines, *more]))
+            return f"{self.name}, {lines[0]}"
+        more = [f"and {self.count - LISTED} more"] if self.count > LISTED else []
+        return "\n  ".join([f"{self.name} has {self.count} faults:", *lines, *more])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.check()
+        elif self.count and isinstance(error, UserError) and str(error) != str(self):
+            raise UserError(f"{self}\n{error}") from error

@@ -125,5 +125,7 @@ def test_copies_are_nearer_than_new_images(run: Any) -> None:
     of_copies, of_new = (found[f"{n} images: {what}"] for n in ("made", "new"))
     assert isinstance(of_copies, Estimate)
     assert isinstance(of_new, Estimate)
+    assert of_copies.high is not None
+    assert of_new.low is not None
     assert of_copies.high < 0.2 * of_new.low
     assert (run.figures / "nearest.png").exists()

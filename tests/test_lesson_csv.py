@@ -6,17 +6,24 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from jaxstudy import cli
+from jaxstudy import cli, plots
 from jaxstudy.data.tabular import read_titanic
-from jaxstudy.features import Features, Indicator, fit
-from jaxstudy.run import read_sealed
-from jaxstudy.types import UserError
+from jaxstudy.features import (
+    Category,
+    Features,
+    Indicator,
+    Numeric,
+    fit,
+)
+from jaxstudy.run import open_run, read_sealed
+from jaxstudy.statistics import Estimate
+from jaxstudy.types import MAX_CHARACTERS, UserError
 from tests.conftest import load
 
 lesson: Any = load("experiments", "ch4_csv")
@@ -252,6 +259,237 @@ def test_an_embedding_becomes_an_indicator_for_the_regression() -> None:
         assert not isinstance(shown, lesson.Embedding)
         if isinstance(column, lesson.Embedding):
             assert shown == Indicator(column.of)
+
+
+# ------------------------------------------------------------------ as people export
+
+
+class Looked(NamedTuple):
+    """What the lesson would have trained on."""
+
+    code: int
+    out: str
+    error: str
+    table: pd.DataFrame | None = None
+    y: Any = None
+    columns: tuple[Any, ...] = ()
+    folds: int = 0
+    classes: tuple[str, ...] = ()
+
+
+Look = Callable[..., Looked]
+
+
+@pytest.fixture
+def look(ask: Ask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Look:
+    """Run the lesson on a file of this text, up to the training."""
+    given: dict[str, Any] = {}
+
+    def compare(
+        table: Any, y: Any, variants: Any, _: Any, config: Any, *__: Any
+    ) -> Any:
+        given.update(table=table, y=y, columns=variants["network"], folds=config.folds)
+        return {}
+
+    def train_members(*arguments: Any) -> None:
+        given["classes"] = arguments[3]
+
+    monkeypatch.setattr(lesson, "compare", compare)
+    monkeypatch.setattr(lesson, "train_members", train_members)
+
+    def look(text: str, *more: object) -> Looked:
+        given.clear()
+        path = tmp_path / "t.csv"
+        path.write_text(text, newline="")
+        folder = tmp_path / f"run {len([*tmp_path.iterdir()])}"
+        answer = ask(
+            "--preset", "smoke", "--csv", path, "--label", "left", *more,
+            "--run-dir", folder,
+        )  # fmt: skip
+        return Looked(*answer, **given)
+
+    return look
+
+
+def exported(n: int = 12, **columns: list[str]) -> str:
+    """A table of an age, a town, some more and a label."""
+    table = pd.DataFrame(
+        {
+            **{name: (own * n)[:n] for name, own in columns.items()},
+            "age": [f"{20 + 7 * i % 31}.5" for i in range(n)],
+            "town": [("x", "y")[i % 2] for i in range(n)],
+            "left": [("no", "yes")[i % 3 % 2] for i in range(n)],
+            **{name: (own * n)[:n] for name, own in columns.items() if name == "left"},
+        }
+    )
+    return table.to_csv(index=False)
+
+
+def test_files_of_other_dialects_are_the_same_table(look: Look) -> None:
+    plain = look(exported())
+    assert "t.csv: separator ',', decimal point\n" in plain.out
+    semicolons = exported().replace(",", ";")
+    for text, says in (
+        (semicolons.replace(".", ","), "separator ';', decimal comma"),
+        (exported().replace(",", "\t"), "separator TAB, decimal point"),
+        ("sep=;\n" + semicolons, "separator ';', decimal point, lines before the"),
+        ("# of today\n" + exported(), "separator ',', decimal point, lines before the"),
+    ):
+        found = look(text)
+        assert says in found.out
+        assert found.columns == plain.columns
+        assert plain.table is not None
+        np.testing.assert_array_equal(found.table, plain.table)
+    asked = look(semicolons, "--separator", ",")
+    assert (asked.code, asked.table) == (2, None)
+    assert "column 'left' is missing" in asked.error
+    assert (
+        "t.csv: separator ':'"
+        in look(exported().replace(",", ":"), "--separator", ":").out
+    )
+
+
+def test_labels_that_are_the_same_number_are_one_class(look: Look) -> None:
+    found = look(exported(left=["1", "0", "1.0", "0.0"]))
+    assert found.classes == ("0", "1")
+    assert found.y.tolist() == [1, 0] * 6
+    assert "left: 2 classes, 0 (6 rows), 1 (6 rows)\n" in found.out
+    many = look(exported(left=["10", "2", "2.0", "1"]))
+    assert many.classes == ("1", "2", "10")
+    words = look(exported(left=["NA", "EU", "1", "1.0"]))
+    assert words.classes == ("1", "1.0", "EU", "NA")
+
+
+def test_what_is_left_out_or_missing_is_said(look: Look) -> None:
+    numbers = [*map(str, range(12))]
+    some = ["NA", "2.5", "31", "?", "5", "7.25"]
+    found = look(exported(row=numbers, some=some))
+    assert "row: left out, for it counts the rows from 0" in found.out
+    assert "some: 'NA' in 2 rows counts as missing" in found.out
+    assert "some: '?' in 2 rows counts as missing" in found.out
+    assert [*Features(found.columns).sources] == ["some", "age", "town"]
+
+
+def test_folds_are_as_many_as_the_rows_allow(look: Look) -> None:
+    for n, folds in ((6, 2), (9, 3), (40, 10)):
+        found = look(exported(n), "--folds", 10)
+        assert (found.code, found.folds) == (0, folds)
+        said = f"warning: {folds} folds, not 10: a class has no more rows than that"
+        assert found.error.strip() == ("" if folds == 10 else said)
+
+
+def test_too_few_rows_for_a_test_are_refused(look: Look) -> None:
+    found = look(exported(4), "--part", 1)
+    assert found.code == 2
+    assert "has 4 rows: 5 are needed to learn and to test" in found.error
+
+
+def test_a_tenth_of_few_rows_is_two(ask: Ask, tmp_path: Path) -> None:
+    path = written(tmp_path / "t.csv", rows(6))
+    folder = tmp_path / "run"
+    code, _, _ = ask(
+        *QUICKLY, "--csv", path, "--label", "bought", "--part", 5, "--run-dir", folder
+    )
+    assert code == 0
+    metrics = json.loads((folder / "result.json").read_text())["metrics"]
+    assert metrics["network: accuracy"]["n"] == 2
+
+
+def test_faults_are_told_before_a_label_that_tells_nothing(look: Look) -> None:
+    text = exported(left=["yes"]).replace("\n", "\n1,2\n", 1)
+    found = look(text)
+    assert found.code == 2
+    first, second = found.error.splitlines()
+    assert first.endswith("row 1 (line 2): 2 fields where the header has 3")
+    assert second == "the label 'left' is 'yes' in every row: there is nothing to tell"
+
+
+def test_a_column_may_have_any_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mathematics for the figures, markup for the terminal, and very long."""
+    names = [r"$\frac$", "[/b]", "x" * 100_000]
+    estimates = {name: Estimate(0.0, -1.0, 1.0, 5, "rows") for name in names}
+    drawn: list[str] = []
+
+    def save(figure: Any, *_: Any) -> None:
+        figure.draw_without_rendering()
+        drawn.extend(t.get_text() for t in figure.axes[0].get_yticklabels())
+
+    monkeypatch.setattr(plots, "save", save)
+    plots.save_differences(cast(Any, None), "d", estimates, "x")
+    assert drawn[:2] == [r"\$\frac\$", "[/b]"]
+    assert len(drawn[2]) == MAX_CHARACTERS
+    times = dict.fromkeys(("wall_s", "compile_s", "train_s", "steps"), 0)
+    metrics = {"[/b]": 1.0}
+    cli.print_result("t", {"metrics": metrics, **times})
+    assert "[/b]" in capsys.readouterr().out
+
+
+class OfPassengers(NamedTuple):
+    """A saved run of the passengers, as far as a table is asked for."""
+
+    folder: Path
+    config: Any
+
+
+def learned(folder: Path, features: Features, classes: tuple[str, ...]) -> None:
+    """What a run of the lesson leaves for predicting, but for weights."""
+    with open_run(folder, "ch4_csv", "smoke", lesson.Config()) as run:
+        run.write_sealed(lesson.FEATURES, features)
+        run.write_sealed(lesson.LABELS, classes)
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        ("name,name,age", "error: column 'name' occurs more than once"),
+        ("nam,cabin,age", "error: column 'name' is missing; did you mean 'nam'?"),
+        (
+            "title,age,nothing",
+            "error: column 'cabin' is missing from title, age, nothing",
+        ),
+        ("title,deck,age", None),
+    ],
+)
+def test_passengers_need_the_columns_that_were_read(
+    tmp_path: Path, header: str, says: str | None
+) -> None:
+    titles = Indicator(Category("title")), Indicator(Category("deck", separator=" "))
+    train = lesson.with_titles_and_decks(read_titanic())
+    features = fit([*titles, Numeric("age")], train)
+    learned(tmp_path, features, ("0", "1"))
+    path = tmp_path / "t.csv"
+    path.write_text(f"{header}\n1,2,3\n")
+    saved = OfPassengers(tmp_path, lesson.Config())
+    if says is None:
+        with pytest.raises(AttributeError, match="lane_weights"):  # that far
+            lesson.predict(saved, path)
+        return
+    with pytest.raises(UserError) as error:
+        lesson.predict(saved, path)
+    assert f"error: {error.value}" == says
+
+
+def test_no_spreadsheet_runs_a_prediction(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fitted = fit([Numeric("x")], pd.DataFrame({"x": ["1", "2"]}))
+    learned(tmp_path, fitted, ("-1.5", "=1+1", "@a"))
+    (tmp_path / "t.csv").write_text("x,x2,x2\n0,-,1\n1,,\n2,,\n")  # doubled, unread
+
+    class Saved(OfPassengers):
+        def lane_weights(self, *_: Any) -> dict[str, None]:
+            return {"params": None, "extra": None}
+
+    def members_of(*_: Any) -> Callable[..., np.ndarray]:
+        return lambda x, _: np.log(np.eye(3) * 0.9 + 0.02)
+
+    monkeypatch.setattr(lesson, "members_of", members_of)
+    lesson.predict(Saved(tmp_path, lesson.Config(csv=Path("x"))), tmp_path / "t.csv")
+    text = (tmp_path / "predictions" / "t.csv").read_text()
+    told = [line.rsplit(",", 1)[1] for line in text.splitlines()]
+    assert told == ["predicted", "-1.5", "'=1+1", "'@a"]
 
 
 # ------------------------------------------------------------------ bad input

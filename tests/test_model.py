@@ -242,6 +242,14 @@ def test_column_statistics_count_valid_rows_only() -> None:
     assert scale[4] == 1  # a constant column becomes 0, not NaN
 
 
+@pytest.mark.parametrize("value", [0.1, 1e6 / 3, 1.6e9])
+def test_a_constant_column_of_32_bits_gets_scale_1(value: float) -> None:
+    x = jnp.full((400, 1), value)  # its mean is another, and the variance not 0
+    mean, scale = column_statistics(x, jnp.ones(400, bool))
+    assert scale == 1
+    assert mean == x[0]
+
+
 def test_a_standardized_model_is_the_model_of_standardized_columns() -> None:
     model = mlp(5, (8,), 1)
     wrapped = standardized(model, 5)

@@ -1,6 +1,7 @@
 """Figures with intervals, and of so few runs that there are none."""
 
-from typing import Any
+from typing from collections.abc import Iterator
+import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,11 +16,11 @@ FEW = mean_over_runs(np.array([1.0, 3]), NONNEGATIVE)
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
     """The figures that would have been saved."""
     figures: list[Figure] = []
     monkeypatch.setattr(plots, "save", lambda figure, *_: figures.append(figure))
-    yield figures  # type: ignore[misc]
+    yield figures
     plt.close("all")
 
 

@@ -86,6 +86,16 @@ def test_folds_know_nothing_of_what_they_hold_out() -> None:
         assert set(train).isdisjoint(held_out)
 
 
+def test_a_fold_may_have_no_number_of_a_column() -> None:
+    """What a fold misses counts as nothing there: no stop, and no wild answer."""
+    table, y = table_of(8), np.arange(8) % 2
+    table["age"] = [None] * 7 + [1e6]
+    folds = make_folds(table, y, COLUMNS[:2], [(np.arange(7), np.array([7]))])
+    x = np.asarray(folds.data.arrays["x"])
+    np.testing.assert_array_equal(x[:7], [[0, 1, 1, 0]] * 7)
+    np.testing.assert_array_equal(x[7], 0)
+
+
 def test_held_out_parts_tile_the_rows_and_keep_the_shares() -> None:
     y = labels(40)
     splits = stratified_splits(y, 4, 2, seed=3)

@@ -1,6 +1,7 @@
 """Tables: every finite number comes through, every fault is named where it is."""
 
 import csv
+import dataclasses
 import io
 from collections import Counter
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from jaxstudy.data import tabular
@@ -16,14 +17,18 @@ from jaxstudy.data.sources import ADMISSIONS
 from jaxstudy.data.tabular import (
     Applicant,
     Category,
+    Dialect,
     Numeric,
     admission_arrays,
     applicant_row,
     read_admissions,
     read_digits,
+    read_rows,
     read_table,
+    sniff,
+    without_formulas,
 )
-from jaxstudy.types import LISTED, UserError
+from jaxstudy.types import LISTED, Faults, UserError, shortened
 
 COLUMNS = (Category("class", (0, 1)), Numeric("a"), Numeric("b"))
 HEADER = ["class", "a", "b"]
@@ -99,7 +104,7 @@ def test_a_bad_cell_is_named_with_its_row_and_column(
     cells[row][column] = bad
     message = fault(as_csv(cells))
     where = f"t.csv, row {row + 1} (line {row + 2}), column {HEADER[column]!r}: "
-    assert message == f"{where}{bad.strip()!r} {BAD[bad]}"
+    assert message == f"{where}{shortened(repr(bad.strip()))} {BAD[bad]}"
 
 
 @given(
@@ -182,7 +187,10 @@ def test_very_many_faults_are_counted() -> None:
 def test_a_missing_column(name: str) -> None:
     header = [h.upper() if h == name else h for h in HEADER]
     message = fault(as_csv(GOOD, header))
-    assert message == f"t.csv: column {name!r} is missing; the header is {header}"
+    assert (
+        message
+        == f"t.csv: column {name!r} is missing; the header is {', '.join(header)}"
+    )
 
 
 @pytest.mark.parametrize("name", HEADER)
@@ -218,6 +226,131 @@ def test_quotes_and_lines_within_a_field() -> None:
     assert message == "t.csv, row 2 (line 4), column 'b': 'x' is not a number"
 
 
+# ------------------------------------------------------------------ dialects
+
+AGES = "name,age\na,1.5\nb,2\n"
+DIALECTS = {
+    AGES: Dialect(),
+    AGES.replace(",", ";"): Dialect(";"),
+    AGES.replace(",", "\t"): Dialect("\t"),
+    AGES.replace(",", "|"): Dialect("|"),
+    AGES.replace(",", ";").replace(".", ","): Dialect(";", ","),
+    "sep=;\n" + AGES.replace(",", ";"): Dialect(";", ".", 1),
+    '\ufeff"sep=\t"\r\n' + AGES.replace(",", "\t"): Dialect("\t", ".", 1),
+    "# exported, by me\n\n# today\n" + AGES + "c,3,4\n": Dialect(",", ".", 3),
+    "#,age\n1,2\n2,3\n": Dialect(),  # a column of that name, and no comment
+    # commas in text, even in the header
+    "town, state\tage\nBoston, MA\t1\nX, Y\t2\n": Dialect("\t"),
+    'a,b\n"1;2","x;y"\n3,4\n': Dialect(),
+    "name\na\nb\n": Dialect(),
+    "a;b\n1.234,5;7\n2,5;8\n": Dialect(";", ","),
+    "a;b\n1,234;7\n": Dialect(";", ","),
+    "a\tb\n1,234\t7\n": Dialect("\t"),  # may be a thousand
+    "a;b\n0.5;1,234\n": Dialect(";"),
+    'a,b\n"1,5",2\n': Dialect(),
+    "": Dialect(),
+}
+
+
+@pytest.mark.parametrize("text", DIALECTS)
+def test_a_dialect_is_found_out(text: str) -> None:
+    assert sniff(io.BytesIO(text.encode())) == DIALECTS[text]
+
+
+def test_what_is_given_is_not_found_out() -> None:
+    content = AGES.replace(",", ";").encode()
+    assert sniff(io.BytesIO(content), ",", ",") == Dialect(",", ",")
+    assert sniff(io.BytesIO(content), "tab").separator == "\t"
+    for separator in ("", "ab", "a", "1", '"', "\n"):
+        with pytest.raises(UserError, match="is no single sign"):
+            sniff(io.BytesIO(content), separator)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.tuples(st.sampled_from("01"), finite, finite), min_size=2, max_size=9),
+    st.sampled_from(";\t|"),
+    st.booleans(),
+    st.sampled_from(["", "# a; comment, of|one\n"]),
+)
+def test_tables_of_every_dialect_read_the_same(
+    rows: list[tuple[str, float, float]], separator: str, comma: bool, before: str
+) -> None:
+    lines = [[*map(str, row)] for row in rows]
+    text = "\n".join(map(separator.join, [HEADER, *lines]))
+    if comma:
+        text = text.replace(".", ",")
+    content = (before + text).encode()
+    dialect = sniff(io.BytesIO(content), decimal="," if comma else None)
+    table = read_table(content, "t.csv", COLUMNS, dialect)
+    expected = np.array([[*map(float, row)] for row in rows], np.float32)
+    np.testing.assert_array_equal(table.to_numpy(np.float32), expected)
+
+
+def test_a_point_between_thousands_is_no_decimal_one() -> None:
+    dialect = Dialect(";", ",")
+    cells = {
+        "1.234,5": "1234.5", "1.234": "1234", "-1,5": "-1.5", ",5": ".5", "7": "7",
+        "1.234.567": "1234567", "1.5": "1.5", "a,b": "a,b", "1,2,3": "1,2,3",
+    }  # fmt: skip
+    assert {cell: dialect.plain(cell) for cell in cells} == cells
+    assert Dialect().plain("1,5") == "1,5"
+
+
+def test_a_line_is_counted_from_the_first_of_the_file() -> None:
+    content = b"sep=;\nclass;a;b\n1;2;3\n1;x;3\n"
+    with pytest.raises(UserError, match=r"row 2 \(line 4\), column 'a': 'x'"):
+        read_table(content, "t.csv", COLUMNS, sniff(io.BytesIO(content)))
+
+
+def test_faults_are_told_before_another_error(tmp_path: Path) -> None:
+    content = b'class,a,b\n1,2\n1,x,3\n1,"2,3\n'
+    with pytest.raises(UserError) as error:
+        read_table(content, "t.csv", COLUMNS)
+    head, *lines, last = str(error.value).splitlines()
+    assert head == "t.csv has 2 faults:"
+    assert lines == [
+        "  row 1 (line 2): 2 fields where the header has 3",
+        "  row 2 (line 3), column 'a': 'x' is not a number",
+    ]
+    assert last.startswith("t.csv, line 4: ")
+
+
+def test_a_message_of_very_many_names_is_short() -> None:
+    names = [f"column {i}" for i in range(100_000)]
+    for header in (names, ["x" * 100_000, "a"]):
+        message = fault(as_csv([["1"] * len(header)], header))
+        assert "column 'class' is missing" in message
+        assert len(message) < 3000
+    assert fault(as_csv([["1"] * len(names)], names)).endswith("and 99,980 more")
+    assert len(fault(as_csv([["1", "x" * 100_000, "3"]]))) < 300
+
+
+def test_blank_cells_of_a_header_are_named() -> None:
+    _, rows = read_rows(io.BytesIO(b",a,,\n1,2,3,4\n"), "t.csv", Faults("t.csv"))
+    assert [row for _, row in rows] == [["1", "2", "3", "4"]]
+    header, _ = read_rows(io.BytesIO(b",a,,\n"), "t.csv", Faults("t.csv"))
+    assert header == ["Unnamed: 0", "a", "Unnamed: 2", "Unnamed: 3"]
+
+
+def test_numbers_that_32_bits_do_not_tell_apart() -> None:
+    cells = [["1", "2", str(1_600_000_000 + i)] for i in range(100)]
+    assert "column 'b' has 100 different values, of which 32-bit numbers keep" in (
+        fault(as_csv(cells))
+    )
+    read_table(as_csv([["1", "2", "0.1"], ["1", "2", "0.3"]]), "t.csv", COLUMNS)
+
+
+def test_no_spreadsheet_runs_a_cell() -> None:
+    for text in ("=1+1", "+a", "-a", "@a", "\ta", "\r=1", "-", "+1+1", "-1-cmd"):
+        assert without_formulas(text) == f"'{text}"
+    for text in ("", "a=1", "-1.5", "+7", "-1e-3", "3", "a@b"):
+        assert without_formulas(text) == text
+
+
+# ------------------------------------------------------------------ the admissions
+
+
 def test_the_admissions() -> None:
     table = read_admissions()
     assert list(table.columns) == ["admit", "gre", "gpa", "rank"]
@@ -249,17 +382,23 @@ def test_a_flipped_label_of_the_admissions_is_found(
 def test_two_swapped_ranks_of_the_admissions_are_found_by_the_hash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import dataclasses
-
-    table = read_admissions()
-    table.loc[[0, 1], "rank"] = table.loc[[1, 0], "rank"].to_numpy()
-    path = tmp_path / "ucla.csv"
-    table.to_csv(path, index=False)
+    path, content = tmp_path / "ucla.csv", ADMISSIONS.path.read_bytes()
     monkeypatch.setattr(
         tabular, "ADMISSIONS", dataclasses.replace(ADMISSIONS, path=path)
     )
+    path.write_bytes(content)
+    assert len(read_admissions()) == 400
+    lines = content.split(b"\n")
+    rows = [line.split(b",") for line in lines[2:4]]
+    assert rows[0][-1] != rows[1][-1]
+    rows[0][-1], rows[1][-1] = rows[1][-1], rows[0][-1]
+    lines[2:4] = map(b",".join, rows)
+    path.write_bytes(b"\n".join(lines))
     with pytest.raises(UserError, match="has SHA-256"):
         read_admissions()
+    # which the sums do not see
+    monkeypatch.setattr(tabular, "read_bytes", lambda _: b"\n".join(lines))
+    assert len(read_admissions()) == 400
 
 
 def test_another_file_of_that_form(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Tables: a reader that refuses what it does not understand, and two real data sets."""
 
 import codecs
+import contextlib
 import csv
 import io
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,15 @@ import numpy as np
 import pandas as pd
 
 from jaxstudy.data.sources import ADMISSIONS, TITANIC, read_bytes
-from jaxstudy.types import FLOAT32_MAX, Faults, UserError
+from jaxstudy.data.text import normalise
+from jaxstudy.types import (
+    FLOAT32_MAX,
+    UNNAMED,
+    Faults,
+    UserError,
+    enumerated,
+    shortened,
+)
 
 
 @dataclass(frozen=True)
@@ -55,13 +65,13 @@ Column = Numeric | Category
 
 
 def _lines(file: Iterable[bytes], name: str | Path) -> Iterator[str]:
-    """The lines of UTF-8 text, with or without a byte order mark."""
+    """The lines of UTF-8 text, normalised, with or without a byte order mark."""
     offset = 0
     for raw in file:
         content = raw.removeprefix(codecs.BOM_UTF8) if not offset else raw
         try:
             for line in content.splitlines(keepends=True):
-                yield line.decode()
+                yield normalise(line.decode())
         except UnicodeDecodeError:
             broken = offset + len(raw) - len(content) + _first_broken(content)
             raise UserError(f"{name}: byte {broken} is not UTF-8 text") from None
@@ -76,27 +86,142 @@ def _first_broken(content: bytes) -> int:
     raise AssertionError("it is UTF-8 text")
 
 
+# ------------------------------------------------------------------ dialects
+
+SEPARATORS = "\t;|,"  # of those that fit, the first: text holds commas, too
+SAMPLE_LINES = 200  # by which a dialect is known
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}([.,]\d{3})+")
+WITH_COMMA = re.compile(r"[+-]?(\d+|[1-9]\d{0,2}(\.\d{3})+)?(,\d+)?([eE][+-]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a CSV file separates cells and writes decimals."""
+
+    separator: str = ","
+    decimal: str = "."
+    skipped: int = 0
+    """Lines before the header: comments, or one that names the separator."""
+
+    def __str__(self) -> str:
+        separator = "TAB" if self.separator == "\t" else repr(self.separator)
+        decimal = "comma" if self.decimal == "," else "point"
+        skipped = f", lines before the header: {self.skipped}" if self.skipped else ""
+        return f"separator {separator}, decimal {decimal}{skipped}"
+
+    def plain(self, cell: str) -> str:
+        """A cell, its number (1.234,5 with a decimal comma) written as 1234.5."""
+        if self.decimal == "," and WITH_COMMA.fullmatch(cell.strip()):
+            return cell.replace(".", "").replace(",", ".")
+        return cell
+
+
+def sniff(
+    file: Iterable[bytes], separator: str | None = None, decimal: str | None = None
+) -> Dialect:
+    """The dialect of a CSV file by its first lines, as far as it is not given.
+
+    The separator is the one that divides most lines into as many cells as the header.
+    Lines before it that begin with # are comments, unless the last has as many cells
+    as what follows; a line `sep=;` is obeyed. Raises UserError where the separator
+    given is none.
+    """
+    content = b"".join(itertools.islice(file, SAMPLE_LINES))
+    raw = content.removeprefix(codecs.BOM_UTF8).splitlines(keepends=True)
+    lines = [line.decode(errors="replace") for line in raw[:SAMPLE_LINES]]
+    separator = {"tab": "\t", "\\t": "\t"}.get(separator or "", separator)
+    if separator is not None and not _can_separate(separator):
+        raise UserError(f"--separator {separator!r} is no single sign, and not tab")
+    filled = [number for number, line in enumerate(lines) if line.strip()]
+    named = re.fullmatch(r'"?sep=(.)"?\s*', lines[filled[0]]) if filled else None
+    if named and _can_separate(named[1]):
+        separator, filled = separator or named[1], filled[1:]
+    comments = list(itertools.takewhile(lambda n: lines[n][0] == "#", filled))
+    filled = filled[len(comments) :] or filled
+    first = filled[0] if filled else 0
+    separator = separator or _separator(lines[first:])
+    if comments and first > comments[-1]:
+        last, header = (_records([lines[n]], separator) for n in (comments[-1], first))
+        if len(last[0]) == len(header[0]) > 1:
+            first = comments[-1]
+    decimal = decimal or _decimal(_records(lines[first:], separator), separator)
+    return Dialect(separator, decimal, first)
+
+
+def _can_separate(text: str) -> bool:
+    return len(text) == 1 and not text.isalnum() and text not in '"\r\n'
+
+
+def _records(lines: Iterable[str], separator: str) -> list[list[str]]:
+    """The rows of some lines, up to a broken one: the last may be cut."""
+    records = []
+    with contextlib.suppress(csv.Error):
+        records.extend(filter(None, csv.reader(lines, delimiter=separator)))
+    return records
+
+
+def _separator(lines: Sequence[str]) -> str:
+    def fitting(separator: str) -> float:
+        """The share of rows that are as wide as the header."""
+        widths = [len(record) for record in _records(lines, separator)]
+        if not widths or widths[0] < 2:
+            return 0.0
+        return widths.count(widths[0]) / len(widths)
+
+    best = max(SEPARATORS, key=fitting)
+    return best if fitting(best) else ","
+
+
+def _decimal(records: Sequence[Sequence[str]], separator: str) -> str:
+    """A comma, if it is in most of the numbers; 1,234 is one where `;` separates."""
+    if separator == ",":
+        return "."
+    cells = [cell.strip() for record in records[1:] for cell in record]
+    found = {
+        sign: [c for c in cells if re.fullmatch(rf"[+-]?\d*[{sign}]\d+", c)]
+        for sign in ",."
+    }
+    commas, points = (
+        sum(not THOUSANDS.fullmatch(c) for c in found[sign]) for sign in ",."
+    )
+    if not commas and not points and separator == ";":
+        commas, points = len(found[","]), len(found["."])
+    return "," if commas > points else "."
+
+
+# ------------------------------------------------------------------ rows
+
+
 def read_rows(
-    file: Iterable[bytes], name: str | Path, faults: Faults
+    file: Iterable[bytes],
+    name: str | Path,
+    faults: Faults,
+    dialect: Dialect = Dialect(),
 ) -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
     """The header of a CSV file, and its rows, each after "NUMBER (line NUMBER)".
 
-    Rows count from 1, after the header. Rows of another number of fields are noted as
-    faults and left out; raises UserError where it is no table at all: empty, a header
-    alone, a quote left open, bytes that are not UTF-8.
+    Rows count from 1, after the header; blank cells of the header get a name. Rows of
+    another number of fields are noted as faults and left out; raises UserError where it
+    is no table at all: empty, a header alone, a quote left open, bytes that are not
+    UTF-8.
     """
-    reader = csv.reader(_lines(file, name), strict=True)
+    text = itertools.islice(_lines(file, name), dialect.skipped, None)
+    reader = csv.reader(text, delimiter=dialect.separator, strict=True)
 
     def filled() -> Iterator[tuple[int, list[str]]]:
         try:
             for row in reader:
                 if row:
-                    yield reader.line_num, row
+                    yield reader.line_num + dialect.skipped, row
         except csv.Error as error:
-            raise UserError(f"{name}, line {reader.line_num}: {error}") from error
+            line = reader.line_num + dialect.skipped
+            raise UserError(f"{name}, line {line}: {error}") from error
 
     lines = filled()
-    header = [field.strip() for field in next(lines, (0, []))[1]]
+    header = [
+        field.strip() or f"{UNNAMED}{place}"
+        for place, field in enumerate(next(lines, (0, []))[1])
+    ]
     if not header:
         raise UserError(f"{name} is empty")
 
@@ -105,7 +230,7 @@ def read_rows(
         for number, (line, row) in enumerate(lines, 1):
             where = f"{number} (line {line})"
             if len(row) == len(header):
-                yield where, row
+                yield where, [dialect.plain(field) for field in row]
             else:
                 width = f"{len(row)} fields where the header has {len(header)}"
                 faults.add(f"row {where}: {width}")
@@ -116,9 +241,13 @@ def read_rows(
 
 
 def _text_tables(
-    file: Iterable[bytes], name: str | Path, faults: Faults, rows: int
+    file: Iterable[bytes],
+    name: str | Path,
+    faults: Faults,
+    rows: int,
+    dialect: Dialect = Dialect(),
 ) -> Iterator[pd.DataFrame]:
-    header, lines = read_rows(file, name, faults)
+    header, lines = read_rows(file, name, faults, dialect)
     while part := list(itertools.islice(lines, rows)):
         where, values = zip(*part, strict=True)
         cells = [[field.strip() or None for field in row] for row in values]
@@ -126,23 +255,39 @@ def _text_tables(
 
 
 def read_text(
-    path: Path, faults: Faults, *, rows: int = 100_000
+    path: Path,
+    faults: Faults,
+    separator: str | None = None,
+    decimal: str | None = None,
+    *,
+    say: Callable[[str], None] | None = None,
+    rows: int = 100_000,
 ) -> Iterator[pd.DataFrame]:
     """A CSV file as tables of text, of so many rows at most, all columns.
 
-    What is blank is None; the index says where a row stands, as `read_rows` does.
-    Raises UserError as that, and where the file cannot be read.
+    What is blank is None; the index says where a row stands, as `read_rows` does; `say`
+    hears of the dialect, found out as far as it is not given. Raises UserError as
+    `sniff` and `read_rows` do, and where the file cannot be read.
     """
     try:
         file = path.open("rb")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     with file:
-        yield from _text_tables(file, path, faults, rows)
+        head = list(itertools.islice(file, SAMPLE_LINES))  # a pipe has no way back
+        dialect = sniff(head, separator, decimal)
+        if say is not None:
+            say(f"{path}: {dialect}")
+        yield from _text_tables(
+            itertools.chain(head, file), path, faults, rows, dialect
+        )
 
 
 def read_table(
-    content: bytes, name: str | Path, columns: Sequence[Column]
+    content: bytes,
+    name: str | Path,
+    columns: Sequence[Column],
+    dialect: Dialect = Dialect(),
 ) -> pd.DataFrame:
     """Read these columns of a CSV file with a header; other columns are ignored.
 
@@ -150,28 +295,56 @@ def read_table(
     and value of every fault: a missing or doubled column, a ragged row, blank or
     unreadable or infinite numbers, an unknown class, no rows.
     """
-    faults = Faults(name)
-    header, rows = read_rows(io.BytesIO(content), name, faults)
-    for column in columns:
-        if header.count(column.name) != 1:
-            what = (
-                "is missing" if column.name not in header else "occurs more than once"
-            )
-            raise UserError(
-                f"{name}: column {column.name!r} {what}; the header is {header}"
-            )
-    values: dict[str, list[float]] = {column.name: [] for column in columns}
-    for where, row in rows:
+    with Faults(name) as faults:
+        header, rows = read_rows(io.BytesIO(content), name, faults, dialect)
         for column in columns:
-            field = row[header.index(column.name)].strip()
-            try:
-                if not field:
-                    raise ValueError("is blank")
-                values[column.name].append(column.parse(field))
-            except ValueError as error:
-                faults.add(f"row {where}, column {column.name!r}: {field!r} {error}")
-    faults.check()
-    return pd.DataFrame(values)
+            if header.count(column.name) != 1:
+                missing = column.name not in header
+                what = "is missing" if missing else "occurs more than once"
+                raise UserError(
+                    f"{name}: column {column.name!r} {what}; the header is "
+                    f"{enumerated(header)}"
+                )
+        places = [header.index(column.name) for column in columns]
+        values: dict[str, list[float]] = {column.name: [] for column in columns}
+        for where, row in rows:
+            for column, place in zip(columns, places, strict=True):
+                field = row[place].strip()
+                try:
+                    if not field:
+                        raise ValueError("is blank")
+                    values[column.name].append(column.parse(field))
+                except ValueError as error:
+                    faults.add(
+                        f"row {where}, column {column.name!r}: "
+                        f"{shortened(repr(field))} {error}"
+                    )
+    table = pd.DataFrame(values)
+    for column in columns:
+        numbers = table[column.name].to_numpy()
+        different = len(np.unique(numbers))
+        kept = len(np.unique(numbers.astype(np.float32)))
+        if 2 * kept < different:
+            raise UserError(
+                f"{name}: column {column.name!r} has {different} different values, of "
+                f"which 32-bit numbers keep {kept}: subtract a constant first"
+            )
+    return table
+
+
+# a cell that a spreadsheet takes for a formula begins so
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def without_formulas(text: str) -> str:
+    """Text for a cell of CSV that no spreadsheet runs: quoted, unless a number."""
+    if not text.startswith(FORMULA):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
 
 
 class Applicant(NamedTuple):
@@ -192,8 +365,15 @@ ADMISSION_COLUMNS: tuple[Column, ...] = (
 ADMISSION_FEATURES = ("gre", "gpa", "rank 2", "rank 3", "rank 4")
 
 
-def read_admissions(path: Path | None = None) -> pd.DataFrame:
+def read_admissions(
+    path: Path | None = None,
+    separator: str | None = None,
+    decimal: str | None = None,
+    say: Callable[[str], None] = print,
+) -> pd.DataFrame:
     """The 400 UCLA admissions (admit, gre, gpa, rank), or another file of that form.
+
+    `say` hears of the dialect of another file, found out where it is not given.
 
     The committed table is checked by its hash and by its sums: copies with a flipped
     label go about. Raises UserError as `read_table` does, or when one class is absent.
@@ -203,7 +383,9 @@ def read_admissions(path: Path | None = None) -> pd.DataFrame:
             content = path.read_bytes()
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from error
-        table = read_table(content, path, ADMISSION_COLUMNS)
+        dialect = sniff(io.BytesIO(content), separator, decimal)
+        say(f"{path}: {dialect}")
+        table = read_table(content, path, ADMISSION_COLUMNS, dialect)
         if table.admit.nunique() < 2:
             only = int(table.admit.iloc[0])
             raise UserError(f"{path}: column 'admit' is {only} in every row")
