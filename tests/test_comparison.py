@@ -186,8 +186,9 @@ def two(a: list[float | None], b: list[float | None]) -> dict[str, Any]:
 
 
 MOSTLY_WORSE: list[tuple[float | None, float | None]] = [
-    (1 + 0.1 * i + 0.01 + 0.0005 * i, 1 + 0.1 * i) for i in range(14)
-] + [(0.5, 2.4)]
+    *((1 + 0.1 * i + 0.01 + 0.0005 * i, 1 + 0.1 * i) for i in range(14)),
+    (0.5, 2.4),
+]
 
 
 def test_direction_and_p_are_of_one_statistic() -> None:
