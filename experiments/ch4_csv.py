@@ -7,7 +7,9 @@ vocabularies, boundaries) is learned from training rows alone, anew in every fol
 the cross-validation, and saved with the model.
 
 Who survived the Titanic is told by a network from all kinds of columns, then without
-each kind in turn, beside logistic regression on the same folds. Two columns of the
+each kind in turn, beside logistic regression on the same folds. Passengers of one
+ticket are in one fold, and intervals are over tickets: families died or lived together,
+so that the rest of one would tell what became of those held out. Two columns of the
 table, `boat` and `body`, were filled in when it was known who had survived: they are
 refused as features, and one training shows what they would have feigned.
 
@@ -19,7 +21,8 @@ Expected (quick, about a minute): 0.81 accuracy for the network, 0.79 for logist
 regression on numbers and indicators, and again 0.81 for one that gets all columns: the
 columns matter more than the layers. No kind of column is missed by much, since others
 say the same; sex is the one source that is. With the leak: 0.97.
-Expected (full, three minutes): the same, with narrower intervals of the differences:
+Expected (full, three minutes; measured before tickets were kept in one fold, and to be
+measured again): the same, with narrower intervals of the differences:
 0.021 [0.007, 0.036] more than logistic regression, 0.003 [-0.003, 0.009] more than the
 one with all columns, whose log-loss is 0.010 [0.003, 0.016] higher.
 Then: ch4_csv.py --predict passengers.csv

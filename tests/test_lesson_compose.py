@@ -117,12 +117,12 @@ def test_bits_of_a_tune_are_those_of_its_characters_one_by_one(small: Any) -> No
 
 
 def test_bits_a_character_are_a_ratio_of_sums() -> None:
-    bits = np.array([10.0, 30.0, 5.0])
-    found = lesson.per_character(bits, TUNES)
-    assert found.mean == pytest.approx(45 / sum(len(tune) + 1 for tune in TUNES))
+    bits, tunes = np.array([10.0, 30.0, 5.0] * 2), TUNES * 2
+    found = lesson.per_character(bits, tunes)
+    assert found.mean == pytest.approx(90 / sum(len(tune) + 1 for tune in tunes))
     assert found.low < found.mean < found.high
-    exact = np.array([2.0 * (len(tune) + 1) for tune in TUNES])
-    assert lesson.per_character(exact, TUNES)[:3] == pytest.approx((2, 2, 2))
+    exact = np.array([2.0 * (len(tune) + 1) for tune in tunes])
+    assert lesson.per_character(exact, tunes)[:3] == pytest.approx((2, 2, 2))
 
 
 def test_the_order_of_the_ngram_is_chosen_on_validation_tunes(small: Any) -> None:

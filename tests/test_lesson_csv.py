@@ -130,6 +130,7 @@ def test_some_columns_of_the_passengers(monkeypatch: pytest.MonkeyPatch) -> None
 
     def compare(*arguments: Any) -> dict[str, Any]:
         given["variants"], given["regressions"] = arguments[2:4]
+        given["groups"] = arguments[6]
         return {}
 
     def train_members(table: Any, y: Any, columns: Any, *_: Any) -> Any:
@@ -140,6 +141,10 @@ def test_some_columns_of_the_passengers(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(lesson, "train_members", train_members)
     lesson.passengers(lesson.Config(columns=("age", "sex")), None)
     assert given["fitted"].sources == ("age", "sex")
+    # who travels on one ticket is never on both sides of a fold
+    tickets = read_titanic()["ticket"]
+    both = {*zip(given["groups"], tickets, strict=True)}
+    assert len(both) == len({*given["groups"]}) == tickets.nunique() == 929
     assert {*given["variants"]} == {
         "network", "without numeric", "without bucketized", "without indicator",
         "without crossed", "with boat and body (a leak)",

@@ -1,7 +1,7 @@
 """Figures with intervals, and of so few runs that there are none."""
 
-from typing from collections.abc import Iterator
-import Any
+from collections.abc import Iterator
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -39,8 +39,7 @@ def test_an_interval_is_a_line_and_few_values_are_points(drawn: list[Figure]) ->
         assert ([MANY.low, MANY.high], [0, 0]) in found
         assert ([1.0, 3.0], [1, 1]) in found
         assert ([FEW.mean], [1]) in found
-    points = next(x for x in drawn[0].axes[0].lines if len(x.get_xdata()) == 2  # type: ignore[arg-type]
-                  and x.get_ydata()[0] == 1)  # type: ignore[index] # fmt: skip
+    (points,) = (x for x in drawn[0].axes[0].lines if x.get_marker() == "|")
     assert points.get_linestyle() == "None"
 
 
