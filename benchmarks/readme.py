@@ -453,7 +453,9 @@ def lessons_table() -> str:
     notes = [FOOTNOTE] if any(EARLIER in line for line in lines) else []
     if outdated:
         listed = "; ".join(f"{number} ({why})" for number, why in outdated.items())
-        notes.append(f"{OUTDATED.strip()} Measured before a fault was mended: {listed}.")
+        notes.append(
+            f"{OUTDATED.strip()} Measured before a fault was mended: {listed}."
+        )
     return "\n".join([*lines, *(line for note in notes for line in ("", note))])
 
 

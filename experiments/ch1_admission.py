@@ -33,7 +33,7 @@ from jaxstudy.model import Model, column_statistics, standardized
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import binary_cross_entropy
 from jaxstudy.optimizers import OPTIMIZERS
-from jaxstudy.run import Run, Saved, warn
+from jaxstudy.run import Run, Saved
 from jaxstudy.statistics import (
     NONNEGATIVE,
     REAL,
@@ -52,7 +52,7 @@ from jaxstudy.training import (
     make_eval_step,
     make_train_step,
 )
-from jaxstudy.types import Array, Key, UserError
+from jaxstudy.types import Array, Key, UserError, warn
 
 FEATURES = 5
 RANGES = {"accuracy": SHARE, "log-loss": NONNEGATIVE}

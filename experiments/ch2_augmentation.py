@@ -56,7 +56,7 @@ from jaxstudy.data.splits import (
 from jaxstudy.model import Model
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
-from jaxstudy.run import Run, warn, write_atomically
+from jaxstudy.run import Run, write_atomically
 from jaxstudy.statistics import (
     NONNEGATIVE,
     SHARE,
@@ -75,7 +75,7 @@ from jaxstudy.training import (
     make_eval_step,
     make_train_step,
 )
-from jaxstudy.types import Array, Batch, Metrics, UserError
+from jaxstudy.types import Array, Batch, Metrics, UserError, warn
 
 ARMS = ("as they are", "augmented")
 LAYERS = (Flip(), Rotation(0.05), Zoom(0.2), Translation(0.1, 0.1))

@@ -67,7 +67,6 @@ from jaxstudy.run import (
     Saved,
     load_weights,
     read_sealed,
-    warn,
     write_atomically,
 )
 from jaxstudy.sampling import sample
@@ -80,7 +79,16 @@ from jaxstudy.training import (
     init_lanes,
     make_train_step,
 )
-from jaxstudy.types import Array, Batch, Key, Metrics, Objective, PyTree, UserError
+from jaxstudy.types import (
+    Array,
+    Batch,
+    Key,
+    Metrics,
+    Objective,
+    PyTree,
+    UserError,
+    warn,
+)
 
 END = "\n"  # an empty line ends a tune; another tune's end stands before the first
 VOCABULARY = "vocabulary.json"  # in the run folder

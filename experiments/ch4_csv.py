@@ -76,7 +76,7 @@ from jaxstudy.features import (
 from jaxstudy.model import Model
 from jaxstudy.models.mlp import embedding_mlp
 from jaxstudy.objectives import cross_entropy
-from jaxstudy.run import Run, Saved, read_sealed, warn, write_atomically
+from jaxstudy.run import Run, Saved, read_sealed, write_atomically
 from jaxstudy.statistics import (
     NONNEGATIVE,
     REAL,
@@ -104,7 +104,7 @@ from jaxstudy.training import (
     make_eval_step,
     make_train_step,
 )
-from jaxstudy.types import Array, Faults, PyTree, UserError, shortened
+from jaxstudy.types import Array, Faults, PyTree, UserError, shortened, warn
 
 CLASS = Category("pclass")
 SEX, TITLE = Category("sex"), Category("title", least=3)

@@ -69,7 +69,7 @@ from jaxstudy.forgeries import (
 )
 from jaxstudy.model import Model
 from jaxstudy.models.dcgan import discriminator, generator, noise, paint
-from jaxstudy.run import Run, Saved, warn
+from jaxstudy.run import Run, Saved
 from jaxstudy.statistics import (
     NONNEGATIVE,
     REAL,
@@ -79,7 +79,7 @@ from jaxstudy.statistics import (
     mean_over_runs,
 )
 from jaxstudy.training import Fitted, Lanes, TrainState, fit
-from jaxstudy.types import Array, Key, PyTree, UserError
+from jaxstudy.types import Array, Key, PyTree, UserError, warn
 
 Name = Literal[
     "alternating", "real first", "mixed", "alternating, no BatchNorm",

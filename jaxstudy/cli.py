@@ -34,10 +34,9 @@ from jaxstudy.run import (
     file_hashes,
     open_run,
     read_saved,
-    warn,
 )
 from jaxstudy.statistics import Estimate, values_text
-from jaxstudy.types import UserError
+from jaxstudy.types import UserError, warn
 
 Count = Annotated[int, pydantic.Field(ge=1)]  # a setting that must be 1 or more
 Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]

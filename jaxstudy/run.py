@@ -18,7 +18,6 @@ import platform
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,7 +50,7 @@ from jaxstudy.files import (
     reason,
 )
 from jaxstudy.model import Model
-from jaxstudy.types import PyTree, Refused, UserError
+from jaxstudy.types import PyTree, Refused, UserError, warn
 
 SCHEMA = 2
 C = TypeVar("C")
@@ -592,11 +591,6 @@ def _read_config(folder: Path) -> Description:
     if not os.path.isfile(path):
         raise UserError(f"no run in {folder}: there is no {path.name}")
     return read_json(path, Description)
-
-
-def warn(message: str) -> None:
-    """Say something on standard error that does not stop the run."""
-    print(f"warning: {message}", file=sys.stderr)
 
 
 def read_saved(folder: Path, config_type: type[C], experiment: str) -> Saved[C]:

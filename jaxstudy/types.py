@@ -1,5 +1,6 @@
 """The types every module speaks."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -101,3 +102,8 @@ class Faults:
             self.check()
         elif self.count and isinstance(error, UserError) and str(error) != str(self):
             raise UserError(f"{self}\n{error}") from error
+
+
+def warn(message: str) -> None:
+    """Say something on standard error that does not stop the run."""
+    print(f"warning: {message}", file=sys.stderr)

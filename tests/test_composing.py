@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxstudy.cli import Settings
 from jaxstudy.composing import (
     Verdict,
     copied_share,
@@ -218,7 +219,7 @@ def test_no_midi_file_of_what_has_no_note(tune: str, tmp_path: Path) -> None:
 
 
 def test_a_piano_roll_shows_the_notes(tmp_path: Path) -> None:
-    with open_run(tmp_path / "run", "test", "smoke", Path()) as run:
+    with open_run(tmp_path / "run", "test", "smoke", Settings()) as run:
         save_piano_roll(run, "roll", [GOOD, HEAD + "G6|c6|\n"])
     pixels = matplotlib.image.imread(tmp_path / "run" / "figures" / "roll.png")
     blue = np.all(np.abs(pixels[..., :3] - np.array([31, 119, 180]) / 255) < 0.02, -1)

@@ -459,7 +459,10 @@ def test_a_vocabulary_that_is_given_is_kept() -> None:
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.floats(-9, 9, width=32), min_size=1, max_size=20))
+# without the smallest numbers, which XLA takes for 0
+@given(
+    st.lists(st.floats(-9, 9, width=32, allow_subnormal=False), min_size=1, max_size=20)
+)
 def test_buckets_are_those_of_keras(values: list[float]) -> None:
     import keras  # on JAX; its StringLookup and Hashing need TensorFlow
 

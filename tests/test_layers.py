@@ -10,8 +10,9 @@ ROOT = Path(__file__).parent.parent
 # a folder stands for its modules that have no line of their own.
 ORDER = (
     {"types", "statistics", "hdf5"},
-    {"data.text"},
+    {"files", "data.text", "data.decoding"},
     {"model", "ops", "torch_weights", "features", "data.sources", "data.dataset"},
+    {"data.folders"},
     {"sampling", "ngram"},
     {"data.stream"},
     {"models", "objectives", "optimizers", "data", "comparison"},

@@ -200,7 +200,8 @@ def test_the_best_epoch_is_the_one_that_composes(smoke: Path, tmp_path: Path) ->
     symbols = len(read_sealed(smoke, lesson.VOCABULARY, Vocabulary))
     weights = lesson.best_weights(smoke, Options(), saved.config, symbols)
     folder = tmp_path / "checkpoints"
-    again = Checkpoints(folder, lesson.Keep("best", 1))
+    owner = {"experiment": "ch3_compose", "run": saved.id, "part": ""}
+    again = Checkpoints(folder, lesson.Keep("best", 1), owner)
     states = lesson.first_states("lstm", saved.config.units, saved.config.streams)
     extra = {"states": jax.tree.map(lambda a: jnp.stack([a, a]), states)}
     for step, value in ((1, 2.0), (2, 1.0), (3, 3.0)):

@@ -231,7 +231,7 @@ def test_names_cannot_inject_html(tmp_path):
         ("config.json", "[]", "config.json cannot be read: Input should be a"),
         ("config.json", "{}", "config.json cannot be read: schema: Field required"),
         ("config.json", None, "config.json cannot be read: No such file"),
-        ("config.json", '{"schema": 1, "experiment": "a", "preset": "b", "config": 2}',
+        ("config.json", '{"schema": 2, "experiment": "a", "run": "c", "preset": "b", "config": 2}',
          "config.json cannot be read: config: Input should be a valid dictionary"),
         ("environment.json", "\xff", "environment.json cannot be read"),
         ("environment.json", "[" * 900 + "]" * 900, "Recursion error"),

@@ -475,7 +475,7 @@ def test_weights_to_begin_with_are_part_of_a_run(
     first = shutil.copytree(whole.folder, tmp_path / "first")
     options = dataclasses.replace(EACH, load_params=first)
     go(tmp_path / "run", options=options)
-    (first / "metrics.jsonl").write_text("")  # which nobody begins with
+    (first / "result.json").write_text("{}")  # which nobody begins with
     go(tmp_path / "run", options=options, resume=True)
     go(first, dataclasses.replace(CONFIG, epochs=5), resume=True, allow_change=True)
     with pytest.raises(UserError, match="the content of load_params"):

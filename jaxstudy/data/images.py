@@ -33,8 +33,7 @@ from jaxstudy.data.sources import (
     check_records,
     read_bytes,
 )
-from jaxstudy.run import warn
-from jaxstudy.types import UserError
+from jaxstudy.types import UserError, warn
 
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",

@@ -14,8 +14,7 @@ from jaxstudy.data.dataset import (
     subset,
 )
 from jaxstudy.data.images import Images, ImageSet
-from jaxstudy.run import warn
-from jaxstudy.types import UserError
+from jaxstudy.types import UserError, warn
 
 Rows = Dataset | Streamed
 
