@@ -463,7 +463,9 @@ def use_all_cores() -> None:
     """Each core a device of JAX, as this project's command line has it."""
     import jax
 
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    from jaxstudy.types import usable_cores
+
+    jax.config.update("jax_num_cpu_devices", usable_cores())
 
 
 def be(name: str, command: Command) -> None:

@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
@@ -125,7 +124,7 @@ def path(
 
 def draw_paths(run: Run, config: Config, rates: np.ndarray) -> dict[str, float]:
     """Every optimizer's path on every surface; how near to the minimum each ends."""
-    figure, axes = plt.subplots(1, len(SURFACES), figsize=(15, 4.2))
+    figure, axes = plots.subplots(1, len(SURFACES), figsize=(15, 4.2))
     result = {}
     for axis, (title, surface) in zip(axes, SURFACES.items(), strict=True):
         x0, x1, y0, y1 = surface.box

@@ -37,7 +37,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pydantic
-from matplotlib import pyplot as plt
 
 from jaxstudy import plots
 from jaxstudy.cli import Count, Positive, Settings, experiment
@@ -322,7 +321,7 @@ def draw(
 ) -> None:
     """Test perplexities beside the n-gram model's, and those of the order test."""
     names = config.networks
-    figure, axes = plt.subplots(
+    figure, axes = plots.subplots(
         1, 2, figsize=(11, 0.9 + 0.55 * len(names)), sharey=True
     )
     for axis, metrics in zip(axes, (("test perplexity",), ORDERS), strict=True):

@@ -31,7 +31,6 @@ import numpy as np
 import optax
 import pydantic
 import sacrebleu
-from matplotlib import pyplot as plt
 
 from jaxstudy import plots
 from jaxstudy.cli import Count, Positive, Settings, experiment
@@ -305,7 +304,7 @@ def draw_attention(
     by_length = sorted(pairs, key=lambda pair: (len(pair.source), pair))
     shown = [by_length[int(q * (len(by_length) - 1))] for q in (0.3, 0.6, 0.8, 0.95)]
     decode = decoder(network, alphabets, 1)
-    figure, axes = plt.subplots(2, 2, figsize=(13, 11))
+    figure, axes = plots.subplots(2, 2, figsize=(13, 11))
     for axis, pair in zip(axes.ravel(), shown, strict=True):
         arrays = alphabets.arrays([pair])
         x, lengths = map(jnp.asarray, (arrays["x"], arrays["x_length"]))

@@ -40,7 +40,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import pandas as pd
@@ -400,7 +399,7 @@ def draw_embedding(
     run: Run, vectors: np.ndarray, words: Sequence[str], rates: Sequence[float]
 ) -> None:
     """Vectors [words + 2, 2] of a vocabulary, coloured by the share that survived."""
-    figure, axis = plt.subplots(figsize=(6, 4.6))
+    figure, axis = plots.subplots(figsize=(6, 4.6))
     known = vectors[features.UNKNOWN + 1 :]
     dots = axis.scatter(*known.T, c=rates, cmap="coolwarm_r", s=80, vmin=0, vmax=1)
     ranks = known[:, 1].argsort().argsort()  # neighbours are named on both sides

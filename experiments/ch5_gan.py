@@ -36,7 +36,6 @@ from typing import Annotated, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import pydantic
@@ -384,7 +383,7 @@ def draw_sizes(run: Run, size: int = 4) -> float:
     Crosses are "SAME": kernel - stride rows are cut off in all, so that there are
     stride times as many as before.
     """
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), sharey=True)
+    figure, axes = plots.subplots(1, 3, figsize=(12, 3.6), sharey=True)
     largest = 0
     for axis, stride in zip(axes, (1, 2, 3), strict=True):
         for padding, colour in zip((0, 1, 2), plots.COLOURS, strict=False):

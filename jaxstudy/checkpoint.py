@@ -123,10 +123,7 @@ class _Silent(logging.Filter):
     """Drops what orbax says on the way to an exception that we report ourselves."""
 
     loading = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hook = sys.unraisablehook
+    hook: Any = None  # who was told before
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Drop all while loading; later, what its abandoned tasks still have to say."""
@@ -140,7 +137,11 @@ class _Silent(logging.Filter):
 
     @contextlib.contextmanager
     def silence(self) -> Iterator[None]:
-        """Inside, neither logs nor warnings."""
+        """Inside, neither logs nor warnings; `filter` and `unraisable` stay."""
+        if self.hook is None:
+            self.hook, sys.unraisablehook = sys.unraisablehook, self.unraisable
+            for name in ("absl", "asyncio"):
+                logging.getLogger(name).addFilter(self)
         self.loading = True
         try:
             with warnings.catch_warnings():
@@ -151,9 +152,6 @@ class _Silent(logging.Filter):
 
 
 _silent = _Silent()
-for _name in ("absl", "asyncio"):
-    logging.getLogger(_name).addFilter(_silent)
-sys.unraisablehook = _silent.unraisable
 
 
 class Checkpoints:

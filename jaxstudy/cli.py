@@ -36,7 +36,7 @@ from jaxstudy.run import (
     read_saved,
 )
 from jaxstudy.statistics import Estimate, values_text
-from jaxstudy.types import UserError, warn
+from jaxstudy.types import UserError, usable_cores, warn
 
 Count = Annotated[int, pydantic.Field(ge=1)]  # a setting that must be 1 or more
 Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
@@ -334,7 +334,7 @@ def _prepare_jax() -> None:
         if "xla_force_host_platform_device_count" not in os.environ.get(
             "XLA_FLAGS", ""
         ):
-            cores = len(os.sched_getaffinity(0))
+            cores = usable_cores()
             jax.config.update("jax_num_cpu_devices", cores)
     if jax.config.values["jax_compilation_cache_dir"] is None:
         caches = _caches()

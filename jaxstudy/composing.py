@@ -15,7 +15,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from jaxstudy import plots
@@ -271,7 +270,7 @@ def write_midi(tune: str, path: Path) -> None:
 
 def save_piano_roll(run: Run, name: str, tunes: Sequence[str]) -> None:
     """Tunes below each other as NAME.png: pitch by time, a line an octave of C."""
-    figure, axes = plt.subplots(
+    figure, axes = plots.subplots(
         len(tunes), 1, figsize=(11, 1.9 * len(tunes)), squeeze=False
     )
     for axis, tune in zip(axes[:, 0], tunes, strict=True):

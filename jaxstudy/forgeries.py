@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
@@ -166,7 +165,7 @@ def _draw_classes(
     run: Run, classes: Sequence[str], shares: Mapping[str, np.ndarray]
 ) -> None:
     """Shares [K] of the classes by set, as classes.png."""
-    figure, axis = plt.subplots(figsize=(8, 3.4))
+    figure, axis = plots.subplots(figsize=(8, 3.4))
     for i, (name, values) in enumerate(shares.items()):
         axis.bar(np.arange(len(classes)) + 0.4 * i, values, 0.4, label=name)
     axis.axhline(CLASS_SHARE, color="0.4", linewidth=1, linestyle="--", label="2 %")

@@ -5,9 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -30,13 +27,20 @@ class Panel(NamedTuple):
     scales: tuple[str, str] = ("linear", "linear")
 
 
-COLOURS = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+COLOURS = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
+
+
+def subplots(
+    rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **how: Any
+) -> tuple[Figure, Any]:
+    """A figure and its axes, as of pyplot, which would choose a window for them."""
+    figure = Figure(figsize=figsize)
+    return figure, figure.subplots(rows, columns, **how)
 
 
 def save(figure: Figure, run: Run, name: str) -> None:
-    """Write figures/NAME.png and close the figure."""
+    """Write figures/NAME.png."""
     figure.savefig(run.figures / f"{name}.png", dpi=110, bbox_inches="tight")
-    plt.close(figure)
 
 
 def curve(rows: Sequence[Mapping[str, Any]], split: str, name: str) -> np.ndarray:
@@ -63,9 +67,7 @@ def save_curves(
     Where a part has lanes: their median, and the band that holds 80 % of them. The
     part of a name has underscores for spaces. Raises KeyError where there is none.
     """
-    figure, axes = plt.subplots(
-        1, len(names), figsize=(4 * len(names), 3.2), squeeze=False
-    )
+    figure, axes = subplots(1, len(names), figsize=(4 * len(names), 3.2), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         rows = run.parts[name.replace(" ", "_")].rows
         for split, colour in zip(splits, COLOURS, strict=False):
@@ -101,7 +103,7 @@ def save_intervals(
     metrics: Sequence[str],
 ) -> None:
     """Estimates "NAME: METRIC" with their intervals, a panel a metric."""
-    figure, axes = plt.subplots(
+    figure, axes = subplots(
         1, len(metrics), figsize=(5 * len(metrics), 0.6 + 0.5 * len(names)), sharey=True
     )
     for axis, metric in zip(np.atleast_1d(axes), metrics, strict=True):
@@ -117,7 +119,7 @@ def save_differences(
     run: Run, name: str, estimates: Mapping[str, Estimate], xlabel: str
 ) -> None:
     """Estimates of differences with their intervals as NAME.png, beside a line at 0."""
-    figure, axis = plt.subplots(figsize=(6, 0.9 + 0.33 * len(estimates)))
+    figure, axis = subplots(figsize=(6, 0.9 + 0.33 * len(estimates)))
     for y, estimate in enumerate(estimates.values()):
         draw_estimate(axis, estimate, y)
     axis.axvline(0, color="0.5", linewidth=1, zorder=0)
@@ -144,7 +146,7 @@ def save_network(
         layer, i = unit
         return 2.6 * layer, 1.5 * ((len(layers[layer]) - 1) / 2 - i)
 
-    figure, axis = plt.subplots(figsize=(8, 5))
+    figure, axis = subplots(figsize=(8, 5))
     for ends, label in edges.items():
         (x0, y0), (x1, y1) = map(place, ends)
         axis.plot([x0, x1], [y0, y1], color="0.7", linewidth=1, zorder=1)
@@ -172,7 +174,7 @@ def save_lines(run: Run, name: str, panels: Sequence[Panel]) -> None:
 
     Estimates get a band of their intervals; where there is none, their values.
     """
-    figure, axes = plt.subplots(
+    figure, axes = subplots(
         1, len(panels), figsize=(4.6 * len(panels) + 1.6, 3.8), squeeze=False
     )
     for axis, panel in zip(axes[0], panels, strict=True):
@@ -215,7 +217,7 @@ def save_images(
     columns = max(len(row) for row in images)
     lines = max(title.count("\n") for row in titles or [[""]] for title in row)
     height = (1.4 + 0.15 * lines) * len(images)
-    figure, axes = plt.subplots(
+    figure, axes = subplots(
         len(images), columns, figsize=(1.25 * columns, height), squeeze=False
     )
     for axis in axes.ravel():

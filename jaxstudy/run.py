@@ -50,7 +50,7 @@ from jaxstudy.files import (
     reason,
 )
 from jaxstudy.model import Model
-from jaxstudy.types import PyTree, Refused, UserError, warn
+from jaxstudy.types import PyTree, Refused, UserError, usable_cores, warn
 
 SCHEMA = 2
 C = TypeVar("C")
@@ -135,7 +135,7 @@ def environment() -> dict[str, Any]:
         "device": device.device_kind,
         "devices": jax.device_count(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "git": _git_revision(),

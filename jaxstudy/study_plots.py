@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -34,7 +33,7 @@ def look(names: Sequence[str], name: str) -> dict[str, str]:
 def panels(count: int, rows: int = 1) -> tuple[Figure, np.ndarray]:
     """A figure with rows of axes: [rows, count]."""
     size = (4.4 * count + 1.2, 3.5 * rows + 0.3)
-    return plt.subplots(rows, count, figsize=size, squeeze=False)
+    return plots.subplots(rows, count, figsize=size, squeeze=False)
 
 
 def finish(figure: Figure, axes: np.ndarray, run: Run, name: str) -> None:

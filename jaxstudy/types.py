@@ -1,5 +1,6 @@
 """The types every module speaks."""
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -102,6 +103,13 @@ class Faults:
             self.check()
         elif self.count and isinstance(error, UserError) and str(error) != str(self):
             raise UserError(f"{self}\n{error}") from error
+
+
+def usable_cores() -> int:
+    """How many processor cores this process may use; all, where no system says it."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def warn(message: str) -> None:

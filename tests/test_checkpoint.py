@@ -8,7 +8,6 @@ import os
 import random
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -538,5 +537,5 @@ def test_what_reads_say_after_the_end_is_dropped(
         checkpoint._silent, "hook", lambda found: heard.append(str(found.exc_value))
     )
     for text in ("Event loop is closed", "no space left"):
-        sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(text)))  # type: ignore[arg-type]
+        checkpoint._silent.unraisable(SimpleNamespace(exc_value=RuntimeError(text)))  # type: ignore[arg-type]
     assert heard == ["no space left"]

@@ -1,9 +1,7 @@
 """Figures with intervals, and of so few runs that there are none."""
 
-from collections.abc import Iterator
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -16,12 +14,11 @@ FEW = mean_over_runs(np.array([1.0, 3]), NONNEGATIVE)
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that would have been saved."""
     figures: list[Figure] = []
     monkeypatch.setattr(plots, "save", lambda figure, *_: figures.append(figure))
-    yield figures
-    plt.close("all")
+    return figures
 
 
 def lines(figure: Figure, axis: int = 0) -> list[tuple[list[float], list[float]]]:

@@ -30,7 +30,7 @@ from jaxstudy.data.decoding import (
     decode,
     pixels,
 )
-from jaxstudy.types import UserError
+from jaxstudy.types import UserError, usable_cores
 
 MAX_BYTES = 4 * MAX_PIXELS  # of one file
 MAX_THREADS = 8  # each may hold an image of MAX_PIXELS several times
@@ -258,7 +258,7 @@ def _on_all_cores(work: Callable[[A], B], items: Sequence[A], doing: str) -> lis
         console=rich.console.Console(stderr=True),
         disable=not sys.stderr.isatty(),
     )
-    threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
+    threads = min(MAX_THREADS, usable_cores())
     pool = ThreadPoolExecutor(threads)
     # what PIL warns of is a fault here, or nothing
     with warnings.catch_warnings(), bar:
