@@ -413,10 +413,8 @@ def _bucket(leaf: Bucketized, found: np.ndarray) -> np.ndarray:
 def _ids(of: Categorical, numbers: Numbers) -> Array:
     """The numbers [B, L] of a category, NONE for none and for what is absent."""
     if isinstance(of, Crossed):
-        h = jnp.uint32(0)
-        for leaf in of.of:
-            h = _mixed(h + _leaf_ids(leaf, numbers)[:, 0].astype(jnp.uint32) + 1)
-        ids = (h % of.buckets).astype(jnp.int32)[:, None]
+        crossed = _crossing(of, [_leaf_ids(leaf, numbers)[:, 0] for leaf in of.of])
+        ids = crossed.astype(jnp.int32)[:, None]
     else:
         ids = _leaf_ids(of, numbers)
     absent = np.array(of.absent or (), np.int32)
@@ -428,11 +426,19 @@ def _leaf_ids(leaf: Leaf, numbers: Numbers) -> Array:
     return given if given.ndim == 2 else given[:, None]
 
 
-def _mixed(h: Array) -> Array:
+def _crossing(of: Crossed, ids: Sequence[Any]) -> Any:
+    """The buckets [B] of several categories' numbers [B], of numpy or of JAX."""
+    h = np.uint32(0)
+    for own in ids:
+        h = _mixed(h + own.astype(np.uint32) + np.uint32(1))
+    return h % np.uint32(of.buckets)
+
+
+def _mixed(h: Any) -> Any:
     """The finalizer of MurmurHash3 for 32 bits (Appleby, public domain)."""
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        h = (h ^ (h >> shift)) * jnp.uint32(factor)
-    return h ^ (h >> 16)
+        h = (h ^ (h >> np.uint32(shift))) * np.uint32(factor)
+    return h ^ (h >> np.uint32(16))
 
 
 def _dense(column: Column, numbers: Numbers) -> Array | None:
@@ -743,9 +749,13 @@ def fit(
     crossed = [of for column in fitted.columns if (of := _crossed(column))]
     seen = {of: np.zeros(of.buckets, bool) for of in crossed}
     for table in tables if crossed else ():
-        numbers = fitted.numbers(table, noted)
+        numbers = {
+            _key(x): _finished(x, _numbers(x, _series(table, x), noted))
+            for x in itertools.chain.from_iterable(map(_leaves, crossed))
+        }
         for of, there in seen.items():
-            there[np.asarray(_ids(of, numbers))] = True
+            # on the host: JAX would compile anew for each number of rows
+            there[_crossing(of, [numbers[_key(leaf)] for leaf in of.of])] = True
     for of, there in seen.items():
         absent = tuple(np.flatnonzero(~there).tolist())
         learned[of] = dataclasses.replace(of, absent=absent)
