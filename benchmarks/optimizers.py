@@ -54,8 +54,8 @@ class Config(Settings):
     """Other seeds, that are reported."""
     epochs: Count | None = None
     """Epochs on every problem, instead of its own number."""
-    lanes: Mode = "exact"
-    """exact: each run has the same bits beside any others. fast: abreast."""
+    replicas: Mode = "map"
+    """map: sequential, each run with the same bits beside any others. vmap: vmapped."""
 
 
 PRESETS = {
@@ -118,7 +118,7 @@ def main(config: Config, run: Run) -> dict[str, Any]:
         seeds=config.seeds,
         epochs=config.epochs,
         seed=config.seed,
-        mode=config.lanes,
+        mode=config.replicas,
     )
     competitors = entrants(config)
     builders = {n: look_up("problem", n, PROBLEMS) for n in config.problems}

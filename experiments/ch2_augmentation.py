@@ -12,7 +12,7 @@ faults.json of the run; with `--strict` nothing is run.
 
 Then a CNN learns from sets of several sizes, as they are and flipped, turned, zoomed
 and moved at random, another way each time. A seed fixes the images, the first weights
-and the order, so the two are compared in pairs; all are lanes of one program. Small
+and the order, so the two are compared in pairs; all are replicas of one program. Small
 sets are repeated to the length of the largest, an epoch here, so all make as many
 steps. A training counts as it was after the epoch of its best validation accuracy.
 
@@ -67,11 +67,11 @@ from jaxstudy.statistics import (
     mean_over_runs,
 )
 from jaxstudy.training import (
-    Lanes,
+    Replicas,
     TrainState,
     TrainStep,
     fit,
-    init_lanes,
+    init_replicas,
     make_eval_step,
     make_train_step,
 )
@@ -182,14 +182,14 @@ def train_step_of_arms(model: Model, config: Config) -> TrainStep:
 
 
 def start(model: Model, config: Config) -> tuple[TrainState, Array]:
-    """The states of all lanes, [sizes x seeds x arms], and keys of their data orders.
+    """The states of all replicas [sizes x seeds x arms] and keys of their data orders.
 
     Both depend on the seed alone.
     """
     seeds = jnp.repeat(jnp.arange(config.seeds), len(ARMS))
     seeds = jnp.tile(seeds, len(config.sizes))
     keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))[seeds]
-    return init_lanes(model, optax.adam(config.rate), keys[:, 0]), keys[:, 1]
+    return init_replicas(model, optax.adam(config.rate), keys[:, 0]), keys[:, 1]
 
 
 def seconds_of_steps(
@@ -237,7 +237,7 @@ def train(
         eval_step=make_eval_step(cross_entropy(model)),
         evaluate_on=few,
         eval_batch_size=500,
-        lanes=Lanes((jnp.arange(len(rows)) % len(ARMS),)),
+        replicas=Replicas((jnp.arange(len(rows)) % len(ARMS),)),
         part=run.part(),
         evaluate_first=False,
     )

@@ -41,10 +41,10 @@ from jaxstudy.run import Run
 from jaxstudy.statistics import SHARE, Estimate, mean_over_runs
 from jaxstudy.training import (
     EvalStep,
-    Lanes,
+    Replicas,
     TrainState,
     fit,
-    init_lanes,
+    init_replicas,
     make_eval_step,
     make_train_step,
     measure,
@@ -132,12 +132,12 @@ def on_moved(plain: EvalStep) -> EvalStep:
 def train(
     name: str, model: Model, config: Config, data: ImageSplits, run: Run
 ) -> tuple[TrainState, EvalStep]:
-    """Train one network with every seed, each a lane."""
+    """Train one network with every seed, each a replica."""
     objective, optimizer = cross_entropy(model), optax.adam(config.rate)
     eval_step = make_eval_step(objective)
     keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
     fitted = fit(
-        init_lanes(model, optimizer, keys[:, 0]),
+        init_replicas(model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
         data.train,
         batch_size=config.batch_size,
@@ -147,7 +147,7 @@ def train(
         evaluate_on={"validation": spread(data.validation, len(data.train.rows))},
         eval_batch_size=500,
         evaluate_first=False,
-        lanes=Lanes(),
+        replicas=Replicas(),
         part=run.part(name.replace(" ", "_")),
     )
     return fitted.state, eval_step
@@ -164,7 +164,7 @@ def shift_curve(
         for dy, dx in ((1, 0), (-1, 0), (0, 1), (0, -1))[: 4 if pixels else 1]:
             steps = [jnp.full(config.seeds, pixels * d) for d in (dy, dx)]
             values = measure(
-                moving, state, few, batch_size=500, lanes=Lanes(tuple(steps))
+                moving, state, few, batch_size=500, replicas=Replicas(tuple(steps))
             )
             found.append(values["accuracy"])
         curve.append(np.mean(found, axis=0))
@@ -215,7 +215,9 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     for name in config.networks:
         model = build(name, data.shape, len(data.classes))
         states[name], eval_step = train(name, model, config, data, run)
-        whole = measure(eval_step, states[name], test, batch_size=500, lanes=Lanes())
+        whole = measure(
+            eval_step, states[name], test, batch_size=500, replicas=Replicas()
+        )
         result[f"{name}: test accuracy"] = mean_over_runs(
             np.array(whole["accuracy"]), SHARE
         )

@@ -34,9 +34,9 @@ from jaxstudy.objectives import cross_entropy
 from jaxstudy.run import Run
 from jaxstudy.statistics import SHARE, SHARE_DIFFERENCE, Estimate, mean_over_runs
 from jaxstudy.training import (
-    Lanes,
+    Replicas,
     fit,
-    init_lanes,
+    init_replicas,
     make_eval_step,
     make_train_step,
     measure,
@@ -88,7 +88,7 @@ PRESETS = {
 
 
 def train(name: Name, config: Config, data: ImageSplits, run: Run) -> dict[str, Any]:
-    """Train one network with every seed, each a lane; what it is worth at the end."""
+    """Train one network with every seed, each a replica, and evaluate it at the end."""
     model = cnn(data.shape, len(data.classes), **NETWORKS[name])
     objective = cross_entropy(model)
     steps = config.epochs * -(-len(data.train.rows) // config.batch_size)
@@ -100,7 +100,7 @@ def train(name: Name, config: Config, data: ImageSplits, run: Run) -> dict[str, 
     count = min(len(data.train.rows), len(data.validation.rows))
     part = run.part(name.strip("+ ").replace(" ", "_"))
     fitted = fit(
-        init_lanes(model, optimizer, keys[:, 0]),
+        init_replicas(model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
         data.train,
         batch_size=config.batch_size,
@@ -113,12 +113,12 @@ def train(name: Name, config: Config, data: ImageSplits, run: Run) -> dict[str, 
         },
         eval_batch_size=500,
         evaluate_first=False,
-        lanes=Lanes(),
+        replicas=Replicas(),
         part=part,
     )
     test = measure(
         eval_step, fitted.state, spread(data.test, config.test_images), batch_size=500,
-        lanes=Lanes(),
+        replicas=Replicas(),
     )  # fmt: skip
     last = {row["split"]: np.array(row["accuracy"]) for row in fitted.rows[-2:]}
     timing = part.timing

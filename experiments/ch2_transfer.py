@@ -57,10 +57,10 @@ from jaxstudy.statistics import (
 )
 from jaxstudy.summary import print_summary
 from jaxstudy.training import (
-    Lanes,
+    Replicas,
     TrainState,
     fit,
-    init_lanes,
+    init_replicas,
     make_eval_step,
     make_train_step,
 )
@@ -196,7 +196,7 @@ def keys(config: Config) -> Array:
 class Trained(NamedTuple):
     """The weights at the end, and the accuracy on each set after each epoch.
 
-    state: one lane for each size and seed; accuracy [epochs, sizes, seeds] by set.
+    state: one replica for each size and seed; accuracy [epochs, sizes, seeds] by set.
     """
 
     state: TrainState
@@ -213,7 +213,7 @@ def train(
     epochs: int,
     run: Run,
 ) -> Trained:
-    """Train with every size and seed, each a lane of one program."""
+    """Train with every size and seed, each a replica of one program."""
     data = {name: dataset(fields) for name, fields in images.sets.items()}
     rows = jnp.asarray(images.rows.reshape(-1, images.rows.shape[-1]))
     own = data["train"]._replace(rows=rows, valid=jnp.ones(rows.shape, bool))
@@ -228,7 +228,7 @@ def train(
         evaluate_on={name: data[name] for name in ("validation", "test")},
         eval_batch_size=500,
         evaluate_first=False,
-        lanes=Lanes(),
+        replicas=Replicas(),
         part=run.part(arm),
     )
     shape = (-1, *images.rows.shape[:2])
@@ -247,7 +247,7 @@ def train_regression(arm: str, images: Images, config: Config, run: Run) -> Trai
     model = regression(x.shape[1], len(images.classes))
     rate = schedule(config, epochs, config.rate)
     tx = optax.adamw(rate, weight_decay=config.decay)
-    state = init_lanes(model, tx, keys(config)[:, 0])
+    state = init_replicas(model, tx, keys(config)[:, 0])
     rows = jnp.asarray(images.rows.reshape(-1, images.rows.shape[-1]))
     statistics = jax.lax.map(
         lambda mine: column_statistics(x[mine], jnp.ones(len(mine))), rows
@@ -266,7 +266,7 @@ def train_scratch(images: Images, config: Config, run: Run) -> dict[str, Trained
         ("scratch", plain),
         ("scratch, augmented", augmented(plain, LAYERS)),
     ):
-        state = init_lanes(model, tx, keys(config)[:, 0])
+        state = init_replicas(model, tx, keys(config)[:, 0])
         found[arm] = train(arm, objective, tx, state, images, config, epochs, run)
     return found
 
@@ -287,7 +287,7 @@ def fine_tune(
     )
     _, inputs, classes = begin.params["output"]["kernel"].shape
     model = chained(rest, regression(inputs, classes))
-    state = init_lanes(model, tx, keys(config)[:, 0])
+    state = init_replicas(model, tx, keys(config)[:, 0])
     state = state._replace(
         params={**state.params, "second": begin.params},
         extra={**state.extra, "second": begin.extra},
@@ -314,8 +314,8 @@ def probabilities(
 
     Of all trainings [sizes x seeds] it is that with the most images, first seed.
     """
-    lane = config.sizes.index(max(config.sizes)) * config.seeds
-    params, extra = jax.tree.map(lambda a: a[lane], (params, extra))
+    replica = config.sizes.index(max(config.sizes)) * config.seeds
+    params, extra = jax.tree.map(lambda a: a[replica], (params, extra))
     model = regression(x.shape[1], len(params["output"]["bias"]))
     logits, _ = model.apply(params, extra, jnp.asarray(x), train=False, key=None)
     return np.asarray(jax.nn.softmax(logits))
@@ -454,7 +454,7 @@ def predict(saved: Saved[Config], files: tuple[Path, ...]) -> None:
     classes, sizes = read_sealed(saved.folder, "images.json", Seen)
     config = dataclasses.replace(config, sizes=sizes)
     model = regression(found.shape[1], len(classes))
-    weights = saved.lane_weights(model, len(keys(config)), "frozen")
+    weights = saved.replica_weights(model, len(keys(config)), "frozen")
     chances = probabilities(weights["params"], weights["extra"], found, config)
     for path, chance in zip(files, chances, strict=True):
         best = chance.argsort()[::-1][:3]

@@ -73,10 +73,10 @@ from jaxstudy.sampling import sample
 from jaxstudy.statistics import REAL, SHARE, Estimate, mean_over_cases
 from jaxstudy.training import (
     EvalStep,
-    Lanes,
+    Replicas,
     TrainState,
     fit,
-    init_lanes,
+    init_replicas,
     make_train_step,
 )
 from jaxstudy.types import (
@@ -210,8 +210,8 @@ def bits(model: Model) -> Objective:
 def from_zero_states(objective: Objective) -> EvalStep:
     """The metrics of rows that do not go on from what the training batch left."""
 
-    def eval_step(state: TrainState, batch: Batch, *lane: PyTree) -> Metrics:
-        del lane
+    def eval_step(state: TrainState, batch: Batch, *replica: PyTree) -> Metrics:
+        del replica
         return objective(state.params, {}, batch, None)[1][1]
 
     return eval_step
@@ -236,7 +236,7 @@ def streams(numbers: np.ndarray, count: int, length: int) -> Dataset:
 
 
 def train(config: Config, tunes: Tunes, vocabulary: Vocabulary, run: Run) -> PyTree:
-    """Train every seed, each a lane; the weights [seeds, ...] of the best epoch."""
+    """Train every seed, each a replica; the weights [seeds, ...] of the best epoch."""
     text = {
         name: vocabulary.encode("".join(t + END for t in part), allow_unknown=True)
         for name, part in tunes._asdict().items()
@@ -251,7 +251,7 @@ def train(config: Config, tunes: Tunes, vocabulary: Vocabulary, run: Run) -> PyT
     )
     keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
     fit(
-        init_lanes(model, optimizer, keys[:, 0]),
+        init_replicas(model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
         data,
         batch_size=config.streams,
@@ -261,7 +261,7 @@ def train(config: Config, tunes: Tunes, vocabulary: Vocabulary, run: Run) -> PyT
         evaluate_on={"validation": dataset(windows(text["validation"], 512))},
         eval_batch_size=64,
         evaluate_first=False,
-        lanes=Lanes(),
+        replicas=Replicas(),
         part=run.part(),
         order=Order(shuffle="never"),
     )

@@ -40,10 +40,10 @@ from jaxstudy.objectives import squared_error
 from jaxstudy.run import Run
 from jaxstudy.statistics import NONNEGATIVE, Estimate, mean_over_runs
 from jaxstudy.training import (
-    Lanes,
+    Replicas,
     TrainState,
     fit,
-    init_lanes,
+    init_replicas,
     make_eval_step,
     make_train_step,
     measure,
@@ -133,7 +133,7 @@ def train(
     test = sequences(held_out, length, seed=2)
     eval_step = make_eval_step(objective)
     keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
-    state = init_lanes(model, optimizer, keys[:, 0])
+    state = init_replicas(model, optimizer, keys[:, 0])
     gradients = {"before training": gradient_norms(model, state, test)}
     fitted = fit(
         state,
@@ -145,11 +145,11 @@ def train(
         eval_step=eval_step,
         evaluate_on={"validation": sequences(held_out, length, seed=1)},
         eval_batch_size=500,
-        lanes=Lanes(),
+        replicas=Replicas(),
         part=run.part(f"{kind}_{length}"),
     )
     gradients["after it"] = gradient_norms(model, fitted.state, test)
-    found = measure(eval_step, fitted.state, test, batch_size=500, lanes=Lanes())
+    found = measure(eval_step, fitted.state, test, batch_size=500, replicas=Replicas())
     return np.array(found["loss"]), gradients
 
 

@@ -52,9 +52,9 @@ from jaxstudy.objectives import masked_mean, mean_value
 from jaxstudy.run import Run, Saved, read_sealed
 from jaxstudy.statistics import NONNEGATIVE, Estimate, at_best_epoch, mean_over_runs
 from jaxstudy.training import (
-    Lanes,
+    Replicas,
     fit,
-    init_lanes,
+    init_replicas,
     make_eval_step,
     make_train_step,
     measure,
@@ -274,7 +274,7 @@ def train(
     keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
     eval_step = make_eval_step(objective)
     fitted = fit(
-        init_lanes(model, optimizer, keys[:, 0]),
+        init_replicas(model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
         data,
         batch_size=config.batch_size,
@@ -284,7 +284,7 @@ def train(
         evaluate_on={split: sets[split] for split in HELD_OUT},
         eval_batch_size=config.batch_size,
         evaluate_first=False,
-        lanes=Lanes(),
+        replicas=Replicas(),
         part=run.part(name.replace(" ", "_")),
     )
     nats = {
@@ -298,7 +298,7 @@ def train(
     rows = config.batch_size * config.window  # one word each
     for order in ORDERS:
         loss = measure(
-            eval_step, fitted.state, sets[order], batch_size=rows, lanes=Lanes()
+            eval_step, fitted.state, sets[order], batch_size=rows, replicas=Replicas()
         )["loss"]
         found[order] = np.array(loss)
     return {metric: np.exp(values) for metric, values in found.items()}
@@ -396,7 +396,7 @@ def following(name: Name, saved: Saved[Config], size: int, x: Array) -> np.ndarr
     """Probabilities [V] of the word after x [1, n - 1 + T]: the mean of all seeds."""
     config = saved.config
     model = build(name, config, size)
-    weights = saved.lane_weights(model, config.seeds, name.replace(" ", "_"))
+    weights = saved.replica_weights(model, config.seeds, name.replace(" ", "_"))
 
     def one(params: PyTree, extra: PyTree) -> Array:
         logits, _ = model.apply(params, extra, x, train=False, key=None)

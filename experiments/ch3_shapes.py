@@ -63,10 +63,10 @@ from jaxstudy.statistics import NONNEGATIVE, SHARE, Estimate, mean_over_runs
 from jaxstudy.training import (
     EvalStep,
     Fitted,
-    Lanes,
+    Replicas,
     TrainState,
     fit,
-    init_lanes,
+    init_replicas,
     make_eval_step,
     make_train_step,
     measure,
@@ -146,7 +146,7 @@ def train(
     config: Config,
     run: Run,
 ) -> tuple[TrainState, EvalStep]:
-    """Train a network with every seed, each a lane, the rate falling to 0."""
+    """Train a network with every seed, each a replica, the rate falling to 0."""
     steps = epochs * steps_per_epoch(len(sets.train.rows), BATCH)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
@@ -155,7 +155,7 @@ def train(
     keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
     eval_step = make_eval_step(objective)
     fitted = fit(
-        init_lanes(model, optimizer, keys[:, 0]),
+        init_replicas(model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
         sets.train,
         batch_size=BATCH,
@@ -165,7 +165,7 @@ def train(
         evaluate_on={"validation": sets.validation},
         eval_batch_size=500,
         evaluate_first=False,
-        lanes=Lanes(),
+        replicas=Replicas(),
         part=run.part(name),
     )
     return fitted.state, eval_step
@@ -275,7 +275,7 @@ def spell(config: Config, run: Run) -> dict[str, Estimate | float]:
     state, eval_step = train(
         SPELLING, network.model, objective, sets, epochs, rate, config, run
     )
-    found = measure(eval_step, state, sets.test, lanes=Lanes())["exact match"]
+    found = measure(eval_step, state, sets.test, replicas=Replicas())["exact match"]
 
     params = jax.tree.map(lambda a: a[0], state.params)
     rows, length = np.asarray(sets.test.rows), arrays["y"].shape[1]
@@ -368,7 +368,7 @@ def forecast(kind: Kind, data: Forecasts, config: Config, run: Run) -> np.ndarra
 
     def trained(epochs: int, part: Part | None) -> Fitted:
         return fit(
-            init_lanes(model, optimizer, keys[:, 0]),
+            init_replicas(model, optimizer, keys[:, 0]),
             train_step,
             learned,
             batch_size=BATCH,
@@ -377,7 +377,7 @@ def forecast(kind: Kind, data: Forecasts, config: Config, run: Run) -> np.ndarra
             eval_step=eval_step,
             evaluate_on={"validation": chosen},
             evaluate_first=False,
-            lanes=Lanes(),
+            replicas=Replicas(),
             part=part,
             # an epoch a chunk: the second training runs the first one's program
             chunk_steps=steps_per_epoch(len(learned.rows), BATCH),
@@ -469,7 +469,7 @@ def add(pairs: Sequence[Pair], config: Config, run: Run) -> dict[str, Estimate |
     state, eval_step = train(
         ADDITION, network.model, objective, sets, epochs, rate, config, run
     )
-    found = measure(eval_step, state, sets.test, batch_size=500, lanes=Lanes())
+    found = measure(eval_step, state, sets.test, batch_size=500, replicas=Replicas())
     return {
         f"{ADDITION}: {metric}": mean_over_runs(np.array(found[metric]), SHARE)
         for metric in ("exact match", "accuracy")

@@ -57,10 +57,10 @@ from jaxstudy.run import Run, Saved, read_sealed
 from jaxstudy.sampling import Beams, beam_search
 from jaxstudy.statistics import SHARE, Estimate, mean_over_runs
 from jaxstudy.training import (
-    Lanes,
+    Replicas,
     TrainState,
     fit,
-    init_lanes,
+    init_replicas,
     make_eval_step,
     make_train_step,
 )
@@ -188,7 +188,7 @@ def train(
     config: Config,
     run: Run,
 ) -> TrainState:
-    """Train one network with every seed, each a lane."""
+    """Train one network with every seed, each a replica."""
     data, validation = sets
     if task == "dates":
         epochs, rate = config.date_epochs, config.date_rate
@@ -202,7 +202,7 @@ def train(
     objective = sequence_cross_entropy(network.model, end)
     keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
     return fit(
-        init_lanes(network.model, optimizer, keys[:, 0]),
+        init_replicas(network.model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
         data,
         batch_size=config.batch_size,
@@ -212,7 +212,7 @@ def train(
         evaluate_on={"validation": validation},
         eval_batch_size=250,
         evaluate_first=False,
-        lanes=Lanes(),
+        replicas=Replicas(),
         part=run.part(part_of(task, name)),
     ).state
 
@@ -376,7 +376,9 @@ def translate(saved: Saved[Config], text: str) -> None:
         )
     for name in NETWORKS:
         network = build(alphabets, name, config)
-        weights = saved.lane_weights(network.model, config.seeds, part_of(task, name))
+        weights = saved.replica_weights(
+            network.model, config.seeds, part_of(task, name)
+        )
         params = jax.tree.map(lambda a: a[0], weights["params"])
         decode = decoder(network, alphabets, config.beam)
         found = decode(params, numbers[None], np.array([len(numbers)]))

@@ -97,10 +97,10 @@ from jaxstudy.tables import (
     stratified_splits,
 )
 from jaxstudy.training import (
-    Lanes,
+    Replicas,
     TrainState,
     fit,
-    init_lanes,
+    init_replicas,
     make_eval_step,
     make_train_step,
 )
@@ -240,7 +240,7 @@ def build(tables: Sequence[Table], width: int, classes: int, config: Config) -> 
 
 
 class Trained(NamedTuple):
-    """A network and its lanes' weights."""
+    """A network and its replicas' weights."""
 
     model: Model
     state: TrainState
@@ -250,21 +250,21 @@ def train(
     model: Model,
     data: Dataset | Streamed,
     validation: Dataset | Streamed | None,
-    lanes: int,
+    replicas: int,
     config: Config,
     run: Run,
     name: str,
 ) -> Trained:
-    """Train so many lanes, each with rows or with weights of its own."""
+    """Train so many replicas, each with rows or with weights of its own."""
     objective = cross_entropy(model, ("x", "ids"))
     steps = config.epochs * -(-data.rows.shape[-1] // config.batch_size)
     optimizer = optax.adamw(
         optax.cosine_decay_schedule(config.rate, steps),
         weight_decay=config.weight_decay,
     )
-    keys = jax.random.split(jax.random.key(config.seed), (lanes, 2))
+    keys = jax.random.split(jax.random.key(config.seed), (replicas, 2))
     fitted = fit(
-        init_lanes(model, optimizer, keys[:, 0]),
+        init_replicas(model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
         data,
         batch_size=config.batch_size,
@@ -272,7 +272,7 @@ def train(
         key=keys[:, 1],
         eval_step=make_eval_step(objective),
         evaluate_on={} if validation is None else {"validation": validation},
-        lanes=Lanes(),
+        replicas=Replicas(),
         part=run.part(name),
     )
     return Trained(model, fitted.state)
@@ -284,7 +284,7 @@ def train(
 def cross_validate(
     folds: Folds, classes: int, config: Config, run: Run, name: str
 ) -> Trained:
-    """Train the network on every fold: a lane each."""
+    """Train the network on every fold: a replica each."""
     of_folds = zip(*(f.tables for f in folds.fitted), strict=True)
     tables = [max(same, key=lambda table: table.size) for same in of_folds]
     model = build(tables, folds.data.arrays["x"].shape[1], classes, config)
@@ -301,9 +301,9 @@ def of_network(folds: Folds, trained: Trained) -> Said:
     weights = trained.state.params, trained.state.extra
 
     @jax.jit
-    def all_lanes(x: Array, ids: Array) -> Array:
-        def one(lane: tuple[Any, Array]) -> Array:
-            (params, extra), rows = lane
+    def all_replicas(x: Array, ids: Array) -> Array:
+        def one(replica: tuple[Any, Array]) -> Array:
+            (params, extra), rows = replica
             logits, _ = trained.model.apply(
                 params, extra, x[rows], ids[rows], train=False, key=None
             )
@@ -312,7 +312,7 @@ def of_network(folds: Folds, trained: Trained) -> Said:
         return jax.lax.map(one, (weights, held_out.rows))
 
     def said(arrays: Mapping[str, Any]) -> list[np.ndarray]:
-        log_p = np.asarray(all_lanes(arrays["x"], arrays["ids"]))
+        log_p = np.asarray(all_replicas(arrays["x"], arrays["ids"]))
         valid = np.asarray(held_out.valid)
         return [own[real] for own, real in zip(log_p, valid, strict=True)]
 
@@ -687,7 +687,7 @@ def predict(saved: Saved[Config], path: Path) -> None:
                 missing[name] = missing.get(name, Counter()) + words
     tell_missing_words(missing)
     model = build(fitted.tables, len(fitted.names), len(classes), config)
-    weights = saved.lane_weights(model, config.members, "all_rows")
+    weights = saved.replica_weights(model, config.members, "all_rows")
     said = members_of(model, weights["params"], weights["extra"])
     p = np.exp(np.concatenate([said(*fitted.encode(own)) for own in numbers]))
     for name, count in fitted.unknown(numbers).items():

@@ -47,7 +47,7 @@ from jaxstudy.adversarial import (
     G,
     Order,
     alternating,
-    init_gan_lanes,
+    init_gan_replicas,
     init_gan_state,
     make_gan_eval_step,
     make_gan_step,
@@ -78,7 +78,7 @@ from jaxstudy.statistics import (
     frechet_distance,
     mean_over_runs,
 )
-from jaxstudy.training import Fitted, Lanes, TrainState, fit
+from jaxstudy.training import Fitted, Replicas, TrainState, fit
 from jaxstudy.types import Array, Key, PyTree, UserError, warn
 
 Name = Literal[
@@ -289,14 +289,14 @@ def draw_interpolation(
 def train_variant(
     name: Name, config: Config, learnt: Dataset, held_out: Dataset, run: Run
 ) -> tuple[Model, Fitted]:
-    """G, and small networks trained in one of the orders: every seed a lane."""
+    """G, and small networks trained in one of the orders: every seed a replica."""
     batch_norm = "no BatchNorm" not in name
     d, g, *_ = both = networks(config, config.variant_size, batch_norm)
     steps = steps_per_epoch(len(learnt.rows), config.batch_size)
     orders: dict[str, Order] = {"real first": real_first(steps), "mixed": mixed}
     keys = jax.random.split(key_for(config, "variants"), (config.seeds, 2))
     fitted = fit(
-        init_gan_lanes(*both, keys[:, 0]),
+        init_gan_replicas(*both, keys[:, 0]),
         make_gan_step(
             *both, orders.get(name, alternating), predicted="predicted" in name
         ),
@@ -308,7 +308,7 @@ def train_variant(
         evaluate_on={"validation": held_out},
         eval_batch_size=250,
         evaluate_first=False,
-        lanes=Lanes(),
+        replicas=Replicas(),
         part=run.part(name.replace(" ", "_"), temporary=True),
     )
     return g, fitted

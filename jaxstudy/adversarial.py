@@ -34,7 +34,7 @@ from jaxstudy.training import (
     TrainStep,
     init_state,
     make_train_step,
-    map_lanes,
+    map_replicas,
 )
 from jaxstudy.types import Array, Batch, Key, Mean, Metrics, Objective, PyTree
 
@@ -150,7 +150,7 @@ def init_gan_state(
     return init(key)
 
 
-def init_gan_lanes(
+def init_gan_replicas(
     discriminator: Model,
     generator: Model,
     tx_d: optax.GradientTransformation,
@@ -162,7 +162,7 @@ def init_gan_lanes(
     def one(key: Key) -> TrainState:
         return init_gan_state(discriminator, generator, tx_d, tx_g, key)
 
-    return jax.jit(lambda keys: map_lanes(one, keys))(keys)
+    return jax.jit(lambda keys: map_replicas(one, keys))(keys)
 
 
 def _joined(step: Array, d: TrainState, g: TrainState, key: Key) -> TrainState:
@@ -237,8 +237,8 @@ def make_gan_eval_step(discriminator: Model, generator: Model, key: Key) -> Eval
     """
     objective = discriminator_objective(discriminator)
 
-    def eval_step(state: TrainState, batch: Batch, *lane: PyTree) -> Metrics:
-        del lane
+    def eval_step(state: TrainState, batch: Batch, *replica: PyTree) -> Metrics:
+        del replica
         mask, params, extra = batch["mask"], state.params, state.extra
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])
         z = jax.vmap(lambda own: noise(own, 1)[0])(keys)

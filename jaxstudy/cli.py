@@ -325,7 +325,7 @@ def _validate(*records: Any) -> None:
 def _prepare_jax() -> None:
     """Keep compiled programs between processes, unless the user set a cache.
 
-    And let each core be a device, so that lanes are shared among them: a small step
+    And let each core be a device, so that replicas are shared among them: a small step
     keeps one core busy at most. On a GPU or TPU this changes nothing.
     """
     import jax

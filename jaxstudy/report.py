@@ -470,15 +470,15 @@ def scale_over(values: Iterable[float], room: float, log: bool = True) -> Scale:
 
 
 class Line(NamedTuple):
-    """A curve: table [points, 4] of x, median, 10 % and 90 % of the lanes."""
+    """A curve: table [points, 4] of x, median, 10 % and 90 % of the replicas."""
 
     name: str
     colour: int
     split: str
     x_label: str
     table: np.ndarray
-    lanes: int
-    lost: int  # the most lanes that were not finite at one time
+    replicas: int
+    lost: int  # the most replicas that were not finite at one time
 
 
 def line_of(rows: Iterable[Row], metric: str, name: str, colour: int) -> Line | None:
@@ -490,14 +490,17 @@ def line_of(rows: Iterable[Row], metric: str, name: str, colour: int) -> Line | 
     chosen = splits[split]
     in_epochs = not any(math.isnan(number_of(row.get("epoch"))) for row in chosen)
     x_label = "epoch" if in_epochs else "step"
-    table, lanes, lost = [], 1, 0
+    table, replicas, lost = [], 1, 0
     for row in chosen:
         values = row[metric] if isinstance(row[metric], list) else [row[metric]]
         finite = [v for v in map(number_of, values) if not math.isnan(v)]
-        lanes, lost = max(lanes, len(values)), max(lost, len(values) - len(finite))
+        replicas, lost = (
+            max(replicas, len(values)),
+            max(lost, len(values) - len(finite)),
+        )
         three = np.quantile(finite, [0.5, 0.1, 0.9]) if len(finite) > 1 else 3 * finite
         table.append([number_of(row[x_label]), *(three if finite else [math.nan] * 3)])
-    return Line(name, colour, split, x_label, np.array(table), lanes, lost)
+    return Line(name, colour, split, x_label, np.array(table), replicas, lost)
 
 
 def curves(series: Sequence[Series], least: int = 1) -> list[Drawn]:
@@ -528,13 +531,19 @@ def _group(metric: str, panels: Mapping[str, Sequence[Line]]) -> Drawn:
     spans = [common(max(v)) - common(min(v)) for v in values if len({*v}) > 1]
     shared = not spans or float(np.quantile(spans, 0.25)) > 0.12
     dense = len(panels) > TOGETHER + 1
-    lanes, lost = (max(getattr(ln, key) for ln in every) for key in ("lanes", "lost"))
+    replicas, lost = (
+        max(getattr(ln, key) for ln in every) for key in ("replicas", "lost")
+    )
     notes = []
-    if lanes > 1:
+    if replicas > 1:
         band = "; band: 80 % of them" if any(map(_banded, panels.values())) else ""
-        notes.append(f"Line: median of the lanes (up to {lanes}){band}.")
+        notes.append(f"Line: median of the replicas (up to {replicas}){band}.")
     if lost:
-        of = f"Up to {lost} of {lanes} lanes were" if lanes > 1 else "Gaps: it was"
+        of = (
+            f"Up to {lost} of {replicas} replicas were"
+            if replicas > 1
+            else "Gaps: it was"
+        )
         notes.append(f"{of} not finite.")
     if max(len(line.table) for line in every) > POINTS:
         notes.append(f"Long curves: {POINTS} bins, their medians and extremes.")

@@ -463,11 +463,11 @@ class Saved(Generic[C]):
         """The weights of one training; see `load_weights`."""
         return load_weights(self.folder, like, part, step)
 
-    def lane_weights(
-        self, model: Model, lanes: int, part: str = "", step: int | None = None
+    def replica_weights(
+        self, model: Model, replicas: int, part: str = "", step: int | None = None
     ) -> PyTree:
-        """The weights [lanes, ...] of a model that was trained in lanes."""
-        keys = jax.random.split(jax.random.key(0), lanes)
+        """The weights [replicas, ...] of a model that was trained in replicas."""
+        keys = jax.random.split(jax.random.key(0), replicas)
         params, extra = jax.eval_shape(jax.vmap(model.init), keys)
         return self.weights({"params": params, "extra": extra}, part, step)
 

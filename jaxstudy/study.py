@@ -5,8 +5,8 @@ points. The trial whose validation loss has the lowest median over the tuning se
 chosen; then other seeds train with what was chosen, and only those are reported. The
 seeds fix the start and the order of the batches, so optimizers are compared in pairs.
 
-All trials of an optimizer on a problem are lanes of one compiled program, in which the
-optimizer is built from traced hyperparameters.
+All trials of an optimizer on a problem are replicas of one compiled program, in which
+the optimizer is built from traced hyperparameters.
 """
 
 import difflib
@@ -31,14 +31,14 @@ from jaxstudy.problems import Problem
 from jaxstudy.run import Run, to_json, write_atomically
 from jaxstudy.training import (
     EvalStep,
-    Lanes,
     Mode,
+    Replicas,
     TrainState,
     TrainStep,
     fit,
     make_eval_step,
     make_train_step,
-    map_lanes,
+    map_replicas,
     measure,
 )
 from jaxstudy.types import Array, Batch, Key, Metrics, PyTree, UserError
@@ -71,8 +71,8 @@ class Protocol:
     """Epochs on every problem, instead of its own number."""
     seed: int = 0
     """Fixes all of the above."""
-    mode: Mode = "exact"
-    """Lane after lane, each with the same bits beside any others, or abreast."""
+    mode: Mode = "map"
+    """Sequential, each with the same bits beside any others, or vmapped."""
 
     def __post_init__(self) -> None:
         if self.trials < 1:
@@ -203,21 +203,23 @@ class Common(NamedTuple):
 
 def make_common(problem: Problem) -> Common:
     """Evaluation and initialisation."""
-    init = jax.jit(lambda keys: map_lanes(problem.model.init, keys))
+    init = jax.jit(lambda keys: map_replicas(problem.model.init, keys))
     return Common(make_eval_step(problem.objective), init)
 
 
-def start_lanes(common: Common, block: Block, keys: Key, lanes: Lanes) -> TrainState:
+def start_replicas(
+    common: Common, block: Block, keys: Key, replicas: Replicas
+) -> TrainState:
     """States [P * S] at every point from every seed: seeds vary fastest.
 
     Each is what `init_state` makes of the seed's key.
     """
     split = jax.vmap(jax.random.split)(keys)
     params, extra = common.init(split[:, 0])
-    count = len(jax.tree.leaves(lanes.args)[0])
+    count = len(jax.tree.leaves(replicas.args)[0])
     start = (params, extra, split[:, 1])
     tiled = jax.tree.map(lambda a: tile(a, count), start)
-    state = jax.vmap(block.init)(*tiled, *lanes.args)
+    state = jax.vmap(block.init)(*tiled, *replicas.args)
     # an optimizer may keep the parameters themselves, and both are to be donated
     return state._replace(opt_state=jax.tree.map(jnp.copy, state.opt_state))
 
@@ -227,10 +229,10 @@ def tile(a: Array, count: int) -> Array:
     return jnp.concatenate([a] * (count // len(a)))
 
 
-def as_lanes(at: Points, seeds: int, protocol: Protocol) -> Lanes:
-    """Lanes [P * S] of these points, each with every seed."""
+def as_replicas(at: Points, seeds: int, protocol: Protocol) -> Replicas:
+    """Replicas [P * S] of these points, each with every seed."""
     args = {name: jnp.asarray(np.repeat(v, seeds)) for name, v in at.items()}
-    return Lanes((args,), protocol.mode, may_diverge=True)
+    return Replicas((args,), protocol.mode, may_diverge=True)
 
 
 def steps_of(problem: Problem) -> int:
@@ -243,12 +245,12 @@ STEP_SECONDS, FLOPS = 2e-5, 1e10  # what a small step takes at least; a core's s
 
 
 def step_seconds(problem: Problem, params: int) -> float:
-    """Roughly what a step of one lane takes, to cut chunks by."""
+    """Roughly what a step of one replica takes, to cut chunks by."""
     return STEP_SECONDS + 6 * params * problem.batch_size / FLOPS
 
 
 class Trained(NamedTuple):
-    """Losses of all lanes, NaN where diverged: curves [E, P, S]; test set [P, S]."""
+    """Losses of all replicas, NaN where diverged: curves [E, P, S]; test set [P, S]."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -321,12 +323,12 @@ class Cell:
             row["split"] == last and row["epoch"] == problem.epochs for row in part.rows
         ):
             start, order = seed_keys(self.protocol, numbers)
-            lanes = as_lanes(at, len(numbers), self.protocol)
-            state = start_lanes(self.common, block, start, lanes)
+            replicas = as_replicas(at, len(numbers), self.protocol)
+            state = start_replicas(self.common, block, start, replicas)
             count = state.step.size
-            if self.protocol.mode == "exact":
-                # so that the reported lanes find the program of the tuned ones, if
-                # they are as many; abreast, the lanes of a seed share its batches
+            if self.protocol.mode == "map":
+                # so that the reported replicas find the program of the tuned ones, if
+                # they are as many; vmapped, the replicas of a seed share its batches
                 order = tile(order, count)
             size = sum(a.size for a in jax.tree.leaves(state.params)) // count
             total = problem.epochs * steps_of(problem)
@@ -339,7 +341,7 @@ class Cell:
                 key=order,
                 eval_step=block.eval_step,
                 evaluate_on={"validation": problem.validation},
-                lanes=lanes,
+                replicas=replicas,
                 part=part,
                 progress=lambda step, *_: bar.within(step / total),
                 order=problem.order,
@@ -349,14 +351,14 @@ class Cell:
                 ),
             )
             if stage == "report":
-                row = self.measure_test(fitted.state, lanes, part.rows[-1])
+                row = self.measure_test(fitted.state, replicas, part.rows[-1])
                 pace = part.timing.train_s / max(part.timing.steps, 1)
                 part.log([row | {"seconds per step": pace}])
         part.delete_checkpoints()
         return Trained(*(curve(part.rows, split, shape) for split in Trained._fields))
 
     def measure_test(
-        self, state: TrainState, lanes: Lanes, last: Mapping[str, Any]
+        self, state: TrainState, replicas: Replicas, last: Mapping[str, Any]
     ) -> dict[str, Any]:
         """The row of the test set, of the parameters one would use."""
         state = jax.vmap(lambda state: evaluated(state, self.entrant))(state)
@@ -364,7 +366,7 @@ class Cell:
             self.common.evaluate,
             state._replace(opt_state=()),  # so one program serves all optimizers
             self.problem.test,
-            lanes=lanes._replace(args=()),
+            replicas=replicas._replace(args=()),
         )
         head = {"step": last["step"], "epoch": last["epoch"], "split": "test"}
         return {**head, **values}
@@ -452,7 +454,7 @@ def run_study(
 
 
 def paces(record: Record, run: Run) -> dict[str, dict[str, float]]:
-    """Seconds a step of a lane took, by problem and optimizer, compiling apart.
+    """Seconds a step of a replica took, by problem and optimizer, compiling apart.
 
     Beside study.json and not in it, which is the same however often it is made.
     """

@@ -440,7 +440,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     ]
 
 
-def test_a_lane_is_its_run_alone() -> None:
+def test_a_replica_is_its_run_alone() -> None:
     """On two devices, in the order that depends on the step."""
     assert run_on_devices(2, small_gan.__file__).endswith("equal\n")
 

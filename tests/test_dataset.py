@@ -64,7 +64,7 @@ def real(batches: BatchRows) -> np.ndarray:
 def test_an_epoch_visits_every_real_row_once(
     valid: list[bool], size: int, seed: int, epoch: int
 ) -> None:
-    """Also where padding stands among the rows, as in a lane of a short fold."""
+    """Also where padding stands among the rows, as in a replica of a short fold."""
     n = len(valid)
     rows = np.random.default_rng(0).permutation(1000)[:n]
     batches = batches_of(
@@ -244,8 +244,8 @@ def test_subsets_share_the_arrays() -> None:
     assert stacked.arrays is data.arrays
     assert stacked.rows.shape == stacked.valid.shape == (2, 3)
     np.testing.assert_array_equal(stacked.valid, [[1, 1, 1], [1, 0, 0]])
-    for lane, want in enumerate(([1, 2, 3], [4])):
-        got = stacked.rows[lane][stacked.valid[lane]]
+    for replica, want in enumerate(([1, 2, 3], [4])):
+        got = stacked.rows[replica][stacked.valid[replica]]
         np.testing.assert_array_equal(got, want)
 
 

@@ -127,9 +127,9 @@ def test_fine_tuning_begins_where_the_regression_ended(
     )
     regression = lesson.regression(plain.shape[1], 3)
     tuned = lesson.chained(rest, regression)
-    for lane in range(4):
+    for replica in range(4):
         one, other = (
-            jax.tree.map(lambda a, lane=lane: a[lane], (s.params, s.extra))
+            jax.tree.map(lambda a, replica=replica: a[replica], (s.params, s.extra))
             for s in (state, ended)
         )
         assert np.array_equal(
@@ -149,8 +149,8 @@ def test_each_training_is_standardised_by_its_own_images(
     assert [len(np.unique(r)) for r in images.rows[:, 0]] == [6, 30]
     x = images.sets["train"]["x"].reshape(30, -1).astype(np.float32) / 255
     found = finished.begun["pixels"].extra["standardization"].mean
-    for lane, rows in enumerate(images.rows.reshape(4, 30)):
-        np.testing.assert_allclose(found[lane], x[rows].mean(0), atol=1e-6)
+    for replica, rows in enumerate(images.rows.reshape(4, 30)):
+        np.testing.assert_allclose(found[replica], x[rows].mean(0), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -32,11 +32,11 @@ from jaxstudy.problems import (
 from jaxstudy.study import (
     Entrant,
     Protocol,
-    as_lanes,
+    as_replicas,
     make_block,
     make_common,
     seed_keys,
-    start_lanes,
+    start_replicas,
 )
 from jaxstudy.training import fit, measure
 from jaxstudy.types import Mean, PyTree
@@ -211,17 +211,17 @@ def test_the_published_test_losses_are_reached(name: str) -> None:
     of = problem("quadratic_fixed")
     exponent, loss, fixed = PUBLISHED[name]
     at = {"rate": 10**exponent, **fixed}
-    lanes = as_lanes(
-        {k: np.full(1, v, np.float32) for k, v in at.items()}, 10, Protocol(mode="fast")
+    replicas = as_replicas(
+        {k: np.full(1, v, np.float32) for k, v in at.items()}, 10, Protocol(mode="vmap")
     )
     common, block = make_common(of), make_block(of, Entrant(OPTIMIZERS[name], {}))
     start_keys, order_keys = seed_keys(Protocol(), range(10))
     fitted = fit(
-        start_lanes(common, block, start_keys, lanes), block.train_step, of.train,
-        batch_size=of.batch_size, epochs=of.epochs, key=order_keys, lanes=lanes,
+        start_replicas(common, block, start_keys, replicas), block.train_step, of.train,
+        batch_size=of.batch_size, epochs=of.epochs, key=order_keys, replicas=replicas,
         order=of.order, chunk_steps=10**6,
     )  # fmt: skip
-    losses = measure(block.eval_step, fitted.state, of.test, lanes=lanes)["loss"]
+    losses = measure(block.eval_step, fitted.state, of.test, replicas=replicas)["loss"]
     error = np.std(losses, ddof=1) / np.sqrt(len(losses))
     assert np.mean(losses) == pytest.approx(loss, abs=2 * error)
     assert 0.005 < error < 0.1  # seeds differ, as far as they should

@@ -30,9 +30,9 @@ from jaxstudy.objectives import squared_error
 from jaxstudy.run import Options, open_run
 from jaxstudy.training import (
     Fitted,
-    Lanes,
+    Replicas,
     fit,
-    init_lanes,
+    init_replicas,
     init_state,
     make_eval_step,
     make_train_step,
@@ -127,17 +127,17 @@ def test_a_small_bound_makes_more_chunks_and_the_same_bits(
     chex.assert_trees_all_equal(small.state.params, expected.state.params)
 
 
-@pytest.mark.parametrize("mode", ["exact", "fast"])
-def test_lanes_share_a_stream(mode: Any) -> None:
+@pytest.mark.parametrize("mode", ["map", "vmap"])
+def test_replicas_share_a_stream(mode: Any) -> None:
     keys = jax.random.split(jax.random.key(3), 2)
     fitted = []
     for data in (dataset(arrays()), streamed(Rows(arrays()))):
-        state = init_lanes(MODEL, TX, jax.random.split(jax.random.key(0), 4))
+        state = init_replicas(MODEL, TX, jax.random.split(jax.random.key(0), 4))
         fitted.append(
             fit(
                 state, TRAIN_STEP, data, batch_size=8, epochs=2, key=keys,
                 eval_step=EVAL_STEP, evaluate_on={"validation": data},
-                lanes=Lanes(mode=mode), chunk_steps=4,
+                replicas=Replicas(mode=mode), chunk_steps=4,
             )
         )  # fmt: skip
     same(*fitted)
@@ -262,6 +262,6 @@ def test_what_cannot_be_streamed_is_refused() -> None:
         streamed(Rows(arrays(0)))
     folds = streamed(Rows(arrays()))
     folds = folds._replace(rows=jnp.zeros((2, 4), int), valid=jnp.ones((2, 4), bool))
-    state = init_lanes(MODEL, TX, jax.random.split(jax.random.key(0), 2))
+    state = init_replicas(MODEL, TX, jax.random.split(jax.random.key(0), 2))
     with pytest.raises(ValueError, match="resident"):
-        measure(EVAL_STEP, state, folds, lanes=Lanes())
+        measure(EVAL_STEP, state, folds, replicas=Replicas())

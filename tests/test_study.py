@@ -1,4 +1,4 @@
-"""Studies: what is chosen by what, lanes and their runs alone, kills, bad input."""
+"""Studies: what is chosen by what, replicas and their runs alone, kills, bad input."""
 
 import json
 import signal
@@ -24,7 +24,7 @@ from jaxstudy.run import open_run
 from jaxstudy.study import (
     Entrant,
     Protocol,
-    as_lanes,
+    as_replicas,
     at_edge,
     choose,
     look_up,
@@ -33,7 +33,7 @@ from jaxstudy.study import (
     points,
     run_study,
     seed_keys,
-    start_lanes,
+    start_replicas,
     tile,
 )
 from jaxstudy.training import fit, init_state, make_eval_step, make_train_step
@@ -197,10 +197,10 @@ def test_edges() -> None:
     assert not at_edge(np.array([1.0]), 0)  # one value has no edges
 
 
-# Lanes.
+# Replicas.
 
 
-def test_a_lane_of_a_study_is_its_run_alone(finished: Any) -> None:
+def test_a_replica_of_a_study_is_its_run_alone(finished: Any) -> None:
     """The chosen trial of adam, reported seed number 4, as anybody would train it."""
     cell = finished[1]["cells"][1]
     assert cell["optimizer"] == "adam"
@@ -235,10 +235,14 @@ def test_optimizers_are_paired_by_start_and_batches() -> None:
     for entrant in entrants("sgd", "adam").values():
         at = points(entrant, PROTOCOL, "blobs")
         keys, orders = seed_keys(PROTOCOL, range(3))
-        lanes = as_lanes(at, 3, PROTOCOL)
-        states.append(start_lanes(common, make_block(problem, entrant), keys, lanes))
-        # point-major: lane i has seed i modulo 3
-        np.testing.assert_array_equal(lanes.args[0]["rate"], np.repeat(at["rate"], 3))
+        replicas = as_replicas(at, 3, PROTOCOL)
+        states.append(
+            start_replicas(common, make_block(problem, entrant), keys, replicas)
+        )
+        # point-major: replica i has seed i modulo 3
+        np.testing.assert_array_equal(
+            replicas.args[0]["rate"], np.repeat(at["rate"], 3)
+        )
     chex.assert_trees_all_equal(states[0].params, states[1].params)
     first = jax.tree.map(lambda a: a[:3], states[0].params)
     again = jax.tree.map(lambda a: a[3:6], states[0].params)
@@ -248,9 +252,9 @@ def test_optimizers_are_paired_by_start_and_batches() -> None:
     assert tile(orders, 9).shape == (9,)
 
 
-def test_fast_lanes_agree_with_exact_ones(finished: Any, tmp_path: Path) -> None:
-    fast = run_tiny(tmp_path / "run", protocol=replace(PROTOCOL, mode="fast"))
-    for cell, want in zip(fast["cells"], finished[1]["cells"], strict=False):
+def test_vmapped_replicas_agree_with_mapped_ones(finished: Any, tmp_path: Path) -> None:
+    vmapped = run_tiny(tmp_path / "run", protocol=replace(PROTOCOL, mode="vmap"))
+    for cell, want in zip(vmapped["cells"], finished[1]["cells"], strict=False):
         np.testing.assert_allclose(
             np.array(cell["tuning"]["validation"], float),
             np.array(want["tuning"]["validation"], float),
@@ -259,7 +263,7 @@ def test_fast_lanes_agree_with_exact_ones(finished: Any, tmp_path: Path) -> None
 
 
 def test_one_trace_for_each_block(tmp_path: Path) -> None:
-    """Tuning and reporting have as many lanes here, so they share one program."""
+    """Tuning and reporting have as many replicas here, so they share one program."""
     chex.clear_trace_counter()
     problem = tiny_problem()
     objective = chex.assert_max_traces(n=4)(problem.objective)
@@ -273,12 +277,12 @@ def test_one_trace_for_each_block(tmp_path: Path) -> None:
 
 
 def run_both_modes(folder: Path) -> None:
-    """A study of twelve lanes a block in each mode: what four devices share evenly."""
-    for mode in ("exact", "fast"):
+    """A study of twelve replicas a block in each mode: four devices share them."""
+    for mode in ("map", "vmap"):
         run_tiny(folder / mode, protocol=replace(PROTOCOL, trials=4, mode=mode))
 
 
-def test_lanes_split_over_devices_have_the_same_numbers(tmp_path: Path) -> None:
+def test_replicas_split_over_devices_have_the_same_numbers(tmp_path: Path) -> None:
     code = (
         "from tests.test_study import *; assert jax.local_device_count() == 4; "
         f"run_both_modes(Path({str(tmp_path / '4')!r}))"
@@ -286,7 +290,7 @@ def test_lanes_split_over_devices_have_the_same_numbers(tmp_path: Path) -> None:
     run_on_devices(4, "-c", code)
     run_both_modes(tmp_path / "1")
 
-    for mode in ("exact", "fast"):
+    for mode in ("map", "vmap"):
         paths = (tmp_path / n / mode / "study.json" for n in ("1", "4"))
         one, four = (json.loads(path.read_text())["cells"] for path in paths)
         for a, b in zip(one, four, strict=True):

@@ -89,7 +89,7 @@ def spread(data: D, count: int) -> D:
 
 
 def stacked_subsets(data: D, groups: Sequence[np.ndarray]) -> D:
-    """One subset per lane: rows and valid [L, n], padded to the longest group."""
+    """One subset per replica: rows and valid [L, n], padded to the longest group."""
     for group in groups:
         _check_rows(data, group)
     n = max(len(g) for g in groups)
