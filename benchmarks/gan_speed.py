@@ -121,7 +121,7 @@ def gan_jaxstudy(data: Arrays, steps: int) -> Measured:
         order=Order(shuffle="never"), chunk_steps=steps,
         progress=lambda step, rate, rows: rates.append(rate),
     )  # fmt: skip
-    losses = [[row[f"loss{i}"] for i in (1, 2, 3)] for row in fitted.rows]
+    losses = [[row[f"loss{i}"] for i in (1, 2, 3)] for row in fitted.records]
     step_ms = float(np.mean(1e3 / np.array(rates[1:])))
     return Measured(step_ms, {"loss": np.array(losses), **first})
 

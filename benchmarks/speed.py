@@ -145,8 +145,8 @@ def admission_jaxstudy(
         signal()
     timing = part.timing if part is not None else Timing()
     return Trained(
-        loss=fitted.rows[-1]["loss"],
-        steps=fitted.rows[-1]["step"],
+        loss=fitted.records[-1]["loss"],
+        steps=fitted.records[-1]["step"],
         preparing_s=built + timing.compile_s,
         timed_steps=timing.steps,
         train_s=timing.train_s,

@@ -163,7 +163,7 @@ def study_jaxstudy(command: Command, data: Arrays) -> Figures:
             progress=lambda step, rate, _: stepping.append(replica_steps / rate),
             chunk_steps=10**9,  # all of it in one dispatch, so `progress` hears once
         )
-        final = np.array(fitted.rows[-1]["loss"], float).reshape(len(RATES), SEEDS)
+        final = np.array(fitted.records[-1]["loss"], float).reshape(len(RATES), SEEDS)
         losses[name] = final[COMPARED[name]].tolist()
     total = time.perf_counter() - began
     assert len(stepping) == len(COMPARED)
@@ -340,7 +340,7 @@ def quadratic_jaxstudy(command: Command, data: Arrays) -> Figures:
             order=problem.order,
             chunk_steps=10**9,
         )
-        return fitted.rows[-1]["loss"]
+        return fitted.records[-1]["loss"]
 
     began = time.perf_counter()
     train()

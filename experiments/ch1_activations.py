@@ -203,7 +203,7 @@ def train_depth(config: Config, depth: int, data: Data, run: Run) -> Outcome:
             shape
         )
 
-    looks = [row for row in fitted.rows if row["split"] == "validation"]
+    looks = [row for row in fitted.records if row["split"] == "validation"]
     best = choose(worst_if_none(looks[-1]["loss"]), config.tuning_seeds)
 
     def reported(values: list) -> np.ndarray:

@@ -44,7 +44,7 @@ from jaxstudy.statistics import (
     mean_over_runs,
 )
 from jaxstudy.training import (
-    Fitted,
+    FitResult,
     Replicas,
     TrainState,
     fit,
@@ -109,7 +109,7 @@ def with_statistics(state: TrainState, train: Dataset) -> TrainState:
 
 def cross_validate(
     variant: str, config: Config, train: Dataset, held_out: Dataset, key: Key, run: Run
-) -> Fitted:
+) -> FitResult:
     """Train one variant on every fold of every repeat: one replica each."""
     linear = variant == "logistic regression"
     model = build(variant, config.hidden)

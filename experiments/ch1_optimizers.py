@@ -206,8 +206,8 @@ def draw_steps(run: Run, config: Config, best_rate: Callable[[str], float]) -> d
             part=run.part(f"steps {name}"),
         )
         for group in groups:
-            x = [row["epoch"] for row in fitted.rows]
-            y = [10 ** row[f"log step, {group}"] for row in fitted.rows]
+            x = [row["epoch"] for row in fitted.records]
+            y = [10 ** row[f"log step, {group}"] for row in fitted.records]
             lines[group][name] = (x, y)
             result[f"{name}: step at the end / at the start, {group} pixels"] = (
                 y[-1] / y[0]

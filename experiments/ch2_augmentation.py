@@ -242,7 +242,7 @@ def train(
         evaluate_first=False,
     )
     accuracy = {name: [] for name in ("train", *few)}
-    for row in fitted.rows:
+    for row in fitted.records:
         accuracy[row["split"]].append(row["accuracy"])
     shape = (-1, len(config.sizes), config.seeds, len(ARMS))
     return {name: np.reshape(rows, shape) for name, rows in accuracy.items()}

@@ -120,7 +120,7 @@ def train(name: Name, config: Config, data: ImageSplits, run: Run) -> dict[str, 
         eval_step, fitted.state, spread(data.test, config.test_images), batch_size=500,
         replicas=Replicas(),
     )  # fmt: skip
-    last = {row["split"]: np.array(row["accuracy"]) for row in fitted.rows[-2:]}
+    last = {row["split"]: np.array(row["accuracy"]) for row in fitted.records[-2:]}
     timing = part.timing
     return {
         "test accuracy": mean_over_runs(np.array(test["accuracy"]), SHARE),

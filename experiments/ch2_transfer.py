@@ -234,7 +234,7 @@ def train(
     shape = (-1, *images.rows.shape[:2])
     accuracy = {
         name: np.reshape(
-            [row["accuracy"] for row in fitted.rows if row["split"] == name], shape
+            [row["accuracy"] for row in fitted.records if row["split"] == name], shape
         )
         for name in images.sets
     }

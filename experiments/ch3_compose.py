@@ -429,7 +429,7 @@ def draw(run: Run, others: dict[str, float]) -> None:
     """Bits a character by epoch, and of what the LSTM is compared with."""
     lines: dict[str, plots.Line] = {}
     for split in ("train", "validation"):
-        table = plots.curve(run.parts[""].rows, split, "bits")
+        table = plots.curve(run.parts[""].records, split, "bits")
         lines[f"LSTM, {split}"] = table[:, 0].tolist(), table[:, 1].tolist()
     ends = [0.0, max(lines["LSTM, train"][0])]
     for name, value in others.items():

@@ -288,7 +288,7 @@ def train(
         part=run.part(name.replace(" ", "_")),
     )
     nats = {
-        split: np.array([r["loss"] for r in fitted.rows if r["split"] == split])
+        split: np.array([r["loss"] for r in fitted.records if r["split"] == split])
         for split in HELD_OUT
     }
     found = {

@@ -62,7 +62,7 @@ from jaxstudy.sampling import Step, sample
 from jaxstudy.statistics import NONNEGATIVE, SHARE, Estimate, mean_over_runs
 from jaxstudy.training import (
     EvalStep,
-    Fitted,
+    FitResult,
     Replicas,
     TrainState,
     fit,
@@ -366,7 +366,7 @@ def forecast(kind: Kind, data: Forecasts, config: Config, run: Run) -> np.ndarra
     train_step = make_train_step(objective, optimizer)
     eval_step = make_eval_step(objective)
 
-    def trained(epochs: int, part: Part | None) -> Fitted:
+    def trained(epochs: int, part: Part | None) -> FitResult:
         return fit(
             init_replicas(model, optimizer, keys[:, 0]),
             train_step,
@@ -383,7 +383,7 @@ def forecast(kind: Kind, data: Forecasts, config: Config, run: Run) -> np.ndarra
             chunk_steps=steps_per_epoch(len(learned.rows), BATCH),
         )
 
-    rows = trained(config.forecast_epochs, run.part(f"{FORECAST}_{kind}")).rows
+    rows = trained(config.forecast_epochs, run.part(f"{FORECAST}_{kind}")).records
     errors = [np.mean(r["loss"]) for r in rows if r["split"] == "validation"]
     params = trained(1 + int(np.argmin(errors)), None).state.params
 

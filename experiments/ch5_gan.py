@@ -78,7 +78,7 @@ from jaxstudy.statistics import (
     frechet_distance,
     mean_over_runs,
 )
-from jaxstudy.training import Fitted, Replicas, TrainState, fit
+from jaxstudy.training import FitResult, Replicas, TrainState, fit
 from jaxstudy.types import Array, Key, PyTree, UserError, warn
 
 Name = Literal[
@@ -216,7 +216,7 @@ def networks(config: Config, size: int, batch_norm: bool) -> Both:
     )
 
 
-def train(config: Config, data: Data, run: Run) -> Fitted:
+def train(config: Config, data: Data, run: Run) -> FitResult:
     """Let the two networks compete, and write samples after every epoch."""
     d, g, *_ = both = networks(config, config.image_size, config.batch_norm)
     init_key, order_key = jax.random.split(key_for(config, "gan"))
@@ -261,7 +261,7 @@ def draw_training(run: Run) -> None:
     def draw(figure: str, split: str, label: str, names: dict[str, str]) -> None:
         lines: dict[str, plots.Line] = {}
         for name, what in names.items():
-            table = plots.curve(run.parts["gan"].rows, split, name)
+            table = plots.curve(run.parts["gan"].records, split, name)
             lines[what] = table[:, 0].tolist(), table[:, 1].tolist()
         panel = plots.Panel(f"{split} images", "epoch", label, lines)
         plots.save_lines(run, figure, [panel])
@@ -288,7 +288,7 @@ def draw_interpolation(
 
 def train_variant(
     name: Name, config: Config, learnt: Dataset, held_out: Dataset, run: Run
-) -> tuple[Model, Fitted]:
+) -> tuple[Model, FitResult]:
     """G, and small networks trained in one of the orders: every seed a replica."""
     batch_norm = "no BatchNorm" not in name
     d, g, *_ = both = networks(config, config.variant_size, batch_norm)
@@ -328,7 +328,7 @@ def compare_variants(config: Config, data: Data, cnn: PyTree, run: Run) -> Resul
     for name in config.variants:
         g, fitted = train_variant(name, config, learnt, held_out, run)
         for measured in measures:
-            values = np.array(fitted.rows[-1][measured])
+            values = np.array(fitted.records[-1][measured])
             result[f"{name}: {measured}"] = mean_over_runs(values, SHARE)
         weights = fitted.state.params[G], fitted.state.extra[G]
         made = [
@@ -427,7 +427,7 @@ def main(config: Config, run: Run) -> Result:
     draw_training(run)
     draw_interpolation(config, g, *weights, run)
     result["D cannot tell from epoch"] = stopping_epoch(
-        fitted.rows, len(data.held_out.rows)
+        fitted.records, len(data.held_out.rows)
     )
     test = pixels(data.test)
     z = noise(key_for(config, "judged"), len(test))

@@ -262,7 +262,7 @@ def stopping_epoch(rows: Sequence[Mapping[str, Any]], n: int) -> float:
     """The first epoch after which D cannot tell: where the course says to stop.
 
     That is, 1/2 is in Wilson's 95 % interval of its accuracy on n real images and n
-    generated ones, of `fit`'s rows for "validation". NaN where there is none.
+    generated ones, of `fit`'s records for "validation". NaN where there is none.
     """
     for row in rows:
         if row["split"] == "validation":

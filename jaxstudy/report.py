@@ -108,7 +108,7 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
+    records: list[Row] = field(default_factory=list)
     result: dict[str, Any] = field(default_factory=dict)
     study: Drawn = field(default_factory=dict)
     figures: list[Drawn] = field(default_factory=list)
@@ -141,8 +141,8 @@ class Run:
 
     @property
     def drawn_parts(self) -> dict[str, list[Row]]:
-        """The rows by part; the hundreds of trials of a study have their figures."""
-        rows = self.rows
+        """The records by part; the hundreds of trials of a study have their figures."""
+        rows = self.records
         if self.study:
             rows = [r for r in rows if not r["part"].startswith(STUDY_PARTS)]
         return _by(rows, "part")
@@ -189,7 +189,7 @@ def read_run(folder: Path, root: Path) -> Run:
         run.study = _read_study(folder, run.problems)
     torn = False
     if os.path.lexists(folder / "metrics.jsonl"):
-        run.rows, torn = _read_rows(folder, run.problems)
+        run.records, torn = _read_records(folder, run.problems)
     run.figures = _attachments(folder, "figures", run.problems)
     run.samples = _attachments(folder, "samples", run.problems)
     facts = {**run.result, **described}
@@ -264,8 +264,8 @@ def _read_study(folder: Path, problems: list[str]) -> Drawn:
         return {}
 
 
-def _read_rows(folder: Path, problems: list[str]) -> tuple[list[Row], bool]:
-    """The good rows of metrics.jsonl, and whether its last line is torn."""
+def _read_records(folder: Path, problems: list[str]) -> tuple[list[Row], bool]:
+    """The good records of metrics.jsonl, and whether its last line is torn."""
     with _noting(folder, problems):
         rows, bad, torn = json_lines(_content(folder, "metrics.jsonl"), Record)
         if bad:

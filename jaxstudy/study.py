@@ -320,7 +320,8 @@ class Cell:
         shape = (len(next(iter(at.values()))), len(numbers))
         problem = self.problem
         if not any(
-            row["split"] == last and row["epoch"] == problem.epochs for row in part.rows
+            row["split"] == last and row["epoch"] == problem.epochs
+            for row in part.records
         ):
             start, order = seed_keys(self.protocol, numbers)
             replicas = as_replicas(at, len(numbers), self.protocol)
@@ -351,11 +352,13 @@ class Cell:
                 ),
             )
             if stage == "report":
-                row = self.measure_test(fitted.state, replicas, part.rows[-1])
+                row = self.measure_test(fitted.state, replicas, part.records[-1])
                 pace = part.timing.train_s / max(part.timing.steps, 1)
                 part.log([row | {"seconds per step": pace}])
         part.delete_checkpoints()
-        return Trained(*(curve(part.rows, split, shape) for split in Trained._fields))
+        return Trained(
+            *(curve(part.records, split, shape) for split in Trained._fields)
+        )
 
     def measure_test(
         self, state: TrainState, replicas: Replicas, last: Mapping[str, Any]
@@ -461,7 +464,7 @@ def paces(record: Record, run: Run) -> dict[str, dict[str, float]]:
     out: dict[str, dict[str, float]] = {name: {} for name in record["problems"]}
     for cell in record["cells"]:
         problem, optimizer = cell["problem"], cell["optimizer"]
-        rows = run.part(f"report {problem} {optimizer}", save_end=False).rows
+        rows = run.part(f"report {problem} {optimizer}", save_end=False).records
         out[problem][optimizer] = rows[-1]["seconds per step"]
     return out
 

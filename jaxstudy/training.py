@@ -67,7 +67,7 @@ class TrainState(NamedTuple):
 
 TrainStep = Callable[..., tuple[TrainState, Metrics]]  # (state, batch, *replica)
 EvalStep = Callable[..., Metrics]  # (state, batch, *replica)
-# (step reached, steps of all replicas a second, new rows)
+# (step reached, steps of all replicas a second, new records)
 Progress = Callable[[int, float, list[dict[str, Any]]], None]
 
 
@@ -470,11 +470,11 @@ def _measured(eval_step: EvalStep, batch_size: int, replicas: Replicas | None) -
     return jax.jit(_over_replicas(program, replicas) if replicas else program)
 
 
-class Fitted(NamedTuple):
-    """What training came to: the state, and the rows logged on the way."""
+class FitResult(NamedTuple):
+    """The trained state, and the records logged on the way."""
 
     state: TrainState
-    rows: list[dict[str, Any]]
+    records: list[dict[str, Any]]
 
 
 def fit(
@@ -495,7 +495,7 @@ def fit(
     order: Order = SHUFFLED,
     evaluate_first: bool = True,
     chunk_steps: int = 512,
-) -> Fitted:
+) -> FitResult:
     """Train for some epochs: the only training loop.
 
     Each epoch visits every row of `train` once, in an order fixed by (key, epoch), or
@@ -503,12 +503,12 @@ def fit(
     epoch, and before the first step unless `evaluate_first` is false. A chunk of at
     most `chunk_steps` steps (a part of an epoch, or several whole ones with their
     evaluations) is one compiled program that donates the state; the metrics of the
-    chunk come back when it ends, and become one row for each set. Where a set is
+    chunk come back when it ends, and become one record for each set. Where a set is
     streamed, the rows of each chunk are read ahead while the one before it trains, and
     the sets are evaluated by programs of their own: the numbers are the same but for
     rounding, as they are with another `chunk_steps`. The same call on the same kind of
     machine gives the same bits.
-    With a `part`, rows and checkpoints are written there, and a resumed run goes on
+    With a `part`, records and checkpoints are written there, and a resumed run goes on
     from its newest good checkpoint, by the same program and so to the same bits.
     `progress` hears of each chunk in the place of the progress bar. `on_epoch` gets the
     number and the state of each epoch at its end, before the checkpoint of that is
@@ -531,13 +531,13 @@ def fit(
         least = batch_size if order.drop_remainder else 1
     total = epochs * per_epoch
     timing = part.timing if part else Timing()
-    rows: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     if part is not None:
-        state, rows = _begin(state, part)
+        state, records = _begin(state, part)
         timing = part.timing
     step = int(np.max(jax.device_get(state.step)))
     if step >= total:
-        return Fitted(state, rows)
+        return FitResult(state, records)
 
     keep = part.checkpoints.keep if part else None
     each_epoch = keep is not None and keep.which != "last"  # a checkpoint
@@ -568,7 +568,7 @@ def fit(
     timing.compile_s += time.perf_counter() - began
 
     def measured(state: TrainState, step: int) -> list[dict[str, Any]]:
-        """The row of every set, by a program of its own."""
+        """The record of every set, by a program of its own."""
         head = {"step": step, "epoch": round(step / per_epoch, 6)}
         return [
             {**head, "split": split}
@@ -579,13 +579,13 @@ def fit(
             if eval_step is not None
         ]
 
-    apart = len(inside) < len(sets)  # evaluated apart from the chunks
+    separately = len(inside) < len(sets)  # evaluated outside the chunks
     before = step == 0 and evaluate_first
-    first = measured(state, step) if before or apart else []
+    first = measured(state, step) if before or separately else []
     if keep is not None and keep.which == "best":
         _check_monitored(keep.monitor, outputs, first)
     if before:
-        rows += first
+        records += first
         if part is not None:
             part.log(first)
     replica_count = state.step.size
@@ -608,13 +608,11 @@ def fit(
                 ahead = jax.device_put(next(feed), inputs.step.sharding)
                 inputs = inputs._replace(train=ahead)
             trained, failed, evaluated = jax.device_get(outputs)
-            new = _rows(step, chunk, per_epoch, trained, evaluated)
-            if apart and end_of_chunk % per_epoch == 0:
+            new = _records(step, chunk, per_epoch, trained, evaluated)
+            if separately and end_of_chunk % per_epoch == 0:
                 new += measured(state, end_of_chunk)
             if not (replicas and replicas.may_diverge):
-                if (
-                    least
-                ):  # replicas count their own steps, the log those of the longest
+                if least:  # replicas count their own steps, logged are the longest's
                     own = own_steps[:, None]
                     reached = failed // own * per_epoch + failed % own
                     failed = np.where(failed < NEVER, reached, NEVER)
@@ -623,7 +621,7 @@ def fit(
             taken = _steps_of_all(end_of_chunk, own_steps)
             taken -= _steps_of_all(step, own_steps)
             step = end_of_chunk
-            rows += new
+            records += new
             took = time.perf_counter() - began
             timing.train_s += took
             timing.steps += taken
@@ -633,7 +631,7 @@ def fit(
                 on_epoch(step // per_epoch, state)
             if part is None:
                 continue
-            if step == total:  # first: its rows say that the training is finished
+            if step == total:  # first: its records say that the training is finished
                 part.run.save_attempts()
             part.log(new)
             stopping = part.run.signum is not None
@@ -644,7 +642,7 @@ def fit(
                 _save(state, step, part)
                 saved_at = time.monotonic()
             part.run.stop_if_asked()
-    return Fitted(state, rows)
+    return FitResult(state, records)
 
 
 def _with_steps(
@@ -690,7 +688,7 @@ def _begin(state: TrainState, part: Part) -> tuple[TrainState, list[dict[str, An
     restored = part.restore(_weights(state), _rest(state))
     if restored is not None:
         fields = restored.tree["weights"] | restored.tree["training"]
-        return TrainState(**fields), part.rows
+        return TrainState(**fields), part.records
     loaded = part.initial_weights(_weights(state))
     return (state._replace(**loaded) if loaded else state), []
 
@@ -703,8 +701,10 @@ def _check_monitored(monitor: str, outputs: Any, first: list[dict[str, Any]]) ->
     """Say before training, not after, that there is no such metric."""
     trained, _, sets = outputs
     names = {"train": trained, **sets}
-    for row in first:
-        names[row["split"]] = [n for n in row if n not in ("step", "epoch", "split")]
+    for record in first:
+        names[record["split"]] = [
+            n for n in record if n not in ("step", "epoch", "split")
+        ]
     known = [f"{split}.{name}" for split, metrics in names.items() for name in metrics]
     if monitor not in known:
         raise UserError(
@@ -730,14 +730,16 @@ def _stop_if_not_finite(failed: np.ndarray) -> None:
     )
 
 
-def _stop_if_evaluation_not_finite(rows: list[dict[str, Any]]) -> None:
+def _stop_if_evaluation_not_finite(records: list[dict[str, Any]]) -> None:
     """The last step can ruin the weights with no later training loss to show it."""
-    for row in rows:
-        losses = row["loss"] if isinstance(row["loss"], list) else [row["loss"]]
-        if row["split"] != "train" and None in losses:
+    for record in records:
+        losses = (
+            record["loss"] if isinstance(record["loss"], list) else [record["loss"]]
+        )
+        if record["split"] != "train" and None in losses:
             raise UserError(
-                f"the {row['split']} loss after step {row['step']} was not finite; "
-                "the run stops there: try a smaller learning rate"
+                f"the {record['split']} loss after step {record['step']} was not "
+                "finite; the run stops there: try a smaller learning rate"
             )
 
 
@@ -762,11 +764,11 @@ def _values(metrics: Metrics) -> dict[str, list[Any]]:
     return {name: divide(mean) for name, mean in metrics.items()}
 
 
-def _rows(
+def _records(
     step: int, chunk: _Chunk, per_epoch: int, trained: Metrics, sets: dict[str, Metrics]
 ) -> list[dict[str, Any]]:
-    """The rows of one chunk: {"step", "epoch", "split", names...: values}."""
-    rows = []
+    """The records of one chunk: {"step", "epoch", "split", names...: values}."""
+    records = []
     splits = {name: _values(m) for name, m in {"train": trained, **sets}.items()}
     for repeat in range(chunk.repeats):
         step += chunk.steps
@@ -774,8 +776,8 @@ def _rows(
             if split != "train" and step % per_epoch:
                 continue  # only the end of an epoch is evaluated
             head = {"step": step, "epoch": round(step / per_epoch, 6), "split": split}
-            rows.append(head | {name: v[repeat] for name, v in values.items()})
-    return rows
+            records.append(head | {name: v[repeat] for name, v in values.items()})
+    return records
 
 
 class _Bar:
@@ -801,8 +803,8 @@ class _Bar:
     def __exit__(self, *exception: object) -> None:
         self.bar.stop()
 
-    def advance(self, step: int, speed: float, rows: list[dict[str, Any]]) -> None:
-        last = [row["loss"] for row in rows if row["split"] == "train"][-1]
+    def advance(self, step: int, speed: float, records: list[dict[str, Any]]) -> None:
+        last = [record["loss"] for record in records if record["split"] == "train"][-1]
         values = np.atleast_1d(np.array(last, float))
         finite = values[np.isfinite(values)]
         loss = np.median(finite) if finite.size else np.nan

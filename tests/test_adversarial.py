@@ -55,7 +55,7 @@ from jaxstudy.data.dataset import subset
 from jaxstudy.model import Model
 from jaxstudy.models.dcgan import discriminator, generator, noise
 from jaxstudy.run import Options, Stopped, open_run
-from jaxstudy.training import Fitted, TrainState, measure
+from jaxstudy.training import FitResult, TrainState, measure
 from jaxstudy.types import Array, Batch, Key, Metrics, PyTree
 from tests.conftest import run_on_devices
 
@@ -397,7 +397,7 @@ def test_the_course_stops_where_d_cannot_tell() -> None:
 
 
 @functools.cache
-def trained() -> Fitted:
+def trained() -> FitResult:
     """The step may be traced once, and says so."""
     chex.clear_trace_counter()
     return train_alone(traced_at_most(1, make_gan_step(*PAIR)))
@@ -406,19 +406,19 @@ def trained() -> Fitted:
 def test_the_whole_run_is_one_trace_of_the_step() -> None:
     fitted = trained()
     assert fitted.state.step == 6
-    assert [(row["step"], row["split"]) for row in fitted.rows] == [
+    assert [(row["step"], row["split"]) for row in fitted.records] == [
         (step, split) for step in (3, 6) for split in ("train", "validation")
     ]
     names = {"loss", "loss1", "loss2", "loss3", "accuracy on real", "accuracy on fake"}
-    assert all(names < set(row) for row in fitted.rows)
-    row = fitted.rows[-1]
+    assert all(names < set(row) for row in fitted.records)
+    row = fitted.records[-1]
     assert row["loss"] == pytest.approx(sum(row[f"loss{i}"] for i in (1, 2, 3)))
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     """Both networks, their statistics and both optimizers are one checkpoint."""
 
-    def go(resume: bool, stop: bool) -> Fitted:
+    def go(resume: bool, stop: bool) -> FitResult:
         with open_run(
             tmp_path / "run", "gan", "quick", Settings(), Options(), resume=resume
         ) as run:
@@ -435,8 +435,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path / "run" / "checkpoints" / "gan").steps() == [3]
     fitted = go(True, False)
     assert bits(fitted.state) == bits(trained().state)
-    assert [{"part": "gan", **row} for row in fitted.rows] == [
-        {"part": "gan", **row} for row in trained().rows
+    assert [{"part": "gan", **row} for row in fitted.records] == [
+        {"part": "gan", **row} for row in trained().records
     ]
 
 

@@ -29,7 +29,7 @@ from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import squared_error
 from jaxstudy.run import Options, open_run
 from jaxstudy.training import (
-    Fitted,
+    FitResult,
     Replicas,
     fit,
     init_replicas,
@@ -76,7 +76,7 @@ TRAIN_STEP, EVAL_STEP = make_train_step(OBJECTIVE, TX), make_eval_step(OBJECTIVE
 
 def train(
     data: Dataset | Streamed, validation: Dataset | Streamed, **options: Any
-) -> Fitted:
+) -> FitResult:
     """Four epochs of 4 steps on 26 of the 32 rows, the last batch partly filled."""
     return fit(
         init_state(MODEL, TX, jax.random.key(0)),
@@ -94,11 +94,11 @@ def train(
     )
 
 
-def same(a: Fitted, b: Fitted) -> None:
+def same(a: FitResult, b: FitResult) -> None:
     """But for rounding: rows of a chunk are other shapes than those of the set."""
     # 16 steps of Adam at the rate 0.05, on weights and gradients of 1 to 10
     assert_rounding(a.state, b.state, 16 * 16)
-    assert_rows(a.rows, b.rows, 1e-4)
+    assert_rows(a.records, b.records, 1e-4)
 
 
 @pytest.mark.parametrize("chunk_steps", [1, 2, 512])
@@ -123,7 +123,7 @@ def test_a_small_bound_makes_more_chunks_and_the_same_bits(
     expected = train(source, source, chunk_steps=1)
     monkeypatch.setattr("jaxstudy.training.CHUNK_BYTES", 100)  # 8 rows of 12 bytes: 1
     small = train(source, source)
-    assert small.rows == expected.rows
+    assert small.records == expected.records
     chex.assert_trees_all_equal(small.state.params, expected.state.params)
 
 
@@ -141,13 +141,13 @@ def test_replicas_share_a_stream(mode: Any) -> None:
             )
         )  # fmt: skip
     same(*fitted)
-    assert len(fitted[0].rows[-1]["loss"]) == 4
+    assert len(fitted[0].records[-1]["loss"]) == 4
 
 
 def test_a_stopped_stream_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     config = _Config()
 
-    def run(name: str, epochs: list[int]) -> Fitted:
+    def run(name: str, epochs: list[int]) -> FitResult:
         fitted = None
         for i, n in enumerate(epochs):
             with open_run(
@@ -175,7 +175,9 @@ def test_the_best_of_a_stream_is_kept_and_a_wrong_monitor_named(tmp_path: Path) 
             source = streamed(Rows(arrays()))
             fitted = train(source, source, part=held.part())
             losses = {
-                r["step"]: r["loss"] for r in fitted.rows if r["split"] == "validation"
+                r["step"]: r["loss"]
+                for r in fitted.records
+                if r["split"] == "validation"
             }
             best = held.part().checkpoints.best()
             assert best is not None

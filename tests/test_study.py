@@ -218,7 +218,7 @@ def test_a_replica_of_a_study_is_its_run_alone(finished: Any) -> None:
         key=order,
         eval_step=make_eval_step(problem.objective),
         evaluate_on={"validation": problem.validation, "test": problem.test},
-    ).rows
+    ).records
     for split in ("train", "validation", "test"):
         want = [r["loss"] for r in alone if r["split"] == split and r["epoch"] > 0]
         got = reported[split][1]

@@ -189,7 +189,7 @@ def test_numpy_and_this_project_agree_on_the_quadratic() -> None:
         problem.train, batch_size=128, epochs=epochs, key=keys, replicas=replicas,
         order=problem.order, chunk_steps=10**9,
     )  # fmt: skip
-    ours = np.array([row["loss"] for row in fitted.rows]).reshape(epochs, 2, 2)
+    ours = np.array([row["loss"] for row in fitted.records]).reshape(epochs, 2, 2)
 
     def rows(epoch: int, key: Any) -> np.ndarray:
         batches = epoch_batches(

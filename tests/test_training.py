@@ -34,7 +34,7 @@ from jaxstudy.optimizers import OPTIMIZERS
 from jaxstudy.run import Options, open_run
 from jaxstudy.training import (
     EvalStep,
-    Fitted,
+    FitResult,
     Replicas,
     TrainState,
     TrainStep,
@@ -67,7 +67,7 @@ def rows_of_two_classes() -> Dataset:
 
 def run(
     state: TrainState, train_step: TrainStep, eval_step: EvalStep, **options: Any
-) -> Fitted:
+) -> FitResult:
     """`fit` on the 52 rows, evaluated on the same."""
     data = rows_of_two_classes()
     if "key" not in options:
@@ -106,7 +106,7 @@ class Trained(NamedTuple):
     """A finished run, and the state it began with."""
 
     first: TrainState
-    fitted: Fitted
+    fitted: FitResult
 
 
 @functools.cache
@@ -142,13 +142,13 @@ def test_chunks_of_any_size_train_the_same(chunk_steps: int) -> None:
     fitted, reference = trained(chunk_steps).fitted, trained(6).fitted
     assert_rounding(fitted.state, reference.state, ULPS)
 
-    def evaluations(fitted: Fitted) -> list[dict[str, Any]]:
-        return [row for row in fitted.rows if row["split"] == "validation"]
+    def evaluations(fitted: FitResult) -> list[dict[str, Any]]:
+        return [row for row in fitted.records if row["split"] == "validation"]
 
     assert_rows(evaluations(fitted), evaluations(reference))
     assert [r["step"] for r in evaluations(fitted)] == [0, 6, 12, 18, 24]
     assert [r["epoch"] for r in evaluations(fitted)] == [0, 1, 2, 3, 4]
-    train = [row for row in fitted.rows if row["split"] == "train"]
+    train = [row for row in fitted.records if row["split"] == "train"]
     length = min(chunk_steps, PER_EPOCH)
     assert [r["step"] for r in train] == list(range(length, TOTAL + 1, length))
     assert fitted.state.step == TOTAL
@@ -359,7 +359,7 @@ def replica_keys() -> tuple[Array, Array]:
 
 
 @functools.cache
-def trained_replicas(mode: str) -> Fitted:
+def trained_replicas(mode: str) -> FitResult:
     chex.clear_trace_counter()
     weight_keys, order_keys = replica_keys()
     train, held_out = folds()
@@ -398,9 +398,9 @@ def test_a_mapped_replica_is_its_run_alone(replica: int) -> None:
     )
     mine = [
         {k: v[replica] if isinstance(v, list) else v for k, v in row.items()}
-        for row in replicas.rows
+        for row in replicas.records
     ]
-    assert_rows(mine, alone.rows)
+    assert_rows(mine, alone.records)
 
 
 def test_a_mapped_replica_has_the_same_bits_beside_any_others() -> None:
@@ -420,7 +420,7 @@ def test_a_mapped_replica_has_the_same_bits_beside_any_others() -> None:
     replicas = trained_replicas("map")
     want = jax.tree.map(lambda a: a[order], replicas.state)
     assert bits(moved.state) == bits(want)
-    for row, other in zip(moved.rows, replicas.rows, strict=True):
+    for row, other in zip(moved.records, replicas.records, strict=True):
         assert row["loss"] == [other["loss"][replica] for replica in order]
 
 
@@ -435,8 +435,8 @@ def test_vmapped_replicas_are_close_to_mapped_ones() -> None:
     ):
         assert_rounding(b, a, ULPS)
         assert np.abs(a - start).max() > 0.01
-    assert [r["split"] for r in vmapped.rows] == [r["split"] for r in mapped.rows]
-    for a, b in zip(vmapped.rows, mapped.rows, strict=True):
+    assert [r["split"] for r in vmapped.records] == [r["split"] for r in mapped.records]
+    for a, b in zip(vmapped.records, mapped.records, strict=True):
         np.testing.assert_allclose(a["loss"], b["loss"], atol=1e-5)
 
 
@@ -518,7 +518,7 @@ def test_fitting_again_compiles_nothing_again() -> None:
     first = run(fresh(), step, evaluate)
     other = init_state(MODEL, TX, jax.random.key(5))
     again = run(other, step, evaluate, key=jax.random.key(6))
-    assert first.rows[-1]["loss"] != again.rows[-1]["loss"]
+    assert first.records[-1]["loss"] != again.records[-1]["loss"]
     alone = run(
         init_state(MODEL, TX, jax.random.key(5)), make_train_step(OBJECTIVE, TX),
         make_eval_step(OBJECTIVE), key=jax.random.key(6),
@@ -534,7 +534,7 @@ def test_progress_hears_of_every_chunk_and_nothing_is_evaluated_first() -> None:
         progress=lambda step, speed, rows: heard.append((step, len(rows))),
     )  # fmt: skip
     assert heard == [(PER_EPOCH * (i + 1), 2) for i in range(EPOCHS)]
-    assert min(row["step"] for row in fitted.rows) == PER_EPOCH
+    assert min(row["step"] for row in fitted.records) == PER_EPOCH
 
 
 @pytest.mark.parametrize("chunk_steps", [3, 12])
@@ -559,7 +559,7 @@ def test_each_epochs_end_is_heard_of_and_changes_no_bit(chunk_steps: int) -> Non
 def test_a_resumed_run_hears_of_the_epochs_that_were_not_saved(tmp_path: Path) -> None:
     heard: list[int] = []
 
-    def go_on(resume: bool, stop_after: int | None) -> Fitted:
+    def go_on(resume: bool, stop_after: int | None) -> FitResult:
         def on_epoch(epoch: int, state: TrainState) -> None:
             heard.append(epoch)
             if epoch == stop_after:
@@ -612,7 +612,7 @@ def test_logged_numbers_are_the_means_over_the_chunk() -> None:
     arrays = rows_of_two_classes().arrays
     x, y = (np.asarray(arrays[k]) for k in "xy")
     want = numpy_loss(state.params, x, y).mean()
-    rows = run(state, still, make_eval_step(OBJECTIVE), epochs=1).rows
+    rows = run(state, still, make_eval_step(OBJECTIVE), epochs=1).records
     assert [(r["split"], r["step"]) for r in rows] == [
         ("validation", 0),
         ("train", 6),
@@ -642,7 +642,7 @@ def logistic_regression(x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray
     layer = jax.tree.map(np.float64, fitted.state.params["output"])
     slopes = layer["kernel"][:, 0] / scale
     intercept = layer["bias"][0] - slopes @ mean
-    deviance = 2 * len(x) * fitted.rows[-1]["loss"]
+    deviance = 2 * len(x) * fitted.records[-1]["loss"]
     return deviance, np.array([intercept, *slopes])
 
 
@@ -710,7 +710,7 @@ def test_weights_that_the_last_step_ruined_are_noticed() -> None:
 def test_a_replica_that_is_not_finite_is_named_or_let_be(may_diverge: bool) -> None:
     replicas = Replicas((jnp.arange(3),), "map", may_diverge)
 
-    def three() -> Fitted:
+    def three() -> FitResult:
         return fit(
             jax.tree.map(lambda a: jnp.stack([a] * 3), empty_log(0)),
             failing(jnp.int32(0), (15, 1)), dataset({"row": np.arange(N)}),
@@ -723,7 +723,7 @@ def test_a_replica_that_is_not_finite_is_named_or_let_be(may_diverge: bool) -> N
         with pytest.raises(UserError, match=message):
             three()
         return
-    losses = {row["step"]: row["loss"] for row in three().rows}
+    losses = {row["step"]: row["loss"] for row in three().records}
     all_well = [1, 1, 1]
     assert losses == {6: all_well, 12: all_well, 18: [1, None, 1], 24: all_well}
 

@@ -26,7 +26,7 @@ from jaxstudy.model import from_linen
 from jaxstudy.objectives import squared_error
 from jaxstudy.run import Options, open_run
 from jaxstudy.training import (
-    Fitted,
+    FitResult,
     Replicas,
     TrainState,
     fit,
@@ -97,7 +97,7 @@ def keys(seed: int, count: int = 4) -> Array:
 
 
 @functools.cache
-def alone(i: int, order: Order) -> Fitted:
+def alone(i: int, order: Order) -> FitResult:
     return fit(
         empty_log(keys(0)[i]), log, subset(whole(), GROUPS[i]), batch_size=BATCH,
         epochs=EPOCHS, key=keys(1)[i], order=order,
@@ -108,7 +108,7 @@ def whole() -> Dataset:
     return dataset({"row": np.arange(60, dtype=np.int32)})
 
 
-def together(train: Any, order: Order = SHUFFLED, **options: Any) -> Fitted:
+def together(train: Any, order: Order = SHUFFLED, **options: Any) -> FitResult:
     return fit(
         jax.vmap(empty_log)(keys(0)), options.pop("step", log), train,
         batch_size=BATCH, epochs=EPOCHS, key=keys(1), order=order,
@@ -148,7 +148,7 @@ def test_padding_makes_no_step_wherever_it_stands(order: Order) -> None:
         key=keys(1)[2], order=order,
     )  # fmt: skip
     assert bits(fitted.state) == bits(alone(2, order).state)
-    assert fitted.rows == alone(2, order).rows
+    assert fitted.records == alone(2, order).records
 
 
 def test_a_chunk_without_a_row_has_no_mean(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_chunk_without_a_row_has_no_mean(tmp_path: Path) -> None:
     with open_run(tmp_path / "run", "x", "quick", Settings(), options) as run:
         part = run.part()
         train = stacked_subsets(whole(), GROUPS)
-        rows = together(train, chunk_steps=1, part=part).rows
+        rows = together(train, chunk_steps=1, part=part).records
         assert part.timing.steps == EPOCHS * (2 + 2 + 3 + 3)
         assert part.timing.examples == EPOCHS * (14 + 20 + 29 + 30)
     assert [row["step"] for row in rows] == list(range(1, 3 * EPOCHS + 1))
@@ -165,7 +165,7 @@ def test_a_chunk_without_a_row_has_no_mean(tmp_path: Path) -> None:
         last_of_epoch = row["step"] % 3 == 0
         missing = [loss is None for loss in row["loss"]]
         assert missing == [last_of_epoch, last_of_epoch, False, False]
-    means = [row["loss"] for row in together(train).rows]  # of whole epochs
+    means = [row["loss"] for row in together(train).records]  # of whole epochs
     wanted = [np.mean(group) for group in GROUPS]
     np.testing.assert_allclose(means, [wanted] * EPOCHS, rtol=1e-6)
 
@@ -219,7 +219,7 @@ def rows_of_a_line() -> Dataset:
     return dataset({"x": x, "y": x @ np.array([1, -2, 3], np.float32)})
 
 
-def train_folds(mode: Any = "map", **options: Any) -> Fitted:
+def train_folds(mode: Any = "map", **options: Any) -> FitResult:
     data = rows_of_a_line()
     return fit(
         init_replicas(MODEL, TX, keys(0, 2)), TRAIN_STEP, stacked_subsets(data, FOLDS),
@@ -230,7 +230,7 @@ def train_folds(mode: Any = "map", **options: Any) -> Fitted:
 
 
 @functools.cache
-def fold_alone(i: int) -> Fitted:
+def fold_alone(i: int) -> FitResult:
     data = rows_of_a_line()
     return fit(
         init_state(MODEL, TX, keys(0, 2)[i]), TRAIN_STEP, subset(data, FOLDS[i]),
@@ -253,8 +253,8 @@ def test_a_replica_of_another_length_trains_as_alone(mode: Any) -> None:
             else:
                 assert bits(a) == bits(b)
         losses = [
-            [row["loss"][i] for row in fitted.rows if row["split"] == "validation"],
-            [row["loss"] for row in one.rows if row["split"] == "validation"],
+            [row["loss"][i] for row in fitted.records if row["split"] == "validation"],
+            [row["loss"] for row in one.records if row["split"] == "validation"],
         ]
         np.testing.assert_allclose(*losses, rtol=1e-5)
         assert losses[0][0] > losses[0][-1]
@@ -266,7 +266,7 @@ def test_stopped_within_an_epoch_it_goes_on_to_the_same_bits(tmp_path: Path) -> 
     class Killed(Exception):
         pass
 
-    def train(name: str, resume: bool, kill_at: int = -1) -> Fitted:
+    def train(name: str, resume: bool, kill_at: int = -1) -> FitResult:
         def progress(step: int, *_: object) -> None:
             if step == kill_at:
                 raise Killed
