@@ -131,19 +131,19 @@ def admission_jaxstudy(
     rows = dataset(data)
     built = time.perf_counter() - began
     with contextlib.ExitStack() as stack:
-        part = None
+        sub_run = None
         if signal is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
             settings = _Settings(epochs, seed)
             run = stack.enter_context(open_run(folder, "speed", "", settings))
-            part = run.part()
+            sub_run = run.sub_run()
         fitted = fit(
             state, train_step, rows, batch_size=work.batch_size, epochs=epochs,
-            key=order_key, part=part, chunk_steps=10**9,
+            key=order_key, sub_run=sub_run, chunk_steps=10**9,
         )  # fmt: skip
     if signal is not None:
         signal()
-    timing = part.timing if part is not None else Timing()
+    timing = sub_run.timing if sub_run is not None else Timing()
     return Trained(
         loss=fitted.records[-1]["loss"],
         steps=fitted.records[-1]["step"],

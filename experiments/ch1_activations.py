@@ -195,7 +195,7 @@ def train_depth(config: Config, depth: int, data: Data, run: Run) -> Outcome:
         eval_step=probe,
         evaluate_on={"validation": data.validation},
         replicas=replicas,
-        part=run.part(f"depth {depth}"),
+        sub_run=run.sub_run(f"depth {depth}"),
     )
 
     def worst_if_none(values: list) -> np.ndarray:

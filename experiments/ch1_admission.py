@@ -130,7 +130,7 @@ def cross_validate(
         eval_step=make_eval_step(objective),
         evaluate_on={"validation": held_out},
         replicas=Replicas(),
-        part=run.part(variant.replace(" ", "_")),
+        sub_run=run.sub_run(variant.replace(" ", "_")),
     )
 
 

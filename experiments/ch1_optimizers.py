@@ -203,7 +203,7 @@ def draw_steps(run: Run, config: Config, best_rate: Callable[[str], float]) -> d
             epochs=epochs,
             key=order,
             chunk_steps=4,
-            part=run.part(f"steps {name}"),
+            sub_run=run.sub_run(f"steps {name}"),
         )
         for group in groups:
             x = [row["epoch"] for row in fitted.records]

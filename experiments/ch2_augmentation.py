@@ -238,7 +238,7 @@ def train(
         evaluate_on=few,
         eval_batch_size=500,
         replicas=Replicas((jnp.arange(len(rows)) % len(ARMS),)),
-        part=run.part(),
+        sub_run=run.sub_run(),
         evaluate_first=False,
     )
     accuracy = {name: [] for name in ("train", *few)}

@@ -148,7 +148,7 @@ def train(
         eval_batch_size=500,
         evaluate_first=False,
         replicas=Replicas(),
-        part=run.part(name.replace(" ", "_")),
+        sub_run=run.sub_run(name.replace(" ", "_")),
     )
     return fitted.state, eval_step
 

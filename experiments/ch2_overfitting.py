@@ -98,7 +98,7 @@ def train(name: Name, config: Config, data: ImageSplits, run: Run) -> dict[str, 
     # as many of those trained on as of those not: the train rows of the log are of
     # weights that still change, and of networks without some of their units
     count = min(len(data.train.rows), len(data.validation.rows))
-    part = run.part(name.strip("+ ").replace(" ", "_"))
+    sub_run = run.sub_run(name.strip("+ ").replace(" ", "_"))
     fitted = fit(
         init_replicas(model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
@@ -114,14 +114,14 @@ def train(name: Name, config: Config, data: ImageSplits, run: Run) -> dict[str, 
         eval_batch_size=500,
         evaluate_first=False,
         replicas=Replicas(),
-        part=part,
+        sub_run=sub_run,
     )
     test = measure(
         eval_step, fitted.state, spread(data.test, config.test_images), batch_size=500,
         replicas=Replicas(),
     )  # fmt: skip
     last = {row["split"]: np.array(row["accuracy"]) for row in fitted.records[-2:]}
-    timing = part.timing
+    timing = sub_run.timing
     return {
         "test accuracy": mean_over_runs(np.array(test["accuracy"]), SHARE),
         "gap, known - validation": mean_over_runs(

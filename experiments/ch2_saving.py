@@ -35,7 +35,7 @@ from jaxstudy.data.splits import ImageSplits, image_splits
 from jaxstudy.model import Model
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
-from jaxstudy.run import Options, Part, Run, open_run, read_saved
+from jaxstudy.run import Options, Run, SubRun, open_run, read_saved
 from jaxstudy.training import (
     FitResult,
     fit,
@@ -97,7 +97,7 @@ class Trainings:
         objective = cross_entropy(self.model)
         self.train_step = make_train_step(objective, self.optimizer)
         self.eval_step = make_eval_step(objective)
-        self.parts: dict[str, Part] = {}
+        self.sub_runs: dict[str, SubRun] = {}
 
     def train(
         self,
@@ -116,7 +116,7 @@ class Trainings:
             self.folder / name, NAME, "lesson", config, options,
             resume=resume, allow_change=resume,
         ) as run:  # fmt: skip
-            self.parts[name] = run.part()
+            self.sub_runs[name] = run.sub_run()
             return fit(
                 init_state(self.model, self.optimizer, key),
                 self.train_step,
@@ -127,7 +127,7 @@ class Trainings:
                 eval_step=self.eval_step,
                 evaluate_on={"validation": self.data.validation},
                 eval_batch_size=500,
-                part=run.part(),
+                sub_run=run.sub_run(),
                 chunk_steps=max(1, len(self.data.train.rows) // config.batch_size),
             )
 
@@ -287,7 +287,7 @@ def main(config: Config, run: Run) -> dict[str, Any]:
         result[f"{name}: MiB on the disk"] = trainings.size(name) / 2**20
     result["validation accuracy at the end"] = last["accuracy"]
     run.append([{"part": "every", **row} for row in trained["every"].records])
-    run.parts.update(trainings.parts)  # whose steps and times are this run's
+    run.sub_runs.update(trainings.sub_runs)  # whose steps and times are this run's
     return result
 
 

@@ -229,7 +229,7 @@ def train(
         eval_batch_size=500,
         evaluate_first=False,
         replicas=Replicas(),
-        part=run.part(arm),
+        sub_run=run.sub_run(arm),
     )
     shape = (-1, *images.rows.shape[:2])
     accuracy = {

@@ -262,7 +262,7 @@ def train(config: Config, tunes: Tunes, vocabulary: Vocabulary, run: Run) -> PyT
         eval_batch_size=64,
         evaluate_first=False,
         replicas=Replicas(),
-        part=run.part(),
+        sub_run=run.sub_run(),
         order=Order(shuffle="never"),
     )
     return best_weights(run.folder, run.options, config, len(vocabulary))
@@ -429,7 +429,7 @@ def draw(run: Run, others: dict[str, float]) -> None:
     """Bits a character by epoch, and of what the LSTM is compared with."""
     lines: dict[str, plots.Line] = {}
     for split in ("train", "validation"):
-        table = plots.curve(run.parts[""].records, split, "bits")
+        table = plots.curve(run.sub_runs[""].records, split, "bits")
         lines[f"LSTM, {split}"] = table[:, 0].tolist(), table[:, 1].tolist()
     ends = [0.0, max(lines["LSTM, train"][0])]
     for name, value in others.items():

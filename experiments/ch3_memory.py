@@ -146,7 +146,7 @@ def train(
         evaluate_on={"validation": sequences(held_out, length, seed=1)},
         eval_batch_size=500,
         replicas=Replicas(),
-        part=run.part(f"{kind}_{length}"),
+        sub_run=run.sub_run(f"{kind}_{length}"),
     )
     gradients["after it"] = gradient_norms(model, fitted.state, test)
     found = measure(eval_step, fitted.state, test, batch_size=500, replicas=Replicas())

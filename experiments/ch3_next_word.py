@@ -285,7 +285,7 @@ def train(
         eval_batch_size=config.batch_size,
         evaluate_first=False,
         replicas=Replicas(),
-        part=run.part(name.replace(" ", "_")),
+        sub_run=run.sub_run(name.replace(" ", "_")),
     )
     nats = {
         split: np.array([r["loss"] for r in fitted.records if r["split"] == split])

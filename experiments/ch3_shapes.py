@@ -57,7 +57,7 @@ from jaxstudy.models.recurrent import (
 )
 from jaxstudy.models.seq2seq import seq2seq
 from jaxstudy.objectives import sequence_cross_entropy, squared_error
-from jaxstudy.run import Part, Run
+from jaxstudy.run import Run, SubRun
 from jaxstudy.sampling import Step, sample
 from jaxstudy.statistics import NONNEGATIVE, SHARE, Estimate, mean_over_runs
 from jaxstudy.training import (
@@ -166,7 +166,7 @@ def train(
         eval_batch_size=500,
         evaluate_first=False,
         replicas=Replicas(),
-        part=run.part(name),
+        sub_run=run.sub_run(name),
     )
     return fitted.state, eval_step
 
@@ -366,7 +366,7 @@ def forecast(kind: Kind, data: Forecasts, config: Config, run: Run) -> np.ndarra
     train_step = make_train_step(objective, optimizer)
     eval_step = make_eval_step(objective)
 
-    def trained(epochs: int, part: Part | None) -> FitResult:
+    def trained(epochs: int, sub_run: SubRun | None) -> FitResult:
         return fit(
             init_replicas(model, optimizer, keys[:, 0]),
             train_step,
@@ -378,12 +378,12 @@ def forecast(kind: Kind, data: Forecasts, config: Config, run: Run) -> np.ndarra
             evaluate_on={"validation": chosen},
             evaluate_first=False,
             replicas=Replicas(),
-            part=part,
+            sub_run=sub_run,
             # an epoch a chunk: the second training runs the first one's program
             chunk_steps=steps_per_epoch(len(learned.rows), BATCH),
         )
 
-    rows = trained(config.forecast_epochs, run.part(f"{FORECAST}_{kind}")).records
+    rows = trained(config.forecast_epochs, run.sub_run(f"{FORECAST}_{kind}")).records
     errors = [np.mean(r["loss"]) for r in rows if r["split"] == "validation"]
     params = trained(1 + int(np.argmin(errors)), None).state.params
 

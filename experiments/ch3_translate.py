@@ -213,12 +213,12 @@ def train(
         eval_batch_size=250,
         evaluate_first=False,
         replicas=Replicas(),
-        part=run.part(part_of(task, name)),
+        sub_run=run.sub_run(sub_run_name(task, name)),
     ).state
 
 
-def part_of(task: Task, name: str) -> str:
-    """The part of the run that holds one training."""
+def sub_run_name(task: Task, name: str) -> str:
+    """The name of the sub-run of one training."""
     return f"{task} {name}".replace(" ", "_")
 
 
@@ -377,7 +377,7 @@ def translate(saved: Saved[Config], text: str) -> None:
     for name in NETWORKS:
         network = build(alphabets, name, config)
         weights = saved.replica_weights(
-            network.model, config.seeds, part_of(task, name)
+            network.model, config.seeds, sub_run_name(task, name)
         )
         params = jax.tree.map(lambda a: a[0], weights["params"])
         decode = decoder(network, alphabets, config.beam)

@@ -273,7 +273,7 @@ def train(
         eval_step=make_eval_step(objective),
         evaluate_on={} if validation is None else {"validation": validation},
         replicas=Replicas(),
-        part=run.part(name),
+        sub_run=run.sub_run(name),
     )
     return Trained(model, fitted.state)
 

@@ -240,7 +240,7 @@ def train(config: Config, data: Data, run: Run) -> FitResult:
         evaluate_on={"validation": data.held_out},
         eval_batch_size=250,
         evaluate_first=False,
-        part=run.part("gan"),
+        sub_run=run.sub_run("gan"),
         on_epoch=write_samples,
     )
     frames = sorted(samples(run.folder).glob("epoch_*.png"))
@@ -261,7 +261,7 @@ def draw_training(run: Run) -> None:
     def draw(figure: str, split: str, label: str, names: dict[str, str]) -> None:
         lines: dict[str, plots.Line] = {}
         for name, what in names.items():
-            table = plots.curve(run.parts["gan"].records, split, name)
+            table = plots.curve(run.sub_runs["gan"].records, split, name)
             lines[what] = table[:, 0].tolist(), table[:, 1].tolist()
         panel = plots.Panel(f"{split} images", "epoch", label, lines)
         plots.save_lines(run, figure, [panel])
@@ -309,7 +309,7 @@ def train_variant(
         eval_batch_size=250,
         evaluate_first=False,
         replicas=Replicas(),
-        part=run.part(name.replace(" ", "_"), temporary=True),
+        sub_run=run.sub_run(name.replace(" ", "_"), temporary=True),
     )
     return g, fitted
 

@@ -96,7 +96,7 @@ def teach_classes(
         evaluate_on={"validation": validation},
         eval_batch_size=250,
         evaluate_first=False,
-        part=run.part("classifier"),
+        sub_run=run.sub_run("classifier"),
     )
     found = measure(eval_step, fitted.state, test, batch_size=250)
     return fitted.state.params, found["accuracy"]

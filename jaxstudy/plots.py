@@ -67,7 +67,7 @@ def save_curves(
         1, len(names), figsize=(4 * len(names), 3.2), squeeze=False
     )
     for axis, name in zip(axes[0], names, strict=True):
-        rows = run.parts[name.replace(" ", "_")].records
+        rows = run.sub_runs[name.replace(" ", "_")].records
         for split, colour in zip(splits, COLOURS, strict=False):
             epoch, middle, low, high = curve(rows, split, metric).T
             axis.plot(epoch, middle, color=colour, label=split)

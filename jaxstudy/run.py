@@ -4,7 +4,7 @@
         config.json environment.json metrics.jsonl attempts.json checkpoints/
         figures/ result.json; run.lock while it runs
 
-Nothing here knows about training; `fit` writes through a `Part`.
+Nothing here knows about training; `fit` writes through a `SubRun`.
 """
 
 import contextlib
@@ -177,22 +177,26 @@ class Timing:
     train_s: float = 0.0
 
 
-class Part:
+class SubRun:
     """One training within a run: its metrics and checkpoints. Most runs have one.
 
-    Without `save_end` nothing is saved when it ends, only on the way. The checkpoints
-    of a `temporary` one are deleted when the run has its result.
+    Without `checkpoint_at_end` nothing is saved when it ends, only on the way. The
+    checkpoints of a `temporary` one are deleted when the run has its result.
     """
 
     def __init__(
-        self, run: "Run", name: str, save_end: bool = True, temporary: bool = False
+        self,
+        run: "Run",
+        name: str,
+        checkpoint_at_end: bool = True,
+        temporary: bool = False,
     ) -> None:
         self.run, self.name = run, name
-        self.save_end, self.temporary = save_end, temporary
+        self.checkpoint_at_end, self.temporary = checkpoint_at_end, temporary
         self.checkpoints = _checkpoints(
             run.folder, run.options, run.experiment, run.id, name
         )
-        # of a part that was finished before, which is not trained again
+        # of one that was finished before, which is not trained again
         self.timing = run.attempts.parts.get(name, Timing())
 
     @property
@@ -315,7 +319,7 @@ class Run:
     """SHA-256 of what each path in the settings leads to; see `file_hashes`."""
     records: list[dict[str, Any]] = field(default_factory=list)
     changed: bool = False  # whether this process wrote metrics
-    parts: dict[str, Part] = field(default_factory=dict)
+    sub_runs: dict[str, SubRun] = field(default_factory=dict)
     attempts: Attempts = field(default_factory=Attempts)  # the earlier ones
     started: float = field(default_factory=time.monotonic)
     signum: int | None = None
@@ -333,17 +337,17 @@ class Run:
         path.mkdir(exist_ok=True)
         return path
 
-    def part(
-        self, name: str = "", *, save_end: bool = True, temporary: bool = False
-    ) -> Part:
+    def sub_run(
+        self, name: str = "", *, checkpoint_at_end: bool = True, temporary: bool = False
+    ) -> SubRun:
         """The training of this name; its checkpoints are under checkpoints/NAME.
 
         Raises Stopped after a signal.
         """
         self.stop_if_asked()
-        if name not in self.parts:
-            self.parts[name] = Part(self, name, save_end, temporary)
-        return self.parts[name]
+        if name not in self.sub_runs:
+            self.sub_runs[name] = SubRun(self, name, checkpoint_at_end, temporary)
+        return self.sub_runs[name]
 
     def append(self, records: list[dict[str, Any]]) -> None:
         """Add records to metrics.jsonl, in the file when this returns."""
@@ -410,13 +414,13 @@ class Run:
         """Write attempts.json: what a resumed run cannot measure."""
         self._attempts_saved = time.monotonic()
         walls = [*self.attempts.wall_s, time.monotonic() - self.started]
-        timings = {name: part.timing for name, part in self.parts.items()}
+        timings = {name: sub_run.timing for name, sub_run in self.sub_runs.items()}
         fields = asdict(Attempts(walls, {**self.attempts.parts, **timings}))
         write_atomically(self.folder / "attempts.json", to_json(fields) + "\n")
 
     def finish(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Write result.json, the last file of a run, and return what it holds."""
-        timings = [part.timing for part in self.parts.values()]
+        timings = [sub_run.timing for sub_run in self.sub_runs.values()]
         train_s, wall_s = sum(t.train_s for t in timings), self.wall_s
         examples = sum(t.examples for t in timings)
         result = {
@@ -436,9 +440,9 @@ class Run:
         write_atomically(
             self.folder / "result.json", json.dumps(_finite(result), indent=1) + "\n"
         )
-        for part in self.parts.values():
-            if part.temporary:
-                part.delete_checkpoints()
+        for sub_run in self.sub_runs.values():
+            if sub_run.temporary:
+                sub_run.delete_checkpoints()
         return result
 
     def write_sealed(self, name: str, value: Any) -> None:

@@ -315,13 +315,13 @@ class Cell:
         """
         name = f"{stage} {self.problem_name} {self.entrant_name}"
         bar.begin(name)
-        part = self.run.part(name, save_end=False)
+        sub_run = self.run.sub_run(name, checkpoint_at_end=False)
         last = "test" if stage == "report" else "validation"
         shape = (len(next(iter(at.values()))), len(numbers))
         problem = self.problem
         if not any(
             row["split"] == last and row["epoch"] == problem.epochs
-            for row in part.records
+            for row in sub_run.records
         ):
             start, order = seed_keys(self.protocol, numbers)
             replicas = as_replicas(at, len(numbers), self.protocol)
@@ -343,7 +343,7 @@ class Cell:
                 eval_step=block.eval_step,
                 evaluate_on={"validation": problem.validation},
                 replicas=replicas,
-                part=part,
+                sub_run=sub_run,
                 progress=lambda step, *_: bar.within(step / total),
                 order=problem.order,
                 evaluate_first=False,
@@ -352,12 +352,12 @@ class Cell:
                 ),
             )
             if stage == "report":
-                row = self.measure_test(fitted.state, replicas, part.records[-1])
-                pace = part.timing.train_s / max(part.timing.steps, 1)
-                part.log([row | {"seconds per step": pace}])
-        part.delete_checkpoints()
+                row = self.measure_test(fitted.state, replicas, sub_run.records[-1])
+                pace = sub_run.timing.train_s / max(sub_run.timing.steps, 1)
+                sub_run.log([row | {"seconds per step": pace}])
+        sub_run.delete_checkpoints()
         return Trained(
-            *(curve(part.records, split, shape) for split in Trained._fields)
+            *(curve(sub_run.records, split, shape) for split in Trained._fields)
         )
 
     def measure_test(
@@ -464,7 +464,9 @@ def paces(record: Record, run: Run) -> dict[str, dict[str, float]]:
     out: dict[str, dict[str, float]] = {name: {} for name in record["problems"]}
     for cell in record["cells"]:
         problem, optimizer = cell["problem"], cell["optimizer"]
-        rows = run.part(f"report {problem} {optimizer}", save_end=False).records
+        rows = run.sub_run(
+            f"report {problem} {optimizer}", checkpoint_at_end=False
+        ).records
         out[problem][optimizer] = rows[-1]["seconds per step"]
     return out
 

@@ -40,7 +40,7 @@ from jaxstudy.data.stream import (
     training_chunks,
 )
 from jaxstudy.model import Model
-from jaxstudy.run import Part, Timing
+from jaxstudy.run import SubRun, Timing
 from jaxstudy.types import (
     Array,
     Batch,
@@ -449,7 +449,7 @@ def measure(
         if data.rows.ndim == 2:
             raise ValueError("replicas with sets of their own need them resident")
         key = state.key[:1] if replicas else state.key
-        parts = [sums(part, key) for part in evaluation_chunks(data, batch_size)]
+        parts = [sums(chunk, key) for chunk in evaluation_chunks(data, batch_size)]
         metrics = jax.tree.map(lambda *a: jnp.sum(jnp.stack(a), 0), *parts)
     else:
         groups = len(data.rows) if data.rows.ndim == 2 else None
@@ -489,7 +489,7 @@ def fit(
     evaluate_on: Mapping[str, Dataset | Streamed] | None = None,
     eval_batch_size: int = 4096,
     replicas: Replicas | None = None,
-    part: Part | None = None,
+    sub_run: SubRun | None = None,
     progress: Progress | None = None,
     on_epoch: Callable[[int, TrainState], None] | None = None,
     order: Order = SHUFFLED,
@@ -508,8 +508,8 @@ def fit(
     the sets are evaluated by programs of their own: the numbers are the same but for
     rounding, as they are with another `chunk_steps`. The same call on the same kind of
     machine gives the same bits.
-    With a `part`, records and checkpoints are written there, and a resumed run goes on
-    from its newest good checkpoint, by the same program and so to the same bits.
+    With a `sub_run`, records and checkpoints are written there, and a resumed run goes
+    on from its newest good checkpoint, by the same program and so to the same bits.
     `progress` hears of each chunk in the place of the progress bar. `on_epoch` gets the
     number and the state of each epoch at its end, before the checkpoint of that is
     saved, so a resumed run goes on with no epoch left out; the state is of use until it
@@ -530,16 +530,16 @@ def fit(
     if own_steps.min() < per_epoch:
         least = batch_size if order.drop_remainder else 1
     total = epochs * per_epoch
-    timing = part.timing if part else Timing()
+    timing = sub_run.timing if sub_run else Timing()
     records: list[dict[str, Any]] = []
-    if part is not None:
-        state, records = _begin(state, part)
-        timing = part.timing
+    if sub_run is not None:
+        state, records = _begin(state, sub_run)
+        timing = sub_run.timing
     step = int(np.max(jax.device_get(state.step)))
     if step >= total:
         return FitResult(state, records)
 
-    keep = part.checkpoints.keep if part else None
+    keep = sub_run.checkpoints.keep if sub_run else None
     each_epoch = keep is not None and keep.which != "last"  # a checkpoint
     feed: Iterator[Dataset] | None = None
     inside = {n: data for n, data in sets.items() if isinstance(data, Dataset)}
@@ -586,18 +586,18 @@ def fit(
         _check_monitored(keep.monitor, outputs, first)
     if before:
         records += first
-        if part is not None:
-            part.log(first)
+        if sub_run is not None:
+            sub_run.log(first)
     replica_count = state.step.size
     own_steps = np.resize(own_steps, replica_count)  # replica i's order is i modulo S
     visits = replica_count // (len(train.rows) if train.rows.ndim == 2 else 1)
     visited = int(np.sum(jax.device_get(train.valid))) * visits / per_epoch
     examples_per_step = min(visited, batch_size * replica_count)
     saved_at = time.monotonic()
-    bar = _Bar(part.name if part else "", total, per_epoch, progress is None)
+    bar = _Bar(sub_run.name if sub_run else "", total, per_epoch, progress is None)
     progress = progress or bar.advance
-    if part is not None:
-        part.run.stop_if_asked()
+    if sub_run is not None:
+        sub_run.run.stop_if_asked()
     with bar:
         while step < total:
             began = time.perf_counter()
@@ -629,19 +629,19 @@ def fit(
             progress(step, taken / took, new)
             if on_epoch is not None and step % per_epoch == 0:
                 on_epoch(step // per_epoch, state)
-            if part is None:
+            if sub_run is None:
                 continue
             if step == total:  # first: its records say that the training is finished
-                part.run.save_attempts()
-            part.log(new)
-            stopping = part.run.signum is not None
-            due = time.monotonic() - saved_at >= part.run.options.save_every
+                sub_run.run.save_attempts()
+            sub_run.log(new)
+            stopping = sub_run.run.signum is not None
+            due = time.monotonic() - saved_at >= sub_run.run.options.save_every
             at_epoch_end = step % per_epoch == 0
-            end = step == total and part.save_end
+            end = step == total and sub_run.checkpoint_at_end
             if end or stopping or (at_epoch_end if each_epoch else due):
-                _save(state, step, part)
+                _save(state, step, sub_run)
                 saved_at = time.monotonic()
-            part.run.stop_if_asked()
+            sub_run.run.stop_if_asked()
     return FitResult(state, records)
 
 
@@ -683,18 +683,20 @@ def _rest(state: TrainState) -> dict[str, PyTree]:
     return {"step": state.step, "opt_state": state.opt_state, "key": state.key}
 
 
-def _begin(state: TrainState, part: Part) -> tuple[TrainState, list[dict[str, Any]]]:
-    """Go on from the part's newest checkpoint, or with loaded weights, or afresh."""
-    restored = part.restore(_weights(state), _rest(state))
+def _begin(
+    state: TrainState, sub_run: SubRun
+) -> tuple[TrainState, list[dict[str, Any]]]:
+    """Go on from the sub-run's newest checkpoint, or with loaded weights, or afresh."""
+    restored = sub_run.restore(_weights(state), _rest(state))
     if restored is not None:
         fields = restored.tree["weights"] | restored.tree["training"]
-        return TrainState(**fields), part.records
-    loaded = part.initial_weights(_weights(state))
+        return TrainState(**fields), sub_run.records
+    loaded = sub_run.initial_weights(_weights(state))
     return (state._replace(**loaded) if loaded else state), []
 
 
-def _save(state: TrainState, step: int, part: Part) -> None:
-    part.save(step, _weights(state), _rest(state))
+def _save(state: TrainState, step: int, sub_run: SubRun) -> None:
+    sub_run.save(step, _weights(state), _rest(state))
 
 
 def _check_monitored(monitor: str, outputs: Any, first: list[dict[str, Any]]) -> None:

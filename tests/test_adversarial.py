@@ -427,7 +427,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
                 run.signum = signal.SIGTERM if stop else None
 
             return train_alone(
-                make_gan_step(*PAIR), part=run.part("gan"), progress=progress
+                make_gan_step(*PAIR), sub_run=run.sub_run("gan"), progress=progress
             )
 
     with pytest.raises(Stopped):

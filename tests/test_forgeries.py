@@ -90,7 +90,7 @@ def test_what_the_cnn_says_of_several_sets(run: Any) -> None:
         sets, 3, epochs=30, batch_size=10, key=jax.random.key(0), run=run
     )
     assert accuracy > 0.9
-    assert [row["epoch"] for row in run.parts["classifier"].records][-1] == 30
+    assert [row["epoch"] for row in run.sub_runs["classifier"].records][-1] == 30
     only = x[y == 1]
     found = judge_by_cnn(
         params,

@@ -176,7 +176,7 @@ def test_the_second_training_ends_at_the_chosen_epoch(smoke: Smoke) -> None:
     class NoFolder:
         """A run whose parts are not written."""
 
-        def part(self, name: str) -> None:
+        def sub_run(self, name: str) -> None:
             assert name == f"sunspots_{kind}"
 
     found = lesson.forecast(kind, data, config, NoFolder())

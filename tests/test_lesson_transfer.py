@@ -63,7 +63,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     real = lesson.fit
 
     def fit(state: Any, *args: Any, **options: Any) -> Any:
-        name = options["part"].name
+        name = options["sub_run"].name
         found.begun[name] = jax.device_get(state)
         found.given[name] = options
         fitted = real(state, *args, **options)

@@ -561,11 +561,11 @@ def test_checkpoints_are_deleted_all_or_none(
         with monkeypatch.context() as patch:
             patch.setattr(shutil, "rmtree", half)
             with pytest.raises(Crash):
-                run.part().delete_checkpoints()
+                run.sub_run().delete_checkpoints()
     assert steps_of(folder) == []
     with open_run(folder, "tiny", "quick", CONFIG, EACH, resume=True) as run:
         assert bits(tiny.train(run, CONFIG).state) == bits(expected)
-        run.part().delete_checkpoints()
+        run.sub_run().delete_checkpoints()
     assert not [p.name for p in folder.iterdir() if "checkpoints" in p.name]
 
 
@@ -574,7 +574,7 @@ def test_temporary_checkpoints_stay_until_there_is_a_result(
 ) -> None:
     def work(resume: bool) -> int:
         with open_run(folder, "tiny", "quick", CONFIG, EACH, resume=resume) as run:
-            run.part(temporary=True)
+            run.sub_run(temporary=True)
             rows = tiny.train(run, CONFIG).records
             run.finish({})
             return len(rows)
@@ -597,7 +597,7 @@ def test_the_result_counts_every_attempt(
 
     def work(resume: bool) -> None:
         with open_run(folder, "tiny", "quick", config, EACH, resume=resume) as run:
-            first = run.part("part0", save_end=False)
+            first = run.sub_run("part0", checkpoint_at_end=False)
             if not any(row["step"] == LAST for row in first.records):
                 tiny.train(run, config, "part0", 0)
             first.delete_checkpoints()
@@ -758,7 +758,7 @@ def test_a_signal_between_stages_stops_at_the_next(folder: Path, stage: str) -> 
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0)  # the handler has run, and raised nothing
             if stage == "part":
-                run.part()
+                run.sub_run()
             if stage == "figures":
                 _ = run.figures
             run.finish({})

@@ -156,7 +156,7 @@ def test_a_stopped_stream_goes_on_to_the_same_bits(tmp_path: Path) -> None:
             ) as held:  # fmt: skip
                 source = streamed(Rows(arrays()))
                 fitted = train(
-                    source, source, part=held.part(), epochs=n, chunk_steps=2
+                    source, source, sub_run=held.sub_run(), epochs=n, chunk_steps=2
                 )
         assert fitted is not None
         return fitted
@@ -173,13 +173,13 @@ def test_the_best_of_a_stream_is_kept_and_a_wrong_monitor_named(tmp_path: Path) 
         folder = tmp_path / monitor
         with open_run(folder, "stream", "quick", _Config(), options) as held:
             source = streamed(Rows(arrays()))
-            fitted = train(source, source, part=held.part())
+            fitted = train(source, source, sub_run=held.sub_run())
             losses = {
                 r["step"]: r["loss"]
                 for r in fitted.records
                 if r["split"] == "validation"
             }
-            best = held.part().checkpoints.best()
+            best = held.sub_run().checkpoints.best()
             assert best is not None
             del losses[0]
             assert losses[best] == min(losses.values())

@@ -571,7 +571,7 @@ def test_a_resumed_run_hears_of_the_epochs_that_were_not_saved(tmp_path: Path) -
         ) as held:
             return run(
                 fresh(), make_train_step(OBJECTIVE, TX), make_eval_step(OBJECTIVE),
-                on_epoch=on_epoch, part=held.part(),
+                on_epoch=on_epoch, sub_run=held.sub_run(),
             )  # fmt: skip
 
     with pytest.raises(KeyboardInterrupt):

@@ -155,11 +155,11 @@ def test_a_chunk_without_a_row_has_no_mean(tmp_path: Path) -> None:
     """And is no reason to stop; what was done is counted, not what was left out."""
     options = Options(tensorboard=True)  # which takes no None either
     with open_run(tmp_path / "run", "x", "quick", Settings(), options) as run:
-        part = run.part()
+        sub_run = run.sub_run()
         train = stacked_subsets(whole(), GROUPS)
-        rows = together(train, chunk_steps=1, part=part).records
-        assert part.timing.steps == EPOCHS * (2 + 2 + 3 + 3)
-        assert part.timing.examples == EPOCHS * (14 + 20 + 29 + 30)
+        rows = together(train, chunk_steps=1, sub_run=sub_run).records
+        assert sub_run.timing.steps == EPOCHS * (2 + 2 + 3 + 3)
+        assert sub_run.timing.examples == EPOCHS * (14 + 20 + 29 + 30)
     assert [row["step"] for row in rows] == list(range(1, 3 * EPOCHS + 1))
     for row in rows:
         last_of_epoch = row["step"] % 3 == 0
@@ -275,7 +275,7 @@ def test_stopped_within_an_epoch_it_goes_on_to_the_same_bits(tmp_path: Path) -> 
             tmp_path / name, "x", "quick", Settings(), Options(save_every=0),
             resume=resume,
         ) as run:  # fmt: skip
-            return train_folds(part=run.part(), progress=progress)
+            return train_folds(sub_run=run.sub_run(), progress=progress)
 
     expected = train("whole", resume=False)
     with pytest.raises(Killed):

@@ -81,7 +81,7 @@ def train(run: Run, config: Config, name: str = "", seed: int = 0) -> FitResult:
         key=order,
         eval_step=make_eval_step(error),
         evaluate_on={"validation": subset(data, range(24, 32))},
-        part=run.part(name),
+        sub_run=run.sub_run(name),
         chunk_steps=PER_EPOCH,
     )
 
