@@ -115,7 +115,7 @@ def gan_jaxstudy(data: Arrays, steps: int) -> Measured:
     rates: list[float] = []
     fitted = fit(
         state,
-        make_gan_step(d, g, tx, tx, predicted=True),
+        make_gan_step(d, g, tx, tx, use_running_stats=True),
         dataset({"x": data["x"][: steps * BATCH]}),
         batch_size=BATCH, epochs=1 + EPOCHS, key=jax.random.key(1),
         order=Order(shuffle="never"), chunk_steps=steps,

@@ -120,11 +120,11 @@ def study_jaxstudy(command: Command, data: Arrays) -> Figures:
     from jaxstudy.optimizers import OPTIMIZERS
     from jaxstudy.problems import Problem
     from jaxstudy.study import (
-        Entrant,
+        Candidate,
         Protocol,
         as_replicas,
-        make_block,
         make_common,
+        make_step_functions,
         seed_keys,
         start_replicas,
         tile,
@@ -149,12 +149,12 @@ def study_jaxstudy(command: Command, data: Arrays) -> Figures:
     losses: dict[str, list[float]] = {}
     for name in COMPARED:
         more = {"eps": 1e-7} if name == "adam" else {}  # Keras's; the others have it
-        block = make_block(problem, Entrant(OPTIMIZERS[name], {}, more))
+        functions = make_step_functions(problem, Candidate(OPTIMIZERS[name], {}, more))
         at = {k: np.full(RATES.shape, v, np.float32) for k, v in more.items()}
         replicas = as_replicas({"rate": RATES, **at}, SEEDS, protocol)
         fitted = fit(
-            start_replicas(common, block, start, replicas),
-            block.train_step,
+            start_replicas(common, functions, start, replicas),
+            functions.train_step,
             rows,
             batch_size=BATCH,
             epochs=epochs,
@@ -310,11 +310,11 @@ def quadratic_jaxstudy(command: Command, data: Arrays) -> Figures:
     from jaxstudy.optimizers import OPTIMIZERS
     from jaxstudy.problems import quadratic
     from jaxstudy.study import (
-        Entrant,
+        Candidate,
         Protocol,
         as_replicas,
-        make_block,
         make_common,
+        make_step_functions,
         seed_keys,
         start_replicas,
     )  # fmt: skip
@@ -323,14 +323,14 @@ def quadratic_jaxstudy(command: Command, data: Arrays) -> Figures:
     problem = quadratic()
     protocol = Protocol(seeds=QUADRATIC_SEEDS, seed=command.seed, mode="vmap")
     common = make_common(problem)
-    block = make_block(problem, Entrant(OPTIMIZERS["sgd"], {}))
+    functions = make_step_functions(problem, Candidate(OPTIMIZERS["sgd"], {}))
 
     def train() -> list[float]:
         start, order = seed_keys(protocol, range(QUADRATIC_SEEDS))
         replicas = as_replicas({"rate": QUADRATIC_RATES}, QUADRATIC_SEEDS, protocol)
         fitted = fit(
-            start_replicas(common, block, start, replicas),
-            block.train_step,
+            start_replicas(common, functions, start, replicas),
+            functions.train_step,
             problem.train,
             batch_size=problem.batch_size,
             epochs=command.epochs or PARTS["quadratic"].epochs,

@@ -31,7 +31,7 @@ from jaxstudy.data.tabular import read_digits
 from jaxstudy.optimizers import OPTIMIZERS, Log, Optimizer
 from jaxstudy.problems import PROBLEMS, SURFACES, Problem, Surface
 from jaxstudy.run import Run
-from jaxstudy.study import Entrant, Protocol, look_up, metrics, run_study
+from jaxstudy.study import Candidate, Protocol, look_up, metrics, run_study
 from jaxstudy.study_plots import look, save_study
 from jaxstudy.training import TrainState, TrainStep, fit, init_state, make_train_step
 from jaxstudy.types import Array, Batch, Mean, Metrics
@@ -234,13 +234,13 @@ def main(config: Config, run: Run) -> dict[str, Any]:
         epochs=config.epochs,
         seed=config.seed,
     )
-    entrants = {
-        name: Entrant(look_up("optimizer", name, OPTIMIZERS), {"rate": grid})
+    candidates = {
+        name: Candidate(look_up("optimizer", name, OPTIMIZERS), {"rate": grid})
         for name in config.optimizers
     }
     builders = {name: look_up("problem", name, PROBLEMS) for name in config.problems}
     problems = {name: build() for name, build in builders.items()}
-    record = run_study(problems, entrants, protocol, run)
+    record = run_study(problems, candidates, protocol, run)
     save_study(record, run)
     print("\n".join(record["comparison"]["sentences"]))
 

@@ -43,7 +43,13 @@ from jaxstudy.data.folders import read_image
 from jaxstudy.data.images import read_image_folder, read_images
 from jaxstudy.data.splits import image_splits, nested_rows, sizes_at_most
 from jaxstudy.data.stream import some_rows
-from jaxstudy.model import Model, chained, column_statistics, on_frozen, standardized
+from jaxstudy.model import (
+    Model,
+    column_statistics,
+    compose,
+    standardized,
+    with_frozen_backbone,
+)
 from jaxstudy.models.cnn import cnn
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import cross_entropy
@@ -286,7 +292,7 @@ def fine_tune(
         mask={"first": False, "second": True},  # as the regression had it
     )
     _, inputs, classes = begin.params["output"]["kernel"].shape
-    model = chained(rest, regression(inputs, classes))
+    model = compose(rest, regression(inputs, classes))
     state = init_replicas(model, tx, keys(config)[:, 0])
     state = state._replace(
         params={**state.params, "second": begin.params},
@@ -299,11 +305,11 @@ def fine_tune(
 def summary_text(before: Model, rest: Model, classes: int, size: int) -> str:
     """What the fine-tuned network consists of, and what of it is trained."""
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    inputs = transfer.output_shapes(on_frozen(before, rest), image)
-    trained = chained(rest, regression(inputs.shape[1], classes))
+    inputs = transfer.output_shapes(with_frozen_backbone(before, rest), image)
+    trained = compose(rest, regression(inputs.shape[1], classes))
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
-        print_summary(on_frozen(before, trained), image)
+        print_summary(with_frozen_backbone(before, trained), image)
     return text.getvalue()
 
 
@@ -398,13 +404,13 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         "pixels": train_regression("pixels", small._replace(sets=flat), config, run),
         **train_scratch(small, config, run),
     }
-    whole = transfer.means(network.stages, image)
+    whole = transfer.pooled_features(network.stages, image)
     found = features(images.sets, network, whole, "features")
     frozen = train_regression("frozen", images._replace(sets=found), config, run)
     state = frozen.state
     chances = probabilities(state.params, state.extra, found["test"]["x"], config)
     draw_predictions(run, images, chances)
-    before, rest = transfer.joined_by_one_array(before, rest, image)
+    before, rest = transfer.flatten_interface(before, rest, image)
     kept = features(images.sets, network, before, f"before {config.fine_tune_from}")
     tuned = fine_tune(
         transfer.pretrained(rest, network.weights), frozen.state,
@@ -447,7 +453,7 @@ def predict(saved: Saved[Config], files: tuple[Path, ...]) -> None:
     size = config.image_size, config.image_size
     x = np.stack([read_image(path, size) for path in files])
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    model = transfer.on_pixels(network, transfer.means(network.stages, image))
+    model = transfer.on_pixels(network, transfer.pooled_features(network.stages, image))
     found = transfer.frozen_features(
         model, network.weights, x, batch_size=min(len(x), 64)
     )

@@ -88,12 +88,12 @@ from jaxstudy.statistics import (
 )
 from jaxstudy.tables import (
     Folds,
+    PredictLogProbs,
     Rows,
-    Said,
     held_out_scores,
     importance,
+    logistic_regression_baseline,
     make_folds,
-    of_regression,
     stratified_splits,
 )
 from jaxstudy.training import (
@@ -104,10 +104,10 @@ from jaxstudy.training import (
     make_eval_step,
     make_train_step,
 )
-from jaxstudy.types import Array, Faults, PyTree, UserError, shortened, warn
+from jaxstudy.types import Array, PyTree, UserError, ValidationErrors, shortened, warn
 
 CLASS = Category("pclass")
-SEX, TITLE = Category("sex"), Category("title", least=3)
+SEX, TITLE = Category("sex"), Category("title", min_count=3)
 AGES = Bucketized("age", (6.0, 13.0, 18.0, 30.0, 45.0, 60.0))
 KINDS: dict[str, tuple[Column, ...]] = {
     "numeric": (
@@ -116,7 +116,7 @@ KINDS: dict[str, tuple[Column, ...]] = {
     "bucketized": (Indicator(AGES), Indicator(Bucketized("fare", 8))),
     "indicator": (
         Indicator(SEX), Indicator(CLASS), Indicator(Category("embarked")),
-        Indicator(Category("deck", separator=" ", least=3)),
+        Indicator(Category("deck", separator=" ", min_count=3)),
     ),
     "embedding": (Embedding(TITLE, 2),),
     "hashed": (Indicator(Hashed("ticket", 32)),),
@@ -295,7 +295,7 @@ def cross_validate(
     )  # fmt: skip
 
 
-def of_network(folds: Folds, trained: Trained) -> Said:
+def of_network(folds: Folds, trained: Trained) -> PredictLogProbs:
     """Log-probabilities of the rows that each fold holds out, from encoded rows."""
     held_out = stacked_subsets(folds.data, folds.rows(held_out=True))
     weights = trained.state.params, trained.state.extra
@@ -369,7 +369,7 @@ def compare(
             }
     for name, columns in regressions.items():
         folds = make_folds(table, y, [*map(as_indicator, columns)], splits)
-        scores[name] = held_out_scores(folds, of_regression(folds), y)
+        scores[name] = held_out_scores(folds, logistic_regression_baseline(folds), y)
     for name, own in scores.items():
         result |= estimates(name, own, groups)
         if name != first:
@@ -419,11 +419,13 @@ def draw_embedding(
 # ------------------------------------------------------------------ all of a table
 
 
-def label_values(table: pd.DataFrame, name: str, faults: Faults) -> Counter[str]:
+def label_values(
+    table: pd.DataFrame, name: str, errors: ValidationErrors
+) -> Counter[str]:
     """The labels of some rows; a missing one is a fault."""
     labels = cast(pd.Series, table[name])
     for row in table.index[labels.isna().to_numpy()]:
-        faults.add(f"row {row}, column {name!r}: is missing")
+        errors.add(f"row {row}, column {name!r}: is missing")
     return Counter(labels.dropna())
 
 
@@ -511,12 +513,12 @@ def passengers(config: Config, run: Run) -> dict[str, Estimate | float]:
 
 
 def parts(
-    config: Config, faults: Faults, say: Callable[[str], None] | None = None
+    config: Config, errors: ValidationErrors, say: Callable[[str], None] | None = None
 ) -> Iterator[pd.DataFrame]:
     """The file, so many rows at a time, with the columns that are asked for."""
     assert config.csv is not None
     tables = read_text(
-        config.csv, faults, config.separator, config.decimal, say=say, rows=config.part
+        config.csv, errors, config.separator, config.decimal, say=say, rows=config.part
     )
     for table in tables:
         features.check_columns(table, [config.label, *(config.columns or ())])
@@ -543,12 +545,12 @@ def any_table(config: Config, run: Run) -> dict[str, Estimate | float]:
 
     def seen() -> Iterator[pd.DataFrame]:
         nonlocal only, rows
-        for table in parts(config, faults, print):
-            labels.update(label_values(table, config.label, faults))
+        for table in parts(config, errors, print):
+            labels.update(label_values(table, config.label, errors))
             only, rows = table if rows == 0 else None, rows + len(table)
             yield table
 
-    with Faults(config.csv) as faults:
+    with ValidationErrors(config.csv) as errors:
         inferred = features.infer(seen(), config.label)
         classes = classes_of(labels, config.label)
         for column in inferred.columns:
@@ -557,9 +559,9 @@ def any_table(config: Config, run: Run) -> dict[str, Estimate | float]:
             print(f"{name}: left out, for it {why}")
         tell_missing_words(inferred.missing_words)
         # a look at every row, before any training: it tells all faults at once
-        features.fit(inferred.columns, parts(config, faults), faults)
+        features.fit(inferred.columns, parts(config, errors), errors)
         if only is None:
-            return held_out(inferred.columns, classes, rows, faults, config, run)
+            return held_out(inferred.columns, classes, rows, errors, config, run)
     y = numbered(only, config.label, classes)
     few = np.bincount(y).min()
     if few < 2:
@@ -582,7 +584,7 @@ def held_out(
     columns: Sequence[Column],
     classes: Sequence[str],
     n: int,
-    faults: Faults,
+    errors: ValidationErrors,
     config: Config,
     run: Run,
 ) -> dict[str, Estimate | float]:
@@ -601,16 +603,16 @@ def held_out(
 
     def training_rows() -> Iterator[pd.DataFrame]:
         begin = 0
-        for table in parts(config, faults):
+        for table in parts(config, errors):
             yield table.iloc[learns[begin : begin + len(table)]]
             begin += len(table)
 
-    fitted = features.fit(columns, training_rows(), faults)
+    fitted = features.fit(columns, training_rows(), errors)
     run.write_sealed(FEATURES, fitted)
     run.write_sealed(LABELS, tuple(classes))
     folder, begin, rows = run.folder / "rows", 0, None
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
-    for table in parts(config, faults):
+    for table in parts(config, errors):
         encoded = fitted.encode(fitted.numbers(table))
         rows = rows or Rows(folder, n, encoded)
         end = begin + len(table)
@@ -675,14 +677,14 @@ def predict(saved: Saved[Config], path: Path) -> None:
     fitted = read_sealed(saved.folder, FEATURES, Features)
     classes = read_sealed(saved.folder, LABELS, tuple[str, ...])
     numbers, missing = list[features.Numbers](), dict[str, Counter[str]]()
-    with Faults(path) as faults:
+    with ValidationErrors(path) as errors:
         tables = read_text(
-            path, faults, config.separator, config.decimal, say=print, rows=config.part
+            path, errors, config.separator, config.decimal, say=print, rows=config.part
         )
         for table in tables:
             if config.csv is None:
                 table = with_titles_and_decks(table, fitted.sources)
-            numbers.append(fitted.numbers(table, faults))
+            numbers.append(fitted.numbers(table, errors))
             for name, words in fitted.missing_words(table).items():
                 missing[name] = missing.get(name, Counter()) + words
     tell_missing_words(missing)

@@ -61,14 +61,14 @@ from jaxstudy.data.images import read_image_folder, read_images
 from jaxstudy.data.splits import at_most, image_splits
 from jaxstudy.data.stream import some_rows
 from jaxstudy.forgeries import (
-    judge_by_cnn,
+    classifier_features,
+    classifier_metrics,
     judge_by_nearest,
     resized,
-    see,
-    teach_classes,
+    train_classifier,
 )
 from jaxstudy.model import Model
-from jaxstudy.models.dcgan import discriminator, generator, noise, paint
+from jaxstudy.models.dcgan import discriminator, generate, generator, sample_latent
 from jaxstudy.run import Run, Saved
 from jaxstudy.statistics import (
     NONNEGATIVE,
@@ -221,10 +221,10 @@ def train(config: Config, data: Data, run: Run) -> FitResult:
     d, g, *_ = both = networks(config, config.image_size, config.batch_norm)
     init_key, order_key = jax.random.split(key_for(config, "gan"))
     state = init_gan_state(*both, init_key)
-    z = noise(key_for(config, "shown"), 5 * COLUMNS)
+    z = sample_latent(key_for(config, "shown"), 5 * COLUMNS)
 
     def write_samples(epoch: int, state: TrainState) -> None:
-        made = np.asarray(paint(g, state.params[G], state.extra[G], z))
+        made = np.asarray(generate(g, state.params[G], state.extra[G], z))
         grid = plots.image_grid(made, COLUMNS, f"epoch {epoch}")
         grid.save(samples(run.folder) / f"epoch_{epoch:03d}.png")
 
@@ -276,10 +276,10 @@ def draw_interpolation(
     config: Config, g: Model, params: PyTree, extra: PyTree, run: Run
 ) -> None:
     """Images of the noise on the way from one draw to another, four times."""
-    begin, end = noise(key_for(config, "between"), 8).reshape(2, 4, 1, -1)
+    begin, end = sample_latent(key_for(config, "between"), 8).reshape(2, 4, 1, -1)
     share = jnp.linspace(0, 1, COLUMNS)[:, None]
     z = (1 - share) * begin + share * end
-    made = np.asarray(paint(g, params, extra, z.reshape(4 * COLUMNS, -1)))
+    made = np.asarray(generate(g, params, extra, z.reshape(4 * COLUMNS, -1)))
     plots.save_images(run, "interpolation", [list(row) for row in np.split(made, 4)])
 
 
@@ -298,7 +298,7 @@ def train_variant(
     fitted = fit(
         init_gan_replicas(*both, keys[:, 0]),
         make_gan_step(
-            *both, orders.get(name, alternating), predicted="predicted" in name
+            *both, orders.get(name, alternating), use_running_stats="predicted" in name
         ),
         learnt,
         batch_size=config.batch_size,
@@ -321,8 +321,8 @@ def compare_variants(config: Config, data: Data, cnn: PyTree, run: Run) -> Resul
         dataset({"x": resized(x, config.variant_size), "row": np.arange(len(x))})
         for x in (some_rows(part, np.asarray(part.rows))["x"] for part in parts)
     )
-    z = noise(key_for(config, "judged"), len(test.rows))
-    real = cnn and see(cnn, pixels(test)).features
+    z = sample_latent(key_for(config, "judged"), len(test.rows))
+    real = cnn and classifier_features(cnn, pixels(test)).features
     result: Result = {}
     shown, distances, measures = [], {}, ["accuracy on real", "accuracy on fake"]
     for name in config.variants:
@@ -332,13 +332,16 @@ def compare_variants(config: Config, data: Data, cnn: PyTree, run: Run) -> Resul
             result[f"{name}: {measured}"] = mean_over_runs(values, SHARE)
         weights = fitted.state.params[G], fitted.state.extra[G]
         made = [
-            np.asarray(paint(g, *jax.tree.map(lambda a, i=i: a[i], weights), z))
+            np.asarray(generate(g, *jax.tree.map(lambda a, i=i: a[i], weights), z))
             for i in range(config.seeds)
         ]
         shown.append(made[0][:COLUMNS])
         if cnn:
             distances[name] = np.array(
-                [frechet_distance(see(cnn, x).features, real) for x in made]
+                [
+                    frechet_distance(classifier_features(cnn, x).features, real)
+                    for x in made
+                ]
             )
             away = mean_over_runs(distances[name], NONNEGATIVE)
             result[f"{name}: Frechet distance"] = away
@@ -415,7 +418,7 @@ def main(config: Config, run: Run) -> Result:
     result: Result = {"size formula: largest difference": draw_sizes(run)}
     cnn = None
     if len(data.classes) > 1:
-        cnn, result["CNN: test accuracy"] = teach_classes(
+        cnn, result["CNN: test accuracy"] = train_classifier(
             data[:3], len(data.classes), epochs=config.classifier_epochs,
             batch_size=config.batch_size, key=key_for(config, "classifier"), run=run,
         )  # fmt: skip
@@ -430,18 +433,18 @@ def main(config: Config, run: Run) -> Result:
         fitted.records, len(data.held_out.rows)
     )
     test = pixels(data.test)
-    z = noise(key_for(config, "judged"), len(test))
+    z = sample_latent(key_for(config, "judged"), len(test))
     images = {
-        "generated images": np.asarray(paint(g, *weights, z)),
+        "generated images": np.asarray(generate(g, *weights, z)),
         "new images": pixels(data.held_out),
     }
     copies = judge_by_nearest(images, pixels(data.train), run)
     if cnn is not None:
         untrained = g.init(key_for(config, "untrained"))
-        images["untrained generator"] = np.asarray(paint(g, *untrained, z))
+        images["untrained generator"] = np.asarray(generate(g, *untrained, z))
         static = np.random.default_rng(0).integers(0, 256, test.shape, np.uint8)
         images["noise"] = static
-        result |= judge_by_cnn(cnn, images, test, data.classes, run)
+        result |= classifier_metrics(cnn, images, test, data.classes, run)
     return result | copies | compare_variants(config, data, cnn, run)
 
 
@@ -453,8 +456,8 @@ def sample(saved: Saved[Config], count: int) -> None:
     _, g, *_ = both = networks(config, config.image_size, config.batch_norm)
     like = jax.eval_shape(lambda key: init_gan_state(*both, key), jax.random.key(0))
     weights = saved.weights({"params": like.params, "extra": like.extra}, "gan")
-    z = noise(key_for(config, "sample"), count)
-    made = np.asarray(paint(g, weights["params"][G], weights["extra"][G], z))
+    z = sample_latent(key_for(config, "sample"), count)
+    made = np.asarray(generate(g, weights["params"][G], weights["extra"][G], z))
     path = samples(saved.folder) / f"sample_of_{count}_by_seed_{config.seed}.png"
     plots.image_grid(made, math.ceil(math.sqrt(count))).save(path)
     print(f"written to {path}")

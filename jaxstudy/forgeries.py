@@ -63,7 +63,7 @@ def _resized(x: Array, size: int) -> Array:
 # ------------------------------------------------------------------ by a CNN
 
 
-def teach_classes(
+def train_classifier(
     sets: Sequence[Dataset],
     classes: int,
     *,
@@ -109,7 +109,7 @@ class Seen(NamedTuple):
     probabilities: np.ndarray
 
 
-def see(params: PyTree, x: np.ndarray | Array) -> Seen:
+def classifier_features(params: PyTree, x: np.ndarray | Array) -> Seen:
     """Images, brought to 28x28, through the CNN with these weights."""
     return Seen(*map(np.asarray, _seen(params, _resized(jnp.asarray(x), CNN_SIZE))))
 
@@ -128,7 +128,7 @@ def _seen(params: PyTree, x: Array) -> tuple[Array, Array]:
     return jax.lax.map(one, x, batch_size=BATCH)
 
 
-def judge_by_cnn(
+def classifier_metrics(
     params: PyTree,
     images: Mapping[str, np.ndarray],
     real: np.ndarray,
@@ -141,8 +141,10 @@ def judge_by_cnn(
     how many classes it puts more than 2 % of the images, and its mean top probability;
     a figure of the classes' shares in the first set, and in the real images.
     """
-    of_real = see(params, real)
-    seen = {name: see(params, x[: len(real)]) for name, x in images.items()}
+    of_real = classifier_features(params, real)
+    seen = {
+        name: classifier_features(params, x[: len(real)]) for name, x in images.items()
+    }
     result: Judged = {}
     for name, of_these in seen.items():
         distance = frechet_distance(of_these.features, of_real.features)

@@ -24,9 +24,9 @@ from jaxstudy import comparison
 from jaxstudy.files import (
     Description,
     Object,
-    Paces,
     Record,
     Result,
+    StepTimes,
     Study,
     from_json,
     json_lines,
@@ -241,15 +241,15 @@ def _read_study(folder: Path, problems: list[str]) -> Drawn:
     record: Drawn = dict(_read(folder, "study.json", Study, problems))
     if not record:
         return {}
-    paces: Drawn = {}
+    step_times: Drawn = {}
     if os.path.lexists(folder / "timing.json"):
-        paces = dict(_read(folder, "timing.json", Paces, problems))
+        step_times = dict(_read(folder, "timing.json", StepTimes, problems))
     try:
         if record["schema"] != comparison.SCHEMA:
             raise ValueError(f"schema {record['schema']}, not {comparison.SCHEMA}")
         tables = {
             f"{facts['title']} ({name})": comparison.problem_table(
-                record, name, paces.get(name, {})
+                record, name, step_times.get(name, {})
             )
             for name, facts in record["problems"].items()
         }

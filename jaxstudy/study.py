@@ -97,7 +97,7 @@ class Protocol:
         return (*sorted({k for k in self.budgets if k < self.trials}), self.trials)
 
 
-class Entrant(NamedTuple):
+class Candidate(NamedTuple):
     """An optimizer in a study: what of it is tuned and where, and what is set."""
 
     optimizer: Optimizer
@@ -105,13 +105,13 @@ class Entrant(NamedTuple):
     fixed: Mapping[str, float] = {}
 
 
-def points(entrant: Entrant, protocol: Protocol, problem: str) -> Points:
+def points(candidate: Candidate, protocol: Protocol, problem: str) -> Points:
     """The trials of an optimizer on a problem: values [P] of each hyperparameter.
 
     All optimizers read the same sequence, the first coordinate being the rate. Raises
     UserError for a grid over more than one axis.
     """
-    names = list(entrant.space)
+    names = list(candidate.space)
     if protocol.search == "grid":
         if len(names) != 1:
             raise UserError(f"a grid has one axis, not {len(names)}")
@@ -123,8 +123,8 @@ def points(entrant: Entrant, protocol: Protocol, problem: str) -> Points:
         unit = sequence.random(protocol.trials)
     if not names:
         raise UserError("there is nothing to tune: the space is empty")
-    tuned = {n: entrant.space[n].value(unit[:, i]) for i, n in enumerate(names)}
-    fixed = {n: np.full(protocol.trials, v) for n, v in entrant.fixed.items()}
+    tuned = {n: candidate.space[n].value(unit[:, i]) for i, n in enumerate(names)}
+    fixed = {n: np.full(protocol.trials, v) for n, v in candidate.fixed.items()}
     return {n: v.astype(np.float32) for n, v in {**tuned, **fixed}.items()}
 
 
@@ -151,7 +151,7 @@ def seed_keys(protocol: Protocol, numbers: Sequence[int]) -> tuple[Key, Key]:
     return keys[:, 0], keys[:, 1]
 
 
-class Block(NamedTuple):
+class StepFunctions(NamedTuple):
     """The compiled functions of an optimizer on a problem.
 
     The steps receive a point, {hyperparameter: value}, after their batch.
@@ -162,13 +162,13 @@ class Block(NamedTuple):
     init: Any  # (params, extra, key, point) -> TrainState
 
 
-def make_block(problem: Problem, entrant: Entrant) -> Block:
+def make_step_functions(problem: Problem, candidate: Candidate) -> StepFunctions:
     """Build the optimizer within each step, so that one program serves every point."""
 
     def train_step(
         state: TrainState, batch: Batch, point: Mapping[str, Array]
     ) -> tuple[TrainState, Metrics]:
-        tx = entrant.optimizer.make(**point)
+        tx = candidate.optimizer.make(**point)
         return make_train_step(problem.objective, tx)(state, batch)
 
     evaluate = make_eval_step(problem.objective)
@@ -177,20 +177,20 @@ def make_block(problem: Problem, entrant: Entrant) -> Block:
         state: TrainState, batch: Batch, point: Mapping[str, Array]
     ) -> Metrics:
         del point
-        return evaluate(evaluated(state, entrant), batch)
+        return evaluate(evaluated(state, candidate), batch)
 
     def init(
         params: PyTree, extra: PyTree, key: Key, point: Mapping[str, Array]
     ) -> TrainState:
-        opt_state = entrant.optimizer.make(**point).init(params)
+        opt_state = candidate.optimizer.make(**point).init(params)
         return TrainState(jnp.int32(0), params, extra, opt_state, key)
 
-    return Block(train_step, eval_step, init)
+    return StepFunctions(train_step, eval_step, init)
 
 
-def evaluated(state: TrainState, entrant: Entrant) -> TrainState:
+def evaluated(state: TrainState, candidate: Candidate) -> TrainState:
     """The state with the parameters that the optimizer would have evaluated."""
-    params = entrant.optimizer.weights(state.opt_state, state.params)
+    params = candidate.optimizer.weights(state.opt_state, state.params)
     return state._replace(params=params)
 
 
@@ -208,7 +208,7 @@ def make_common(problem: Problem) -> Common:
 
 
 def start_replicas(
-    common: Common, block: Block, keys: Key, replicas: Replicas
+    common: Common, functions: StepFunctions, keys: Key, replicas: Replicas
 ) -> TrainState:
     """States [P * S] at every point from every seed: seeds vary fastest.
 
@@ -219,7 +219,7 @@ def start_replicas(
     count = len(jax.tree.leaves(replicas.args)[0])
     start = (params, extra, split[:, 1])
     tiled = jax.tree.map(lambda a: tile(a, count), start)
-    state = jax.vmap(block.init)(*tiled, *replicas.args)
+    state = jax.vmap(functions.init)(*tiled, *replicas.args)
     # an optimizer may keep the parameters themselves, and both are to be donated
     return state._replace(opt_state=jax.tree.map(jnp.copy, state.opt_state))
 
@@ -295,8 +295,8 @@ class Cell:
 
     problem_name: str
     problem: Problem
-    entrant_name: str
-    entrant: Entrant
+    candidate_name: str
+    candidate: Candidate
     common: Common
     protocol: Protocol
     run: Run
@@ -306,14 +306,14 @@ class Cell:
         at: Points,
         numbers: Sequence[int],
         stage: str,
-        block: Block,
+        functions: StepFunctions,
         bar: StudyBar,
     ) -> Trained:
         """Train every point from every seed, unless the run has done so already.
 
         Only the stage "report" ever evaluates the test set, when training is over.
         """
-        name = f"{stage} {self.problem_name} {self.entrant_name}"
+        name = f"{stage} {self.problem_name} {self.candidate_name}"
         bar.begin(name)
         sub_run = self.run.sub_run(name, checkpoint_at_end=False)
         last = "test" if stage == "report" else "validation"
@@ -325,7 +325,7 @@ class Cell:
         ):
             start, order = seed_keys(self.protocol, numbers)
             replicas = as_replicas(at, len(numbers), self.protocol)
-            state = start_replicas(self.common, block, start, replicas)
+            state = start_replicas(self.common, functions, start, replicas)
             count = state.step.size
             if self.protocol.mode == "map":
                 # so that the reported replicas find the program of the tuned ones, if
@@ -335,12 +335,12 @@ class Cell:
             total = problem.epochs * steps_of(problem)
             fitted = fit(
                 state,
-                block.train_step,
+                functions.train_step,
                 problem.train,
                 batch_size=problem.batch_size,
                 epochs=problem.epochs,
                 key=order,
-                eval_step=block.eval_step,
+                eval_step=functions.eval_step,
                 evaluate_on={"validation": problem.validation},
                 replicas=replicas,
                 sub_run=sub_run,
@@ -364,7 +364,7 @@ class Cell:
         self, state: TrainState, replicas: Replicas, last: Mapping[str, Any]
     ) -> dict[str, Any]:
         """The row of the test set, of the parameters one would use."""
-        state = jax.vmap(lambda state: evaluated(state, self.entrant))(state)
+        state = jax.vmap(lambda state: evaluated(state, self.candidate))(state)
         values = measure(
             self.common.evaluate,
             state._replace(opt_state=()),  # so one program serves all optimizers
@@ -412,15 +412,15 @@ def check_order(problem: Problem, keys: Key) -> None:
 
 def run_study(
     problems: Mapping[str, Problem],
-    entrants: Mapping[str, Entrant],
+    candidates: Mapping[str, Candidate],
     protocol: Protocol,
     run: Run,
 ) -> Record:
-    """Tune and report every entrant on every problem; the record is study.json.
+    """Tune and report every candidate on every problem; the record is study.json.
 
     A resumed run repeats nothing that its metrics hold.
     """
-    if not problems or not entrants:
+    if not problems or not candidates:
         raise UserError("a study needs a problem and an optimizer")
     if protocol.epochs is not None:
         problems = {
@@ -428,12 +428,14 @@ def run_study(
             for name, problem in problems.items()
         }
     cells = []
-    with StudyBar(2 * len(problems) * len(entrants)) as bar:
+    with StudyBar(2 * len(problems) * len(candidates)) as bar:
         for name, problem in problems.items():
             common = make_common(problem)
             check_order(problem, seed_keys(protocol, [0, 1])[1])
-            for entrant_name, entrant in entrants.items():
-                cell = Cell(name, problem, entrant_name, entrant, common, protocol, run)
+            for candidate_name, candidate in candidates.items():
+                cell = Cell(
+                    name, problem, candidate_name, candidate, common, protocol, run
+                )
                 cells.append(run_cell(cell, bar))
     record = {
         "schema": SCHEMA,
@@ -446,17 +448,19 @@ def run_study(
                 "space": {n: asdict(log) for n, log in e.space.items()},
                 "fixed": dict(e.fixed),
             }
-            for name, e in entrants.items()
+            for name, e in candidates.items()
         },
         "cells": cells,
     }
     record["comparison"] = compare(record)
     write_atomically(run.folder / "study.json", to_json(record) + "\n")
-    write_atomically(run.folder / "timing.json", to_json(paces(record, run)) + "\n")
+    write_atomically(
+        run.folder / "timing.json", to_json(step_times(record, run)) + "\n"
+    )
     return record
 
 
-def paces(record: Record, run: Run) -> dict[str, dict[str, float]]:
+def step_times(record: Record, run: Run) -> dict[str, dict[str, float]]:
     """Seconds a step of a replica took, by problem and optimizer, compiling apart.
 
     Beside study.json and not in it, which is the same however often it is made.
@@ -476,20 +480,20 @@ def run_cell(cell: Cell, bar: StudyBar) -> Record:
     protocol, problem = cell.protocol, cell.problem
     tuning_seeds = range(protocol.tuning_seeds)
     seeds = range(protocol.tuning_seeds, protocol.tuning_seeds + protocol.seeds)
-    block = make_block(problem, cell.entrant)
-    at = points(cell.entrant, protocol, cell.problem_name)
+    functions = make_step_functions(problem, cell.candidate)
+    at = points(cell.candidate, protocol, cell.problem_name)
 
-    tuned = cell.train(at, tuning_seeds, "tune", block, bar)
+    tuned = cell.train(at, tuning_seeds, "tune", functions, bar)
     budgets = protocol.all_budgets()
     chosen = choose(tuned.validation[-1], budgets)
 
     best = {name: values[chosen] for name, values in at.items()}
-    reported = cell.train(best, seeds, "report", block, bar)
+    reported = cell.train(best, seeds, "report", functions, bar)
     assert reported.test is not None
     late = math.ceil(0.75 * problem.epochs) - 1
     return {
         "problem": cell.problem_name,
-        "optimizer": cell.entrant_name,
+        "optimizer": cell.candidate_name,
         "points": {name: values.tolist() for name, values in at.items()},
         "tuning": {
             "seeds": list(tuning_seeds),
@@ -500,7 +504,7 @@ def run_cell(cell: Cell, bar: StudyBar) -> Record:
             str(k): {
                 "point": chosen[i],
                 "at_edge": [
-                    name for name in cell.entrant.space
+                    name for name in cell.candidate.space
                     if at_edge(at[name][:k], chosen[i])
                 ],
                 "seeds": list(seeds),

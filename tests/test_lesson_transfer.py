@@ -117,7 +117,7 @@ def test_fine_tuning_begins_where_the_regression_ended(
 ) -> None:
     """Before its first step, the network says what the regression says."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    _, rest = transfer.joined_by_one_array(
+    _, rest = transfer.flatten_interface(
         *transfer.split_means(STAGES, "block0", image), image
     )
     state, ended = finished.begun["fine-tuned"], finished.ended["frozen"]
@@ -126,7 +126,7 @@ def test_fine_tuning_begins_where_the_regression_ended(
         for arm in ("fine-tuned", "frozen")
     )
     regression = lesson.regression(plain.shape[1], 3)
-    tuned = lesson.chained(rest, regression)
+    tuned = lesson.compose(rest, regression)
     for replica in range(4):
         one, other = (
             jax.tree.map(lambda a, replica=replica: a[replica], (s.params, s.extra))

@@ -30,11 +30,11 @@ from jaxstudy.problems import (
     quadratic_rows,
 )
 from jaxstudy.study import (
-    Entrant,
+    Candidate,
     Protocol,
     as_replicas,
-    make_block,
     make_common,
+    make_step_functions,
     seed_keys,
     start_replicas,
 )
@@ -214,14 +214,20 @@ def test_the_published_test_losses_are_reached(name: str) -> None:
     replicas = as_replicas(
         {k: np.full(1, v, np.float32) for k, v in at.items()}, 10, Protocol(mode="vmap")
     )
-    common, block = make_common(of), make_block(of, Entrant(OPTIMIZERS[name], {}))
+    common, functions = (
+        make_common(of),
+        make_step_functions(of, Candidate(OPTIMIZERS[name], {})),
+    )
     start_keys, order_keys = seed_keys(Protocol(), range(10))
     fitted = fit(
-        start_replicas(common, block, start_keys, replicas), block.train_step, of.train,
+        start_replicas(common, functions, start_keys, replicas),
+        functions.train_step, of.train,
         batch_size=of.batch_size, epochs=of.epochs, key=order_keys, replicas=replicas,
         order=of.order, chunk_steps=10**6,
     )  # fmt: skip
-    losses = measure(block.eval_step, fitted.state, of.test, replicas=replicas)["loss"]
+    losses = measure(functions.eval_step, fitted.state, of.test, replicas=replicas)[
+        "loss"
+    ]
     error = np.std(losses, ddof=1) / np.sqrt(len(losses))
     assert np.mean(losses) == pytest.approx(loss, abs=2 * error)
     assert 0.005 < error < 0.1  # seeds differ, as far as they should

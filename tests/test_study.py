@@ -22,14 +22,14 @@ from jaxstudy.optimizers import OPTIMIZERS, Log
 from jaxstudy.problems import Problem
 from jaxstudy.run import open_run
 from jaxstudy.study import (
-    Entrant,
+    Candidate,
     Protocol,
     as_replicas,
     at_edge,
     choose,
     look_up,
-    make_block,
     make_common,
+    make_step_functions,
     points,
     run_study,
     seed_keys,
@@ -69,8 +69,8 @@ def tiny_problem(**changes: Any) -> Problem:
     return replace(problem, **changes)
 
 
-def entrants(*names: str) -> dict[str, Entrant]:
-    return {n: Entrant(OPTIMIZERS[n], OPTIMIZERS[n].space) for n in names}
+def candidates(*names: str) -> dict[str, Candidate]:
+    return {n: Candidate(OPTIMIZERS[n], OPTIMIZERS[n].space) for n in names}
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def run_tiny(
 ) -> dict[str, Any]:
     with open_run(folder, "tiny", "", Config(), resume=resume) as run:
         return run_study(
-            {"blobs": problem or tiny_problem()}, entrants(*names), protocol, run
+            {"blobs": problem or tiny_problem()}, candidates(*names), protocol, run
         )
 
 
@@ -158,11 +158,11 @@ def test_tuning_never_evaluates_the_test_set(finished: Any) -> None:
 def test_budgets_are_equal_and_points_come_from_one_sequence() -> None:
     protocol = Protocol(trials=16)
     unit = {}
-    for entrant in entrants(*OPTIMIZERS).values():
-        at = points(entrant, protocol, "digits")
+    for candidate in candidates(*OPTIMIZERS).values():
+        at = points(candidate, protocol, "digits")
         assert {len(v) for v in at.values()} == {16}
-        assert set(at) == set(entrant.space)
-        for i, (parameter, log) in enumerate(entrant.space.items()):
+        assert set(at) == set(candidate.space)
+        for i, (parameter, log) in enumerate(candidate.space.items()):
             inside = np.array(at[parameter], np.float64)
             inside = 1 - inside if log.one_minus else inside
             place = np.log(inside / log.low) / np.log(log.high / log.low)
@@ -170,25 +170,25 @@ def test_budgets_are_equal_and_points_come_from_one_sequence() -> None:
             # float32 leaves 1 - 0.9999 two or three digits
             unit.setdefault(i, place)
             np.testing.assert_allclose(place, unit[i], atol=2e-3)
-    other = points(entrants("sgd")["sgd"], protocol, "quadratic")["rate"]
+    other = points(candidates("sgd")["sgd"], protocol, "quadratic")["rate"]
     assert not np.allclose(
-        other, points(entrants("sgd")["sgd"], protocol, "digits")["rate"]
+        other, points(candidates("sgd")["sgd"], protocol, "digits")["rate"]
     )
 
 
 def test_fewer_trials_are_the_beginning_of_more() -> None:
-    adam = entrants("adam")["adam"]
+    adam = candidates("adam")["adam"]
     few, many = (points(adam, Protocol(trials=n), "digits") for n in (5, 40))
     for name in few:
         np.testing.assert_array_equal(few[name], many[name][:5])
 
 
 def test_a_grid_is_even_in_the_logarithm() -> None:
-    entrant = Entrant(OPTIMIZERS["adam"], {"rate": Log(1e-4, 1e-1)})
-    at = points(entrant, Protocol(trials=4, search="grid"), "digits")
+    candidate = Candidate(OPTIMIZERS["adam"], {"rate": Log(1e-4, 1e-1)})
+    at = points(candidate, Protocol(trials=4, search="grid"), "digits")
     np.testing.assert_allclose(at["rate"], [1e-4, 1e-3, 1e-2, 1e-1], rtol=1e-6)
     with pytest.raises(UserError, match="a grid has one axis, not 3"):
-        points(entrants("adam")["adam"], Protocol(search="grid"), "digits")
+        points(candidates("adam")["adam"], Protocol(search="grid"), "digits")
 
 
 def test_edges() -> None:
@@ -232,12 +232,14 @@ def test_a_replica_of_a_study_is_its_run_alone(finished: Any) -> None:
 def test_optimizers_are_paired_by_start_and_batches() -> None:
     problem, common = tiny_problem(), make_common(tiny_problem())
     states = []
-    for entrant in entrants("sgd", "adam").values():
-        at = points(entrant, PROTOCOL, "blobs")
+    for candidate in candidates("sgd", "adam").values():
+        at = points(candidate, PROTOCOL, "blobs")
         keys, orders = seed_keys(PROTOCOL, range(3))
         replicas = as_replicas(at, 3, PROTOCOL)
         states.append(
-            start_replicas(common, make_block(problem, entrant), keys, replicas)
+            start_replicas(
+                common, make_step_functions(problem, candidate), keys, replicas
+            )
         )
         # point-major: replica i has seed i modulo 3
         np.testing.assert_array_equal(
@@ -305,7 +307,7 @@ def test_replicas_split_over_devices_have_the_same_numbers(tmp_path: Path) -> No
 
 def test_a_run_that_diverges_is_the_worst_and_stays_in(tmp_path: Path) -> None:
     """Rates of 1e30 overflow: of the two trials the other one is chosen."""
-    wild = Entrant(OPTIMIZERS["sgd"], {"rate": Log(1e-2, 1e38)})
+    wild = Candidate(OPTIMIZERS["sgd"], {"rate": Log(1e-2, 1e38)})
     protocol = replace(PROTOCOL, trials=2, search="grid")
     with open_run(tmp_path / "run", "tiny", "", Config()) as run:
         record = run_study({"blobs": tiny_problem()}, {"sgd": wild}, protocol, run)
@@ -313,11 +315,11 @@ def test_a_run_that_diverges_is_the_worst_and_stays_in(tmp_path: Path) -> None:
     assert cell["tuning"]["validation"][1] == [None, None, None]
     assert cell["reported"]["2"]["point"] == 0
 
-    hopeless = Entrant(OPTIMIZERS["sgd"], {"rate": Log(1e37, 1e38)})
+    hopeless = Candidate(OPTIMIZERS["sgd"], {"rate": Log(1e37, 1e38)})
     with open_run(tmp_path / "worse", "tiny", "", Config()) as run:
         record = run_study(
             {"blobs": tiny_problem()},
-            {"good": entrants("adam")["adam"], "bad": hopeless},
+            {"good": candidates("adam")["adam"], "bad": hopeless},
             replace(PROTOCOL, budgets=()),
             run,
         )
@@ -527,8 +529,8 @@ def test_a_value_that_is_set_is_not_tuned() -> None:
     config = module.Config(
         optimizers=("adam",), spaces=("adam.b1=0.5", "adam.rate=1e-3:1e-2")
     )
-    entrant = module.entrants(config)["adam"]
-    at = points(entrant, Protocol(trials=4), "digits")
+    candidate = module.candidates(config)["adam"]
+    at = points(candidate, Protocol(trials=4), "digits")
     assert set(at) == {"rate", "b1", "b2"}
     np.testing.assert_array_equal(at["b1"], np.full(4, 0.5, np.float32))
     assert at["rate"].min() >= 1e-3

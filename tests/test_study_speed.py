@@ -171,21 +171,22 @@ def test_numpy_and_this_project_agree_on_the_quadratic() -> None:
     from jaxstudy.optimizers import OPTIMIZERS
     from jaxstudy.problems import quadratic
     from jaxstudy.study import (
-        Entrant,
+        Candidate,
         Protocol,
         as_replicas,
-        make_block,
         make_common,
+        make_step_functions,
         start_replicas,
     )
     from jaxstudy.training import fit
 
     problem, epochs, rates = quadratic(), 3, np.array([1e-4, 1e-2], np.float32)
     keys = jax.random.split(jax.random.key(1), 2)
-    block = make_block(problem, Entrant(OPTIMIZERS["sgd"], {}))
+    functions = make_step_functions(problem, Candidate(OPTIMIZERS["sgd"], {}))
     replicas = as_replicas({"rate": rates}, 2, Protocol(mode="vmap"))
     fitted = fit(
-        start_replicas(make_common(problem), block, keys, replicas), block.train_step,
+        start_replicas(make_common(problem), functions, keys, replicas),
+        functions.train_step,
         problem.train, batch_size=128, epochs=epochs, key=keys, replicas=replicas,
         order=problem.order, chunk_steps=10**9,
     )  # fmt: skip
