@@ -215,7 +215,7 @@ def train_depth(config: Config, depth: int, data: Data, run: Run) -> Outcome:
     params = jax.tree.map(
         lambda a: np.asarray(a[replica], np.float64), fitted.state.params
     )
-    rows = np.asarray(data.test.arrays["x"], np.float64)[data.test.rows]
+    rows = np.asarray(data.test.arrays["x"], np.float64)[data.test.indices]
     return Outcome(
         np.array(config.rates)[best],
         reported(measure(plain, fitted.state, data.test, replicas=replicas)["loss"]),

@@ -103,7 +103,7 @@ def with_statistics(state: TrainState, train: Dataset) -> TrainState:
     x = train.arrays["x"]
     statistics = jax.jit(
         jax.vmap(lambda rows, valid: column_statistics(x[rows], valid))
-    )(train.rows, train.valid)
+    )(train.indices, train.mask)
     return state._replace(extra={**state.extra, "standardization": statistics})
 
 
@@ -116,7 +116,7 @@ def cross_validate(
     objective = binary_cross_entropy(model)
     optimizer = OPTIMIZERS["adam"].make(0.03 if linear else config.rate)
     init_key, order_key = jax.random.split(key)
-    replicas = len(train.rows)
+    replicas = len(train.indices)
     state = init_replicas(model, optimizer, jax.random.split(init_key, replicas))
     if not variant.startswith("unscaled"):
         state = with_statistics(state, train)
@@ -124,7 +124,7 @@ def cross_validate(
         state,
         make_train_step(objective, optimizer),
         train,
-        batch_size=train.rows.shape[1] if linear else config.batch_size,
+        batch_size=train.indices.shape[1] if linear else config.batch_size,
         epochs=10 * config.epochs if linear else config.epochs,
         key=jax.random.split(order_key, replicas),
         eval_step=make_eval_step(objective),
@@ -153,7 +153,7 @@ def scores(
     out = {"accuracy": np.full((config.repeats, len(y)), np.nan)}
     out["log-loss"] = out["accuracy"].copy()
     for replica in range(len(logits)):
-        rows = np.asarray(held_out.rows[replica])[np.asarray(held_out.valid[replica])]
+        rows = np.asarray(held_out.indices[replica])[np.asarray(held_out.mask[replica])]
         out["accuracy"][replica // config.folds, rows] = right[replica, rows]
         out["log-loss"][replica // config.folds, rows] = loss[replica, rows]
     assert not np.isnan(out["accuracy"]).any(), "a fold left somebody out"
@@ -168,7 +168,7 @@ def applicants(config: Config) -> pd.DataFrame:
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     """Cross-validate the three variants and compare them applicant by applicant."""
     data = dataset(admission_arrays(applicants(config)))
-    n = len(data.rows)
+    n = len(data.indices)
     if config.folds > n:
         raise UserError(f"--folds {config.folds}: there are only {n} applicants")
     splits = [

@@ -43,14 +43,14 @@ from jaxstudy import plots
 from jaxstudy.cli import Count, Positive, Settings, experiment
 from jaxstudy.data import augment, folders
 from jaxstudy.data.augment import Flip, Layer, Rotation, Translation, Zoom
-from jaxstudy.data.dataset import spread
+from jaxstudy.data.dataset import evenly_spaced
 from jaxstudy.data.emoji import emoji_group, emoji_splits
 from jaxstudy.data.images import Images, ImageSet, read_images
 from jaxstudy.data.sources import EMOJI_FOLDERS, check_folder
 from jaxstudy.data.splits import (
     ImageSplits,
     image_splits,
-    nested_rows,
+    nested_subsets,
     sizes_at_most,
 )
 from jaxstudy.model import Model
@@ -220,17 +220,17 @@ def train(
 ) -> dict[str, np.ndarray]:
     """Accuracy on each set after each epoch, [epochs, sizes, seeds, arms]."""
     state, keys = start
-    rows = nested_rows(data.train, config.sizes, config.seeds, config.seed)
+    rows = nested_subsets(data.train, config.sizes, config.seeds, config.seed)
     rows = rows.repeat(len(ARMS), axis=1)
     rows = jnp.asarray(rows.reshape(-1, rows.shape[2]))
     few = {
-        name: spread(held_out, EVALUATED)
+        name: evenly_spaced(held_out, EVALUATED)
         for name, held_out in (("validation", data.validation), ("test", data.test))
     }
     fitted = fit(
         state,
         train_step,
-        data.train._replace(rows=rows, valid=jnp.ones(rows.shape, bool)),
+        data.train._replace(indices=rows, mask=jnp.ones(rows.shape, bool)),
         batch_size=config.batch_size,
         epochs=config.epochs,
         key=keys,
@@ -333,7 +333,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         size = config.image_size, config.image_size
         images, audited = read_images(config.data, image_size=size), None
     data = image_splits(images)
-    sizes = sizes_at_most(config.sizes, len(data.train.rows))
+    sizes = sizes_at_most(config.sizes, len(data.train.indices))
     config = dataclasses.replace(config, sizes=sizes)
     if audited is not None:
         faults = json.dumps([fault._asdict() for fault in audited.faults], indent=1)

@@ -29,10 +29,10 @@ import pydantic
 from jaxstudy import plots
 from jaxstudy.cli import Count, Positive, Settings, experiment
 from jaxstudy.data.augment import shift
-from jaxstudy.data.dataset import spread
+from jaxstudy.data.dataset import evenly_spaced
 from jaxstudy.data.images import read_images
 from jaxstudy.data.splits import ImageSplits, at_most, image_splits
-from jaxstudy.data.stream import some_rows
+from jaxstudy.data.stream import take
 from jaxstudy.model import Model, parameter_count
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
@@ -144,7 +144,9 @@ def train(
         epochs=config.epochs,
         key=keys[:, 1],
         eval_step=eval_step,
-        evaluate_on={"validation": spread(data.validation, len(data.train.rows))},
+        evaluate_on={
+            "validation": evenly_spaced(data.validation, len(data.train.indices))
+        },
         eval_batch_size=500,
         evaluate_first=False,
         replicas=Replicas(),
@@ -157,7 +159,7 @@ def shift_curve(
     eval_step: EvalStep, state: TrainState, data: ImageSplits, config: Config
 ) -> list[np.ndarray]:
     """Accuracies [seed] on images moved by 0, 1, ... pixels, over four directions."""
-    few = spread(data.test, config.moved_images)
+    few = evenly_spaced(data.test, config.moved_images)
     moving, curve = on_moved(eval_step), []
     for pixels in range(config.shifts + 1):
         found = []
@@ -173,7 +175,7 @@ def shift_curve(
 
 def draw_maps(run: Run, states: dict[Name, TrainState], data: ImageSplits) -> None:
     """What each convolution and pooling makes of one test image, two networks' each."""
-    image = some_rows(data.test, np.asarray(data.test.rows[:1]))["x"]
+    image = take(data.test, np.asarray(data.test.indices[:1]))["x"]
     for name, padding in SHOWN.items():
         if name not in states:
             continue
@@ -205,9 +207,9 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     """Train every network, test it on moved images, draw."""
     images = read_images(config.data)
     data = image_splits(images, limit=config.images)
-    test = spread(data.test, config.test_images)
+    test = evenly_spaced(data.test, config.test_images)
     moved = at_most(
-        "--moved-images", config.moved_images, len(data.test.rows), "test images"
+        "--moved-images", config.moved_images, len(data.test.indices), "test images"
     )
     config = dataclasses.replace(config, moved_images=moved)
     result: dict[str, Estimate | float] = {}

@@ -25,7 +25,7 @@ import pydantic
 
 from jaxstudy import plots
 from jaxstudy.cli import Count, Positive, Settings, experiment
-from jaxstudy.data.dataset import spread
+from jaxstudy.data.dataset import evenly_spaced
 from jaxstudy.data.images import read_images
 from jaxstudy.data.splits import ImageSplits, image_splits
 from jaxstudy.model import parameter_count
@@ -91,13 +91,13 @@ def train(name: Name, config: Config, data: ImageSplits, run: Run) -> dict[str, 
     """Train one network with every seed, each a replica, and evaluate it at the end."""
     model = cnn(data.shape, len(data.classes), **NETWORKS[name])
     objective = cross_entropy(model)
-    steps = config.epochs * -(-len(data.train.rows) // config.batch_size)
+    steps = config.epochs * -(-len(data.train.indices) // config.batch_size)
     optimizer = optax.adam(optax.cosine_decay_schedule(config.rate, steps))
     eval_step = make_eval_step(objective)
     keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
     # as many of those trained on as of those not: the train rows of the log are of
     # weights that still change, and of networks without some of their units
-    count = min(len(data.train.rows), len(data.validation.rows))
+    count = min(len(data.train.indices), len(data.validation.indices))
     sub_run = run.sub_run(name.strip("+ ").replace(" ", "_"))
     fitted = fit(
         init_replicas(model, optimizer, keys[:, 0]),
@@ -108,8 +108,8 @@ def train(name: Name, config: Config, data: ImageSplits, run: Run) -> dict[str, 
         key=keys[:, 1],
         eval_step=eval_step,
         evaluate_on={
-            "known": spread(data.train, count),
-            "validation": spread(data.validation, count),
+            "known": evenly_spaced(data.train, count),
+            "validation": evenly_spaced(data.validation, count),
         },
         eval_batch_size=500,
         evaluate_first=False,
@@ -117,7 +117,8 @@ def train(name: Name, config: Config, data: ImageSplits, run: Run) -> dict[str, 
         sub_run=sub_run,
     )
     test = measure(
-        eval_step, fitted.state, spread(data.test, config.test_images), batch_size=500,
+        eval_step, fitted.state,
+        evenly_spaced(data.test, config.test_images), batch_size=500,
         replicas=Replicas(),
     )  # fmt: skip
     last = {row["split"]: np.array(row["accuracy"]) for row in fitted.records[-2:]}

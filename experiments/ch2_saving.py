@@ -78,7 +78,7 @@ WEIGHTS = Options(save="params", keep="last", keep_n=1)
 def load(config: Config) -> ImageSplits:
     """The images, the validation set cut to 1000."""
     data = image_splits(read_images(config.data), limit=config.images)
-    few = np.asarray(data.validation.rows)[:1000]
+    few = np.asarray(data.validation.indices)[:1000]
     return data._replace(validation=subset(data.validation, few))
 
 
@@ -128,7 +128,7 @@ class Trainings:
                 evaluate_on={"validation": self.data.validation},
                 eval_batch_size=500,
                 sub_run=run.sub_run(),
-                chunk_steps=max(1, len(self.data.train.rows) // config.batch_size),
+                chunk_steps=max(1, len(self.data.train.indices) // config.batch_size),
             )
 
     def kept(self, name: str) -> list[int]:
@@ -143,7 +143,7 @@ class Trainings:
 
     def predict(self, params: PyTree, extra: PyTree) -> Array:
         """Logits of the first 100 validation images, by a network built anew."""
-        rows = np.asarray(self.data.validation.rows)[:100]
+        rows = np.asarray(self.data.validation.indices)[:100]
         images = self.data.validation.arrays["x"][rows]  # type: ignore[union-attr]
         return build(self.data).apply(params, extra, images, train=False, key=None)[0]
 

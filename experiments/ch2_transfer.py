@@ -38,11 +38,11 @@ import pydantic
 from jaxstudy import plots, transfer
 from jaxstudy.cli import Count, Positive, Settings, experiment
 from jaxstudy.data.augment import Flip, Rotation, Translation, Zoom, augmented
-from jaxstudy.data.dataset import dataset, spread
+from jaxstudy.data.dataset import dataset, evenly_spaced
 from jaxstudy.data.folders import read_image
 from jaxstudy.data.images import read_image_folder, read_images
-from jaxstudy.data.splits import image_splits, nested_rows, sizes_at_most
-from jaxstudy.data.stream import some_rows
+from jaxstudy.data.splits import image_splits, nested_subsets, sizes_at_most
+from jaxstudy.data.stream import take
 from jaxstudy.model import (
     Model,
     column_statistics,
@@ -132,13 +132,13 @@ PRESETS = {
 
 
 class Images(NamedTuple):
-    """The images of one size, and the rows of "train" that each training learns from.
+    """The images of one size, and the indices in "train" that each run learns from.
 
-    rows [sizes, seeds, longest].
+    indices [sizes, seeds, longest].
     """
 
     sets: Sets
-    rows: np.ndarray
+    indices: np.ndarray
     sizes: tuple[int, ...]
     classes: tuple[str, ...]
 
@@ -153,12 +153,14 @@ def read(config: Config, size: int) -> Images:
     if len(found.classes) < 2:
         raise UserError("the images are of one class: there is nothing to tell apart")
     data = image_splits(found)
-    sizes = sizes_at_most(config.sizes, len(data.train.rows))
-    rows = nested_rows(data.train, sizes, config.seeds, config.seed)
+    sizes = sizes_at_most(config.sizes, len(data.train.indices))
+    rows = nested_subsets(data.train, sizes, config.seeds, config.seed)
     used, rows = np.unique(rows, return_inverse=True)
-    sets = {"train": some_rows(data.train, used)}
+    sets = {"train": take(data.train, used)}
     for name, held_out in (("validation", data.validation), ("test", data.test)):
-        sets[name] = some_rows(held_out, np.asarray(spread(held_out, EVALUATED).rows))
+        sets[name] = take(
+            held_out, np.asarray(evenly_spaced(held_out, EVALUATED).indices)
+        )
     shape = len(sizes), config.seeds, -1
     return Images(sets, rows.reshape(shape), sizes, data.classes)
 
@@ -221,8 +223,8 @@ def train(
 ) -> Trained:
     """Train with every size and seed, each a replica of one program."""
     data = {name: dataset(fields) for name, fields in images.sets.items()}
-    rows = jnp.asarray(images.rows.reshape(-1, images.rows.shape[-1]))
-    own = data["train"]._replace(rows=rows, valid=jnp.ones(rows.shape, bool))
+    rows = jnp.asarray(images.indices.reshape(-1, images.indices.shape[-1]))
+    own = data["train"]._replace(indices=rows, mask=jnp.ones(rows.shape, bool))
     fitted = fit(
         state,
         make_train_step(objective, tx),
@@ -237,7 +239,7 @@ def train(
         replicas=Replicas(),
         sub_run=run.sub_run(arm),
     )
-    shape = (-1, *images.rows.shape[:2])
+    shape = (-1, *images.indices.shape[:2])
     accuracy = {
         name: np.reshape(
             [row["accuracy"] for row in fitted.records if row["split"] == name], shape
@@ -254,7 +256,7 @@ def train_regression(arm: str, images: Images, config: Config, run: Run) -> Trai
     rate = schedule(config, epochs, config.rate)
     tx = optax.adamw(rate, weight_decay=config.decay)
     state = init_replicas(model, tx, keys(config)[:, 0])
-    rows = jnp.asarray(images.rows.reshape(-1, images.rows.shape[-1]))
+    rows = jnp.asarray(images.indices.reshape(-1, images.indices.shape[-1]))
     statistics = jax.lax.map(
         lambda mine: column_statistics(x[mine], jnp.ones(len(mine))), rows
     )

@@ -157,7 +157,7 @@ PRESETS = {
 }
 
 
-def spread(tunes: Sequence[str], count: int) -> tuple[str, ...]:
+def evenly_spaced(tunes: Sequence[str], count: int) -> tuple[str, ...]:
     """At most so many tunes, evenly spaced: of all the collections."""
     count = min(count, len(tunes))
     return tuple(tunes[i * len(tunes) // count] for i in range(count))
@@ -168,7 +168,9 @@ def load(limit: int | None) -> Tunes:
     found = [tune for source in TUNES for tune in read_tunes(check_folder(source))]
     tunes = split_tunes(list(dict.fromkeys(found)))
     share = 1 if limit is None else limit / len(tunes.train)
-    return Tunes(*(spread(part, max(2, int(len(part) * share))) for part in tunes))
+    return Tunes(
+        *(evenly_spaced(part, max(2, int(len(part) * share))) for part in tunes)
+    )
 
 
 def build(config: Config, symbols: int) -> Model:
@@ -244,7 +246,7 @@ def train(config: Config, tunes: Tunes, vocabulary: Vocabulary, run: Run) -> PyT
     data = streams(text["train"], config.streams, config.window)
     model = build(config, len(vocabulary))
     objective = bits(model)
-    steps = config.epochs * (len(data.rows) // config.streams)
+    steps = config.epochs * (len(data.indices) // config.streams)
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adam(optax.cosine_decay_schedule(config.rate, steps)),
@@ -481,7 +483,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     composed = continue_tune(config, params, vocabulary, "X:1\n", config.composed)
     melodies = joined_melodies(tunes.train)
     found, accepted = judged("composed", composed, melodies)
-    real, _ = judged("real", spread(tunes.test, config.composed), melodies)
+    real, _ = judged("real", evenly_spaced(tunes.test, config.composed), melodies)
     good = list(itertools.compress(composed, accepted))[:SHOWN]
     write_samples(run.folder, "tune", good)
     write_atomically(run.folder / "samples" / "all.abc", "\n".join(composed))

@@ -41,7 +41,7 @@ from matplotlib import pyplot as plt
 
 from jaxstudy import plots
 from jaxstudy.cli import Count, Positive, Settings, experiment
-from jaxstudy.data.dataset import Dataset, dataset, spread, steps_per_epoch
+from jaxstudy.data.dataset import Dataset, dataset, evenly_spaced, steps_per_epoch
 from jaxstudy.data.prose import Passages, read_prose
 from jaxstudy.data.text import UNKNOWN, Vocabulary, fit_vocabulary, words
 from jaxstudy.model import Model, parameter_count
@@ -235,7 +235,7 @@ def order_test(passages: Sequence[np.ndarray], config: Config) -> dict[str, Data
     shuffled = np.random.default_rng(0).permuted(x, axis=1)
     real = np.ones(y.shape, bool)
     return {
-        order: spread(dataset({"x": words, "y": y, "real": real}), config.asked)
+        order: evenly_spaced(dataset({"x": words, "y": y, "real": real}), config.asked)
         for order, words in zip(ORDERS, (x, shuffled), strict=True)
     }
 
@@ -265,7 +265,7 @@ def train(
     those of the order test of the end.
     """
     objective, data = next_word(model), sets["train"]
-    steps = config.epochs * steps_per_epoch(len(data.rows), config.batch_size)
+    steps = config.epochs * steps_per_epoch(len(data.indices), config.batch_size)
     rate = config.lstm_rate if name == "LSTM" else config.rate
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip),

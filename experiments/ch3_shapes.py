@@ -147,7 +147,7 @@ def train(
     run: Run,
 ) -> tuple[TrainState, EvalStep]:
     """Train a network with every seed, each a replica, the rate falling to 0."""
-    steps = epochs * steps_per_epoch(len(sets.train.rows), BATCH)
+    steps = epochs * steps_per_epoch(len(sets.train.indices), BATCH)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adam(optax.cosine_decay_schedule(rate, steps)),
@@ -278,7 +278,7 @@ def spell(config: Config, run: Run) -> dict[str, Estimate | float]:
     found = measure(eval_step, state, sets.test, replicas=Replicas())["exact match"]
 
     params = jax.tree.map(lambda a: a[0], state.params)
-    rows, length = np.asarray(sets.test.rows), arrays["y"].shape[1]
+    rows, length = np.asarray(sets.test.indices), arrays["y"].shape[1]
     x = arrays["x"][rows]
     names = spelled(network, params, jnp.asarray(x), letters, length)
     right = ["".join(letters.decode(y)).partition(END)[0] for y in arrays["y"][rows]]
@@ -380,7 +380,7 @@ def forecast(kind: Kind, data: Forecasts, config: Config, run: Run) -> np.ndarra
             replicas=Replicas(),
             sub_run=sub_run,
             # an epoch a chunk: the second training runs the first one's program
-            chunk_steps=steps_per_epoch(len(learned.rows), BATCH),
+            chunk_steps=steps_per_epoch(len(learned.indices), BATCH),
         )
 
     rows = trained(config.forecast_epochs, run.sub_run(f"{FORECAST}_{kind}")).records

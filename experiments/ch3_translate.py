@@ -194,7 +194,7 @@ def train(
         epochs, rate = config.date_epochs, config.date_rate
     else:
         epochs, rate = config.message_epochs, config.message_rate
-    steps = epochs * steps_per_epoch(len(data.rows), config.batch_size)
+    steps = epochs * steps_per_epoch(len(data.indices), config.batch_size)
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adam(optax.cosine_decay_schedule(rate, steps)),

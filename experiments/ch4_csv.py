@@ -257,7 +257,7 @@ def train(
 ) -> Trained:
     """Train so many replicas, each with rows or with weights of its own."""
     objective = cross_entropy(model, ("x", "ids"))
-    steps = config.epochs * -(-data.rows.shape[-1] // config.batch_size)
+    steps = config.epochs * -(-data.indices.shape[-1] // config.batch_size)
     optimizer = optax.adamw(
         optax.cosine_decay_schedule(config.rate, steps),
         weight_decay=config.weight_decay,
@@ -309,11 +309,11 @@ def of_network(folds: Folds, trained: Trained) -> PredictLogProbs:
             )
             return jax.nn.log_softmax(logits)
 
-        return jax.lax.map(one, (weights, held_out.rows))
+        return jax.lax.map(one, (weights, held_out.indices))
 
     def said(arrays: Mapping[str, Any]) -> list[np.ndarray]:
         log_p = np.asarray(all_replicas(arrays["x"], arrays["ids"]))
-        valid = np.asarray(held_out.valid)
+        valid = np.asarray(held_out.mask)
         return [own[real] for own, real in zip(log_p, valid, strict=True)]
 
     return said

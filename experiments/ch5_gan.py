@@ -56,10 +56,10 @@ from jaxstudy.adversarial import (
     stopping_epoch,
 )
 from jaxstudy.cli import Count, Positive, Settings, experiment
-from jaxstudy.data.dataset import Dataset, dataset, spread, steps_per_epoch
+from jaxstudy.data.dataset import Dataset, dataset, evenly_spaced, steps_per_epoch
 from jaxstudy.data.images import read_image_folder, read_images
 from jaxstudy.data.splits import at_most, image_splits
-from jaxstudy.data.stream import some_rows
+from jaxstudy.data.stream import take
 from jaxstudy.forgeries import (
     classifier_features,
     classifier_metrics,
@@ -172,20 +172,21 @@ def load(config: Config) -> Data:
         )
     splits = image_splits(images, limit=config.images)
     held_out, test = (
-        spread(part, config.held_out) for part in (splits.validation, splits.test)
+        evenly_spaced(part, config.held_out)
+        for part in (splits.validation, splits.test)
     )
     train, held_out, test = (
-        dataset(some_rows(part, np.asarray(part.rows)) | {"row": np.arange(n)})
+        dataset(take(part, np.asarray(part.indices)) | {"row": np.arange(n)})
         for part in (splits.train, held_out, test)
-        for n in [len(part.rows)]
+        for n in [len(part.indices)]
     )
     return Data(train, held_out, test, splits.classes)
 
 
 def fitted_to(config: Config, data: Data) -> Config:
     """The config with no larger counts than there are images."""
-    learnt, what = len(data.train.rows), "images to learn from"
-    fewest = min(len(data.held_out.rows), len(data.test.rows))
+    learnt, what = len(data.train.indices), "images to learn from"
+    fewest = min(len(data.held_out.indices), len(data.test.indices))
     return dataclasses.replace(
         config,
         batch_size=at_most("--batch-size", config.batch_size, learnt, what),
@@ -292,7 +293,7 @@ def train_variant(
     """G, and small networks trained in one of the orders: every seed a replica."""
     batch_norm = "no BatchNorm" not in name
     d, g, *_ = both = networks(config, config.variant_size, batch_norm)
-    steps = steps_per_epoch(len(learnt.rows), config.batch_size)
+    steps = steps_per_epoch(len(learnt.indices), config.batch_size)
     orders: dict[str, Order] = {"real first": real_first(steps), "mixed": mixed}
     keys = jax.random.split(key_for(config, "variants"), (config.seeds, 2))
     fitted = fit(
@@ -316,12 +317,12 @@ def train_variant(
 
 def compare_variants(config: Config, data: Data, cnn: PyTree, run: Run) -> Result:
     """D's accuracy after training, and the distance of G's images, over the seeds."""
-    parts = spread(data.train, config.variant_images), data.held_out, data.test
+    parts = evenly_spaced(data.train, config.variant_images), data.held_out, data.test
     learnt, held_out, test = (
         dataset({"x": resized(x, config.variant_size), "row": np.arange(len(x))})
-        for x in (some_rows(part, np.asarray(part.rows))["x"] for part in parts)
+        for x in (take(part, np.asarray(part.indices))["x"] for part in parts)
     )
-    z = sample_latent(key_for(config, "judged"), len(test.rows))
+    z = sample_latent(key_for(config, "judged"), len(test.indices))
     real = cnn and classifier_features(cnn, pixels(test)).features
     result: Result = {}
     shown, distances, measures = [], {}, ["accuracy on real", "accuracy on fake"]
@@ -430,7 +431,7 @@ def main(config: Config, run: Run) -> Result:
     draw_training(run)
     draw_interpolation(config, g, *weights, run)
     result["D cannot tell from epoch"] = stopping_epoch(
-        fitted.records, len(data.held_out.rows)
+        fitted.records, len(data.held_out.indices)
     )
     test = pixels(data.test)
     z = sample_latent(key_for(config, "judged"), len(test))

@@ -237,7 +237,9 @@ def as_replicas(at: Points, seeds: int, protocol: Protocol) -> Replicas:
 
 def steps_of(problem: Problem) -> int:
     """Steps of an epoch."""
-    return steps_per_epoch(len(problem.train.rows), problem.batch_size, problem.order)
+    return steps_per_epoch(
+        len(problem.train.indices), problem.batch_size, problem.order
+    )
 
 
 CHUNK_SECONDS = 3.0  # about, between two moments at which a study can stop
@@ -397,8 +399,8 @@ def check_order(problem: Problem, keys: Key) -> None:
         np.asarray(
             epoch_batches(
                 problem.train, problem.batch_size, key, jnp.int32(epoch), problem.order
-            ).rows
-        ).ravel()[: len(problem.train.rows)]
+            ).indices
+        ).ravel()[: len(problem.train.indices)]
         for key, epoch in ((keys[0], 0), (keys[0], 1), (keys[1], 0))
     )
     for rows in (first, later, other):

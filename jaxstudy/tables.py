@@ -35,7 +35,7 @@ class Folds(NamedTuple):
 
     def rows(self, held_out: bool) -> list[np.ndarray]:
         """The rows of the data that each fold trains on, or holds out."""
-        n = len(self.data.rows) // len(self.splits)
+        n = len(self.data.indices) // len(self.splits)
         return [f * n + split[held_out] for f, split in enumerate(self.splits)]
 
 

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxstudy.data.dataset import (
     SHUFFLED,
-    BatchRows,
+    BatchIndices,
     Dataset,
     Order,
     Streamed,
@@ -153,7 +153,7 @@ def run_steps(
     train_step: TrainStep,
     state: TrainState,
     data: Dataset,
-    batches: BatchRows,
+    batches: BatchIndices,
     args: tuple[PyTree, ...],
     least: int = 0,
 ) -> tuple[TrainState, Metrics, Array]:
@@ -165,7 +165,7 @@ def run_steps(
     """
 
     def body(
-        carry: tuple[TrainState, Array], rows: BatchRows
+        carry: tuple[TrainState, Array], rows: BatchIndices
     ) -> tuple[tuple[TrainState, Array], Metrics]:
         state, failed = carry
         after, metrics = train_step(state, gather(data, rows), *args)
@@ -174,7 +174,7 @@ def run_steps(
         return (after, failed), metrics
 
     def body_or_nothing(
-        carry: tuple[TrainState, Array], rows: BatchRows
+        carry: tuple[TrainState, Array], rows: BatchIndices
     ) -> tuple[tuple[TrainState, Array], Metrics]:
         return jax.lax.cond(
             jnp.sum(rows.mask) >= least,
@@ -200,8 +200,8 @@ def evaluate(
     batch_size: int,
 ) -> Metrics:
     """The summed metrics of every row of a set, in batches: pure."""
-    batches = ordered_batches(data, min(batch_size, len(data.rows)))
-    if len(batches.rows) == 1:
+    batches = ordered_batches(data, min(batch_size, len(data.indices)))
+    if len(batches.indices) == 1:
         only = jax.tree.map(lambda a: a[0], batches)
         return eval_step(state, gather(data, only), *args)
     metrics = jax.lax.map(
@@ -286,16 +286,16 @@ def _chunk_program(
         }
 
     def program(state: TrainState, inputs: _Inputs) -> Any:
-        per_epoch = steps_per_epoch(len(inputs.train.rows), batch_size, order)
+        per_epoch = steps_per_epoch(len(inputs.train.indices), batch_size, order)
 
-        def visit(epoch: Array) -> BatchRows:
+        def visit(epoch: Array) -> BatchIndices:
             batches = epoch_batches(inputs.train, batch_size, inputs.key, epoch, order)
             first = inputs.step % per_epoch
             return jax.tree.map(
                 lambda a: jax.lax.dynamic_slice_in_dim(a, first, chunk.steps), batches
             )
 
-        def body(state: TrainState, batches: BatchRows) -> Any:
+        def body(state: TrainState, batches: BatchIndices) -> Any:
             state, train, failed = run_steps(
                 train_step, state, inputs.train, batches, inputs.args, least
             )
@@ -372,9 +372,9 @@ def _over_replicas(
     def mapped(state: TrainState, inputs: _Inputs) -> Any:
         sets = {"": inputs.train, **inputs.evaluate}
         own = {
-            name: {"rows": data.rows, "valid": data.valid}
+            name: {"indices": data.indices, "mask": data.mask}
             for name, data in sets.items()
-            if data.rows.ndim == 2
+            if data.indices.ndim == 2
         }
         count, groups = state.step.size, inputs.key.size
         replica, group = (state, inputs.args), (inputs.key, own)
@@ -446,13 +446,13 @@ def measure(
         return measured(*_place(state, inputs, replicas))
 
     if isinstance(data, Streamed):
-        if data.rows.ndim == 2:
+        if data.indices.ndim == 2:
             raise ValueError("replicas with sets of their own need them resident")
         key = state.key[:1] if replicas else state.key
         parts = [sums(chunk, key) for chunk in evaluation_chunks(data, batch_size)]
         metrics = jax.tree.map(lambda *a: jnp.sum(jnp.stack(a), 0), *parts)
     else:
-        groups = len(data.rows) if data.rows.ndim == 2 else None
+        groups = len(data.indices) if data.indices.ndim == 2 else None
         metrics = sums(data, state.key[:groups] if replicas else state.key)
     one = jax.tree.map(lambda a: a[..., None], jax.device_get(metrics))
     return {name: values[0] for name, values in _values(one).items()}
@@ -590,8 +590,8 @@ def fit(
             sub_run.log(first)
     replica_count = state.step.size
     own_steps = np.resize(own_steps, replica_count)  # replica i's order is i modulo S
-    visits = replica_count // (len(train.rows) if train.rows.ndim == 2 else 1)
-    visited = int(np.sum(jax.device_get(train.valid))) * visits / per_epoch
+    visits = replica_count // (len(train.indices) if train.indices.ndim == 2 else 1)
+    visited = int(np.sum(jax.device_get(train.mask))) * visits / per_epoch
     examples_per_step = min(visited, batch_size * replica_count)
     saved_at = time.monotonic()
     bar = _Bar(sub_run.name if sub_run else "", total, per_epoch, progress is None)
@@ -654,14 +654,16 @@ def _with_steps(
     longest replica: one replica then has a batch for every step, and counts them for
     all.
     """
-    rows, valid = (np.atleast_2d(a) for a in jax.device_get((train.rows, train.valid)))
-    counts = [int(n) for n in valid.sum(axis=-1)]
+    indices, mask = (
+        np.atleast_2d(a) for a in jax.device_get((train.indices, train.mask))
+    )
+    counts = [int(n) for n in mask.sum(axis=-1)]
     steps = np.array([steps_per_epoch(n, batch_size, order) for n in counts])
     if steps.min() == 0:
         raise UserError(f"{min(counts)} rows do not make one batch of {batch_size}")
-    if steps.min() < steps_per_epoch(rows.shape[-1], batch_size, order):
-        own = [replica[real] for replica, real in zip(rows, valid, strict=True)]
-        alone = train.rows.ndim == 1
+    if steps.min() < steps_per_epoch(indices.shape[-1], batch_size, order):
+        own = [replica[real] for replica, real in zip(indices, mask, strict=True)]
+        alone = train.indices.ndim == 1
         train = subset(train, own[0]) if alone else stacked_subsets(train, own)
     return train, steps
 

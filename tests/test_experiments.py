@@ -113,7 +113,7 @@ def test_activations_choose_rates_by_the_tuning_seeds_alone() -> None:
 def test_activations_sets_are_disjoint_and_exhaustive() -> None:
     module = load("experiments", "ch1_activations")
     data = module.load()
-    train, validation, test = (set(np.asarray(d.rows).tolist()) for d in data)
+    train, validation, test = (set(np.asarray(d.indices).tolist()) for d in data)
     assert not train & validation
     assert not (train | validation) & test
     assert len(train | validation | test) == 1797

@@ -257,7 +257,7 @@ def test_faults_in_a_folder_are_told(
 ) -> None:
     (folder / "cats" / "broken.png").write_bytes(b"none")
     config = dataclasses.replace(lesson.PRESETS["smoke"], folder=folder, images=None)
-    assert len(lesson.load(config).train.rows) == 32
+    assert len(lesson.load(config).train.indices) == 32
     assert "broken.png" in capsys.readouterr().err
 
 

@@ -67,7 +67,7 @@ def test_too_much_to_ask_for_is_said_before_training(
 def test_digits_have_their_names_and_test_hands_are_others() -> None:
     sets, letters = lesson.named_digits()
     digits = read_digits()
-    rows = [np.asarray(data.rows) for data in sets]
+    rows = [np.asarray(data.indices) for data in sets]
     assert sorted(np.concatenate(rows).tolist()) == list(range(1797))
     assert rows[2].min() == 898
     arrays = {name: np.asarray(a) for name, a in sets.train.arrays.items()}

@@ -146,10 +146,10 @@ def test_each_training_is_standardised_by_its_own_images(
 ) -> None:
     monkeypatch.setattr(lesson, "read_images", finished.read)
     images = lesson.read(finished.config, 8)
-    assert [len(np.unique(r)) for r in images.rows[:, 0]] == [6, 30]
+    assert [len(np.unique(r)) for r in images.indices[:, 0]] == [6, 30]
     x = images.sets["train"]["x"].reshape(30, -1).astype(np.float32) / 255
     found = finished.begun["pixels"].extra["standardization"].mean
-    for replica, rows in enumerate(images.rows.reshape(4, 30)):
+    for replica, rows in enumerate(images.indices.reshape(4, 30)):
         np.testing.assert_allclose(found[replica], x[rows].mean(0), atol=1e-6)
 
 

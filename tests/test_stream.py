@@ -239,13 +239,13 @@ def test_chunks_hold_the_batches_of_resident_sets(
     chunk = next(training_chunks(source, batch_size, keys, order, steps, begin))
     for k, rows, valid in zip(
         jnp.atleast_1d(keys),
-        np.atleast_2d(chunk.rows),
-        np.atleast_2d(chunk.valid),
+        np.atleast_2d(chunk.indices),
+        np.atleast_2d(chunk.mask),
         strict=True,
     ):
-        plain = Dataset({}, source.rows, source.valid)
+        plain = Dataset({}, source.indices, source.mask)
         batches = epoch_batches(plain, batch_size, k, jnp.int32(epoch), order)
-        want = np.asarray(batches.rows[first : first + steps]).ravel()
+        want = np.asarray(batches.indices[first : first + steps]).ravel()
         np.testing.assert_array_equal(np.asarray(chunk.arrays["y"])[rows], want)
         mask = np.asarray(batches.mask[first : first + steps]).ravel()
         np.testing.assert_array_equal(valid, mask > 0)
@@ -256,14 +256,14 @@ def test_several_rows_are_read_at_once_where_a_source_can() -> None:
     read = read_rows(source, [3, 1])
     np.testing.assert_array_equal(read["x"], source.arrays["x"][[3, 1]])
     chunks = list(evaluation_chunks(streamed(source), 20))
-    assert [int(np.sum(c.valid)) for c in chunks] == [20, 12]
+    assert [int(np.sum(c.mask)) for c in chunks] == [20, 12]
 
 
 def test_what_cannot_be_streamed_is_refused() -> None:
     with pytest.raises(ValueError, match="a row at least"):
         streamed(Rows(arrays(0)))
     folds = streamed(Rows(arrays()))
-    folds = folds._replace(rows=jnp.zeros((2, 4), int), valid=jnp.ones((2, 4), bool))
+    folds = folds._replace(indices=jnp.zeros((2, 4), int), mask=jnp.ones((2, 4), bool))
     state = init_replicas(MODEL, TX, jax.random.split(jax.random.key(0), 2))
     with pytest.raises(ValueError, match="resident"):
         measure(EVAL_STEP, state, folds, replicas=Replicas())

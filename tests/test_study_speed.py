@@ -196,7 +196,7 @@ def test_numpy_and_this_project_agree_on_the_quadratic() -> None:
         batches = epoch_batches(
             problem.train, 128, key, jnp.int32(epoch), problem.order
         )
-        return np.asarray(batches.rows).ravel()
+        return np.asarray(batches.indices).ravel()
 
     orders = np.array([[rows(e, k) for k in keys] for e in range(epochs)])
     data = bench.quadratic_data()

@@ -348,7 +348,7 @@ def folds() -> tuple[Dataset, Dataset]:
     data = rows_of_two_classes()
     splits = kfold(N, 3, seed=0)
     train = stacked_subsets(data, [rows for rows, _ in splits])
-    assert train.valid.sum(1).tolist() == [34, 35, 35]
+    assert train.mask.sum(1).tolist() == [34, 35, 35]
     return train, stacked_subsets(data, [rows for _, rows in splits])
 
 
@@ -376,7 +376,7 @@ def trained_replicas(mode: str) -> FitResult:
 
 
 def one_replica(data: Dataset, replica: int) -> Dataset:
-    return data._replace(rows=data.rows[replica], valid=data.valid[replica])
+    return data._replace(indices=data.indices[replica], mask=data.mask[replica])
 
 
 @pytest.mark.parametrize("replica", [0, 2])
@@ -407,7 +407,7 @@ def test_a_mapped_replica_has_the_same_bits_beside_any_others() -> None:
     """In another order, so each at another place and beside others: one program."""
     order = np.array([2, 0, 1])
     weight_keys, order_keys = replica_keys()
-    sets = [d._replace(rows=d.rows[order], valid=d.valid[order]) for d in folds()]
+    sets = [d._replace(indices=d.indices[order], mask=d.mask[order]) for d in folds()]
     moved = run(
         init_replicas(MODEL, TX, weight_keys[order]),
         step_with_rate,
@@ -630,7 +630,7 @@ def logistic_regression(x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray
     data = dataset({"x": x, "y": y})
     tx = OPTIMIZERS["nesterov"].make(1.0)
     state = init_state(model, tx, jax.random.key(0))
-    statistics = column_statistics(data.arrays["x"], data.valid)
+    statistics = column_statistics(data.arrays["x"], data.mask)
     mean, scale = map(np.float64, statistics)  # before they are donated
     state = state._replace(extra=state.extra | {"standardization": statistics})
     objective = binary_cross_entropy(model)

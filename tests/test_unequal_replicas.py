@@ -142,7 +142,7 @@ def test_chunks_of_any_size_and_streams_give_the_same(kind: str) -> None:
 @pytest.mark.parametrize("order", [SHUFFLED, Order("never")])
 def test_padding_makes_no_step_wherever_it_stands(order: Order) -> None:
     """A set of 29 rows among 60: three steps an epoch and not six."""
-    data = whole()._replace(valid=jnp.zeros(60, bool).at[GROUPS[2]].set(True))
+    data = whole()._replace(mask=jnp.zeros(60, bool).at[GROUPS[2]].set(True))
     fitted = fit(
         empty_log(keys(0)[2]), log, data, batch_size=BATCH, epochs=EPOCHS,
         key=keys(1)[2], order=order,

@@ -309,7 +309,7 @@ def test_the_order_of_an_epoch_with_its_padding(n: int) -> None:
     """In 64 bits, the padding was no longer the last."""
 
     def visited() -> Any:
-        data = dataset({"y": np.arange(n)})._replace(valid=jnp.arange(n) < n - 5)
+        data = dataset({"y": np.arange(n)})._replace(mask=jnp.arange(n) < n - 5)
         return epoch_batches(data, 7, key_of(1), jnp.int32(2))
 
     in_both(visited)
