@@ -2,7 +2,7 @@
 
 Every contestant is a small function that trains the same network on the same rows in
 the same way: same initial distribution, batches of the same size (the last one partly
-filled), rows shuffled anew in every epoch, same Adam, same loss. Nobody evaluates.
+filled), rows shuffled anew in every epoch, same Adam, same loss. Without evaluation.
 Each round runs every contestant in a process of its own, in rotated order, with that
 contestant's default threads; what is compared are medians over the rounds, and ratios
 of figures of the same round. Nothing is written unless the final losses agree.
@@ -549,7 +549,8 @@ def table(result: dict[str, Any]) -> str:
     about = (
         f"{result['title'][0].upper()}{result['title'][1:]}. Medians (and ranges) of "
         f"{result['rounds']} rounds, every figure from a process of its own, ratios "
-        "within a round; nobody evaluates. First step: from the start of the process, "
+        "within a round; without evaluation. First step: from the start of the "
+        "process, "
         "importing and compiling included; cached: with JAX's persistent compilation "
         f"cache filled. {result['epochs']} epochs: building, compiling and training, "
         "without importing. Loss: the last epoch's, on the training rows; medians "

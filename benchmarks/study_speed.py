@@ -4,7 +4,7 @@
                 trains all 360; a peer a sample of them, one after the other, scaled.
     quadratic   SGD with 36 rates x 10 seeds on the quadratic of DeepOBS, beside numpy.
 
-Nobody evaluates. Each round runs every contestant in a process of its own, in rotated
+Without evaluation. Each round runs every contestant in a process of its own, in rotated
 order; figures are medians over the rounds, ratios are of the same round. The clock
 starts when the libraries are imported. Nothing is written unless final losses agree.
 
@@ -622,7 +622,7 @@ def _about(result: dict[str, Any]) -> str:
     parts = [
         f"{result['title'][0].upper()}{result['title'][1:]}, {result['epochs']} "
         f"epochs. Medians (and ranges) of {result['rounds']} rounds, every figure from "
-        "a process of its own, ratios within a round; nobody evaluates."
+        "a process of its own, ratios within a round; without evaluation."
     ]
     if result["kind"] == "study":
         compared = ", ".join(f"{n} {r:g}" for n, r in result["compared_at"].items())

@@ -182,7 +182,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
 
     y = np.asarray(data.arrays["y"])
     result: dict[str, Estimate | float] = {
-        "majority accuracy": float(max(y.mean(), 1 - y.mean()))
+        "majority class: accuracy": float(max(y.mean(), 1 - y.mean()))
     }
     each = {}
     for variant, key in zip(VARIANTS, keys, strict=True):

@@ -10,11 +10,11 @@ thing are never in two of the sets. `--folder DIR` takes any such tree instead. 
 it is looked at first, and every fault named: what is faulty is left out and listed in
 faults.json of the run; with `--strict` nothing is run.
 
-Then a CNN learns from sets of several sizes, as they are and flipped, turned, zoomed
-and moved at random, another way each time. A seed fixes the images, the first weights
+Then a CNN learns from sets of several sizes, as they are and flipped, rotated, zoomed
+and shifted at random, another way each time. A seed fixes the images, the first weights
 and the order, so the two are compared in pairs; all are replicas of one program. Small
 sets are repeated to the length of the largest, an epoch here, so all make as many
-steps. A training counts as it was after the epoch of its best validation accuracy.
+steps. A run is reported at the epoch with its best validation accuracy.
 
 Expected (quick): as they are 0.48, 0.54 and 0.60 of the nine categories are told apart;
 augmented no better, and with all images worse: fifteen epochs are too few for them to

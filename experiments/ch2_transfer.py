@@ -2,16 +2,16 @@
 
 EfficientNet-Lite0 learnt to tell a thousand things apart on ImageNet. Without its last
 layer it makes features of any image, and a regression on those tells nine kinds of
-emoji apart that it never saw. Its layers stay as they are, so their features are
+emoji apart that it never saw. Its layers are frozen, so their features are
 computed once and kept. Then its last layers are trained too, from the one of a name on.
-Both are beside the same regression on pixels and a CNN that begins with nothing, by
+Both are beside the same regression on pixels and a CNN trained from scratch, by
 the number of images to learn from. `--backbone inception_v3 --weights FILE` takes
 InceptionV3 with the weights of a Keras file, be it inside a model that was built on it.
 `--folder DIR` takes your own images, DIR/CLASS/FILE; a count that is larger than what
 there is becomes that, and the run says so.
 
 A seed fixes the images, the first weights and the order; small sets are repeated to the
-length of the largest, an epoch here. A training counts as it was after the epoch of its
+length of the largest, an epoch here. A run is reported at the epoch with its
 best validation accuracy. Drawings of the same thing are never in two of the sets.
 
 Expected (quick, 64 pixels): with all images 0.54 on pixels, 0.53 from scratch, 0.73 on
@@ -265,7 +265,7 @@ def train_regression(arm: str, images: Images, config: Config, run: Run) -> Trai
 
 
 def train_scratch(images: Images, config: Config, run: Run) -> dict[str, Trained]:
-    """A CNN that begins with nothing, on the images and on random versions of them."""
+    """A CNN trained from scratch, on the images and on random versions of them."""
     shape, epochs = images.sets["train"]["x"].shape[1:], config.epochs
     model = cnn(shape, len(images.classes), filters=config.filters)
     tx, plain = optax.adam(schedule(config, epochs, config.rate)), cross_entropy(model)
@@ -357,7 +357,7 @@ def draw_accuracies(
         for split in ("train", "validation")
     ]  # fmt: skip
     plots.save_lines(run, "curves", panels)
-    lines = {**found, "the largest class": always}
+    lines = {**found, "majority class": always}
     plots.save_lines(
         run, "sizes", [plots.Panel("test", label, "accuracy", lines, scales)]
     )
@@ -429,7 +429,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         for arm, of_arm in trained.items()
     }
     draw_accuracies(run, config, trained, test, majority)
-    result: dict[str, Estimate | float] = {"largest class: test accuracy": majority}
+    result: dict[str, Estimate | float] = {"majority class: test accuracy": majority}
     for i, size in enumerate(config.sizes):
         for arm, values in test.items():
             of_arm = mean_over_runs(values[i], SHARE)

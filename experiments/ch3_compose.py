@@ -13,13 +13,12 @@ Held-out tunes are read one by one, from zero states, and every character counts
 the first "X" to the empty line that ends a tune. Each epoch is judged by windows of the
 validation tunes, also from zero states, and the best epoch is kept.
 
-Expected (quick, a minute or two): 2.09 bits a character on the validation tunes, where
-the best n-gram takes 2.42, and `xz -9`, which has packed the training tunes before,
-2.17. music21 accepts about 0.90 of the composed tunes, but in 0.15 only do all bars add
-up, as they do in nine of ten real ones.
-Expected (full, 21 minutes): 1.69 bits, the best n-gram (n = 16) 2.41; on the test tunes
-1.67, 2.35, and `xz -9` 2.20. music21 accepts 0.97 of 200 composed tunes, in 0.76 all
-bars add up, and one is a copy.
+Expected (quick, a minute or two): 2.09 bits per character on the validation tunes,
+where the best n-gram takes 2.42, and `xz -9`, which has packed the training tunes
+before, 2.17. music21 accepts about 0.90 of the composed tunes, but in 0.15 only do all
+bars add up, as they do in nine of ten real ones. Expected (full, 21 minutes): 1.69
+bits, the best n-gram (n = 16) 2.41; on the test tunes 1.67, 2.35, and `xz -9` 2.20.
+music21 accepts 0.97 of 200 composed tunes, in 0.76 all bars add up, and one is a copy.
 Then: ch3_compose.py --compose "X:1\\nM:6/8\\nK:G\\n"
 """
 
@@ -329,7 +328,7 @@ def bits_of_ngram(
 
 
 def xz_bits(held_out: Sequence[str], before: Sequence[str] = ()) -> float:
-    """Bits a character that tunes take in `xz -9e`, after others have been packed."""
+    """Bits per character that tunes take in `xz -9e`, after others have been packed."""
 
     def size(tunes: Sequence[str]) -> int:
         content = "".join(tune + END for tune in tunes).encode()
@@ -428,7 +427,7 @@ def write_samples(run_folder: Path, name: str, tunes: Sequence[str]) -> list[Pat
 
 
 def draw(run: Run, others: dict[str, float]) -> None:
-    """Bits a character by epoch, and of what the LSTM is compared with."""
+    """Bits per character by epoch, and of what the LSTM is compared with."""
     lines: dict[str, plots.Line] = {}
     for split in ("train", "validation"):
         table = plots.curve(run.sub_runs[""].records, split, "bits")
@@ -436,7 +435,7 @@ def draw(run: Run, others: dict[str, float]) -> None:
     ends = [0.0, max(lines["LSTM, train"][0])]
     for name, value in others.items():
         lines[name] = ends, [value, value]
-    panel = plots.Panel("validation tunes", "epoch", "bits a character", lines)
+    panel = plots.Panel("validation tunes", "epoch", "loss [bits per character]", lines)
     plots.save_lines(run, "bits", [panel])
 
 
@@ -456,7 +455,7 @@ def measure_bits(
         ("validation", "test"), of_lstm, of_ngram, strict=True
     ):
         held_out = getattr(tunes, split)
-        what = f"{split} bits a character"
+        what = f"{split} bits per character"
         result[f"LSTM: {what}"] = per_character(mine, held_out)
         result[f"n-gram: {what}"] = per_character(theirs, held_out)
         result[f"LSTM - n-gram: {what}"] = per_character(mine - theirs, held_out)
@@ -464,7 +463,7 @@ def measure_bits(
         result[f"xz -9, held-out tunes alone: {what}"] = xz_bits(held_out)
     others = {}
     for name, shown in (("n-gram", f"{order}-gram"), ("xz -9", "xz -9")):
-        found = result[f"{name}: validation bits a character"]
+        found = result[f"{name}: validation bits per character"]
         others[shown] = found.mean if isinstance(found, Estimate) else found
     draw(run, others)
     return result

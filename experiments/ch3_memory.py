@@ -1,4 +1,4 @@
-"""Lessons 3.1.2 and 3.2: the gradient that fades, and the cell that keeps it.
+"""Lessons 3.1.2 and 3.2: the vanishing gradient, and the cell that keeps it.
 
 Of T random numbers two are marked, one in each half; the answer is their sum. A network
 that remembers nothing says 1 and has a squared error of 1/6, the variance of the sum.

@@ -6,9 +6,9 @@ vectors keep it, but each place has weights of its own. A recurrent layer reads 
 after the other with the same weights, tanh(part of the word + part of what it was
 before), and its memory has no last n; an LSTM's lasts longer.
 
-Every network predicts the same words of Moby Dick, split by chapter. Equal are: the
+Every network predicts the same words of Moby Dick, split by chapter. Held fixed: the
 vocabulary, the size of the vectors, the units of the one hidden layer, the dropout on
-it, the softmax, batches and epochs. Not equal are: the parameters of the hidden layer,
+it, the softmax, batches and epochs. Varied: the parameters of the hidden layer,
 the LSTM's rate, and that recurrent networks see more than n words where a window has
 them. All words but the most frequent count as one, "unknown", which is predicted like
 any other, by the n-gram model too: perplexities of every word would be higher.
@@ -241,7 +241,7 @@ def order_test(passages: Sequence[np.ndarray], config: Config) -> dict[str, Data
 
 
 def next_word(model: Model) -> Objective:
-    """-log softmax(logits)[y] of every real word. Metrics: loss in nats a word."""
+    """-log softmax(logits)[y] of every real word. Metrics: loss in nats per word."""
 
     def objective(
         params: PyTree, extra: PyTree, batch: Batch, key: Key | None
@@ -381,7 +381,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         for metric, values in found.items():
             result[f"{name}: {metric}"] = mean_over_runs(values, NONNEGATIVE)
         result[f"{name}: parameters"] = float(parameter_count(model))
-    plots.save_curves(run, config.networks, "loss", "nats a word")
+    plots.save_curves(run, config.networks, "loss", "loss [nats per word]")
     draw(run, result, config, ngram)
     return result
 

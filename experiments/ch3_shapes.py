@@ -10,13 +10,13 @@ next. Time has one direction: the networks learn from the years to 1900, the yea
 be as this one was (persistence), and beside a linear regression on the same years.
 
 Sequence -> sequence: an encoder reads "321+654" and a decoder writes "975". Both are
-written from the units up (123 + 456 = 579), as one adds by hand, so that a digit
-depends on what has been written already by a carry at most. No sum of the test set was
-learned, in this order or the other.
+written least significant digit first (123 + 456 = 579), as one adds by hand, so that a
+digit depends on what has been written already by a carry at most. No sum of the test
+set was learned, in this order or the other.
 
-Expected (quick, a minute): 0.92 of the names exactly right; forecasts that miss by 19
-to 23 sunspots (root of the mean square), persistence by 33, and the regression, hard to
-beat with 190 years to learn from, by 19; 0.998 of the sums of two digits right.
+Expected (quick, a minute): 0.92 of the names exactly right; forecasts with an
+RMSE of 19 to 23 sunspots, of 33 by persistence, and of 19 by the regression, hard to
+beat with 190 years to learn from; 0.998 of the sums of two digits right.
 Expected (full, four minutes, six seeds): 0.92 of the names again; 19 by the GRU, 21 by
 the LSTM, 22 by the simple network; 0.95 of the sums of three digits, which most seeds
 learn to 0.99 in a few epochs, and others begin to later.

@@ -353,7 +353,7 @@ def compare(
     splits = stratified_splits(y, config.folds, config.repeats, config.seed, groups)
     first = next(iter(variants))
     result: dict[str, Estimate | float] = {
-        "always the most frequent class: accuracy": float(np.bincount(y).max() / len(y))
+        "majority class: accuracy": float(np.bincount(y).max() / len(y))
     }
     scores, changes = {}, {}
     for name, columns in variants.items():
@@ -622,7 +622,7 @@ def held_out(
     assert rows is not None
     data, y = streamed(rows), np.array(rows.arrays["y"][test])
     result: dict[str, Estimate | float] = {
-        "always the most frequent class: accuracy": float(np.bincount(y).max() / len(y))
+        "majority class: accuracy": float(np.bincount(y).max() / len(y))
     }
     for name, hidden in (("network", config.hidden), ("logistic regression", ())):
         own = dataclasses.replace(config, hidden=hidden)

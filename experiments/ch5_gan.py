@@ -2,9 +2,9 @@
 
 The generator G makes an image of 100 random numbers: a dense layer, then transposed
 convolutions that double it four times. The discriminator D says whether an image is a
-real one. A step trains D on real images and on generated ones, then G to be taken for
-real by a D that stays as it is; an epoch is once through the images. What G makes of
-the same noise after every epoch is in samples/, and as an animation.
+real one. A step trains D on real images and on generated ones, then G against a
+frozen discriminator; an epoch is once through the images. What G makes of the same
+noise after every epoch is in samples/, and as an animation.
 
 Is it any good? A CNN that learnt the classes of the real images says how many of them
 it finds in the generated ones and how sure it is, and the Frechet distance between
@@ -16,7 +16,7 @@ nan is for none.
 
 "Training on real images first biases D: mix them": small networks are trained so, in
 the course's order and on mixed batches, each with every seed; also without BatchNorm,
-and with images for D as `predict` makes them, by BatchNorm's moving averages, which is
+and with images for D as `predict` makes them, by running BatchNorm statistics, which is
 what the course's Keras code does.
 
 Expected (quick, 32 by 32 pixels, 564 steps, about three minutes): shapes of garments,
@@ -411,7 +411,7 @@ def draw_sizes(run: Run, size: int = 4) -> float:
 
 
 def main(config: Config, run: Run) -> Result:
-    """Train, judge what came of it, and repeat it in small with other orders."""
+    """Train, judge the results, and repeat it in small with other orders."""
     _, g, *_ = networks(config, config.image_size, config.batch_norm)
     networks(config, config.variant_size, config.batch_norm)  # a bad size stops here
     data = load(config)

@@ -4,7 +4,7 @@ The discriminator D says whether an image is real, the generator G makes images 
 noise. The state is a `TrainState` like any other, whose params, extra and opt_state are
 {"discriminator": ..., "generator": ...}: one loop, one checkpoint. As the course has it
 (`train_on_batch`), a step is D on real images, D on generated ones, and then G through
-a D that stays as it is:
+a frozen D:
 
     loss1 = -log D(x)    loss2 = -log(1 - D(G(z)))    loss3 = -log D(G(z'))
 

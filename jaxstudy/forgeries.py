@@ -208,7 +208,7 @@ def judge_by_nearest(
 ) -> Judged:
     """How far several sets of images are from the nearest that were learnt from.
 
-    What was learnt by heart would be much nearer than new images. As a figure, some of
+    What was memorised would be much nearer than new images. As a figure, some of
     each set, and the nearest one of each.
     """
     result: Judged = {}

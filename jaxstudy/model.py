@@ -178,7 +178,7 @@ def compose(first: Model, second: Model) -> Model:
 
 
 def with_frozen_backbone(frozen: Model, trained: Model) -> Model:
-    """Train one model on the outputs of another that stays as it is.
+    """Train one model on the outputs of another that is frozen.
 
     The parameters are those of `trained` alone, so the frozen weights get neither a
     gradient nor an optimizer state: they live in `extra["frozen"]`, with params and

@@ -1,4 +1,4 @@
-"""The run folder: who holds it, what was run, on what, what came of it.
+"""The run folder: who holds it, what was run, on what, and the results.
 
     runs/<experiment>/<name>/
         config.json environment.json metrics.jsonl attempts.json checkpoints/

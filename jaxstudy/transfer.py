@@ -258,7 +258,7 @@ def frozen_features(
     title: str = "features",
     limit: int = FEATURE_BYTES,
 ) -> np.ndarray:
-    """What a model that stays as it is makes of inputs [N, ...], from the cache or new.
+    """What a frozen model makes of inputs [N, ...], from the cache or new.
 
     `weights` are its {"params", "extra"}; it is evaluated in batches of `batch_size`.
     The cache is jaxstudy/features in the user's cache folder. A file there is named by

@@ -181,7 +181,7 @@ def test_admission_scores_everybody_once_per_repeat(smoke: Smoke) -> None:
     metrics = json.loads((smoke("ch1_admission") / "result.json").read_text())[
         "metrics"
     ]
-    assert metrics["majority accuracy"] == pytest.approx(0.6825)
+    assert metrics["majority class: accuracy"] == pytest.approx(0.6825)
     assert metrics["network: accuracy"]["n"] == 400
     module = load("experiments", "ch1_admission")
     folds = [rows for seed in (0, 1) for _, rows in kfold(23, 5, seed=seed)]
