@@ -113,7 +113,7 @@ LESSONS = (
             ("all of it", "all: test accuracy"),
             ("and 54,000 images for 10,000", "all, every image: test accuracy"),
             (
-                "accuracy on known less on new images: base",
+                "generalization gap in accuracy: base",
                 "base: generalization gap",
             ),
             ("with dropout", "+ dropout: generalization gap"),

@@ -250,7 +250,7 @@ def train(
 
 
 def train_regression(arm: str, images: Images, config: Config, run: Run) -> Trained:
-    """The regression on x [N, D], standardised by what each training learns from."""
+    """The regression on x [N, D], standardised by what each run learns from."""
     x, epochs = jnp.asarray(images.sets["train"]["x"]), config.regression_epochs
     model = regression(x.shape[1], len(images.classes))
     rate = schedule(config, epochs, config.rate)

@@ -16,7 +16,7 @@ LSTM solve the problem, their gradients at the first step are nearly those at th
 
 Expected (quick, one to two minutes, two seeds): GRU and LSTM solve both lengths, with
 squared errors under 0.001; the simple network comes to 0.014 at T = 25, and to 0.08 at
-50, where one of its two trainings learns next to nothing.
+50, where one of its two runs learns next to nothing.
 Expected (full, six seeds, 37 minutes beside other work): at T = 200 GRU and LSTM solve
 the problem with every seed, the simple network with none, nor at T = 100. At T = 400
 the LSTM has learned it with one of six seeds, the GRU still with all.

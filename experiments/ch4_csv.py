@@ -11,7 +11,7 @@ each kind in turn, beside logistic regression on the same folds. Passengers of o
 ticket are in one fold, and intervals are over tickets: families died or lived together,
 so that the rest of one would tell what became of those held out. Two columns of the
 table, `boat` and `body`, were filled in when it was known who had survived: they are
-refused as features, and one training shows what they would have feigned.
+refused as features, and one run shows the effect of target leakage.
 
 With --csv FILE --label COLUMN the columns of any other table are inferred and printed;
 a file of many rows is read in parts and never held in memory as a whole. What separates
@@ -479,7 +479,7 @@ def train_members(
 
 
 def passengers(config: Config, run: Run) -> dict[str, Estimate | float]:
-    """The Titanic: an ablation by kind of column, and what a leak would feign."""
+    """The Titanic: an ablation by kind of column, and the effect of target leakage."""
     table = with_titles_and_decks(read_titanic())
     columns = tuple(itertools.chain(*KINDS.values()))
     if config.columns is not None:

@@ -1,6 +1,6 @@
 """Networks that others trained, to build on, and what their frozen layers put out.
 
-What layers that stay as they are make of an image is the same in every epoch of every
+What frozen layers make of an image is the same in every epoch of every
 training: it is computed once, and kept in the user's cache folder under the hash of
 all that it depends on. `model.with_frozen_backbone` computes the same at every step.
 """
