@@ -150,7 +150,7 @@ def training_jaxstudy(
         order=Order(shuffle="never"), chunk_steps=steps,
         progress=lambda step, rate, rows: rates.append(rate),
     )  # fmt: skip
-    loss = np.array([row["loss"] for row in fitted.rows])
+    loss = np.array([row["loss"] for row in fitted.records])
     return Measured(float(np.mean(1e3 / np.array(rates[1:]))), {"loss": loss})
 
 

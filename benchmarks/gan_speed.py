@@ -115,13 +115,13 @@ def gan_jaxstudy(data: Arrays, steps: int) -> Measured:
     rates: list[float] = []
     fitted = fit(
         state,
-        make_gan_step(d, g, tx, tx, predicted=True),
+        make_gan_step(d, g, tx, tx, use_running_stats=True),
         dataset({"x": data["x"][: steps * BATCH]}),
         batch_size=BATCH, epochs=1 + EPOCHS, key=jax.random.key(1),
         order=Order(shuffle="never"), chunk_steps=steps,
         progress=lambda step, rate, rows: rates.append(rate),
     )  # fmt: skip
-    losses = [[row[f"loss{i}"] for i in (1, 2, 3)] for row in fitted.rows]
+    losses = [[row[f"loss{i}"] for i in (1, 2, 3)] for row in fitted.records]
     step_ms = float(np.mean(1e3 / np.array(rates[1:])))
     return Measured(step_ms, {"loss": np.array(losses), **first})
 

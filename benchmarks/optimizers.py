@@ -25,7 +25,7 @@ from jaxstudy.cli import Count, Settings, experiment
 from jaxstudy.optimizers import OPTIMIZERS, Log
 from jaxstudy.problems import PROBLEMS
 from jaxstudy.run import Run
-from jaxstudy.study import Entrant, Protocol, look_up, metrics, run_study
+from jaxstudy.study import Candidate, Protocol, look_up, metrics, run_study
 from jaxstudy.study_plots import save_study
 from jaxstudy.training import Mode
 from jaxstudy.types import UserError
@@ -54,8 +54,8 @@ class Config(Settings):
     """Other seeds, that are reported."""
     epochs: Count | None = None
     """Epochs on every problem, instead of its own number."""
-    lanes: Mode = "exact"
-    """exact: each run has the same bits beside any others. fast: abreast."""
+    replicas: Mode = "map"
+    """map: sequential, each run with the same bits beside any others. vmap: vmapped."""
 
 
 PRESETS = {
@@ -71,24 +71,26 @@ PRESETS = {
 }
 
 
-def entrants(config: Config) -> dict[str, Entrant]:
+def candidates(config: Config) -> dict[str, Candidate]:
     """The optimizers by name, with the ranges that were asked for."""
     chosen = {
-        name: Entrant(optimizer, optimizer.space)
+        name: Candidate(optimizer, optimizer.space)
         for name in config.optimizers
         for optimizer in [look_up("optimizer", name, OPTIMIZERS)]
     }
     for text in config.spaces:
         where, _, value = text.partition("=")
         name, _, parameter = where.partition(".")
-        entrant = look_up("optimizer of this study", name, chosen)
-        chosen[name] = with_range(entrant, name, parameter, value)
+        candidate = look_up("optimizer of this study", name, chosen)
+        chosen[name] = with_range(candidate, name, parameter, value)
     return chosen
 
 
-def with_range(entrant: Entrant, name: str, parameter: str, value: str) -> Entrant:
-    """The entrant with another range of a hyperparameter, or a fixed value."""
-    known = entrant.optimizer.space
+def with_range(
+    candidate: Candidate, name: str, parameter: str, value: str
+) -> Candidate:
+    """The candidate with another range of a hyperparameter, or a fixed value."""
+    known = candidate.optimizer.space
     usual = look_up(f"tuned hyperparameter of {name}", parameter, known)
     try:
         low, *high = [float(v) for v in value.split(":")]
@@ -98,16 +100,16 @@ def with_range(entrant: Entrant, name: str, parameter: str, value: str) -> Entra
         raise UserError(
             f"--spaces {name}.{parameter}={value}: neither LOW:HIGH nor a number"
         ) from None
-    space, fixed = dict(entrant.space), dict(entrant.fixed)
+    space, fixed = dict(candidate.space), dict(candidate.fixed)
     if not high:
         space.pop(parameter, None)
-        return entrant._replace(space=space, fixed={**fixed, parameter: low})
+        return candidate._replace(space=space, fixed={**fixed, parameter: low})
     try:
         space[parameter] = Log(low, high[0], usual.one_minus)
     except UserError as error:
         raise UserError(f"--spaces {name}.{parameter}={value}: {error}") from error
     fixed.pop(parameter, None)
-    return entrant._replace(space=space, fixed=fixed)
+    return candidate._replace(space=space, fixed=fixed)
 
 
 def main(config: Config, run: Run) -> dict[str, Any]:
@@ -118,9 +120,9 @@ def main(config: Config, run: Run) -> dict[str, Any]:
         seeds=config.seeds,
         epochs=config.epochs,
         seed=config.seed,
-        mode=config.lanes,
+        mode=config.replicas,
     )
-    competitors = entrants(config)
+    competitors = candidates(config)
     builders = {n: look_up("problem", n, PROBLEMS) for n in config.problems}
     problems = {name: build() for name, build in builders.items()}
     record = run_study(problems, competitors, protocol, run)

@@ -78,7 +78,7 @@ LESSONS = (
         (
             ("accuracy: network", "network: accuracy"),
             ("logistic regression", "logistic regression: accuracy"),
-            ("always no", "majority accuracy"),
+            ("majority class", "majority class: accuracy"),
             (
                 "log-loss, network minus regression",
                 "network - logistic regression: log-loss",
@@ -88,14 +88,17 @@ LESSONS = (
     Lesson(
         "2.0, 2.1",
         "ch2_cnn",
-        "A flattened image against convolutions, on images moved by 0 to 6 pixels; "
+        "A flattened image against convolutions, on images shifted by 0 to 6 pixels; "
         "pooling, padding, feature maps",
         (
             ("test accuracy: flattened", "flatten: test accuracy"),
             ("convolutions, max pooling", "max pooling: test accuracy"),
-            ("moved by 3 pixels: flattened", "flatten: accuracy, moved by 3 pixels"),
-            ("max pooling", "max pooling: accuracy, moved by 3 pixels"),
-            ("no pooling", "no pooling: accuracy, moved by 3 pixels"),
+            (
+                "shifted by 3 pixels: flattened",
+                "flatten: accuracy, shifted by 3 pixels",
+            ),
+            ("max pooling", "max pooling: accuracy, shifted by 3 pixels"),
+            ("no pooling", "no pooling: accuracy, shifted by 3 pixels"),
         ),
     ),
     Lesson(
@@ -110,12 +113,12 @@ LESSONS = (
             ("all of it", "all: test accuracy"),
             ("and 54,000 images for 10,000", "all, every image: test accuracy"),
             (
-                "accuracy on known less on new images: base",
-                "base: gap, known - validation",
+                "generalization gap in accuracy: base",
+                "base: generalization gap",
             ),
-            ("with dropout", "+ dropout: gap, known - validation"),
-            ("all of it", "all: gap, known - validation"),
-            ("and 54,000 images", "all, every image: gap, known - validation"),
+            ("with dropout", "+ dropout: generalization gap"),
+            ("all of it", "all: generalization gap"),
+            ("and 54,000 images", "all, every image: generalization gap"),
         ),
     ),
     Lesson(
@@ -170,7 +173,7 @@ LESSONS = (
             ("scratch, augmented", "2286 images, scratch, augmented: test accuracy"),
             ("frozen", "2286 images, frozen: test accuracy"),
             ("fine-tuned", "2286 images, fine-tuned: test accuracy"),
-            ("the largest class", "largest class: test accuracy"),
+            ("majority class", "majority class: test accuracy"),
         ),
     ),
     Lesson(
@@ -203,7 +206,7 @@ LESSONS = (
             ("sunspots, root mean squared error: simple", "sunspots, simple: error"),
             ("GRU", "sunspots, gru: error"),
             ("LSTM", "sunspots, lstm: error"),
-            ("as the year before", "sunspots, persistence: error"),
+            ("persistence (previous year)", "sunspots, persistence: error"),
             ("linear regression", "sunspots, linear regression: error"),
             ("sums right", "addition: exact match"),
         ),
@@ -211,7 +214,7 @@ LESSONS = (
     Lesson(
         "3.1.2, 3.2",
         "ch3_memory",
-        "The gradient that fades: adding two of T numbers with SimpleRNN, GRU and LSTM",
+        "The vanishing gradient: adding two of T numbers with SimpleRNN, GRU and LSTM",
         (
             ("squared error at T = 200: SimpleRNN", "simple, T = 200: squared error"),
             ("GRU", "gru, T = 200: squared error"),
@@ -256,12 +259,15 @@ LESSONS = (
         "ch3_compose",
         "Composing: an LSTM over the characters of 4233 tunes, judged by a parser",
         (
-            ("bits a character, validation: LSTM", "LSTM: validation bits a character"),
-            ("n-gram", "n-gram: validation bits a character"),
-            ("xz -9", "xz -9: validation bits a character"),
-            ("test: LSTM", "LSTM: test bits a character"),
-            ("n-gram", "n-gram: test bits a character"),
-            ("xz -9", "xz -9: test bits a character"),
+            (
+                "bits per character, validation: LSTM",
+                "LSTM: validation bits per character",
+            ),
+            ("n-gram", "n-gram: validation bits per character"),
+            ("xz -9", "xz -9: validation bits per character"),
+            ("test: LSTM", "LSTM: test bits per character"),
+            ("n-gram", "n-gram: test bits per character"),
+            ("xz -9", "xz -9: test bits per character"),
             ("music21 accepts, of composed tunes", "composed: accepted by music21"),
             ("of real ones", "real: accepted by music21"),
             (
@@ -276,7 +282,8 @@ LESSONS = (
         "4",
         "ch4_csv",
         "Columns of a table scaled, bucketed, embedded, hashed, crossed: who survived "
-        "the Titanic, beside logistic regression on the same folds; what a leak feigns",
+        "the Titanic, beside logistic regression on the same folds; the effect of "
+        "target leakage",
         (
             ("cross-validated accuracy: network", "network: accuracy"),
             ("logistic regression", "logistic regression: accuracy"),
@@ -323,7 +330,7 @@ LESSONS = (
             ("mixed", "mixed: Frechet distance"),
             ("no BatchNorm", "alternating, no BatchNorm: Frechet distance"),
             (
-                "images for D by moving averages",
+                "running BatchNorm statistics",
                 "alternating, predicted: Frechet distance",
             ),
         ),

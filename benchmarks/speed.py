@@ -2,7 +2,7 @@
 
 Every contestant is a small function that trains the same network on the same rows in
 the same way: same initial distribution, batches of the same size (the last one partly
-filled), rows shuffled anew in every epoch, same Adam, same loss. Nobody evaluates.
+filled), rows shuffled anew in every epoch, same Adam, same loss. Without evaluation.
 Each round runs every contestant in a process of its own, in rotated order, with that
 contestant's default threads; what is compared are medians over the rounds, and ratios
 of figures of the same round. Nothing is written unless the final losses agree.
@@ -131,22 +131,22 @@ def admission_jaxstudy(
     rows = dataset(data)
     built = time.perf_counter() - began
     with contextlib.ExitStack() as stack:
-        part = None
+        sub_run = None
         if signal is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
             settings = _Settings(epochs, seed)
             run = stack.enter_context(open_run(folder, "speed", "", settings))
-            part = run.part()
+            sub_run = run.sub_run()
         fitted = fit(
             state, train_step, rows, batch_size=work.batch_size, epochs=epochs,
-            key=order_key, part=part, chunk_steps=10**9,
+            key=order_key, sub_run=sub_run, chunk_steps=10**9,
         )  # fmt: skip
     if signal is not None:
         signal()
-    timing = part.timing if part is not None else Timing()
+    timing = sub_run.timing if sub_run is not None else Timing()
     return Trained(
-        loss=fitted.rows[-1]["loss"],
-        steps=fitted.rows[-1]["step"],
+        loss=fitted.records[-1]["loss"],
+        steps=fitted.records[-1]["step"],
         preparing_s=built + timing.compile_s,
         timed_steps=timing.steps,
         train_s=timing.train_s,
@@ -549,7 +549,8 @@ def table(result: dict[str, Any]) -> str:
     about = (
         f"{result['title'][0].upper()}{result['title'][1:]}. Medians (and ranges) of "
         f"{result['rounds']} rounds, every figure from a process of its own, ratios "
-        "within a round; nobody evaluates. First step: from the start of the process, "
+        "within a round; without evaluation. First step: from the start of the "
+        "process, "
         "importing and compiling included; cached: with JAX's persistent compilation "
         f"cache filled. {result['epochs']} epochs: building, compiling and training, "
         "without importing. Loss: the last epoch's, on the training rows; medians "

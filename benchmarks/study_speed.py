@@ -4,7 +4,7 @@
                 trains all 360; a peer a sample of them, one after the other, scaled.
     quadratic   SGD with 36 rates x 10 seeds on the quadratic of DeepOBS, beside numpy.
 
-Nobody evaluates. Each round runs every contestant in a process of its own, in rotated
+Without evaluation. Each round runs every contestant in a process of its own, in rotated
 order; figures are medians over the rounds, ratios are of the same round. The clock
 starts when the libraries are imported. Nothing is written unless final losses agree.
 
@@ -45,7 +45,7 @@ class Command:
     rounds: int = 5
     """Processes of every contestant; medians are over these."""
     sample: int = 1
-    """Study: lanes of each optimizer, of 60, that a peer is timed on."""
+    """Study: replicas of each optimizer, of 60, that a peer is timed on."""
     epochs: int | None = None
     """Epochs to train; the part's own number if not given."""
     out: Path = Path(__file__).resolve().parent / "results"
@@ -89,29 +89,29 @@ BATCH = 32
 # gets somewhere; the peers' sample begins there.
 COMPARED = {"sgd": 8, "momentum": 6, "adagrad": 7, "rmsprop": 3, "adadelta": 11,
             "adam": 3}  # fmt: skip
-LANES = len(COMPARED) * len(RATES) * SEEDS
+REPLICAS = len(COMPARED) * len(RATES) * SEEDS
 
 
-class Lane(NamedTuple):
+class Replica(NamedTuple):
     optimizer: str
     rate: int  # which of RATES
     seed: int
 
 
-def sampled(sample: int, round_seed: int) -> list[Lane]:
-    """The lanes a peer trains: all seeds of the compared rate first, then the next's.
+def sampled(sample: int, round_seed: int) -> list[Replica]:
+    """The replicas a peer trains: all seeds of the compared rate first, then the next.
 
     Every round has seeds of its own, so that their losses show the noise of the seeds.
     """
     return [
-        Lane(name, (first + k // SEEDS) % len(RATES), SEEDS * round_seed + k % SEEDS)
+        Replica(name, (first + k // SEEDS) % len(RATES), SEEDS * round_seed + k % SEEDS)
         for name, first in COMPARED.items()
         for k in range(sample)
     ]
 
 
 def study_jaxstudy(command: Command, data: Arrays) -> Figures:
-    """All lanes, with the study's functions: one `fit`, one program per optimizer."""
+    """All replicas by the study's functions: one `fit`, one program per optimizer."""
     import optax
 
     from jaxstudy.data.dataset import dataset
@@ -120,13 +120,13 @@ def study_jaxstudy(command: Command, data: Arrays) -> Figures:
     from jaxstudy.optimizers import OPTIMIZERS
     from jaxstudy.problems import Problem
     from jaxstudy.study import (
-        Entrant,
+        Candidate,
         Protocol,
-        as_lanes,
-        make_block,
+        as_replicas,
         make_common,
+        make_step_functions,
         seed_keys,
-        start_lanes,
+        start_replicas,
         tile,
     )  # fmt: skip
     from jaxstudy.training import fit
@@ -145,52 +145,54 @@ def study_jaxstudy(command: Command, data: Arrays) -> Figures:
     common = make_common(problem)
     start, order = seed_keys(protocol, range(SEEDS))
     stepping: list[float] = []
-    lane_steps = len(RATES) * SEEDS * epochs * -(-len(data["y"]) // BATCH)
+    replica_steps = len(RATES) * SEEDS * epochs * -(-len(data["y"]) // BATCH)
     losses: dict[str, list[float]] = {}
     for name in COMPARED:
         more = {"eps": 1e-7} if name == "adam" else {}  # Keras's; the others have it
-        block = make_block(problem, Entrant(OPTIMIZERS[name], {}, more))
+        functions = make_step_functions(problem, Candidate(OPTIMIZERS[name], {}, more))
         at = {k: np.full(RATES.shape, v, np.float32) for k, v in more.items()}
-        lanes = as_lanes({"rate": RATES, **at}, SEEDS, protocol)
+        replicas = as_replicas({"rate": RATES, **at}, SEEDS, protocol)
         fitted = fit(
-            start_lanes(common, block, start, lanes),
-            block.train_step,
+            start_replicas(common, functions, start, replicas),
+            functions.train_step,
             rows,
             batch_size=BATCH,
             epochs=epochs,
             key=tile(order, len(RATES) * SEEDS),
-            lanes=lanes,
-            progress=lambda step, rate, _: stepping.append(lane_steps / rate),
+            replicas=replicas,
+            progress=lambda step, rate, _: stepping.append(replica_steps / rate),
             chunk_steps=10**9,  # all of it in one dispatch, so `progress` hears once
         )
-        final = np.array(fitted.rows[-1]["loss"], float).reshape(len(RATES), SEEDS)
+        final = np.array(fitted.records[-1]["loss"], float).reshape(len(RATES), SEEDS)
         losses[name] = final[COMPARED[name]].tolist()
     total = time.perf_counter() - began
     assert len(stepping) == len(COMPARED)
     return {"total_s": total, "preparing_s": total - sum(stepping), "losses": losses}
 
 
-def peer(train: Callable[[Arrays, Lane, int], float], command: Command, data: Arrays):
-    """Time the sampled lanes, each built afresh, and scale to all of them.
+def peer(
+    train: Callable[[Arrays, Replica, int], float], command: Command, data: Arrays
+):
+    """Time the sampled replicas, each built afresh, and scale to all of them.
 
-    `train` returns a lane's last loss. What a process pays only once is not scaled: a
-    first lane of one epoch is not timed.
+    `train` returns a replica's last loss. What a process pays only once is not scaled:
+    a first replica of one epoch is not timed.
     """
-    train(data, Lane("sgd", 0, 0), 1)
-    lanes = sampled(command.sample, command.seed)
+    train(data, Replica("sgd", 0, 0), 1)
+    replicas = sampled(command.sample, command.seed)
     epochs = command.epochs or PARTS["study"].epochs
     losses: dict[str, list[float]] = {name: [] for name in COMPARED}
     began = time.perf_counter()
-    for lane in lanes:
-        loss = train(data, lane, epochs)
-        if lane.rate == COMPARED[lane.optimizer]:
-            losses[lane.optimizer].append(loss)
-    each = (time.perf_counter() - began) / len(lanes)
-    return {"total_s": each * LANES, "lane_s": each, "losses": losses}
+    for replica in replicas:
+        loss = train(data, replica, epochs)
+        if replica.rate == COMPARED[replica.optimizer]:
+            losses[replica.optimizer].append(loss)
+    each = (time.perf_counter() - began) / len(replicas)
+    return {"total_s": each * REPLICAS, "replica_s": each, "losses": losses}
 
 
 def study_keras(backend: str) -> Callable[[Command, Arrays], Figures]:
-    """A new model, `compile` and `fit` for every lane, as one would write it."""
+    """A new model, `compile` and `fit` for every replica, as one would write it."""
 
     def run(command: Command, data: Arrays) -> Figures:
         os.environ["KERAS_BACKEND"] = backend
@@ -205,8 +207,8 @@ def study_keras(backend: str) -> Callable[[Command, Arrays], Figures]:
             "adam": lambda rate: keras.optimizers.Adam(rate),
         }
 
-        def train(data: Arrays, lane: Lane, epochs: int) -> float:
-            keras.utils.set_random_seed(lane.seed)
+        def train(data: Arrays, replica: Replica, epochs: int) -> float:
+            keras.utils.set_random_seed(replica.seed)
             model = keras.Sequential(
                 [
                     keras.layers.Input((data["x"].shape[1],)),
@@ -215,7 +217,7 @@ def study_keras(backend: str) -> Callable[[Command, Arrays], Figures]:
                 ]
             )
             model.compile(
-                optimizer=make[lane.optimizer](float(RATES[lane.rate])),
+                optimizer=make[replica.optimizer](float(RATES[replica.rate])),
                 loss=keras.losses.BinaryCrossentropy(from_logits=True),
             )
             history = model.fit(
@@ -250,8 +252,8 @@ def study_torch(threads: int | None) -> Callable[[Command, Arrays], Figures]:
             "adam": lambda p, rate: optim.Adam(p, rate, eps=1e-7),
         }
 
-        def train(data: Arrays, lane: Lane, epochs: int) -> float:
-            torch.manual_seed(lane.seed)
+        def train(data: Arrays, replica: Replica, epochs: int) -> float:
+            torch.manual_seed(replica.seed)
             x, y = torch.from_numpy(data["x"]), torch.from_numpy(data["y"])
             layers: list[Any] = []
             for inputs, outputs in itertools.pairwise((x.shape[1], *speed.HIDDEN, 1)):
@@ -260,8 +262,8 @@ def study_torch(threads: int | None) -> Callable[[Command, Arrays], Figures]:
                 torch.nn.init.zeros_(linear.bias)
                 layers += [linear, torch.nn.ReLU()]
             model = torch.nn.Sequential(*layers[:-1])
-            rate = float(RATES[lane.rate])
-            optimizer = make[lane.optimizer](model.parameters(), rate)
+            rate = float(RATES[replica.rate])
+            optimizer = make[replica.optimizer](model.parameters(), rate)
             criterion = torch.nn.BCEWithLogitsLoss()
             total = torch.zeros(())
             for _ in range(epochs):
@@ -303,42 +305,42 @@ def by_rate(losses: np.ndarray) -> dict[str, list[float]]:
 
 
 def quadratic_jaxstudy(command: Command, data: Arrays) -> Figures:
-    """`fit` with all lanes abreast, twice: the first time compiles."""
+    """`fit` with all replicas vmapped, twice: the first time compiles."""
     del data  # the project's own problem has the same
     from jaxstudy.optimizers import OPTIMIZERS
     from jaxstudy.problems import quadratic
     from jaxstudy.study import (
-        Entrant,
+        Candidate,
         Protocol,
-        as_lanes,
-        make_block,
+        as_replicas,
         make_common,
+        make_step_functions,
         seed_keys,
-        start_lanes,
+        start_replicas,
     )  # fmt: skip
     from jaxstudy.training import fit
 
     problem = quadratic()
-    protocol = Protocol(seeds=QUADRATIC_SEEDS, seed=command.seed, mode="fast")
+    protocol = Protocol(seeds=QUADRATIC_SEEDS, seed=command.seed, mode="vmap")
     common = make_common(problem)
-    block = make_block(problem, Entrant(OPTIMIZERS["sgd"], {}))
+    functions = make_step_functions(problem, Candidate(OPTIMIZERS["sgd"], {}))
 
     def train() -> list[float]:
         start, order = seed_keys(protocol, range(QUADRATIC_SEEDS))
-        lanes = as_lanes({"rate": QUADRATIC_RATES}, QUADRATIC_SEEDS, protocol)
+        replicas = as_replicas({"rate": QUADRATIC_RATES}, QUADRATIC_SEEDS, protocol)
         fitted = fit(
-            start_lanes(common, block, start, lanes),
-            block.train_step,
+            start_replicas(common, functions, start, replicas),
+            functions.train_step,
             problem.train,
             batch_size=problem.batch_size,
             epochs=command.epochs or PARTS["quadratic"].epochs,
             key=order,
-            lanes=lanes,
+            replicas=replicas,
             progress=lambda *_: None,
             order=problem.order,
             chunk_steps=10**9,
         )
-        return fitted.rows[-1]["loss"]
+        return fitted.records[-1]["loss"]
 
     began = time.perf_counter()
     train()
@@ -388,7 +390,7 @@ def sgd_on_quadratic(
 
 
 def quadratic_numpy(command: Command, data: Arrays) -> Figures:
-    """All lanes as one array; an epoch goes before, untimed, as our first run does."""
+    """All replicas as one array; an untimed epoch goes before, as in our first run."""
     epochs = command.epochs or PARTS["quadratic"].epochs
     rng = np.random.default_rng(command.seed)
 
@@ -413,7 +415,7 @@ PARTS: dict[str, Part] = {
         ),
         data=speed.admission_data,
         contestants={
-            OURS: Contestant("this project, lanes", study_jaxstudy, OURS_PACKAGES),
+            OURS: Contestant("this project, replicas", study_jaxstudy, OURS_PACKAGES),
             "keras-tensorflow": Contestant(
                 "Keras on TensorFlow, `fit`", study_keras("tensorflow"),
                 ("keras", "tensorflow_cpu"),
@@ -440,7 +442,7 @@ PARTS: dict[str, Part] = {
         data=quadratic_data,
         contestants={
             OURS: Contestant(
-                "this project, lanes abreast", quadratic_jaxstudy, OURS_PACKAGES
+                "this project, replicas vmapped", quadratic_jaxstudy, OURS_PACKAGES
             ),
             "numpy": Contestant("numpy, vectorised", quadratic_numpy, ("numpy",)),
             "numpy-1-thread": Contestant(
@@ -533,7 +535,7 @@ def measure(name: str, command: Command) -> dict[str, Any]:
     if name == "study":
         compared = {n: float(f"{RATES[i]:.4g}") for n, i in COMPARED.items()}
         sample = command.sample * len(COMPARED)
-        result |= {"lanes": LANES, "sample": sample, "compared_at": compared}
+        result |= {"replicas": REPLICAS, "sample": sample, "compared_at": compared}
     return summarised(result, part.targets)
 
 
@@ -622,15 +624,16 @@ def _about(result: dict[str, Any]) -> str:
     parts = [
         f"{result['title'][0].upper()}{result['title'][1:]}, {result['epochs']} "
         f"epochs. Medians (and ranges) of {result['rounds']} rounds, every figure from "
-        "a process of its own, ratios within a round; nobody evaluates."
+        "a process of its own, ratios within a round; without evaluation."
     ]
     if result["kind"] == "study":
         compared = ", ".join(f"{n} {r:g}" for n, r in result["compared_at"].items())
         parts.append(
             "From when the libraries are imported to the last final loss, compiling "
-            f"included. This project trains all {result['lanes']}; the peers train a "
-            f"sample of {result['sample']}, each with a model and an optimizer built "
-            f"afresh, and the time is scaled by {result['lanes']}/{result['sample']} "
+            f"included. This project trains all {result['replicas']}; the peers train "
+            f"a sample of {result['sample']}, each with a model and an optimizer built "
+            "afresh, and the time is scaled by "
+            f"{result['replicas']}/{result['sample']} "
             "(after an untimed first one, so what a process pays once is not scaled). "
             f"Final losses agree within the noise of the seeds at the rates {compared}."
         )

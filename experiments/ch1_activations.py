@@ -33,11 +33,11 @@ from jaxstudy.run import Run
 from jaxstudy.statistics import NONNEGATIVE, Estimate, mean_over_runs
 from jaxstudy.training import (
     EvalStep,
-    Lanes,
+    Replicas,
     TrainState,
     TrainStep,
     fit,
-    init_lanes,
+    init_replicas,
     make_eval_step,
     make_train_step,
     measure,
@@ -180,13 +180,13 @@ def train_depth(config: Config, depth: int, data: Data, run: Run) -> Outcome:
     """Train every activation at every rate with every seed, choose rates, and test."""
     shape = (len(NAMES), len(config.rates), config.tuning_seeds + config.seeds)
     which, rate, seed = (jnp.asarray(i.ravel()) for i in np.indices(shape))
-    lanes = Lanes((which, jnp.asarray(config.rates)[rate]), may_diverge=True)
-    # lanes of one seed share weights and batches, whatever else they differ in
+    replicas = Replicas((which, jnp.asarray(config.rates)[rate]), may_diverge=True)
+    # replicas of one seed share weights and batches, whatever else they differ in
     seeds = jax.random.split(jax.random.key(config.seed), (shape[2], 2))[seed]
     train_step, probe, plain = build(depth, config.width)
     model = mlp(64, (config.width,) * depth, 10)
     fitted = fit(
-        init_lanes(model, optax.sgd(0.1), seeds[:, 0]),
+        init_replicas(model, optax.sgd(0.1), seeds[:, 0]),
         train_step,
         data.train,
         batch_size=config.batch_size,
@@ -194,8 +194,8 @@ def train_depth(config: Config, depth: int, data: Data, run: Run) -> Outcome:
         key=seeds[:, 1],
         eval_step=probe,
         evaluate_on={"validation": data.validation},
-        lanes=lanes,
-        part=run.part(f"depth {depth}"),
+        replicas=replicas,
+        sub_run=run.sub_run(f"depth {depth}"),
     )
 
     def worst_if_none(values: list) -> np.ndarray:
@@ -203,7 +203,7 @@ def train_depth(config: Config, depth: int, data: Data, run: Run) -> Outcome:
             shape
         )
 
-    looks = [row for row in fitted.rows if row["split"] == "validation"]
+    looks = [row for row in fitted.records if row["split"] == "validation"]
     best = choose(worst_if_none(looks[-1]["loss"]), config.tuning_seeds)
 
     def reported(values: list) -> np.ndarray:
@@ -211,14 +211,14 @@ def train_depth(config: Config, depth: int, data: Data, run: Run) -> Outcome:
         return chosen[:, config.tuning_seeds :]
 
     names = [n for n in looks[0] if n.startswith(("gradient", "dead"))]
-    lane = np.ravel_multi_index((NAMES.index("none"), best[0], 0), shape)
+    replica = np.ravel_multi_index((NAMES.index("none"), best[0], 0), shape)
     params = jax.tree.map(
-        lambda a: np.asarray(a[lane], np.float64), fitted.state.params
+        lambda a: np.asarray(a[replica], np.float64), fitted.state.params
     )
-    rows = np.asarray(data.test.arrays["x"], np.float64)[data.test.rows]
+    rows = np.asarray(data.test.arrays["x"], np.float64)[data.test.indices]
     return Outcome(
         np.array(config.rates)[best],
-        reported(measure(plain, fitted.state, data.test, lanes=lanes)["loss"]),
+        reported(measure(plain, fitted.state, data.test, replicas=replicas)["loss"]),
         {name: reported(looks[0][name]) for name in names},
         {name: reported(looks[-1][name]) for name in names},
         affine_difference(params, depth, config.width, rows),

@@ -2,7 +2,7 @@
 
 Ten-fold cross-validation of a dense network, the same network on unscaled inputs, and
 logistic regression (no hidden layer), on the same folds. Every fold of every repeat
-trains as one lane of one compiled program.
+trains as one replica of one compiled program.
 
 Expected (quick): about 0.70 accuracy for all that see scaled inputs, where always
 saying no gives 0.6825: with three weak predictors, more would be a leak. The network's
@@ -44,11 +44,11 @@ from jaxstudy.statistics import (
     mean_over_runs,
 )
 from jaxstudy.training import (
-    Fitted,
-    Lanes,
+    FitResult,
+    Replicas,
     TrainState,
     fit,
-    init_lanes,
+    init_replicas,
     make_eval_step,
     make_train_step,
 )
@@ -99,43 +99,43 @@ def build(variant: str, hidden: tuple[int, ...]) -> Model:
 
 
 def with_statistics(state: TrainState, train: Dataset) -> TrainState:
-    """Standardise every lane's inputs by the statistics of its training rows."""
+    """Standardise every replica's inputs by the statistics of its training rows."""
     x = train.arrays["x"]
     statistics = jax.jit(
         jax.vmap(lambda rows, valid: column_statistics(x[rows], valid))
-    )(train.rows, train.valid)
+    )(train.indices, train.mask)
     return state._replace(extra={**state.extra, "standardization": statistics})
 
 
 def cross_validate(
     variant: str, config: Config, train: Dataset, held_out: Dataset, key: Key, run: Run
-) -> Fitted:
-    """Train one variant on every fold of every repeat: one lane each."""
+) -> FitResult:
+    """Train one variant on every fold of every repeat: one replica each."""
     linear = variant == "logistic regression"
     model = build(variant, config.hidden)
     objective = binary_cross_entropy(model)
     optimizer = OPTIMIZERS["adam"].make(0.03 if linear else config.rate)
     init_key, order_key = jax.random.split(key)
-    lanes = len(train.rows)
-    state = init_lanes(model, optimizer, jax.random.split(init_key, lanes))
+    replicas = len(train.indices)
+    state = init_replicas(model, optimizer, jax.random.split(init_key, replicas))
     if not variant.startswith("unscaled"):
         state = with_statistics(state, train)
     return fit(
         state,
         make_train_step(objective, optimizer),
         train,
-        batch_size=train.rows.shape[1] if linear else config.batch_size,
+        batch_size=train.indices.shape[1] if linear else config.batch_size,
         epochs=10 * config.epochs if linear else config.epochs,
-        key=jax.random.split(order_key, lanes),
+        key=jax.random.split(order_key, replicas),
         eval_step=make_eval_step(objective),
         evaluate_on={"validation": held_out},
-        lanes=Lanes(),
-        part=run.part(variant.replace(" ", "_")),
+        replicas=Replicas(),
+        sub_run=run.sub_run(variant.replace(" ", "_")),
     )
 
 
 def logits_of(variant: str, config: Config, state: TrainState, x: Array) -> Array:
-    """What every lane says of every row: [L, N]."""
+    """What every replica says of every row: [L, N]."""
     model = build(variant, config.hidden)
 
     def one(params: object, extra: object) -> Array:
@@ -152,10 +152,10 @@ def scores(
     right = (np.asarray(logits) > 0) == (y > 0.5)
     out = {"accuracy": np.full((config.repeats, len(y)), np.nan)}
     out["log-loss"] = out["accuracy"].copy()
-    for lane in range(len(logits)):
-        rows = np.asarray(held_out.rows[lane])[np.asarray(held_out.valid[lane])]
-        out["accuracy"][lane // config.folds, rows] = right[lane, rows]
-        out["log-loss"][lane // config.folds, rows] = loss[lane, rows]
+    for replica in range(len(logits)):
+        rows = np.asarray(held_out.indices[replica])[np.asarray(held_out.mask[replica])]
+        out["accuracy"][replica // config.folds, rows] = right[replica, rows]
+        out["log-loss"][replica // config.folds, rows] = loss[replica, rows]
     assert not np.isnan(out["accuracy"]).any(), "a fold left somebody out"
     return out
 
@@ -168,7 +168,7 @@ def applicants(config: Config) -> pd.DataFrame:
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     """Cross-validate the three variants and compare them applicant by applicant."""
     data = dataset(admission_arrays(applicants(config)))
-    n = len(data.rows)
+    n = len(data.indices)
     if config.folds > n:
         raise UserError(f"--folds {config.folds}: there are only {n} applicants")
     splits = [
@@ -182,7 +182,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
 
     y = np.asarray(data.arrays["y"])
     result: dict[str, Estimate | float] = {
-        "majority accuracy": float(max(y.mean(), 1 - y.mean()))
+        "majority class: accuracy": float(max(y.mean(), 1 - y.mean()))
     }
     each = {}
     for variant, key in zip(VARIANTS, keys, strict=True):
@@ -212,14 +212,14 @@ def predict(saved: Saved[Config], applicant: tuple[float, float, int]) -> None:
     config = saved.config
     x = jnp.asarray(applicant_row(Applicant(*applicant), applicants(config), warn))
     model = build("network", config.hidden)
-    lanes = config.folds * config.repeats
-    weights = saved.lane_weights(model, lanes, "network")
+    replicas = config.folds * config.repeats
+    weights = saved.replica_weights(model, replicas, "network")
     logits, _ = jax.vmap(
         lambda params, extra: model.apply(params, extra, x, train=False, key=None)
     )(weights["params"], weights["extra"])
     p = np.asarray(jax.nn.sigmoid(logits[:, 0]))
     print(
-        f"probability of admission {p.mean():.3f} (the {lanes} models of "
+        f"probability of admission {p.mean():.3f} (the {replicas} models of "
         f"{config.repeats} x {config.folds} folds: sd {p.std(ddof=1):.3f}, "
         f"{p.min():.3f} to {p.max():.3f})"
     )

@@ -30,7 +30,7 @@ from jaxstudy.data.tabular import read_digits
 from jaxstudy.optimizers import OPTIMIZERS, Log, Optimizer
 from jaxstudy.problems import PROBLEMS, SURFACES, Problem, Surface
 from jaxstudy.run import Run
-from jaxstudy.study import Entrant, Protocol, look_up, metrics, run_study
+from jaxstudy.study import Candidate, Protocol, look_up, metrics, run_study
 from jaxstudy.study_plots import look, save_study
 from jaxstudy.training import TrainState, TrainStep, fit, init_state, make_train_step
 from jaxstudy.types import Array, Batch, Mean, Metrics
@@ -202,11 +202,11 @@ def draw_steps(run: Run, config: Config, best_rate: Callable[[str], float]) -> d
             epochs=epochs,
             key=order,
             chunk_steps=4,
-            part=run.part(f"steps {name}"),
+            sub_run=run.sub_run(f"steps {name}"),
         )
         for group in groups:
-            x = [row["epoch"] for row in fitted.rows]
-            y = [10 ** row[f"log step, {group}"] for row in fitted.rows]
+            x = [row["epoch"] for row in fitted.records]
+            y = [10 ** row[f"log step, {group}"] for row in fitted.records]
             lines[group][name] = (x, y)
             result[f"{name}: step at the end / at the start, {group} pixels"] = (
                 y[-1] / y[0]
@@ -233,13 +233,13 @@ def main(config: Config, run: Run) -> dict[str, Any]:
         epochs=config.epochs,
         seed=config.seed,
     )
-    entrants = {
-        name: Entrant(look_up("optimizer", name, OPTIMIZERS), {"rate": grid})
+    candidates = {
+        name: Candidate(look_up("optimizer", name, OPTIMIZERS), {"rate": grid})
         for name in config.optimizers
     }
     builders = {name: look_up("problem", name, PROBLEMS) for name in config.problems}
     problems = {name: build() for name, build in builders.items()}
-    record = run_study(problems, entrants, protocol, run)
+    record = run_study(problems, candidates, protocol, run)
     save_study(record, run)
     print("\n".join(record["comparison"]["sentences"]))
 

@@ -10,11 +10,11 @@ thing are never in two of the sets. `--folder DIR` takes any such tree instead. 
 it is looked at first, and every fault named: what is faulty is left out and listed in
 faults.json of the run; with `--strict` nothing is run.
 
-Then a CNN learns from sets of several sizes, as they are and flipped, turned, zoomed
-and moved at random, another way each time. A seed fixes the images, the first weights
-and the order, so the two are compared in pairs; all are lanes of one program. Small
+Then a CNN learns from sets of several sizes, as they are and flipped, rotated, zoomed
+and shifted at random, another way each time. A seed fixes the images, the first weights
+and the order, so the two are compared in pairs; all are replicas of one program. Small
 sets are repeated to the length of the largest, an epoch here, so all make as many
-steps. A training counts as it was after the epoch of its best validation accuracy.
+steps. A run is reported at the epoch with its best validation accuracy.
 
 Expected (quick): as they are 0.48, 0.54 and 0.60 of the nine categories are told apart;
 augmented no better, and with all images worse: fifteen epochs are too few for them to
@@ -43,14 +43,14 @@ from jaxstudy import plots
 from jaxstudy.cli import Count, Positive, Settings, experiment
 from jaxstudy.data import augment, folders
 from jaxstudy.data.augment import Flip, Layer, Rotation, Translation, Zoom
-from jaxstudy.data.dataset import spread
+from jaxstudy.data.dataset import evenly_spaced
 from jaxstudy.data.emoji import emoji_group, emoji_splits
 from jaxstudy.data.images import Images, ImageSet, read_images
 from jaxstudy.data.sources import EMOJI_FOLDERS, check_folder
 from jaxstudy.data.splits import (
     ImageSplits,
     image_splits,
-    nested_rows,
+    nested_subsets,
     sizes_at_most,
 )
 from jaxstudy.model import Model
@@ -67,11 +67,11 @@ from jaxstudy.statistics import (
     mean_over_runs,
 )
 from jaxstudy.training import (
-    Lanes,
+    Replicas,
     TrainState,
     TrainStep,
     fit,
-    init_lanes,
+    init_replicas,
     make_eval_step,
     make_train_step,
 )
@@ -182,14 +182,14 @@ def train_step_of_arms(model: Model, config: Config) -> TrainStep:
 
 
 def start(model: Model, config: Config) -> tuple[TrainState, Array]:
-    """The states of all lanes, [sizes x seeds x arms], and keys of their data orders.
+    """The states of all replicas [sizes x seeds x arms] and keys of their data orders.
 
     Both depend on the seed alone.
     """
     seeds = jnp.repeat(jnp.arange(config.seeds), len(ARMS))
     seeds = jnp.tile(seeds, len(config.sizes))
     keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))[seeds]
-    return init_lanes(model, optax.adam(config.rate), keys[:, 0]), keys[:, 1]
+    return init_replicas(model, optax.adam(config.rate), keys[:, 0]), keys[:, 1]
 
 
 def seconds_of_steps(
@@ -220,29 +220,29 @@ def train(
 ) -> dict[str, np.ndarray]:
     """Accuracy on each set after each epoch, [epochs, sizes, seeds, arms]."""
     state, keys = start
-    rows = nested_rows(data.train, config.sizes, config.seeds, config.seed)
+    rows = nested_subsets(data.train, config.sizes, config.seeds, config.seed)
     rows = rows.repeat(len(ARMS), axis=1)
     rows = jnp.asarray(rows.reshape(-1, rows.shape[2]))
     few = {
-        name: spread(held_out, EVALUATED)
+        name: evenly_spaced(held_out, EVALUATED)
         for name, held_out in (("validation", data.validation), ("test", data.test))
     }
     fitted = fit(
         state,
         train_step,
-        data.train._replace(rows=rows, valid=jnp.ones(rows.shape, bool)),
+        data.train._replace(indices=rows, mask=jnp.ones(rows.shape, bool)),
         batch_size=config.batch_size,
         epochs=config.epochs,
         key=keys,
         eval_step=make_eval_step(cross_entropy(model)),
         evaluate_on=few,
         eval_batch_size=500,
-        lanes=Lanes((jnp.arange(len(rows)) % len(ARMS),)),
-        part=run.part(),
+        replicas=Replicas((jnp.arange(len(rows)) % len(ARMS),)),
+        sub_run=run.sub_run(),
         evaluate_first=False,
     )
     accuracy = {name: [] for name in ("train", *few)}
-    for row in fitted.rows:
+    for row in fitted.records:
         accuracy[row["split"]].append(row["accuracy"])
     shape = (-1, len(config.sizes), config.seeds, len(ARMS))
     return {name: np.reshape(rows, shape) for name, rows in accuracy.items()}
@@ -333,7 +333,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         size = config.image_size, config.image_size
         images, audited = read_images(config.data, image_size=size), None
     data = image_splits(images)
-    sizes = sizes_at_most(config.sizes, len(data.train.rows))
+    sizes = sizes_at_most(config.sizes, len(data.train.indices))
     config = dataclasses.replace(config, sizes=sizes)
     if audited is not None:
         faults = json.dumps([fault._asdict() for fault in audited.faults], indent=1)

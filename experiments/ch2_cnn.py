@@ -1,16 +1,16 @@
 """Lesson 2.0 and 2.1: why images are convolved and pooled.
 
 A dense network on the flattened image and a convolutional one of the same number of
-parameters learn Fashion-MNIST; both are then tested on images moved by 0 to 6 pixels.
+parameters learn Fashion-MNIST; both are then tested on images shifted by 0 to 6 pixels.
 The dense network's weights belong to one position each, so they are of no use to the
 next one; convolution uses the same few weights everywhere, and pooling forgets where
 exactly it found something. Pooling by maximum, by average and none are compared, and
 padding "SAME" with "VALID"; a figure shows a real image after every layer.
 
 Expected (quick, 2000 images, a minute): all between 0.73 and 0.77 on images as they
-are; moved by 3 pixels, about 0.47 flattened and 0.53 to 0.56 with convolutions.
+are; shifted by 3 pixels, about 0.47 flattened and 0.53 to 0.56 with convolutions.
 Expected (full, 10,000 images, a quarter of an hour): 0.84 flattened, 0.87 with max
-pooling, 0.88 with none; moved by 3 pixels 0.48, 0.65 and 0.55.
+pooling, 0.88 with none; shifted by 3 pixels 0.48, 0.65 and 0.55.
 `--data tfds:NAME` takes any image-classification set of TFDS.
 """
 
@@ -29,10 +29,10 @@ import pydantic
 from jaxstudy import plots
 from jaxstudy.cli import Count, Positive, Settings, experiment
 from jaxstudy.data.augment import shift
-from jaxstudy.data.dataset import spread
+from jaxstudy.data.dataset import evenly_spaced
 from jaxstudy.data.images import read_images
 from jaxstudy.data.splits import ImageSplits, at_most, image_splits
-from jaxstudy.data.stream import some_rows
+from jaxstudy.data.stream import take
 from jaxstudy.model import Model, parameter_count
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
@@ -41,10 +41,10 @@ from jaxstudy.run import Run
 from jaxstudy.statistics import SHARE, Estimate, mean_over_runs
 from jaxstudy.training import (
     EvalStep,
-    Lanes,
+    Replicas,
     TrainState,
     fit,
-    init_lanes,
+    init_replicas,
     make_eval_step,
     make_train_step,
     measure,
@@ -84,9 +84,9 @@ class Config(Settings):
     seeds: Annotated[int, pydantic.Field(ge=2)] = 2
     """Trainings of each network; an even number shares two cores evenly."""
     shifts: Annotated[int, pydantic.Field(ge=0)] = 6
-    """Pixels the test images are moved by, at most."""
-    moved_images: Count = 200
-    """Test images that are moved: each up, down, left and right."""
+    """Pixels the test images are shifted by, at most."""
+    shifted_images: Count = 200
+    """Test images that are shifted: each up, down, left and right."""
     test_images: Count = 10_000
     """Test images in all, at most."""
 
@@ -96,7 +96,7 @@ PRESETS = {
         images=256,
         epochs=1,
         shifts=1,
-        moved_images=100,
+        shifted_images=100,
         test_images=200,
         networks=("flatten", "max pooling"),
     ),
@@ -106,7 +106,7 @@ PRESETS = {
         epochs=5,
         networks=get_args(Name),
         seeds=4,
-        moved_images=1000,
+        shifted_images=1000,
     ),
 }
 
@@ -121,7 +121,7 @@ def build(name: Name, shape: tuple[int, int, int], classes: int) -> Model:
 
 
 def on_moved(plain: EvalStep) -> EvalStep:
-    """Evaluate on images moved by (dy, dx), black coming in."""
+    """Evaluate on images shifted by (dy, dx), black coming in."""
 
     def eval_step(state: TrainState, batch: Batch, dy: Array, dx: Array) -> Metrics:
         return plain(state, {**batch, "x": shift(batch["x"], dy, dx)})
@@ -132,23 +132,25 @@ def on_moved(plain: EvalStep) -> EvalStep:
 def train(
     name: str, model: Model, config: Config, data: ImageSplits, run: Run
 ) -> tuple[TrainState, EvalStep]:
-    """Train one network with every seed, each a lane."""
+    """Train one network with every seed, each a replica."""
     objective, optimizer = cross_entropy(model), optax.adam(config.rate)
     eval_step = make_eval_step(objective)
     keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
     fitted = fit(
-        init_lanes(model, optimizer, keys[:, 0]),
+        init_replicas(model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
         data.train,
         batch_size=config.batch_size,
         epochs=config.epochs,
         key=keys[:, 1],
         eval_step=eval_step,
-        evaluate_on={"validation": spread(data.validation, len(data.train.rows))},
+        evaluate_on={
+            "validation": evenly_spaced(data.validation, len(data.train.indices))
+        },
         eval_batch_size=500,
         evaluate_first=False,
-        lanes=Lanes(),
-        part=run.part(name.replace(" ", "_")),
+        replicas=Replicas(),
+        sub_run=run.sub_run(name.replace(" ", "_")),
     )
     return fitted.state, eval_step
 
@@ -156,15 +158,15 @@ def train(
 def shift_curve(
     eval_step: EvalStep, state: TrainState, data: ImageSplits, config: Config
 ) -> list[np.ndarray]:
-    """Accuracies [seed] on images moved by 0, 1, ... pixels, over four directions."""
-    few = spread(data.test, config.moved_images)
+    """Accuracies [seed] on images shifted by 0, 1, ... pixels, over four directions."""
+    few = evenly_spaced(data.test, config.shifted_images)
     moving, curve = on_moved(eval_step), []
     for pixels in range(config.shifts + 1):
         found = []
         for dy, dx in ((1, 0), (-1, 0), (0, 1), (0, -1))[: 4 if pixels else 1]:
             steps = [jnp.full(config.seeds, pixels * d) for d in (dy, dx)]
             values = measure(
-                moving, state, few, batch_size=500, lanes=Lanes(tuple(steps))
+                moving, state, few, batch_size=500, replicas=Replicas(tuple(steps))
             )
             found.append(values["accuracy"])
         curve.append(np.mean(found, axis=0))
@@ -173,7 +175,7 @@ def shift_curve(
 
 def draw_maps(run: Run, states: dict[Name, TrainState], data: ImageSplits) -> None:
     """What each convolution and pooling makes of one test image, two networks' each."""
-    image = some_rows(data.test, np.asarray(data.test.rows[:1]))["x"]
+    image = take(data.test, np.asarray(data.test.indices[:1]))["x"]
     for name, padding in SHOWN.items():
         if name not in states:
             continue
@@ -202,27 +204,29 @@ def draw_maps(run: Run, states: dict[Name, TrainState], data: ImageSplits) -> No
 
 
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:
-    """Train every network, test it on moved images, draw."""
+    """Train every network, test it on shifted images, draw."""
     images = read_images(config.data)
     data = image_splits(images, limit=config.images)
-    test = spread(data.test, config.test_images)
-    moved = at_most(
-        "--moved-images", config.moved_images, len(data.test.rows), "test images"
+    test = evenly_spaced(data.test, config.test_images)
+    shifted = at_most(
+        "--shifted-images", config.shifted_images, len(data.test.indices), "test images"
     )
-    config = dataclasses.replace(config, moved_images=moved)
+    config = dataclasses.replace(config, shifted_images=shifted)
     result: dict[str, Estimate | float] = {}
     states, curves = {}, {}
     for name in config.networks:
         model = build(name, data.shape, len(data.classes))
         states[name], eval_step = train(name, model, config, data, run)
-        whole = measure(eval_step, states[name], test, batch_size=500, lanes=Lanes())
+        whole = measure(
+            eval_step, states[name], test, batch_size=500, replicas=Replicas()
+        )
         result[f"{name}: test accuracy"] = mean_over_runs(
             np.array(whole["accuracy"]), SHARE
         )
         curve = shift_curve(eval_step, states[name], data, config)
         curves[name] = [mean_over_runs(found, SHARE) for found in curve]
         if config.shifts >= 3:
-            result[f"{name}: accuracy, moved by 3 pixels"] = curves[name][3]
+            result[f"{name}: accuracy, shifted by 3 pixels"] = curves[name][3]
         result[f"{name}: parameters"] = float(parameter_count(model))
     pixels = list(range(config.shifts + 1))
     plots.save_lines(
@@ -230,7 +234,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         "shifts",
         [
             plots.Panel(
-                f"{config.moved_images} test images, moved",
+                f"{config.shifted_images} test images, shifted",
                 "pixels",
                 "accuracy",
                 {name: (pixels, curve) for name, curve in curves.items()},

@@ -35,9 +35,9 @@ from jaxstudy.data.splits import ImageSplits, image_splits
 from jaxstudy.model import Model
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
-from jaxstudy.run import Options, Part, Run, open_run, read_saved
+from jaxstudy.run import Options, Run, SubRun, open_run, read_saved
 from jaxstudy.training import (
-    Fitted,
+    FitResult,
     fit,
     init_state,
     make_eval_step,
@@ -78,7 +78,7 @@ WEIGHTS = Options(save="params", keep="last", keep_n=1)
 def load(config: Config) -> ImageSplits:
     """The images, the validation set cut to 1000."""
     data = image_splits(read_images(config.data), limit=config.images)
-    few = np.asarray(data.validation.rows)[:1000]
+    few = np.asarray(data.validation.indices)[:1000]
     return data._replace(validation=subset(data.validation, few))
 
 
@@ -97,7 +97,7 @@ class Trainings:
         objective = cross_entropy(self.model)
         self.train_step = make_train_step(objective, self.optimizer)
         self.eval_step = make_eval_step(objective)
-        self.parts: dict[str, Part] = {}
+        self.sub_runs: dict[str, SubRun] = {}
 
     def train(
         self,
@@ -107,7 +107,7 @@ class Trainings:
         epochs: int | None = None,
         resume: bool = False,
         seed: int = 0,
-    ) -> Fitted:
+    ) -> FitResult:
         """One training, in the folder of this name."""
         key, order = jax.random.split(jax.random.key(self.config.seed + seed))
         epochs = epochs or self.config.epochs
@@ -116,7 +116,7 @@ class Trainings:
             self.folder / name, NAME, "lesson", config, options,
             resume=resume, allow_change=resume,
         ) as run:  # fmt: skip
-            self.parts[name] = run.part()
+            self.sub_runs[name] = run.sub_run()
             return fit(
                 init_state(self.model, self.optimizer, key),
                 self.train_step,
@@ -127,8 +127,8 @@ class Trainings:
                 eval_step=self.eval_step,
                 evaluate_on={"validation": self.data.validation},
                 eval_batch_size=500,
-                part=run.part(),
-                chunk_steps=max(1, len(self.data.train.rows) // config.batch_size),
+                sub_run=run.sub_run(),
+                chunk_steps=max(1, len(self.data.train.indices) // config.batch_size),
             )
 
     def kept(self, name: str) -> list[int]:
@@ -143,7 +143,7 @@ class Trainings:
 
     def predict(self, params: PyTree, extra: PyTree) -> Array:
         """Logits of the first 100 validation images, by a network built anew."""
-        rows = np.asarray(self.data.validation.rows)[:100]
+        rows = np.asarray(self.data.validation.indices)[:100]
         images = self.data.validation.arrays["x"][rows]  # type: ignore[union-attr]
         return build(self.data).apply(params, extra, images, train=False, key=None)[0]
 
@@ -186,14 +186,14 @@ def damaged(folder: Path) -> Iterator[None]:
         path.write_bytes(content)
 
 
-def checks(t: Trainings) -> tuple[dict[str, bool], dict[str, Fitted]]:
+def checks(t: Trainings) -> tuple[dict[str, bool], dict[str, FitResult]]:
     """Save and load in every way; what each promises, and whether it is so."""
     found: dict[str, bool] = {}
     whole = t.train("every", EVERY)
-    steps = [r["step"] for r in whole.rows if r["split"] == "train"]
+    steps = [r["step"] for r in whole.records if r["split"] == "train"]
     accuracy = {
         r["step"]: r["accuracy"]
-        for r in whole.rows
+        for r in whole.records
         if r["split"] == "validation" and r["step"]
     }
     found["keep every: one checkpoint for each epoch"] = t.kept("every") == steps
@@ -240,7 +240,7 @@ def checks(t: Trainings) -> tuple[dict[str, bool], dict[str, Fitted]]:
     begun = Options(load_params=t.folder / "every", save="params", keep_n=1)
     again = t.train("begun", begun, epochs=1, seed=1)
     found["load params: begins with the loaded weights"] = np.isclose(
-        again.rows[0]["accuracy"], accuracy[steps[-1]]
+        again.records[0]["accuracy"], accuracy[steps[-1]]
     )
 
     with damaged(t.folder / "params" / "checkpoints" / str(steps[-1])):
@@ -251,11 +251,11 @@ def checks(t: Trainings) -> tuple[dict[str, bool], dict[str, Fitted]]:
     return found, {"every": whole, "last": last, "best": best}
 
 
-def draw(run: Run, t: Trainings, trained: dict[str, Fitted]) -> None:
+def draw(run: Run, t: Trainings, trained: dict[str, FitResult]) -> None:
     """The validation accuracy of every epoch, and which checkpoints each way kept."""
     panels = []
     for name, fitted in trained.items():
-        rows = [r for r in fitted.rows if r["split"] == "validation"]
+        rows = [r for r in fitted.records if r["split"] == "validation"]
         curve = [r["epoch"] for r in rows], [r["accuracy"] for r in rows]
         kept = [r for r in rows if r["step"] in t.kept(name)]
         marks = [r["epoch"] for r in kept], [r["accuracy"] for r in kept]
@@ -281,13 +281,13 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     wrong = [promise for promise, kept in found.items() if not kept]
     if wrong:
         raise AssertionError(f"not as promised: {'; '.join(wrong)}")
-    last = [r for r in trained["every"].rows if r["split"] == "validation"][-1]
+    last = [r for r in trained["every"].records if r["split"] == "validation"][-1]
     result: dict[str, Any] = {promise: "yes" for promise in found}
     for name in ("every", "last", "best", "params"):
         result[f"{name}: MiB on the disk"] = trainings.size(name) / 2**20
     result["validation accuracy at the end"] = last["accuracy"]
-    run.append([{"part": "every", **row} for row in trained["every"].rows])
-    run.parts.update(trainings.parts)  # whose steps and times are this run's
+    run.append([{"part": "every", **row} for row in trained["every"].records])
+    run.sub_runs.update(trainings.sub_runs)  # whose steps and times are this run's
     return result
 
 

@@ -2,16 +2,16 @@
 
 EfficientNet-Lite0 learnt to tell a thousand things apart on ImageNet. Without its last
 layer it makes features of any image, and a regression on those tells nine kinds of
-emoji apart that it never saw. Its layers stay as they are, so their features are
+emoji apart that it never saw. Its layers are frozen, so their features are
 computed once and kept. Then its last layers are trained too, from the one of a name on.
-Both are beside the same regression on pixels and a CNN that begins with nothing, by
+Both are beside the same regression on pixels and a CNN trained from scratch, by
 the number of images to learn from. `--backbone inception_v3 --weights FILE` takes
 InceptionV3 with the weights of a Keras file, be it inside a model that was built on it.
 `--folder DIR` takes your own images, DIR/CLASS/FILE; a count that is larger than what
 there is becomes that, and the run says so.
 
 A seed fixes the images, the first weights and the order; small sets are repeated to the
-length of the largest, an epoch here. A training counts as it was after the epoch of its
+length of the largest, an epoch here. A run is reported at the epoch with its
 best validation accuracy. Drawings of the same thing are never in two of the sets.
 
 Expected (quick, 64 pixels): with all images 0.54 on pixels, 0.53 from scratch, 0.73 on
@@ -38,12 +38,18 @@ import pydantic
 from jaxstudy import plots, transfer
 from jaxstudy.cli import Count, Positive, Settings, experiment
 from jaxstudy.data.augment import Flip, Rotation, Translation, Zoom, augmented
-from jaxstudy.data.dataset import dataset, spread
+from jaxstudy.data.dataset import dataset, evenly_spaced
 from jaxstudy.data.folders import read_image
 from jaxstudy.data.images import read_image_folder, read_images
-from jaxstudy.data.splits import image_splits, nested_rows, sizes_at_most
-from jaxstudy.data.stream import some_rows
-from jaxstudy.model import Model, chained, column_statistics, on_frozen, standardized
+from jaxstudy.data.splits import image_splits, nested_subsets, sizes_at_most
+from jaxstudy.data.stream import take
+from jaxstudy.model import (
+    Model,
+    column_statistics,
+    compose,
+    standardized,
+    with_frozen_backbone,
+)
 from jaxstudy.models.cnn import cnn
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import cross_entropy
@@ -57,10 +63,10 @@ from jaxstudy.statistics import (
 )
 from jaxstudy.summary import print_summary
 from jaxstudy.training import (
-    Lanes,
+    Replicas,
     TrainState,
     fit,
-    init_lanes,
+    init_replicas,
     make_eval_step,
     make_train_step,
 )
@@ -126,13 +132,13 @@ PRESETS = {
 
 
 class Images(NamedTuple):
-    """The images of one size, and the rows of "train" that each training learns from.
+    """The images of one size, and the indices in "train" that each run learns from.
 
-    rows [sizes, seeds, longest].
+    indices [sizes, seeds, longest].
     """
 
     sets: Sets
-    rows: np.ndarray
+    indices: np.ndarray
     sizes: tuple[int, ...]
     classes: tuple[str, ...]
 
@@ -147,12 +153,14 @@ def read(config: Config, size: int) -> Images:
     if len(found.classes) < 2:
         raise UserError("the images are of one class: there is nothing to tell apart")
     data = image_splits(found)
-    sizes = sizes_at_most(config.sizes, len(data.train.rows))
-    rows = nested_rows(data.train, sizes, config.seeds, config.seed)
+    sizes = sizes_at_most(config.sizes, len(data.train.indices))
+    rows = nested_subsets(data.train, sizes, config.seeds, config.seed)
     used, rows = np.unique(rows, return_inverse=True)
-    sets = {"train": some_rows(data.train, used)}
+    sets = {"train": take(data.train, used)}
     for name, held_out in (("validation", data.validation), ("test", data.test)):
-        sets[name] = some_rows(held_out, np.asarray(spread(held_out, EVALUATED).rows))
+        sets[name] = take(
+            held_out, np.asarray(evenly_spaced(held_out, EVALUATED).indices)
+        )
     shape = len(sizes), config.seeds, -1
     return Images(sets, rows.reshape(shape), sizes, data.classes)
 
@@ -196,7 +204,7 @@ def keys(config: Config) -> Array:
 class Trained(NamedTuple):
     """The weights at the end, and the accuracy on each set after each epoch.
 
-    state: one lane for each size and seed; accuracy [epochs, sizes, seeds] by set.
+    state: one replica for each size and seed; accuracy [epochs, sizes, seeds] by set.
     """
 
     state: TrainState
@@ -213,10 +221,10 @@ def train(
     epochs: int,
     run: Run,
 ) -> Trained:
-    """Train with every size and seed, each a lane of one program."""
+    """Train with every size and seed, each a replica of one program."""
     data = {name: dataset(fields) for name, fields in images.sets.items()}
-    rows = jnp.asarray(images.rows.reshape(-1, images.rows.shape[-1]))
-    own = data["train"]._replace(rows=rows, valid=jnp.ones(rows.shape, bool))
+    rows = jnp.asarray(images.indices.reshape(-1, images.indices.shape[-1]))
+    own = data["train"]._replace(indices=rows, mask=jnp.ones(rows.shape, bool))
     fitted = fit(
         state,
         make_train_step(objective, tx),
@@ -228,13 +236,13 @@ def train(
         evaluate_on={name: data[name] for name in ("validation", "test")},
         eval_batch_size=500,
         evaluate_first=False,
-        lanes=Lanes(),
-        part=run.part(arm),
+        replicas=Replicas(),
+        sub_run=run.sub_run(arm),
     )
-    shape = (-1, *images.rows.shape[:2])
+    shape = (-1, *images.indices.shape[:2])
     accuracy = {
         name: np.reshape(
-            [row["accuracy"] for row in fitted.rows if row["split"] == name], shape
+            [row["accuracy"] for row in fitted.records if row["split"] == name], shape
         )
         for name in images.sets
     }
@@ -242,13 +250,13 @@ def train(
 
 
 def train_regression(arm: str, images: Images, config: Config, run: Run) -> Trained:
-    """The regression on x [N, D], standardised by what each training learns from."""
+    """The regression on x [N, D], standardised by what each run learns from."""
     x, epochs = jnp.asarray(images.sets["train"]["x"]), config.regression_epochs
     model = regression(x.shape[1], len(images.classes))
     rate = schedule(config, epochs, config.rate)
     tx = optax.adamw(rate, weight_decay=config.decay)
-    state = init_lanes(model, tx, keys(config)[:, 0])
-    rows = jnp.asarray(images.rows.reshape(-1, images.rows.shape[-1]))
+    state = init_replicas(model, tx, keys(config)[:, 0])
+    rows = jnp.asarray(images.indices.reshape(-1, images.indices.shape[-1]))
     statistics = jax.lax.map(
         lambda mine: column_statistics(x[mine], jnp.ones(len(mine))), rows
     )
@@ -257,7 +265,7 @@ def train_regression(arm: str, images: Images, config: Config, run: Run) -> Trai
 
 
 def train_scratch(images: Images, config: Config, run: Run) -> dict[str, Trained]:
-    """A CNN that begins with nothing, on the images and on random versions of them."""
+    """A CNN trained from scratch, on the images and on random versions of them."""
     shape, epochs = images.sets["train"]["x"].shape[1:], config.epochs
     model = cnn(shape, len(images.classes), filters=config.filters)
     tx, plain = optax.adam(schedule(config, epochs, config.rate)), cross_entropy(model)
@@ -266,7 +274,7 @@ def train_scratch(images: Images, config: Config, run: Run) -> dict[str, Trained
         ("scratch", plain),
         ("scratch, augmented", augmented(plain, LAYERS)),
     ):
-        state = init_lanes(model, tx, keys(config)[:, 0])
+        state = init_replicas(model, tx, keys(config)[:, 0])
         found[arm] = train(arm, objective, tx, state, images, config, epochs, run)
     return found
 
@@ -286,8 +294,8 @@ def fine_tune(
         mask={"first": False, "second": True},  # as the regression had it
     )
     _, inputs, classes = begin.params["output"]["kernel"].shape
-    model = chained(rest, regression(inputs, classes))
-    state = init_lanes(model, tx, keys(config)[:, 0])
+    model = compose(rest, regression(inputs, classes))
+    state = init_replicas(model, tx, keys(config)[:, 0])
     state = state._replace(
         params={**state.params, "second": begin.params},
         extra={**state.extra, "second": begin.extra},
@@ -299,11 +307,11 @@ def fine_tune(
 def summary_text(before: Model, rest: Model, classes: int, size: int) -> str:
     """What the fine-tuned network consists of, and what of it is trained."""
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    inputs = transfer.output_shapes(on_frozen(before, rest), image)
-    trained = chained(rest, regression(inputs.shape[1], classes))
+    inputs = transfer.output_shapes(with_frozen_backbone(before, rest), image)
+    trained = compose(rest, regression(inputs.shape[1], classes))
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
-        print_summary(on_frozen(before, trained), image)
+        print_summary(with_frozen_backbone(before, trained), image)
     return text.getvalue()
 
 
@@ -314,8 +322,8 @@ def probabilities(
 
     Of all trainings [sizes x seeds] it is that with the most images, first seed.
     """
-    lane = config.sizes.index(max(config.sizes)) * config.seeds
-    params, extra = jax.tree.map(lambda a: a[lane], (params, extra))
+    replica = config.sizes.index(max(config.sizes)) * config.seeds
+    params, extra = jax.tree.map(lambda a: a[replica], (params, extra))
     model = regression(x.shape[1], len(params["output"]["bias"]))
     logits, _ = model.apply(params, extra, jnp.asarray(x), train=False, key=None)
     return np.asarray(jax.nn.softmax(logits))
@@ -349,7 +357,7 @@ def draw_accuracies(
         for split in ("train", "validation")
     ]  # fmt: skip
     plots.save_lines(run, "curves", panels)
-    lines = {**found, "the largest class": always}
+    lines = {**found, "majority class": always}
     plots.save_lines(
         run, "sizes", [plots.Panel("test", label, "accuracy", lines, scales)]
     )
@@ -398,13 +406,13 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         "pixels": train_regression("pixels", small._replace(sets=flat), config, run),
         **train_scratch(small, config, run),
     }
-    whole = transfer.means(network.stages, image)
+    whole = transfer.pooled_features(network.stages, image)
     found = features(images.sets, network, whole, "features")
     frozen = train_regression("frozen", images._replace(sets=found), config, run)
     state = frozen.state
     chances = probabilities(state.params, state.extra, found["test"]["x"], config)
     draw_predictions(run, images, chances)
-    before, rest = transfer.joined_by_one_array(before, rest, image)
+    before, rest = transfer.flatten_interface(before, rest, image)
     kept = features(images.sets, network, before, f"before {config.fine_tune_from}")
     tuned = fine_tune(
         transfer.pretrained(rest, network.weights), frozen.state,
@@ -421,7 +429,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         for arm, of_arm in trained.items()
     }
     draw_accuracies(run, config, trained, test, majority)
-    result: dict[str, Estimate | float] = {"largest class: test accuracy": majority}
+    result: dict[str, Estimate | float] = {"majority class: test accuracy": majority}
     for i, size in enumerate(config.sizes):
         for arm, values in test.items():
             of_arm = mean_over_runs(values[i], SHARE)
@@ -447,14 +455,14 @@ def predict(saved: Saved[Config], files: tuple[Path, ...]) -> None:
     size = config.image_size, config.image_size
     x = np.stack([read_image(path, size) for path in files])
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    model = transfer.on_pixels(network, transfer.means(network.stages, image))
+    model = transfer.on_pixels(network, transfer.pooled_features(network.stages, image))
     found = transfer.frozen_features(
         model, network.weights, x, batch_size=min(len(x), 64)
     )
     classes, sizes = read_sealed(saved.folder, "images.json", Seen)
     config = dataclasses.replace(config, sizes=sizes)
     model = regression(found.shape[1], len(classes))
-    weights = saved.lane_weights(model, len(keys(config)), "frozen")
+    weights = saved.replica_weights(model, len(keys(config)), "frozen")
     chances = probabilities(weights["params"], weights["extra"], found, config)
     for path, chance in zip(files, chances, strict=True):
         best = chance.argsort()[::-1][:3]

@@ -13,13 +13,12 @@ Held-out tunes are read one by one, from zero states, and every character counts
 the first "X" to the empty line that ends a tune. Each epoch is judged by windows of the
 validation tunes, also from zero states, and the best epoch is kept.
 
-Expected (quick, a minute or two): 2.09 bits a character on the validation tunes, where
-the best n-gram takes 2.42, and `xz -9`, which has packed the training tunes before,
-2.17. music21 accepts about 0.90 of the composed tunes, but in 0.15 only do all bars add
-up, as they do in nine of ten real ones.
-Expected (full, 21 minutes): 1.69 bits, the best n-gram (n = 16) 2.41; on the test tunes
-1.67, 2.35, and `xz -9` 2.20. music21 accepts 0.97 of 200 composed tunes, in 0.76 all
-bars add up, and one is a copy.
+Expected (quick, a minute or two): 2.09 bits per character on the validation tunes,
+where the best n-gram takes 2.42, and `xz -9`, which has packed the training tunes
+before, 2.17. music21 accepts about 0.90 of the composed tunes, but in 0.15 only do all
+bars add up, as they do in nine of ten real ones. Expected (full, 21 minutes): 1.69
+bits, the best n-gram (n = 16) 2.41; on the test tunes 1.67, 2.35, and `xz -9` 2.20.
+music21 accepts 0.97 of 200 composed tunes, in 0.76 all bars add up, and one is a copy.
 Then: ch3_compose.py --compose "X:1\\nM:6/8\\nK:G\\n"
 """
 
@@ -73,10 +72,10 @@ from jaxstudy.sampling import sample
 from jaxstudy.statistics import REAL, SHARE, Estimate, mean_over_cases
 from jaxstudy.training import (
     EvalStep,
-    Lanes,
+    Replicas,
     TrainState,
     fit,
-    init_lanes,
+    init_replicas,
     make_train_step,
 )
 from jaxstudy.types import (
@@ -157,7 +156,7 @@ PRESETS = {
 }
 
 
-def spread(tunes: Sequence[str], count: int) -> tuple[str, ...]:
+def evenly_spaced(tunes: Sequence[str], count: int) -> tuple[str, ...]:
     """At most so many tunes, evenly spaced: of all the collections."""
     count = min(count, len(tunes))
     return tuple(tunes[i * len(tunes) // count] for i in range(count))
@@ -168,7 +167,9 @@ def load(limit: int | None) -> Tunes:
     found = [tune for source in TUNES for tune in read_tunes(check_folder(source))]
     tunes = split_tunes(list(dict.fromkeys(found)))
     share = 1 if limit is None else limit / len(tunes.train)
-    return Tunes(*(spread(part, max(2, int(len(part) * share))) for part in tunes))
+    return Tunes(
+        *(evenly_spaced(part, max(2, int(len(part) * share))) for part in tunes)
+    )
 
 
 def build(config: Config, symbols: int) -> Model:
@@ -210,8 +211,8 @@ def bits(model: Model) -> Objective:
 def from_zero_states(objective: Objective) -> EvalStep:
     """The metrics of rows that do not go on from what the training batch left."""
 
-    def eval_step(state: TrainState, batch: Batch, *lane: PyTree) -> Metrics:
-        del lane
+    def eval_step(state: TrainState, batch: Batch, *replica: PyTree) -> Metrics:
+        del replica
         return objective(state.params, {}, batch, None)[1][1]
 
     return eval_step
@@ -236,7 +237,7 @@ def streams(numbers: np.ndarray, count: int, length: int) -> Dataset:
 
 
 def train(config: Config, tunes: Tunes, vocabulary: Vocabulary, run: Run) -> PyTree:
-    """Train every seed, each a lane; the weights [seeds, ...] of the best epoch."""
+    """Train every seed, each a replica; the weights [seeds, ...] of the best epoch."""
     text = {
         name: vocabulary.encode("".join(t + END for t in part), allow_unknown=True)
         for name, part in tunes._asdict().items()
@@ -244,14 +245,14 @@ def train(config: Config, tunes: Tunes, vocabulary: Vocabulary, run: Run) -> PyT
     data = streams(text["train"], config.streams, config.window)
     model = build(config, len(vocabulary))
     objective = bits(model)
-    steps = config.epochs * (len(data.rows) // config.streams)
+    steps = config.epochs * (len(data.indices) // config.streams)
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adam(optax.cosine_decay_schedule(config.rate, steps)),
     )
     keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
     fit(
-        init_lanes(model, optimizer, keys[:, 0]),
+        init_replicas(model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
         data,
         batch_size=config.streams,
@@ -261,8 +262,8 @@ def train(config: Config, tunes: Tunes, vocabulary: Vocabulary, run: Run) -> PyT
         evaluate_on={"validation": dataset(windows(text["validation"], 512))},
         eval_batch_size=64,
         evaluate_first=False,
-        lanes=Lanes(),
-        part=run.part(),
+        replicas=Replicas(),
+        sub_run=run.sub_run(),
         order=Order(shuffle="never"),
     )
     return best_weights(run.folder, run.options, config, len(vocabulary))
@@ -327,7 +328,7 @@ def bits_of_ngram(
 
 
 def xz_bits(held_out: Sequence[str], before: Sequence[str] = ()) -> float:
-    """Bits a character that tunes take in `xz -9e`, after others have been packed."""
+    """Bits per character that tunes take in `xz -9e`, after others have been packed."""
 
     def size(tunes: Sequence[str]) -> int:
         content = "".join(tune + END for tune in tunes).encode()
@@ -426,15 +427,15 @@ def write_samples(run_folder: Path, name: str, tunes: Sequence[str]) -> list[Pat
 
 
 def draw(run: Run, others: dict[str, float]) -> None:
-    """Bits a character by epoch, and of what the LSTM is compared with."""
+    """Bits per character by epoch, and of what the LSTM is compared with."""
     lines: dict[str, plots.Line] = {}
     for split in ("train", "validation"):
-        table = plots.curve(run.parts[""].rows, split, "bits")
+        table = plots.curve(run.sub_runs[""].records, split, "bits")
         lines[f"LSTM, {split}"] = table[:, 0].tolist(), table[:, 1].tolist()
     ends = [0.0, max(lines["LSTM, train"][0])]
     for name, value in others.items():
         lines[name] = ends, [value, value]
-    panel = plots.Panel("validation tunes", "epoch", "bits a character", lines)
+    panel = plots.Panel("validation tunes", "epoch", "loss [bits per character]", lines)
     plots.save_lines(run, "bits", [panel])
 
 
@@ -454,7 +455,7 @@ def measure_bits(
         ("validation", "test"), of_lstm, of_ngram, strict=True
     ):
         held_out = getattr(tunes, split)
-        what = f"{split} bits a character"
+        what = f"{split} bits per character"
         result[f"LSTM: {what}"] = per_character(mine, held_out)
         result[f"n-gram: {what}"] = per_character(theirs, held_out)
         result[f"LSTM - n-gram: {what}"] = per_character(mine - theirs, held_out)
@@ -462,7 +463,7 @@ def measure_bits(
         result[f"xz -9, held-out tunes alone: {what}"] = xz_bits(held_out)
     others = {}
     for name, shown in (("n-gram", f"{order}-gram"), ("xz -9", "xz -9")):
-        found = result[f"{name}: validation bits a character"]
+        found = result[f"{name}: validation bits per character"]
         others[shown] = found.mean if isinstance(found, Estimate) else found
     draw(run, others)
     return result
@@ -481,7 +482,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     composed = continue_tune(config, params, vocabulary, "X:1\n", config.composed)
     melodies = joined_melodies(tunes.train)
     found, accepted = judged("composed", composed, melodies)
-    real, _ = judged("real", spread(tunes.test, config.composed), melodies)
+    real, _ = judged("real", evenly_spaced(tunes.test, config.composed), melodies)
     good = list(itertools.compress(composed, accepted))[:SHOWN]
     write_samples(run.folder, "tune", good)
     write_atomically(run.folder / "samples" / "all.abc", "\n".join(composed))

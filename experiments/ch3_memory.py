@@ -1,4 +1,4 @@
-"""Lessons 3.1.2 and 3.2: the gradient that fades, and the cell that keeps it.
+"""Lessons 3.1.2 and 3.2: the vanishing gradient, and the cell that keeps it.
 
 Of T random numbers two are marked, one in each half; the answer is their sum. A network
 that remembers nothing says 1 and has a squared error of 1/6, the variance of the sum.
@@ -16,7 +16,7 @@ LSTM solve the problem, their gradients at the first step are nearly those at th
 
 Expected (quick, one to two minutes, two seeds): GRU and LSTM solve both lengths, with
 squared errors under 0.001; the simple network comes to 0.014 at T = 25, and to 0.08 at
-50, where one of its two trainings learns next to nothing.
+50, where one of its two runs learns next to nothing.
 Expected (full, six seeds, 37 minutes beside other work): at T = 200 GRU and LSTM solve
 the problem with every seed, the simple network with none, nor at T = 100. At T = 400
 the LSTM has learned it with one of six seeds, the GRU still with all.
@@ -40,10 +40,10 @@ from jaxstudy.objectives import squared_error
 from jaxstudy.run import Run
 from jaxstudy.statistics import NONNEGATIVE, Estimate, mean_over_runs
 from jaxstudy.training import (
-    Lanes,
+    Replicas,
     TrainState,
     fit,
-    init_lanes,
+    init_replicas,
     make_eval_step,
     make_train_step,
     measure,
@@ -133,7 +133,7 @@ def train(
     test = sequences(held_out, length, seed=2)
     eval_step = make_eval_step(objective)
     keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
-    state = init_lanes(model, optimizer, keys[:, 0])
+    state = init_replicas(model, optimizer, keys[:, 0])
     gradients = {"before training": gradient_norms(model, state, test)}
     fitted = fit(
         state,
@@ -145,11 +145,11 @@ def train(
         eval_step=eval_step,
         evaluate_on={"validation": sequences(held_out, length, seed=1)},
         eval_batch_size=500,
-        lanes=Lanes(),
-        part=run.part(f"{kind}_{length}"),
+        replicas=Replicas(),
+        sub_run=run.sub_run(f"{kind}_{length}"),
     )
     gradients["after it"] = gradient_norms(model, fitted.state, test)
-    found = measure(eval_step, fitted.state, test, batch_size=500, lanes=Lanes())
+    found = measure(eval_step, fitted.state, test, batch_size=500, replicas=Replicas())
     return np.array(found["loss"]), gradients
 
 

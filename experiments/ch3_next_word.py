@@ -6,9 +6,9 @@ vectors keep it, but each place has weights of its own. A recurrent layer reads 
 after the other with the same weights, tanh(part of the word + part of what it was
 before), and its memory has no last n; an LSTM's lasts longer.
 
-Every network predicts the same words of Moby Dick, split by chapter. Equal are: the
+Every network predicts the same words of Moby Dick, split by chapter. Held fixed: the
 vocabulary, the size of the vectors, the units of the one hidden layer, the dropout on
-it, the softmax, batches and epochs. Not equal are: the parameters of the hidden layer,
+it, the softmax, batches and epochs. Varied: the parameters of the hidden layer,
 the LSTM's rate, and that recurrent networks see more than n words where a window has
 them. All words but the most frequent count as one, "unknown", which is predicted like
 any other, by the n-gram model too: perplexities of every word would be higher.
@@ -40,7 +40,7 @@ import pydantic
 
 from jaxstudy import plots
 from jaxstudy.cli import Count, Positive, Settings, experiment
-from jaxstudy.data.dataset import Dataset, dataset, spread, steps_per_epoch
+from jaxstudy.data.dataset import Dataset, dataset, evenly_spaced, steps_per_epoch
 from jaxstudy.data.prose import Passages, read_prose
 from jaxstudy.data.text import UNKNOWN, Vocabulary, fit_vocabulary, words
 from jaxstudy.model import Model, parameter_count
@@ -51,9 +51,9 @@ from jaxstudy.objectives import masked_mean, mean_value
 from jaxstudy.run import Run, Saved, read_sealed
 from jaxstudy.statistics import NONNEGATIVE, Estimate, at_best_epoch, mean_over_runs
 from jaxstudy.training import (
-    Lanes,
+    Replicas,
     fit,
-    init_lanes,
+    init_replicas,
     make_eval_step,
     make_train_step,
     measure,
@@ -234,13 +234,13 @@ def order_test(passages: Sequence[np.ndarray], config: Config) -> dict[str, Data
     shuffled = np.random.default_rng(0).permuted(x, axis=1)
     real = np.ones(y.shape, bool)
     return {
-        order: spread(dataset({"x": words, "y": y, "real": real}), config.asked)
+        order: evenly_spaced(dataset({"x": words, "y": y, "real": real}), config.asked)
         for order, words in zip(ORDERS, (x, shuffled), strict=True)
     }
 
 
 def next_word(model: Model) -> Objective:
-    """-log softmax(logits)[y] of every real word. Metrics: loss in nats a word."""
+    """-log softmax(logits)[y] of every real word. Metrics: loss in nats per word."""
 
     def objective(
         params: PyTree, extra: PyTree, batch: Batch, key: Key | None
@@ -264,7 +264,7 @@ def train(
     those of the order test of the end.
     """
     objective, data = next_word(model), sets["train"]
-    steps = config.epochs * steps_per_epoch(len(data.rows), config.batch_size)
+    steps = config.epochs * steps_per_epoch(len(data.indices), config.batch_size)
     rate = config.lstm_rate if name == "LSTM" else config.rate
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip),
@@ -273,7 +273,7 @@ def train(
     keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
     eval_step = make_eval_step(objective)
     fitted = fit(
-        init_lanes(model, optimizer, keys[:, 0]),
+        init_replicas(model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
         data,
         batch_size=config.batch_size,
@@ -283,11 +283,11 @@ def train(
         evaluate_on={split: sets[split] for split in HELD_OUT},
         eval_batch_size=config.batch_size,
         evaluate_first=False,
-        lanes=Lanes(),
-        part=run.part(name.replace(" ", "_")),
+        replicas=Replicas(),
+        sub_run=run.sub_run(name.replace(" ", "_")),
     )
     nats = {
-        split: np.array([r["loss"] for r in fitted.rows if r["split"] == split])
+        split: np.array([r["loss"] for r in fitted.records if r["split"] == split])
         for split in HELD_OUT
     }
     found = {
@@ -297,7 +297,7 @@ def train(
     rows = config.batch_size * config.window  # one word each
     for order in ORDERS:
         loss = measure(
-            eval_step, fitted.state, sets[order], batch_size=rows, lanes=Lanes()
+            eval_step, fitted.state, sets[order], batch_size=rows, replicas=Replicas()
         )["loss"]
         found[order] = np.array(loss)
     return {metric: np.exp(values) for metric, values in found.items()}
@@ -380,7 +380,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         for metric, values in found.items():
             result[f"{name}: {metric}"] = mean_over_runs(values, NONNEGATIVE)
         result[f"{name}: parameters"] = float(parameter_count(model))
-    plots.save_curves(run, config.networks, "loss", "nats a word")
+    plots.save_curves(run, config.networks, "loss", "loss [nats per word]")
     draw(run, result, config, ngram)
     return result
 
@@ -395,7 +395,7 @@ def following(name: Name, saved: Saved[Config], size: int, x: Array) -> np.ndarr
     """Probabilities [V] of the word after x [1, n - 1 + T]: the mean of all seeds."""
     config = saved.config
     model = build(name, config, size)
-    weights = saved.lane_weights(model, config.seeds, name.replace(" ", "_"))
+    weights = saved.replica_weights(model, config.seeds, name.replace(" ", "_"))
 
     def one(params: PyTree, extra: PyTree) -> Array:
         logits, _ = model.apply(params, extra, x, train=False, key=None)

@@ -56,10 +56,10 @@ from jaxstudy.run import Run, Saved, read_sealed
 from jaxstudy.sampling import Beams, beam_search
 from jaxstudy.statistics import SHARE, Estimate, mean_over_runs
 from jaxstudy.training import (
-    Lanes,
+    Replicas,
     TrainState,
     fit,
-    init_lanes,
+    init_replicas,
     make_eval_step,
     make_train_step,
 )
@@ -187,13 +187,13 @@ def train(
     config: Config,
     run: Run,
 ) -> TrainState:
-    """Train one network with every seed, each a lane."""
+    """Train one network with every seed, each a replica."""
     data, validation = sets
     if task == "dates":
         epochs, rate = config.date_epochs, config.date_rate
     else:
         epochs, rate = config.message_epochs, config.message_rate
-    steps = epochs * steps_per_epoch(len(data.rows), config.batch_size)
+    steps = epochs * steps_per_epoch(len(data.indices), config.batch_size)
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adam(optax.cosine_decay_schedule(rate, steps)),
@@ -201,7 +201,7 @@ def train(
     objective = sequence_cross_entropy(network.model, end)
     keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
     return fit(
-        init_lanes(network.model, optimizer, keys[:, 0]),
+        init_replicas(network.model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
         data,
         batch_size=config.batch_size,
@@ -211,13 +211,13 @@ def train(
         evaluate_on={"validation": validation},
         eval_batch_size=250,
         evaluate_first=False,
-        lanes=Lanes(),
-        part=run.part(part_of(task, name)),
+        replicas=Replicas(),
+        sub_run=run.sub_run(sub_run_name(task, name)),
     ).state
 
 
-def part_of(task: Task, name: str) -> str:
-    """The part of the run that holds one training."""
+def sub_run_name(task: Task, name: str) -> str:
+    """The name of the sub-run of one training."""
     return f"{task} {name}".replace(" ", "_")
 
 
@@ -375,7 +375,9 @@ def translate(saved: Saved[Config], text: str) -> None:
         )
     for name in NETWORKS:
         network = build(alphabets, name, config)
-        weights = saved.lane_weights(network.model, config.seeds, part_of(task, name))
+        weights = saved.replica_weights(
+            network.model, config.seeds, sub_run_name(task, name)
+        )
         params = jax.tree.map(lambda a: a[0], weights["params"])
         decode = decoder(network, alphabets, config.beam)
         found = decode(params, numbers[None], np.array([len(numbers)]))

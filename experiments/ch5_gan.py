@@ -2,9 +2,9 @@
 
 The generator G makes an image of 100 random numbers: a dense layer, then transposed
 convolutions that double it four times. The discriminator D says whether an image is a
-real one. A step trains D on real images and on generated ones, then G to be taken for
-real by a D that stays as it is; an epoch is once through the images. What G makes of
-the same noise after every epoch is in samples/, and as an animation.
+real one. A step trains D on real images and on generated ones, then G against a
+frozen discriminator; an epoch is once through the images. What G makes of the same
+noise after every epoch is in samples/, and as an animation.
 
 Is it any good? A CNN that learnt the classes of the real images says how many of them
 it finds in the generated ones and how sure it is, and the Frechet distance between
@@ -16,7 +16,7 @@ nan is for none.
 
 "Training on real images first biases D: mix them": small networks are trained so, in
 the course's order and on mixed batches, each with every seed; also without BatchNorm,
-and with images for D as `predict` makes them, by BatchNorm's moving averages, which is
+and with images for D as `predict` makes them, by running BatchNorm statistics, which is
 what the course's Keras code does.
 
 Expected (quick, 32 by 32 pixels, 564 steps, about three minutes): shapes of garments,
@@ -46,7 +46,7 @@ from jaxstudy.adversarial import (
     G,
     Order,
     alternating,
-    init_gan_lanes,
+    init_gan_replicas,
     init_gan_state,
     make_gan_eval_step,
     make_gan_step,
@@ -55,19 +55,19 @@ from jaxstudy.adversarial import (
     stopping_epoch,
 )
 from jaxstudy.cli import Count, Positive, Settings, experiment
-from jaxstudy.data.dataset import Dataset, dataset, spread, steps_per_epoch
+from jaxstudy.data.dataset import Dataset, dataset, evenly_spaced, steps_per_epoch
 from jaxstudy.data.images import read_image_folder, read_images
 from jaxstudy.data.splits import at_most, image_splits
-from jaxstudy.data.stream import some_rows
+from jaxstudy.data.stream import take
 from jaxstudy.forgeries import (
-    judge_by_cnn,
+    classifier_features,
+    classifier_metrics,
     judge_by_nearest,
     resized,
-    see,
-    teach_classes,
+    train_classifier,
 )
 from jaxstudy.model import Model
-from jaxstudy.models.dcgan import discriminator, generator, noise, paint
+from jaxstudy.models.dcgan import discriminator, generate, generator, sample_latent
 from jaxstudy.run import Run, Saved
 from jaxstudy.statistics import (
     NONNEGATIVE,
@@ -77,7 +77,7 @@ from jaxstudy.statistics import (
     frechet_distance,
     mean_over_runs,
 )
-from jaxstudy.training import Fitted, Lanes, TrainState, fit
+from jaxstudy.training import FitResult, Replicas, TrainState, fit
 from jaxstudy.types import Array, Key, PyTree, UserError, warn
 
 Name = Literal[
@@ -171,20 +171,21 @@ def load(config: Config) -> Data:
         )
     splits = image_splits(images, limit=config.images)
     held_out, test = (
-        spread(part, config.held_out) for part in (splits.validation, splits.test)
+        evenly_spaced(part, config.held_out)
+        for part in (splits.validation, splits.test)
     )
     train, held_out, test = (
-        dataset(some_rows(part, np.asarray(part.rows)) | {"row": np.arange(n)})
+        dataset(take(part, np.asarray(part.indices)) | {"row": np.arange(n)})
         for part in (splits.train, held_out, test)
-        for n in [len(part.rows)]
+        for n in [len(part.indices)]
     )
     return Data(train, held_out, test, splits.classes)
 
 
 def fitted_to(config: Config, data: Data) -> Config:
     """The config with no larger counts than there are images."""
-    learnt, what = len(data.train.rows), "images to learn from"
-    fewest = min(len(data.held_out.rows), len(data.test.rows))
+    learnt, what = len(data.train.indices), "images to learn from"
+    fewest = min(len(data.held_out.indices), len(data.test.indices))
     return dataclasses.replace(
         config,
         batch_size=at_most("--batch-size", config.batch_size, learnt, what),
@@ -215,15 +216,15 @@ def networks(config: Config, size: int, batch_norm: bool) -> Both:
     )
 
 
-def train(config: Config, data: Data, run: Run) -> Fitted:
+def train(config: Config, data: Data, run: Run) -> FitResult:
     """Let the two networks compete, and write samples after every epoch."""
     d, g, *_ = both = networks(config, config.image_size, config.batch_norm)
     init_key, order_key = jax.random.split(key_for(config, "gan"))
     state = init_gan_state(*both, init_key)
-    z = noise(key_for(config, "shown"), 5 * COLUMNS)
+    z = sample_latent(key_for(config, "shown"), 5 * COLUMNS)
 
     def write_samples(epoch: int, state: TrainState) -> None:
-        made = np.asarray(paint(g, state.params[G], state.extra[G], z))
+        made = np.asarray(generate(g, state.params[G], state.extra[G], z))
         grid = plots.image_grid(made, COLUMNS, f"epoch {epoch}")
         grid.save(samples(run.folder) / f"epoch_{epoch:03d}.png")
 
@@ -239,7 +240,7 @@ def train(config: Config, data: Data, run: Run) -> Fitted:
         evaluate_on={"validation": data.held_out},
         eval_batch_size=250,
         evaluate_first=False,
-        part=run.part("gan"),
+        sub_run=run.sub_run("gan"),
         on_epoch=write_samples,
     )
     frames = sorted(samples(run.folder).glob("epoch_*.png"))
@@ -260,7 +261,7 @@ def draw_training(run: Run) -> None:
     def draw(figure: str, split: str, label: str, names: dict[str, str]) -> None:
         lines: dict[str, plots.Line] = {}
         for name, what in names.items():
-            table = plots.curve(run.parts["gan"].rows, split, name)
+            table = plots.curve(run.sub_runs["gan"].records, split, name)
             lines[what] = table[:, 0].tolist(), table[:, 1].tolist()
         panel = plots.Panel(f"{split} images", "epoch", label, lines)
         plots.save_lines(run, figure, [panel])
@@ -275,10 +276,10 @@ def draw_interpolation(
     config: Config, g: Model, params: PyTree, extra: PyTree, run: Run
 ) -> None:
     """Images of the noise on the way from one draw to another, four times."""
-    begin, end = noise(key_for(config, "between"), 8).reshape(2, 4, 1, -1)
+    begin, end = sample_latent(key_for(config, "between"), 8).reshape(2, 4, 1, -1)
     share = jnp.linspace(0, 1, COLUMNS)[:, None]
     z = (1 - share) * begin + share * end
-    made = np.asarray(paint(g, params, extra, z.reshape(4 * COLUMNS, -1)))
+    made = np.asarray(generate(g, params, extra, z.reshape(4 * COLUMNS, -1)))
     plots.save_images(run, "interpolation", [list(row) for row in np.split(made, 4)])
 
 
@@ -287,17 +288,17 @@ def draw_interpolation(
 
 def train_variant(
     name: Name, config: Config, learnt: Dataset, held_out: Dataset, run: Run
-) -> tuple[Model, Fitted]:
-    """G, and small networks trained in one of the orders: every seed a lane."""
+) -> tuple[Model, FitResult]:
+    """G, and small networks trained in one of the orders: every seed a replica."""
     batch_norm = "no BatchNorm" not in name
     d, g, *_ = both = networks(config, config.variant_size, batch_norm)
-    steps = steps_per_epoch(len(learnt.rows), config.batch_size)
+    steps = steps_per_epoch(len(learnt.indices), config.batch_size)
     orders: dict[str, Order] = {"real first": real_first(steps), "mixed": mixed}
     keys = jax.random.split(key_for(config, "variants"), (config.seeds, 2))
     fitted = fit(
-        init_gan_lanes(*both, keys[:, 0]),
+        init_gan_replicas(*both, keys[:, 0]),
         make_gan_step(
-            *both, orders.get(name, alternating), predicted="predicted" in name
+            *both, orders.get(name, alternating), use_running_stats="predicted" in name
         ),
         learnt,
         batch_size=config.batch_size,
@@ -307,37 +308,40 @@ def train_variant(
         evaluate_on={"validation": held_out},
         eval_batch_size=250,
         evaluate_first=False,
-        lanes=Lanes(),
-        part=run.part(name.replace(" ", "_"), temporary=True),
+        replicas=Replicas(),
+        sub_run=run.sub_run(name.replace(" ", "_"), temporary=True),
     )
     return g, fitted
 
 
 def compare_variants(config: Config, data: Data, cnn: PyTree, run: Run) -> Result:
     """D's accuracy after training, and the distance of G's images, over the seeds."""
-    parts = spread(data.train, config.variant_images), data.held_out, data.test
+    parts = evenly_spaced(data.train, config.variant_images), data.held_out, data.test
     learnt, held_out, test = (
         dataset({"x": resized(x, config.variant_size), "row": np.arange(len(x))})
-        for x in (some_rows(part, np.asarray(part.rows))["x"] for part in parts)
+        for x in (take(part, np.asarray(part.indices))["x"] for part in parts)
     )
-    z = noise(key_for(config, "judged"), len(test.rows))
-    real = cnn and see(cnn, pixels(test)).features
+    z = sample_latent(key_for(config, "judged"), len(test.indices))
+    real = cnn and classifier_features(cnn, pixels(test)).features
     result: Result = {}
     shown, distances, measures = [], {}, ["accuracy on real", "accuracy on fake"]
     for name in config.variants:
         g, fitted = train_variant(name, config, learnt, held_out, run)
         for measured in measures:
-            values = np.array(fitted.rows[-1][measured])
+            values = np.array(fitted.records[-1][measured])
             result[f"{name}: {measured}"] = mean_over_runs(values, SHARE)
         weights = fitted.state.params[G], fitted.state.extra[G]
         made = [
-            np.asarray(paint(g, *jax.tree.map(lambda a, i=i: a[i], weights), z))
+            np.asarray(generate(g, *jax.tree.map(lambda a, i=i: a[i], weights), z))
             for i in range(config.seeds)
         ]
         shown.append(made[0][:COLUMNS])
         if cnn:
             distances[name] = np.array(
-                [frechet_distance(see(cnn, x).features, real) for x in made]
+                [
+                    frechet_distance(classifier_features(cnn, x).features, real)
+                    for x in made
+                ]
             )
             away = mean_over_runs(distances[name], NONNEGATIVE)
             result[f"{name}: Frechet distance"] = away
@@ -406,7 +410,7 @@ def draw_sizes(run: Run, size: int = 4) -> float:
 
 
 def main(config: Config, run: Run) -> Result:
-    """Train, judge what came of it, and repeat it in small with other orders."""
+    """Train, judge the results, and repeat it in small with other orders."""
     _, g, *_ = networks(config, config.image_size, config.batch_norm)
     networks(config, config.variant_size, config.batch_norm)  # a bad size stops here
     data = load(config)
@@ -414,7 +418,7 @@ def main(config: Config, run: Run) -> Result:
     result: Result = {"size formula: largest difference": draw_sizes(run)}
     cnn = None
     if len(data.classes) > 1:
-        cnn, result["CNN: test accuracy"] = teach_classes(
+        cnn, result["CNN: test accuracy"] = train_classifier(
             data[:3], len(data.classes), epochs=config.classifier_epochs,
             batch_size=config.batch_size, key=key_for(config, "classifier"), run=run,
         )  # fmt: skip
@@ -426,21 +430,21 @@ def main(config: Config, run: Run) -> Result:
     draw_training(run)
     draw_interpolation(config, g, *weights, run)
     result["D cannot tell from epoch"] = stopping_epoch(
-        fitted.rows, len(data.held_out.rows)
+        fitted.records, len(data.held_out.indices)
     )
     test = pixels(data.test)
-    z = noise(key_for(config, "judged"), len(test))
+    z = sample_latent(key_for(config, "judged"), len(test))
     images = {
-        "generated images": np.asarray(paint(g, *weights, z)),
+        "generated images": np.asarray(generate(g, *weights, z)),
         "new images": pixels(data.held_out),
     }
     copies = judge_by_nearest(images, pixels(data.train), run)
     if cnn is not None:
         untrained = g.init(key_for(config, "untrained"))
-        images["untrained generator"] = np.asarray(paint(g, *untrained, z))
+        images["untrained generator"] = np.asarray(generate(g, *untrained, z))
         static = np.random.default_rng(0).integers(0, 256, test.shape, np.uint8)
         images["noise"] = static
-        result |= judge_by_cnn(cnn, images, test, data.classes, run)
+        result |= classifier_metrics(cnn, images, test, data.classes, run)
     return result | copies | compare_variants(config, data, cnn, run)
 
 
@@ -452,8 +456,8 @@ def sample(saved: Saved[Config], count: int) -> None:
     _, g, *_ = both = networks(config, config.image_size, config.batch_norm)
     like = jax.eval_shape(lambda key: init_gan_state(*both, key), jax.random.key(0))
     weights = saved.weights({"params": like.params, "extra": like.extra}, "gan")
-    z = noise(key_for(config, "sample"), count)
-    made = np.asarray(paint(g, weights["params"][G], weights["extra"][G], z))
+    z = sample_latent(key_for(config, "sample"), count)
+    made = np.asarray(generate(g, weights["params"][G], weights["extra"][G], z))
     path = samples(saved.folder) / f"sample_of_{count}_by_seed_{config.seed}.png"
     plots.image_grid(made, math.ceil(math.sqrt(count))).save(path)
     print(f"written to {path}")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxstudy.cli import guarded
+from jaxstudy.cli import exit_code
 from jaxstudy.data.fetch import STEPS, fetch
 from jaxstudy.data.sources import NOTES
 from jaxstudy.report import write_report
@@ -149,7 +149,7 @@ def main() -> None:
         else:
             print(write_report(choice.runs))
 
-    sys.exit(guarded(work))
+    sys.exit(exit_code(work))
 
 
 if __name__ == "__main__":

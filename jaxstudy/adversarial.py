@@ -4,7 +4,7 @@ The discriminator D says whether an image is real, the generator G makes images 
 noise. The state is a `TrainState` like any other, whose params, extra and opt_state are
 {"discriminator": ..., "generator": ...}: one loop, one checkpoint. As the course has it
 (`train_on_batch`), a step is D on real images, D on generated ones, and then G through
-a D that stays as it is:
+a frozen D:
 
     loss1 = -log D(x)    loss2 = -log(1 - D(G(z)))    loss3 = -log D(G(z'))
 
@@ -21,7 +21,7 @@ import optax
 import scipy  # its parts are imported where they are first used
 
 from jaxstudy.model import Model
-from jaxstudy.models.dcgan import noise
+from jaxstudy.models.dcgan import sample_latent
 from jaxstudy.objectives import (
     finite_padding,
     hide_padding,
@@ -34,7 +34,7 @@ from jaxstudy.training import (
     TrainStep,
     init_state,
     make_train_step,
-    map_lanes,
+    map_replicas,
 )
 from jaxstudy.types import Array, Batch, Key, Mean, Metrics, Objective, PyTree
 
@@ -150,7 +150,7 @@ def init_gan_state(
     return init(key)
 
 
-def init_gan_lanes(
+def init_gan_replicas(
     discriminator: Model,
     generator: Model,
     tx_d: optax.GradientTransformation,
@@ -162,7 +162,7 @@ def init_gan_lanes(
     def one(key: Key) -> TrainState:
         return init_gan_state(discriminator, generator, tx_d, tx_g, key)
 
-    return jax.jit(lambda keys: map_lanes(one, keys))(keys)
+    return jax.jit(lambda keys: map_replicas(one, keys))(keys)
 
 
 def _joined(step: Array, d: TrainState, g: TrainState, key: Key) -> TrainState:
@@ -187,7 +187,7 @@ def make_gan_step(
     tx_g: optax.GradientTransformation,
     order: Order = alternating,
     *,
-    predicted: bool = False,
+    use_running_stats: bool = False,
 ) -> TrainStep:
     """Two updates of D, one of G: a pure function (state, batch) -> (state, metrics).
 
@@ -197,8 +197,8 @@ def make_gan_step(
     and as "loss" the sum of the three losses.
 
     D's updates leave G alone, its moving statistics too. Its images for D are
-    normalised by their batch, as those in its own update are; `predicted`, by the
-    moving statistics, as Keras's `predict` does it in the course. These lag by a
+    normalised by their batch, as those in its own update are; `use_running_stats`, by
+    the moving statistics, as Keras's `predict` does it in the course. These lag by a
     hundred steps, so D then learns to see something that G's update never shows it.
     """
     d_step = make_train_step(discriminator_objective(discriminator), tx_d)
@@ -211,15 +211,21 @@ def make_gan_step(
         count, ones = len(batch["mask"]), jnp.ones_like(batch["mask"])
 
         def fakes(key: Key) -> Batch:
-            z = noise(key, count)
-            x, _ = generator.apply(g.params, g.extra, z, train=not predicted, key=None)
+            z = sample_latent(key, count)
+            x, _ = generator.apply(
+                g.params, g.extra, z, train=not use_running_stats, key=None
+            )
             return {"x": x, "y": jnp.zeros_like(ones), "mask": ones}
 
         real = {"x": _scaled(batch["x"]), "y": ones, "mask": batch["mask"]}
         batches = order(real, fakes, noise_key, state.step)
         stacked = jax.tree.map(lambda *a: jnp.stack(a), *batches)
         d, of_d = jax.lax.scan(d_step, d, stacked)  # a key of its own for each, too
-        through = {"z": noise(z_key, count), "mask": ones, D: (d.params, d.extra)}
+        through = {
+            "z": sample_latent(z_key, count),
+            "mask": ones,
+            D: (d.params, d.extra),
+        }
         g, of_g = g_step(g, through)
         metrics = jax.tree.map(lambda a: jnp.sum(a, 0), of_d) | of_g
         after = _joined(state.step + 1, d, g, state.key)
@@ -237,11 +243,11 @@ def make_gan_eval_step(discriminator: Model, generator: Model, key: Key) -> Eval
     """
     objective = discriminator_objective(discriminator)
 
-    def eval_step(state: TrainState, batch: Batch, *lane: PyTree) -> Metrics:
-        del lane
+    def eval_step(state: TrainState, batch: Batch, *replica: PyTree) -> Metrics:
+        del replica
         mask, params, extra = batch["mask"], state.params, state.extra
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])
-        z = jax.vmap(lambda own: noise(own, 1)[0])(keys)
+        z = jax.vmap(lambda own: sample_latent(own, 1)[0])(keys)
         fake, _ = generator.apply(params[G], extra[G], z, train=False, key=None)
 
         def judged(x: Array, label: float) -> Metrics:
@@ -262,7 +268,7 @@ def stopping_epoch(rows: Sequence[Mapping[str, Any]], n: int) -> float:
     """The first epoch after which D cannot tell: where the course says to stop.
 
     That is, 1/2 is in Wilson's 95 % interval of its accuracy on n real images and n
-    generated ones, of `fit`'s rows for "validation". NaN where there is none.
+    generated ones, of `fit`'s records for "validation". NaN where there is none.
     """
     for row in rows:
         if row["split"] == "validation":

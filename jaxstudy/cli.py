@@ -60,7 +60,7 @@ def experiment(main: Main, presets: Mapping[str, Settings], **actions: Action) -
     Each action becomes an option that works on a saved run instead of training: its
     second parameter's type says what the option takes.
     """
-    code = guarded(lambda: _experiment(main, presets, actions))
+    code = exit_code(lambda: _experiment(main, presets, actions))
     if code > 128:  # all is saved, and XLA may still compile: an exit tears it down
         os._exit(code)
     sys.exit(code)
@@ -73,7 +73,7 @@ SYSTEM_ERRORS = {
 }  # fmt: skip
 
 
-def guarded(work: Callable[[], None]) -> int:
+def exit_code(work: Callable[[], None]) -> int:
     """Run something; the exit code: 2 for what the user can put right.
 
     It is 1 for what the system refuses: space, files, memory, a reader of the output.
@@ -325,7 +325,7 @@ def _validate(*records: Any) -> None:
 def _prepare_jax() -> None:
     """Keep compiled programs between processes, unless the user set a cache.
 
-    And let each core be a device, so that lanes are shared among them: a small step
+    And let each core be a device, so that replicas are shared among them: a small step
     keeps one core busy at most. On a GPU or TPU this changes nothing.
     """
     import jax

@@ -354,11 +354,11 @@ def summary_table(record: Record) -> list[list[str]]:
 
 
 def problem_table(
-    record: Record, problem: str, paces: Mapping[str, float]
+    record: Record, problem: str, step_times: Mapping[str, float]
 ) -> list[list[str]]:
     """A heading and a row for each optimizer on one problem.
 
-    `paces` has the seconds of a step, where they are known.
+    `step_times` has the seconds of a step, where they are known.
     """
     found = record["comparison"]["problems"][problem]
     best = found["best_tuned"]
@@ -381,7 +381,9 @@ def problem_table(
                 f"{row['effect']:+.2f}" if "effect" in row else "",
                 f"{row['p_holm']:.2g}" if "p_holm" in row else "",
                 f"{steps:,.0f}" if steps is not None else "not reached",
-                f"{1e3 * steps * paces[name]:.3g}" if steps and name in paces else "",
+                f"{1e3 * steps * step_times[name]:.3g}"
+                if steps and name in step_times
+                else "",
                 f"{row['reached']} of {row['runs']}",
             ]
         )

@@ -34,8 +34,8 @@ from jaxstudy.types import (
     FLOAT32_MAX,
     UNNAMED,
     Array,
-    Faults,
     UserError,
+    ValidationErrors,
     enumerated,
     shortened,
 )
@@ -71,7 +71,7 @@ class Numeric:
     """0 where the training rows have one value: then the number counts as nothing."""
     fill: float | None = None
     """What a missing number counts as, of log(1 + x) on that scale."""
-    may_miss: bool | None = None
+    has_missing: bool | None = None
     kind: Literal["numeric"] = "numeric"
 
 
@@ -95,15 +95,15 @@ class Bucketized:
 class Category:
     """A word of a vocabulary: 0 is missing, 1 unknown, then come the words.
 
-    Words that fewer than `least` training rows have are unknown too, so that what is
-    unknown later has been trained. With a `separator` the text is a list of words, of
-    which the first `most` count.
+    Words that fewer than `min_count` training rows have are unknown too, so that what
+    is unknown later has been trained. With a `separator` the text is a list of words,
+    of which the first `max_tokens` count.
     """
 
     column: str
     separator: str | None = None
-    most: int = 8
-    least: int = 1
+    max_tokens: int = 8
+    min_count: int = 1
     missing: Literal["bucket", "refuse"] = "bucket"
     unknown: Literal["bucket", "refuse"] = "bucket"
     words: tuple[str, ...] | None = None
@@ -236,7 +236,7 @@ def _are_missing_words(texts: pd.Series) -> pd.Series:
     return texts.str.lower().isin(MISSING_WORDS)
 
 
-def _as_number(series: pd.Series, faults: Faults) -> np.ndarray:
+def _as_number(series: pd.Series, errors: ValidationErrors) -> np.ndarray:
     """Numbers [N] of float64, NaN where they are missing, every other fault noted."""
     missing, values = series.isna().to_numpy(), series
     if series.dtype == object or isinstance(series.dtype, pd.StringDtype):
@@ -254,7 +254,7 @@ def _as_number(series: pd.Series, faults: Faults) -> np.ndarray:
         (unreadable, "is not a number"),
         (too_large, "is too large for a 32-bit number"),
     ):
-        _refuse(series, bad, what, faults)
+        _refuse(series, bad, what, errors)
     found[unreadable | too_large] = np.nan
     return np.where(unreadable | too_large, 0.0, found)  # so not missing, too
 
@@ -325,21 +325,25 @@ def _words(text: Any, leaf: Category) -> list[str]:
     if leaf.separator is None:
         return [text]
     parts = [part.strip() for part in text.split(leaf.separator)]
-    return list(dict.fromkeys(filter(None, parts)))[: leaf.most]
+    return list(dict.fromkeys(filter(None, parts)))[: leaf.max_tokens]
 
 
-def _refuse(series: pd.Series, bad: np.ndarray, what: str, faults: Faults) -> None:
+def _refuse(
+    series: pd.Series, bad: np.ndarray, what: str, errors: ValidationErrors
+) -> None:
     """Note the rows [N] of a column that are at fault."""
     for i in np.flatnonzero(bad).tolist():
         value = series.iloc[i]
         blank = pd.isna(value) or not str(value).strip()
         shown = "" if blank else f"{shortened(repr(value))} "
         name = shortened(repr(series.name))
-        faults.add(f"row {series.index[i]}, column {name}: {shown}{what}")
+        errors.add(f"row {series.index[i]}, column {name}: {shown}{what}")
 
 
-def _category_numbers(leaf: Category, series: pd.Series, faults: Faults) -> np.ndarray:
-    """Numbers [N], or [N, most] of lists."""
+def _category_numbers(
+    leaf: Category, series: pd.Series, errors: ValidationErrors
+) -> np.ndarray:
+    """Numbers [N], or [N, max_tokens] of lists."""
     assert leaf.words is not None, "not fitted"
     texts, words = _as_text(series), pd.Index(leaf.words, dtype=object)
     meant = spelling(leaf.words)
@@ -350,40 +354,42 @@ def _category_numbers(leaf: Category, series: pd.Series, faults: Faults) -> np.n
         found = np.where(texts.isna(), MISSING, found)[:, None]
     else:
         codes, distinct = pd.factorize(texts, use_na_sentinel=False)
-        lists = np.full((len(distinct), leaf.most), NONE, np.int32)
+        lists = np.full((len(distinct), leaf.max_tokens), NONE, np.int32)
         for own, text in zip(lists, distinct, strict=True):
             listed = [*filter(None, map(meant, _words(text, leaf)))]
             place = words.get_indexer(listed) + UNKNOWN + 1
             own[: len(listed) or 1] = np.maximum(place, UNKNOWN) if listed else MISSING
         found = lists[codes]
     if leaf.missing == "refuse":
-        _refuse(series, (found == MISSING).any(1), "is missing", faults)
+        _refuse(series, (found == MISSING).any(1), "is missing", errors)
     if leaf.unknown == "refuse":
-        _refuse(series, (found == UNKNOWN).any(1), "is none of those known", faults)
+        _refuse(series, (found == UNKNOWN).any(1), "is none of those known", errors)
     return found if leaf.separator is not None else found[:, 0].astype(np.int32)
 
 
-def _numbers(leaf: Numeric | Leaf, series: pd.Series, faults: Faults) -> np.ndarray:
+def _numbers(
+    leaf: Numeric | Leaf, series: pd.Series, errors: ValidationErrors
+) -> np.ndarray:
     """The numbers of one leaf before it is fitted, its faults noted.
 
     Of float64 [N]: 32 bits would take 1,000 moments of an hour for 30.
     """
     if isinstance(leaf, Category):
-        return _category_numbers(leaf, series, faults)
+        return _category_numbers(leaf, series, errors)
     if isinstance(leaf, Hashed):
         texts = _as_text(series)
         number = {t: _hash(t, leaf.buckets) for t in texts.dropna().unique()}
         found = texts.map(number).fillna(MISSING).to_numpy(np.int32)
         missing = found == MISSING
     else:
-        found = _as_number(series, faults)
+        found = _as_number(series, errors)
         missing = np.isnan(found)
         if isinstance(leaf, Numeric) and leaf.scale == "log":
-            _refuse(series, found <= -1, "has no log(1 + x)", faults)
+            _refuse(series, found <= -1, "has no log(1 + x)", errors)
             found[found <= -1] = 0
             found = np.log1p(found)
     if leaf.missing == "refuse":
-        _refuse(series, missing, "is missing", faults)
+        _refuse(series, missing, "is missing", errors)
     return found
 
 
@@ -451,7 +457,7 @@ def _dense(column: Column, numbers: Numbers) -> Array | None:
     given = jnp.asarray(numbers[_key(column)])
     missing = jnp.isnan(given)
     z = jnp.where(missing, _scaled(column, column.fill or 0.0), given)
-    return jnp.stack([z, missing], 1) if column.may_miss else z[:, None]
+    return jnp.stack([z, missing], 1) if column.has_missing else z[:, None]
 
 
 @dataclass(frozen=True)
@@ -474,7 +480,7 @@ class Features:
                 of = column.of
                 width = 1
                 if isinstance(of, Category) and of.separator is not None:
-                    width = of.most
+                    width = of.max_tokens
                 where = slice(first, first + width)
                 found.append(Table(name_of(of), size_of(of), column.dimension, where))
                 first += width
@@ -486,18 +492,18 @@ class Features:
         return tuple(name for column in self.columns for name in _names(column))
 
     def numbers(
-        self, table: pd.DataFrame, faults: Faults | None = None
+        self, table: pd.DataFrame, errors: ValidationErrors | None = None
     ) -> dict[str, np.ndarray]:
         """The numbers [N] or [N, L] that `encode` takes, float32 or int32.
 
         Raises UserError naming every row, column and value at fault, all at once;
-        with `faults` they are noted there instead.
+        with `errors` they are noted there instead.
         """
-        noted = Faults("the table") if faults is None else faults
+        noted = ValidationErrors("the table") if errors is None else errors
         check_columns(table, self.sources)
         leaves = dict.fromkeys(leaf for c in self.columns for leaf in _leaves(c))
         found = {x: _finished(x, _numbers(x, _series(table, x), noted)) for x in leaves}
-        if faults is None:
+        if errors is None:
             noted.check()
         return {_key(leaf): numbers for leaf, numbers in found.items()}
 
@@ -557,7 +563,7 @@ def _names(column: Column) -> list[str]:
     """What a column adds to x, by name."""
     name = name_of(column)
     if isinstance(column, Numeric):
-        return [name, f"{name} is missing"] if column.may_miss else [name]
+        return [name, f"{name} is missing"] if column.has_missing else [name]
     if isinstance(column, Embedding):
         return []
     of = column.of
@@ -623,11 +629,11 @@ class _Learner:
         self.leaf, self.counts = leaf, Counter[Any]()
         self.moments, self.sample = _Moments(), _Sample()
 
-    def add(self, series: pd.Series, faults: Faults) -> None:
+    def add(self, series: pd.Series, errors: ValidationErrors) -> None:
         leaf = self.leaf
         if isinstance(leaf, Category):
-            return self._count_words(leaf, series, faults)
-        numbers = _numbers(leaf, series, faults)
+            return self._count_words(leaf, series, errors)
+        numbers = _numbers(leaf, series, errors)
         if isinstance(leaf, Hashed):
             self.counts.update(numbers.tolist())
             return None
@@ -639,10 +645,12 @@ class _Learner:
                 self.counts.update(_bucket(leaf, numbers).tolist())
         return None
 
-    def _count_words(self, leaf: Category, series: pd.Series, faults: Faults) -> None:
+    def _count_words(
+        self, leaf: Category, series: pd.Series, errors: ValidationErrors
+    ) -> None:
         texts = _as_text(series)
         if leaf.missing == "refuse":
-            _refuse(series, texts.isna().to_numpy(), "is missing", faults)
+            _refuse(series, texts.isna().to_numpy(), "is missing", errors)
         for text, count in texts.value_counts(dropna=False).items():
             for word in _words(text, leaf) or [None]:
                 self.counts[word] += int(count)
@@ -677,7 +685,7 @@ class _Learner:
             "shift": shift,
             "divisor": divisor,
             "fill": m.mean,
-            "may_miss": m.missing,
+            "has_missing": m.missing,
         }
         left_open = {n: v for n, v in found.items() if getattr(leaf, n) is None}
         return dataclasses.replace(leaf, **left_open)
@@ -706,7 +714,7 @@ class _Learner:
             counts[meant.get(word)] += count
         missing = counts.pop(None, 0)
         if words is None:
-            often = [word for word in counts if counts[word] >= leaf.least]
+            often = [word for word in counts if counts[word] >= leaf.min_count]
             words = tuple(sorted(often, key=lambda word: (-counts[word], word)))
         rows = [missing, len(counts.keys() - {*words}), *(counts[w] for w in words)]
         absent = tuple(number for number, n in enumerate(rows) if not n)
@@ -716,7 +724,7 @@ class _Learner:
 def fit(
     columns: Sequence[Column],
     tables: pd.DataFrame | Iterable[pd.DataFrame],
-    faults: Faults | None = None,
+    errors: ValidationErrors | None = None,
 ) -> Features:
     """Fill the columns in from the training rows, in one pass over one or more tables.
 
@@ -725,12 +733,12 @@ def fit(
     Means, deviations, ranges and vocabularies are exact; quantiles are of at most
     SAMPLE values, drawn at random where there are more.
 
-    Raises UserError naming every row, column and value at fault (with `faults` they are
+    Raises UserError naming every row, column and value at fault (with `errors` they are
     noted there instead), where a column is not there, or no row; ValueError where the
     columns make no sense. A column without any number is one where all are missing.
     """
     _check(columns)
-    noted = Faults("the training rows") if faults is None else faults
+    noted = ValidationErrors("the training rows") if errors is None else errors
     leaves = dict.fromkeys(leaf for column in columns for leaf in _leaves(column))
     learners = {leaf: _Learner(leaf) for leaf in leaves}
     rows, tables = 0, [tables] if isinstance(tables, pd.DataFrame) else tables
@@ -793,7 +801,9 @@ def _check(columns: Sequence[Column]) -> None:
             if isinstance(of, Crossed) and getattr(leaf, "separator", None) is not None:
                 raise ValueError(f"{name_of(of)}: a list cannot be crossed")
             sizes += [leaf.buckets] if isinstance(leaf, Hashed) else []
-            sizes += [leaf.least, leaf.most] if isinstance(leaf, Category) else []
+            sizes += (
+                [leaf.min_count, leaf.max_tokens] if isinstance(leaf, Category) else []
+            )
             boundaries = getattr(leaf, "boundaries", (0.0,))
             sizes += [boundaries] if isinstance(boundaries, int) else []
             if isinstance(boundaries, tuple) and (
@@ -907,7 +917,7 @@ class _Look:
         if many > 0.5 * self.there:
             return "has another text in nearly every row"
         if many <= min(MANY, self.there / 10):  # ten rows and more for each
-            return Embedding(Category(name, least=5), 4)
+            return Embedding(Category(name, min_count=5), 4)
         return Indicator(Hashed(name, 100))
 
 

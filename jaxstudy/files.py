@@ -23,7 +23,7 @@ STRICT = pydantic.ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
 Step = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, pydantic.Field(ge=0)]
 Object = dict[str, pydantic.JsonValue]
-Paces = dict[str, dict[str, float]]  # timing.json of a study: problem, optimizer
+StepTimes = dict[str, dict[str, float]]  # timing.json of a study: problem, optimizer
 
 
 class Description(TypedDict):

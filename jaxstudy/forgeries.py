@@ -62,7 +62,7 @@ def _resized(x: Array, size: int) -> Array:
 # ------------------------------------------------------------------ by a CNN
 
 
-def teach_classes(
+def train_classifier(
     sets: Sequence[Dataset],
     classes: int,
     *,
@@ -95,7 +95,7 @@ def teach_classes(
         evaluate_on={"validation": validation},
         eval_batch_size=250,
         evaluate_first=False,
-        part=run.part("classifier"),
+        sub_run=run.sub_run("classifier"),
     )
     found = measure(eval_step, fitted.state, test, batch_size=250)
     return fitted.state.params, found["accuracy"]
@@ -108,7 +108,7 @@ class Seen(NamedTuple):
     probabilities: np.ndarray
 
 
-def see(params: PyTree, x: np.ndarray | Array) -> Seen:
+def classifier_features(params: PyTree, x: np.ndarray | Array) -> Seen:
     """Images, brought to 28x28, through the CNN with these weights."""
     return Seen(*map(np.asarray, _seen(params, _resized(jnp.asarray(x), CNN_SIZE))))
 
@@ -127,7 +127,7 @@ def _seen(params: PyTree, x: Array) -> tuple[Array, Array]:
     return jax.lax.map(one, x, batch_size=BATCH)
 
 
-def judge_by_cnn(
+def classifier_metrics(
     params: PyTree,
     images: Mapping[str, np.ndarray],
     real: np.ndarray,
@@ -140,8 +140,10 @@ def judge_by_cnn(
     how many classes it puts more than 2 % of the images, and its mean top probability;
     a figure of the classes' shares in the first set, and in the real images.
     """
-    of_real = see(params, real)
-    seen = {name: see(params, x[: len(real)]) for name, x in images.items()}
+    of_real = classifier_features(params, real)
+    seen = {
+        name: classifier_features(params, x[: len(real)]) for name, x in images.items()
+    }
     result: Judged = {}
     for name, of_these in seen.items():
         distance = frechet_distance(of_these.features, of_real.features)
@@ -205,7 +207,7 @@ def judge_by_nearest(
 ) -> Judged:
     """How far several sets of images are from the nearest that were learnt from.
 
-    What was learnt by heart would be much nearer than new images. As a figure, some of
+    What was memorised would be much nearer than new images. As a figure, some of
     each set, and the nearest one of each.
     """
     result: Judged = {}

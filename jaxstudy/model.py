@@ -150,7 +150,7 @@ def split_stages(stages: Stages, name: str) -> tuple[Stages, Stages]:
     return stages[: names.index(name)], stages[names.index(name) :]
 
 
-def chained(first: Model, second: Model) -> Model:
+def compose(first: Model, second: Model) -> Model:
     """The second model on the outputs of the first; both are trained.
 
     Params and extra are {"first", "second"}.
@@ -177,8 +177,8 @@ def chained(first: Model, second: Model) -> Model:
     return Model(init, apply)
 
 
-def on_frozen(frozen: Model, trained: Model) -> Model:
-    """Train one model on the outputs of another that stays as it is.
+def with_frozen_backbone(frozen: Model, trained: Model) -> Model:
+    """Train one model on the outputs of another that is frozen.
 
     The parameters are those of `trained` alone, so the frozen weights get neither a
     gradient nor an optimizer state: they live in `extra["frozen"]`, with params and

@@ -114,7 +114,7 @@ def sequence_cross_entropy(model: Model, begin: int) -> Objective:
 
     Batch: x [B, S] of x_length [B] symbols, y [B, T] of y_length [B], the last the one
     that ends it; the model sees x and, after `begin`, y (teacher forcing). Metrics:
-    loss in nats a symbol, accuracy of symbols, and "exact match", the share of rows
+    loss in nats per symbol, accuracy of symbols, and "exact match", the share of rows
     whose every symbol is the most probable one: of just those greedy decoding gives y.
     """
 

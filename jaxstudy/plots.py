@@ -44,7 +44,7 @@ def save(figure: Figure, run: Run, name: str) -> None:
 
 
 def curve(rows: Sequence[Mapping[str, Any]], split: str, name: str) -> np.ndarray:
-    """The logged values of one split: columns epoch, median, 10 % and 90 % of lanes."""
+    """The logged values of one split: columns epoch, median, 10 %, 90 % of replicas."""
     table = []
     for row in rows:
         if row["split"] == split:
@@ -64,12 +64,12 @@ def save_curves(
 ) -> None:
     """Curves of these splits of several parts, side by side, as curves.png.
 
-    Where a part has lanes: their median, and the band that holds 80 % of them. The
+    Where a part has replicas: their median, and the band that holds 80 % of them. The
     part of a name has underscores for spaces. Raises KeyError where there is none.
     """
     figure, axes = subplots(1, len(names), figsize=(4 * len(names), 3.2), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
-        rows = run.parts[name.replace(" ", "_")].rows
+        rows = run.sub_runs[name.replace(" ", "_")].records
         for split, colour in zip(splits, COLOURS, strict=False):
             epoch, middle, low, high = curve(rows, split, metric).T
             axis.plot(epoch, middle, color=colour, label=split)

@@ -145,7 +145,7 @@ def quadratic(shuffle: Literal["each epoch", "once"] = "each epoch") -> Problem:
     sets["test"] = subset(sets["test"], range(896))
 
     def floor(data: Dataset) -> float:
-        x = np.asarray(data.arrays["x"], np.float64)[np.asarray(data.rows)]
+        x = np.asarray(data.arrays["x"], np.float64)[np.asarray(data.indices)]
         return float(0.5 * np.einsum("de,de->", hessian, np.cov(x.T, bias=True)))
 
     return Problem(

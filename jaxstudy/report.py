@@ -24,9 +24,9 @@ from jaxstudy import comparison
 from jaxstudy.files import (
     Description,
     Object,
-    Paces,
     Record,
     Result,
+    StepTimes,
     Study,
     from_json,
     json_lines,
@@ -108,7 +108,7 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
+    records: list[Row] = field(default_factory=list)
     result: dict[str, Any] = field(default_factory=dict)
     study: Drawn = field(default_factory=dict)
     figures: list[Drawn] = field(default_factory=list)
@@ -141,8 +141,8 @@ class Run:
 
     @property
     def drawn_parts(self) -> dict[str, list[Row]]:
-        """The rows by part; the hundreds of trials of a study have their figures."""
-        rows = self.rows
+        """The records by part; the hundreds of trials of a study have their figures."""
+        rows = self.records
         if self.study:
             rows = [r for r in rows if not r["part"].startswith(STUDY_PARTS)]
         return _by(rows, "part")
@@ -189,7 +189,7 @@ def read_run(folder: Path, root: Path) -> Run:
         run.study = _read_study(folder, run.problems)
     torn = False
     if os.path.lexists(folder / "metrics.jsonl"):
-        run.rows, torn = _read_rows(folder, run.problems)
+        run.records, torn = _read_records(folder, run.problems)
     run.figures = _attachments(folder, "figures", run.problems)
     run.samples = _attachments(folder, "samples", run.problems)
     facts = {**run.result, **described}
@@ -241,15 +241,15 @@ def _read_study(folder: Path, problems: list[str]) -> Drawn:
     record: Drawn = dict(_read(folder, "study.json", Study, problems))
     if not record:
         return {}
-    paces: Drawn = {}
+    step_times: Drawn = {}
     if os.path.lexists(folder / "timing.json"):
-        paces = dict(_read(folder, "timing.json", Paces, problems))
+        step_times = dict(_read(folder, "timing.json", StepTimes, problems))
     try:
         if record["schema"] != comparison.SCHEMA:
             raise ValueError(f"schema {record['schema']}, not {comparison.SCHEMA}")
         tables = {
             f"{facts['title']} ({name})": comparison.problem_table(
-                record, name, paces.get(name, {})
+                record, name, step_times.get(name, {})
             )
             for name, facts in record["problems"].items()
         }
@@ -264,8 +264,8 @@ def _read_study(folder: Path, problems: list[str]) -> Drawn:
         return {}
 
 
-def _read_rows(folder: Path, problems: list[str]) -> tuple[list[Row], bool]:
-    """The good rows of metrics.jsonl, and whether its last line is torn."""
+def _read_records(folder: Path, problems: list[str]) -> tuple[list[Row], bool]:
+    """The good records of metrics.jsonl, and whether its last line is torn."""
     with _noting(folder, problems):
         rows, bad, torn = json_lines(_content(folder, "metrics.jsonl"), Record)
         if bad:
@@ -470,15 +470,15 @@ def scale_over(values: Iterable[float], room: float, log: bool = True) -> Scale:
 
 
 class Line(NamedTuple):
-    """A curve: table [points, 4] of x, median, 10 % and 90 % of the lanes."""
+    """A curve: table [points, 4] of x, median, 10 % and 90 % of the replicas."""
 
     name: str
     colour: int
     split: str
     x_label: str
     table: np.ndarray
-    lanes: int
-    lost: int  # the most lanes that were not finite at one time
+    replicas: int
+    lost: int  # the most replicas that were not finite at one time
 
 
 def line_of(rows: Iterable[Row], metric: str, name: str, colour: int) -> Line | None:
@@ -490,14 +490,17 @@ def line_of(rows: Iterable[Row], metric: str, name: str, colour: int) -> Line | 
     chosen = splits[split]
     in_epochs = not any(math.isnan(number_of(row.get("epoch"))) for row in chosen)
     x_label = "epoch" if in_epochs else "step"
-    table, lanes, lost = [], 1, 0
+    table, replicas, lost = [], 1, 0
     for row in chosen:
         values = row[metric] if isinstance(row[metric], list) else [row[metric]]
         finite = [v for v in map(number_of, values) if not math.isnan(v)]
-        lanes, lost = max(lanes, len(values)), max(lost, len(values) - len(finite))
+        replicas, lost = (
+            max(replicas, len(values)),
+            max(lost, len(values) - len(finite)),
+        )
         three = np.quantile(finite, [0.5, 0.1, 0.9]) if len(finite) > 1 else 3 * finite
         table.append([number_of(row[x_label]), *(three if finite else [math.nan] * 3)])
-    return Line(name, colour, split, x_label, np.array(table), lanes, lost)
+    return Line(name, colour, split, x_label, np.array(table), replicas, lost)
 
 
 def curves(series: Sequence[Series], least: int = 1) -> list[Drawn]:
@@ -528,13 +531,19 @@ def _group(metric: str, panels: Mapping[str, Sequence[Line]]) -> Drawn:
     spans = [common(max(v)) - common(min(v)) for v in values if len({*v}) > 1]
     shared = not spans or float(np.quantile(spans, 0.25)) > 0.12
     dense = len(panels) > TOGETHER + 1
-    lanes, lost = (max(getattr(ln, key) for ln in every) for key in ("lanes", "lost"))
+    replicas, lost = (
+        max(getattr(ln, key) for ln in every) for key in ("replicas", "lost")
+    )
     notes = []
-    if lanes > 1:
+    if replicas > 1:
         band = "; band: 80 % of them" if any(map(_banded, panels.values())) else ""
-        notes.append(f"Line: median of the lanes (up to {lanes}){band}.")
+        notes.append(f"Line: median of the replicas (up to {replicas}){band}.")
     if lost:
-        of = f"Up to {lost} of {lanes} lanes were" if lanes > 1 else "Gaps: it was"
+        of = (
+            f"Up to {lost} of {replicas} replicas were"
+            if replicas > 1
+            else "Gaps: it was"
+        )
         notes.append(f"{of} not finite.")
     if max(len(line.table) for line in every) > POINTS:
         notes.append(f"Long curves: {POINTS} bins, their medians and extremes.")

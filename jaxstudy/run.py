@@ -1,10 +1,10 @@
-"""The run folder: who holds it, what was run, on what, what came of it.
+"""The run folder: who holds it, what was run, on what, and the results.
 
     runs/<experiment>/<name>/
         config.json environment.json metrics.jsonl attempts.json checkpoints/
         figures/ result.json; run.lock while it runs
 
-Nothing here knows about training; `fit` writes through a `Part`.
+Nothing here knows about training; `fit` writes through a `SubRun`.
 """
 
 import contextlib
@@ -177,28 +177,32 @@ class Timing:
     train_s: float = 0.0
 
 
-class Part:
+class SubRun:
     """One training within a run: its metrics and checkpoints. Most runs have one.
 
-    Without `save_end` nothing is saved when it ends, only on the way. The checkpoints
-    of a `temporary` one are deleted when the run has its result.
+    Without `checkpoint_at_end` nothing is saved when it ends, only on the way. The
+    checkpoints of a `temporary` one are deleted when the run has its result.
     """
 
     def __init__(
-        self, run: "Run", name: str, save_end: bool = True, temporary: bool = False
+        self,
+        run: "Run",
+        name: str,
+        checkpoint_at_end: bool = True,
+        temporary: bool = False,
     ) -> None:
         self.run, self.name = run, name
-        self.save_end, self.temporary = save_end, temporary
+        self.checkpoint_at_end, self.temporary = checkpoint_at_end, temporary
         self.checkpoints = _checkpoints(
             run.folder, run.options, run.experiment, run.id, name
         )
-        # of a part that was finished before, which is not trained again
+        # of one that was finished before, which is not trained again
         self.timing = run.attempts.parts.get(name, Timing())
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
+    def records(self) -> list[dict[str, Any]]:
         """The metrics logged so far, as they stand in metrics.jsonl."""
-        return [r for r in self.run.rows if r.get("part", "") == self.name]
+        return [r for r in self.run.records if r.get("part", "") == self.name]
 
     def delete_checkpoints(self) -> None:
         """Delete the checkpoints: what they were for is in the metrics.
@@ -212,10 +216,10 @@ class Part:
             folder.rename(doomed)
             shutil.rmtree(doomed)
 
-    def log(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows {"step", "epoch", "split", names...: values} to metrics.jsonl."""
+    def log(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Append {"step", "epoch", "split", names...: values} each to metrics.jsonl."""
         tag = {"part": self.name} if self.name else {}
-        self.run.append([{**tag, **row} for row in rows])
+        self.run.append([{**tag, **record} for record in records])
 
     def save(self, step: int, weights: PyTree, training: PyTree) -> None:
         """Write a checkpoint, unless this step has one."""
@@ -225,13 +229,13 @@ class Part:
         if self.run.options.save == "state":
             tree["training"] = training
         facts: dict[str, Any] = {
-            "timing": asdict(self.timing), "metrics": self._logged(len(self.rows))
+            "timing": asdict(self.timing), "metrics": self._logged(len(self.records))
         }  # fmt: skip
         if self.checkpoints.keep.which == "best":
             name, value = self.checkpoints.keep.monitor, self._monitored(step)
             finite = value if math.isfinite(value) else None
             facts["monitored"] = {"name": name, "value": finite}
-        # a checkpoint that survives a power cut needs the rows before it
+        # a checkpoint that survives a power cut needs the records before it
         with contextlib.suppress(FileNotFoundError):
             flush_to_disk(self.run.folder / "metrics.jsonl")
         self.checkpoints.save(step, tree, facts)
@@ -253,7 +257,7 @@ class Part:
         tree = {"weights": weights, "training": training}
         restored = self.checkpoints.newest(tree, warn)
         reached = -1 if restored is None else restored.step
-        self.run.drop_rows(
+        self.run.drop_records(
             lambda r: r.get("part", "") == self.name and r["step"] > reached
         )
         timing = {} if restored is None else restored.facts["timing"]
@@ -262,14 +266,14 @@ class Part:
             logged = restored.facts["metrics"]
             if self._logged(logged["rows"]) != logged:
                 raise UserError(
-                    f"{self.run.folder / 'metrics.jsonl'} is damaged: its rows up to "
-                    f"step {restored.step} are not those that were logged"
+                    f"{self.run.folder / 'metrics.jsonl'} is damaged: its records "
+                    f"up to step {restored.step} are not those that were logged"
                 )
         return restored
 
     def _logged(self, count: int) -> dict[str, Any]:
-        """What proves the first rows of the metrics, kept with each checkpoint."""
-        text = "".join(to_json(row) for row in self.rows[:count])
+        """What proves the first records of the metrics, kept with each checkpoint."""
+        text = "".join(to_json(record) for record in self.records[:count])
         return {"rows": count, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
     def initial_weights(self, like: PyTree) -> PyTree | None:
@@ -279,9 +283,9 @@ class Part:
 
     def _monitored(self, step: int) -> float:
         split, _, name = self.run.options.monitor.partition(".")
-        for row in reversed(self.rows):
-            if row["step"] == step and row["split"] == split:
-                value = row.get(name)
+        for record in reversed(self.records):
+            if record["step"] == step and record["split"] == split:
+                value = record.get(name)
                 values = value if isinstance(value, list) else [value]
                 finite = [v for v in values if v is not None]
                 whole = len(finite) == len(values)
@@ -313,9 +317,9 @@ class Run:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     files: Mapping[str, str | None] = field(default_factory=dict)
     """SHA-256 of what each path in the settings leads to; see `file_hashes`."""
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
     changed: bool = False  # whether this process wrote metrics
-    parts: dict[str, Part] = field(default_factory=dict)
+    sub_runs: dict[str, SubRun] = field(default_factory=dict)
     attempts: Attempts = field(default_factory=Attempts)  # the earlier ones
     started: float = field(default_factory=time.monotonic)
     signum: int | None = None
@@ -333,51 +337,55 @@ class Run:
         path.mkdir(exist_ok=True)
         return path
 
-    def part(
-        self, name: str = "", *, save_end: bool = True, temporary: bool = False
-    ) -> Part:
+    def sub_run(
+        self, name: str = "", *, checkpoint_at_end: bool = True, temporary: bool = False
+    ) -> SubRun:
         """The training of this name; its checkpoints are under checkpoints/NAME.
 
         Raises Stopped after a signal.
         """
         self.stop_if_asked()
-        if name not in self.parts:
-            self.parts[name] = Part(self, name, save_end, temporary)
-        return self.parts[name]
+        if name not in self.sub_runs:
+            self.sub_runs[name] = SubRun(self, name, checkpoint_at_end, temporary)
+        return self.sub_runs[name]
 
-    def append(self, rows: list[dict[str, Any]]) -> None:
-        """Add rows to metrics.jsonl, in the file when this returns."""
+    def append(self, records: list[dict[str, Any]]) -> None:
+        """Add records to metrics.jsonl, in the file when this returns."""
         self.changed = True
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.writelines(to_json(row) + "\n" for row in rows)
-        self.rows += rows
+            file.writelines(to_json(record) + "\n" for record in records)
+        self.records += records
         if time.monotonic() - self._attempts_saved > ATTEMPTS_SECONDS:
             self.save_attempts()
         if self.options.tensorboard:
-            self._write_events(rows)
+            self._write_events(records)
 
-    def drop_rows(self, drop: Any) -> None:
-        """Take rows out of metrics.jsonl: those after the state one goes on from."""
-        kept = [row for row in self.rows if not drop(row)]
-        if len(kept) != len(self.rows):
-            self.rows, self.changed = kept, True
-            text = "".join(to_json(row) + "\n" for row in kept)
+    def drop_records(self, drop: Any) -> None:
+        """Take records out of metrics.jsonl: those after the state one goes on from."""
+        kept = [record for record in self.records if not drop(record)]
+        if len(kept) != len(self.records):
+            self.records, self.changed = kept, True
+            text = "".join(to_json(record) + "\n" for record in kept)
             write_atomically(self.folder / "metrics.jsonl", text)
 
-    def _write_events(self, rows: list[dict[str, Any]]) -> None:
+    def _write_events(self, records: list[dict[str, Any]]) -> None:
         if self._board is None:
             import tensorboardX  # only with --tensorboard
 
             self._board = tensorboardX.SummaryWriter(str(self._made("tensorboard")))
-        for row in rows:
-            for name, value in row.items():
+        for record in records:
+            for name, value in record.items():
                 if name in ("part", "split", "step", "epoch"):
                     continue
                 values = value if isinstance(value, list) else [value]
                 finite = [v for v in values if v is not None]
-                tag = "/".join(filter(None, (row.get("part"), row["split"], name)))
+                tag = "/".join(
+                    filter(None, (record.get("part"), record["split"], name))
+                )
                 if finite:
-                    self._board.add_scalar(tag, sum(finite) / len(finite), row["step"])
+                    self._board.add_scalar(
+                        tag, sum(finite) / len(finite), record["step"]
+                    )
         self._board.flush()
 
     def on_signal(self, signum: int, frame: FrameType | None) -> None:
@@ -406,13 +414,13 @@ class Run:
         """Write attempts.json: what a resumed run cannot measure."""
         self._attempts_saved = time.monotonic()
         walls = [*self.attempts.wall_s, time.monotonic() - self.started]
-        timings = {name: part.timing for name, part in self.parts.items()}
+        timings = {name: sub_run.timing for name, sub_run in self.sub_runs.items()}
         fields = asdict(Attempts(walls, {**self.attempts.parts, **timings}))
         write_atomically(self.folder / "attempts.json", to_json(fields) + "\n")
 
     def finish(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Write result.json, the last file of a run, and return what it holds."""
-        timings = [part.timing for part in self.parts.values()]
+        timings = [sub_run.timing for sub_run in self.sub_runs.values()]
         train_s, wall_s = sum(t.train_s for t in timings), self.wall_s
         examples = sum(t.examples for t in timings)
         result = {
@@ -432,9 +440,9 @@ class Run:
         write_atomically(
             self.folder / "result.json", json.dumps(_finite(result), indent=1) + "\n"
         )
-        for part in self.parts.values():
-            if part.temporary:
-                part.delete_checkpoints()
+        for sub_run in self.sub_runs.values():
+            if sub_run.temporary:
+                sub_run.delete_checkpoints()
         return result
 
     def write_sealed(self, name: str, value: Any) -> None:
@@ -463,11 +471,11 @@ class Saved(Generic[C]):
         """The weights of one training; see `load_weights`."""
         return load_weights(self.folder, like, part, step)
 
-    def lane_weights(
-        self, model: Model, lanes: int, part: str = "", step: int | None = None
+    def replica_weights(
+        self, model: Model, replicas: int, part: str = "", step: int | None = None
     ) -> PyTree:
-        """The weights [lanes, ...] of a model that was trained in lanes."""
-        keys = jax.random.split(jax.random.key(0), lanes)
+        """The weights [replicas, ...] of a model that was trained in replicas."""
+        keys = jax.random.split(jax.random.key(0), replicas)
         params, extra = jax.eval_shape(jax.vmap(model.init), keys)
         return self.weights({"params": params, "extra": extra}, part, step)
 
@@ -632,17 +640,17 @@ def differences(stored: Any, asked: Any) -> list[str]:
     return [f"{n}: {old!r} there, {new!r} here" for n, old, new in pairs if old != new]
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a torn last line (a kill while writing) is dropped."""
+def _read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl; a last line torn by a kill is dropped."""
     if not path.exists():
         return []
     content = read_file(path)
-    rows, bad, _ = json_lines(content, Record)
+    records, bad, _ = json_lines(content, Record)
     for number, what in bad.items():
         raise UserError(f"{path}, line {number}, is damaged: {what}")
     if content and not content.endswith(b"\n"):  # torn, be it only of its line end
-        write_atomically(path, "".join(to_json(row) + "\n" for row in rows))
-    return cast(list[dict[str, Any]], rows)
+        write_atomically(path, "".join(to_json(record) + "\n" for record in records))
+    return cast(list[dict[str, Any]], records)
 
 
 def _read_attempts(path: Path) -> Attempts:
@@ -706,7 +714,7 @@ def open_run(
         for signum in handlers:
             signal.signal(signum, run.on_signal)
         if resume:
-            run.rows = _read_rows(folder / "metrics.jsonl")
+            run.records = _read_records(folder / "metrics.jsonl")
             run.attempts = _read_attempts(folder / "attempts.json")
             _compare_environment(run)
             before = path.read_text(encoding="utf-8")
@@ -720,7 +728,7 @@ def open_run(
         if not os.path.isdir(folder):
             raise Refused(f"{folder} was removed while it was in use") from error
         with contextlib.suppress(OSError):
-            if fresh and not run.rows:
+            if fresh and not run.records:
                 for name in ("config.json", "environment.json", "attempts.json"):
                     (folder / name).unlink(missing_ok=True)
             if before is not None and not run.changed:

@@ -5,8 +5,8 @@ points. The trial whose validation loss has the lowest median over the tuning se
 chosen; then other seeds train with what was chosen, and only those are reported. The
 seeds fix the start and the order of the batches, so optimizers are compared in pairs.
 
-All trials of an optimizer on a problem are lanes of one compiled program, in which the
-optimizer is built from traced hyperparameters.
+All trials of an optimizer on a problem are replicas of one compiled program, in which
+the optimizer is built from traced hyperparameters.
 """
 
 import difflib
@@ -31,14 +31,14 @@ from jaxstudy.problems import Problem
 from jaxstudy.run import Run, to_json, write_atomically
 from jaxstudy.training import (
     EvalStep,
-    Lanes,
     Mode,
+    Replicas,
     TrainState,
     TrainStep,
     fit,
     make_eval_step,
     make_train_step,
-    map_lanes,
+    map_replicas,
     measure,
 )
 from jaxstudy.types import Array, Batch, Key, Metrics, PyTree, UserError
@@ -71,8 +71,8 @@ class Protocol:
     """Epochs on every problem, instead of its own number."""
     seed: int = 0
     """Fixes all of the above."""
-    mode: Mode = "exact"
-    """Lane after lane, each with the same bits beside any others, or abreast."""
+    mode: Mode = "map"
+    """Sequential, each with the same bits beside any others, or vmapped."""
 
     def __post_init__(self) -> None:
         if self.trials < 1:
@@ -97,7 +97,7 @@ class Protocol:
         return (*sorted({k for k in self.budgets if k < self.trials}), self.trials)
 
 
-class Entrant(NamedTuple):
+class Candidate(NamedTuple):
     """An optimizer in a study: what of it is tuned and where, and what is set."""
 
     optimizer: Optimizer
@@ -105,13 +105,13 @@ class Entrant(NamedTuple):
     fixed: Mapping[str, float] = {}
 
 
-def points(entrant: Entrant, protocol: Protocol, problem: str) -> Points:
+def points(candidate: Candidate, protocol: Protocol, problem: str) -> Points:
     """The trials of an optimizer on a problem: values [P] of each hyperparameter.
 
     All optimizers read the same sequence, the first coordinate being the rate. Raises
     UserError for a grid over more than one axis.
     """
-    names = list(entrant.space)
+    names = list(candidate.space)
     if protocol.search == "grid":
         if len(names) != 1:
             raise UserError(f"a grid has one axis, not {len(names)}")
@@ -123,8 +123,8 @@ def points(entrant: Entrant, protocol: Protocol, problem: str) -> Points:
         unit = sequence.random(protocol.trials)
     if not names:
         raise UserError("there is nothing to tune: the space is empty")
-    tuned = {n: entrant.space[n].value(unit[:, i]) for i, n in enumerate(names)}
-    fixed = {n: np.full(protocol.trials, v) for n, v in entrant.fixed.items()}
+    tuned = {n: candidate.space[n].value(unit[:, i]) for i, n in enumerate(names)}
+    fixed = {n: np.full(protocol.trials, v) for n, v in candidate.fixed.items()}
     return {n: v.astype(np.float32) for n, v in {**tuned, **fixed}.items()}
 
 
@@ -151,7 +151,7 @@ def seed_keys(protocol: Protocol, numbers: Sequence[int]) -> tuple[Key, Key]:
     return keys[:, 0], keys[:, 1]
 
 
-class Block(NamedTuple):
+class StepFunctions(NamedTuple):
     """The compiled functions of an optimizer on a problem.
 
     The steps receive a point, {hyperparameter: value}, after their batch.
@@ -162,13 +162,13 @@ class Block(NamedTuple):
     init: Any  # (params, extra, key, point) -> TrainState
 
 
-def make_block(problem: Problem, entrant: Entrant) -> Block:
+def make_step_functions(problem: Problem, candidate: Candidate) -> StepFunctions:
     """Build the optimizer within each step, so that one program serves every point."""
 
     def train_step(
         state: TrainState, batch: Batch, point: Mapping[str, Array]
     ) -> tuple[TrainState, Metrics]:
-        tx = entrant.optimizer.make(**point)
+        tx = candidate.optimizer.make(**point)
         return make_train_step(problem.objective, tx)(state, batch)
 
     evaluate = make_eval_step(problem.objective)
@@ -177,20 +177,20 @@ def make_block(problem: Problem, entrant: Entrant) -> Block:
         state: TrainState, batch: Batch, point: Mapping[str, Array]
     ) -> Metrics:
         del point
-        return evaluate(evaluated(state, entrant), batch)
+        return evaluate(evaluated(state, candidate), batch)
 
     def init(
         params: PyTree, extra: PyTree, key: Key, point: Mapping[str, Array]
     ) -> TrainState:
-        opt_state = entrant.optimizer.make(**point).init(params)
+        opt_state = candidate.optimizer.make(**point).init(params)
         return TrainState(jnp.int32(0), params, extra, opt_state, key)
 
-    return Block(train_step, eval_step, init)
+    return StepFunctions(train_step, eval_step, init)
 
 
-def evaluated(state: TrainState, entrant: Entrant) -> TrainState:
+def evaluated(state: TrainState, candidate: Candidate) -> TrainState:
     """The state with the parameters that the optimizer would have evaluated."""
-    params = entrant.optimizer.weights(state.opt_state, state.params)
+    params = candidate.optimizer.weights(state.opt_state, state.params)
     return state._replace(params=params)
 
 
@@ -203,21 +203,23 @@ class Common(NamedTuple):
 
 def make_common(problem: Problem) -> Common:
     """Evaluation and initialisation."""
-    init = jax.jit(lambda keys: map_lanes(problem.model.init, keys))
+    init = jax.jit(lambda keys: map_replicas(problem.model.init, keys))
     return Common(make_eval_step(problem.objective), init)
 
 
-def start_lanes(common: Common, block: Block, keys: Key, lanes: Lanes) -> TrainState:
+def start_replicas(
+    common: Common, functions: StepFunctions, keys: Key, replicas: Replicas
+) -> TrainState:
     """States [P * S] at every point from every seed: seeds vary fastest.
 
     Each is what `init_state` makes of the seed's key.
     """
     split = jax.vmap(jax.random.split)(keys)
     params, extra = common.init(split[:, 0])
-    count = len(jax.tree.leaves(lanes.args)[0])
+    count = len(jax.tree.leaves(replicas.args)[0])
     start = (params, extra, split[:, 1])
     tiled = jax.tree.map(lambda a: tile(a, count), start)
-    state = jax.vmap(block.init)(*tiled, *lanes.args)
+    state = jax.vmap(functions.init)(*tiled, *replicas.args)
     # an optimizer may keep the parameters themselves, and both are to be donated
     return state._replace(opt_state=jax.tree.map(jnp.copy, state.opt_state))
 
@@ -227,15 +229,17 @@ def tile(a: Array, count: int) -> Array:
     return jnp.concatenate([a] * (count // len(a)))
 
 
-def as_lanes(at: Points, seeds: int, protocol: Protocol) -> Lanes:
-    """Lanes [P * S] of these points, each with every seed."""
+def as_replicas(at: Points, seeds: int, protocol: Protocol) -> Replicas:
+    """Replicas [P * S] of these points, each with every seed."""
     args = {name: jnp.asarray(np.repeat(v, seeds)) for name, v in at.items()}
-    return Lanes((args,), protocol.mode, may_diverge=True)
+    return Replicas((args,), protocol.mode, may_diverge=True)
 
 
 def steps_of(problem: Problem) -> int:
     """Steps of an epoch."""
-    return steps_per_epoch(len(problem.train.rows), problem.batch_size, problem.order)
+    return steps_per_epoch(
+        len(problem.train.indices), problem.batch_size, problem.order
+    )
 
 
 CHUNK_SECONDS = 3.0  # about, between two moments at which a study can stop
@@ -243,12 +247,12 @@ STEP_SECONDS, FLOPS = 2e-5, 1e10  # what a small step takes at least; a core's s
 
 
 def step_seconds(problem: Problem, params: int) -> float:
-    """Roughly what a step of one lane takes, to cut chunks by."""
+    """Roughly what a step of one replica takes, to cut chunks by."""
     return STEP_SECONDS + 6 * params * problem.batch_size / FLOPS
 
 
 class Trained(NamedTuple):
-    """Losses of all lanes, NaN where diverged: curves [E, P, S]; test set [P, S]."""
+    """Losses of all replicas, NaN where diverged: curves [E, P, S]; test set [P, S]."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -293,8 +297,8 @@ class Cell:
 
     problem_name: str
     problem: Problem
-    entrant_name: str
-    entrant: Entrant
+    candidate_name: str
+    candidate: Candidate
     common: Common
     protocol: Protocol
     run: Run
@@ -304,43 +308,44 @@ class Cell:
         at: Points,
         numbers: Sequence[int],
         stage: str,
-        block: Block,
+        functions: StepFunctions,
         bar: StudyBar,
     ) -> Trained:
         """Train every point from every seed, unless the run has done so already.
 
         Only the stage "report" ever evaluates the test set, when training is over.
         """
-        name = f"{stage} {self.problem_name} {self.entrant_name}"
+        name = f"{stage} {self.problem_name} {self.candidate_name}"
         bar.begin(name)
-        part = self.run.part(name, save_end=False)
+        sub_run = self.run.sub_run(name, checkpoint_at_end=False)
         last = "test" if stage == "report" else "validation"
         shape = (len(next(iter(at.values()))), len(numbers))
         problem = self.problem
         if not any(
-            row["split"] == last and row["epoch"] == problem.epochs for row in part.rows
+            row["split"] == last and row["epoch"] == problem.epochs
+            for row in sub_run.records
         ):
             start, order = seed_keys(self.protocol, numbers)
-            lanes = as_lanes(at, len(numbers), self.protocol)
-            state = start_lanes(self.common, block, start, lanes)
+            replicas = as_replicas(at, len(numbers), self.protocol)
+            state = start_replicas(self.common, functions, start, replicas)
             count = state.step.size
-            if self.protocol.mode == "exact":
-                # so that the reported lanes find the program of the tuned ones, if
-                # they are as many; abreast, the lanes of a seed share its batches
+            if self.protocol.mode == "map":
+                # so that the reported replicas find the program of the tuned ones, if
+                # they are as many; vmapped, the replicas of a seed share its batches
                 order = tile(order, count)
             size = sum(a.size for a in jax.tree.leaves(state.params)) // count
             total = problem.epochs * steps_of(problem)
             fitted = fit(
                 state,
-                block.train_step,
+                functions.train_step,
                 problem.train,
                 batch_size=problem.batch_size,
                 epochs=problem.epochs,
                 key=order,
-                eval_step=block.eval_step,
+                eval_step=functions.eval_step,
                 evaluate_on={"validation": problem.validation},
-                lanes=lanes,
-                part=part,
+                replicas=replicas,
+                sub_run=sub_run,
                 progress=lambda step, *_: bar.within(step / total),
                 order=problem.order,
                 evaluate_first=False,
@@ -349,22 +354,24 @@ class Cell:
                 ),
             )
             if stage == "report":
-                row = self.measure_test(fitted.state, lanes, part.rows[-1])
-                pace = part.timing.train_s / max(part.timing.steps, 1)
-                part.log([row | {"seconds per step": pace}])
-        part.delete_checkpoints()
-        return Trained(*(curve(part.rows, split, shape) for split in Trained._fields))
+                row = self.measure_test(fitted.state, replicas, sub_run.records[-1])
+                pace = sub_run.timing.train_s / max(sub_run.timing.steps, 1)
+                sub_run.log([row | {"seconds per step": pace}])
+        sub_run.delete_checkpoints()
+        return Trained(
+            *(curve(sub_run.records, split, shape) for split in Trained._fields)
+        )
 
     def measure_test(
-        self, state: TrainState, lanes: Lanes, last: Mapping[str, Any]
+        self, state: TrainState, replicas: Replicas, last: Mapping[str, Any]
     ) -> dict[str, Any]:
         """The row of the test set, of the parameters one would use."""
-        state = jax.vmap(lambda state: evaluated(state, self.entrant))(state)
+        state = jax.vmap(lambda state: evaluated(state, self.candidate))(state)
         values = measure(
             self.common.evaluate,
             state._replace(opt_state=()),  # so one program serves all optimizers
             self.problem.test,
-            lanes=lanes._replace(args=()),
+            replicas=replicas._replace(args=()),
         )
         head = {"step": last["step"], "epoch": last["epoch"], "split": "test"}
         return {**head, **values}
@@ -392,8 +399,8 @@ def check_order(problem: Problem, keys: Key) -> None:
         np.asarray(
             epoch_batches(
                 problem.train, problem.batch_size, key, jnp.int32(epoch), problem.order
-            ).rows
-        ).ravel()[: len(problem.train.rows)]
+            ).indices
+        ).ravel()[: len(problem.train.indices)]
         for key, epoch in ((keys[0], 0), (keys[0], 1), (keys[1], 0))
     )
     for rows in (first, later, other):
@@ -407,15 +414,15 @@ def check_order(problem: Problem, keys: Key) -> None:
 
 def run_study(
     problems: Mapping[str, Problem],
-    entrants: Mapping[str, Entrant],
+    candidates: Mapping[str, Candidate],
     protocol: Protocol,
     run: Run,
 ) -> Record:
-    """Tune and report every entrant on every problem; the record is study.json.
+    """Tune and report every candidate on every problem; the record is study.json.
 
     A resumed run repeats nothing that its metrics hold.
     """
-    if not problems or not entrants:
+    if not problems or not candidates:
         raise UserError("a study needs a problem and an optimizer")
     if protocol.epochs is not None:
         problems = {
@@ -423,12 +430,14 @@ def run_study(
             for name, problem in problems.items()
         }
     cells = []
-    with StudyBar(2 * len(problems) * len(entrants)) as bar:
+    with StudyBar(2 * len(problems) * len(candidates)) as bar:
         for name, problem in problems.items():
             common = make_common(problem)
             check_order(problem, seed_keys(protocol, [0, 1])[1])
-            for entrant_name, entrant in entrants.items():
-                cell = Cell(name, problem, entrant_name, entrant, common, protocol, run)
+            for candidate_name, candidate in candidates.items():
+                cell = Cell(
+                    name, problem, candidate_name, candidate, common, protocol, run
+                )
                 cells.append(run_cell(cell, bar))
     record = {
         "schema": SCHEMA,
@@ -441,25 +450,29 @@ def run_study(
                 "space": {n: asdict(log) for n, log in e.space.items()},
                 "fixed": dict(e.fixed),
             }
-            for name, e in entrants.items()
+            for name, e in candidates.items()
         },
         "cells": cells,
     }
     record["comparison"] = compare(record)
     write_atomically(run.folder / "study.json", to_json(record) + "\n")
-    write_atomically(run.folder / "timing.json", to_json(paces(record, run)) + "\n")
+    write_atomically(
+        run.folder / "timing.json", to_json(step_times(record, run)) + "\n"
+    )
     return record
 
 
-def paces(record: Record, run: Run) -> dict[str, dict[str, float]]:
-    """Seconds a step of a lane took, by problem and optimizer, compiling apart.
+def step_times(record: Record, run: Run) -> dict[str, dict[str, float]]:
+    """Seconds a step of a replica took, by problem and optimizer, compiling apart.
 
     Beside study.json and not in it, which is the same however often it is made.
     """
     out: dict[str, dict[str, float]] = {name: {} for name in record["problems"]}
     for cell in record["cells"]:
         problem, optimizer = cell["problem"], cell["optimizer"]
-        rows = run.part(f"report {problem} {optimizer}", save_end=False).rows
+        rows = run.sub_run(
+            f"report {problem} {optimizer}", checkpoint_at_end=False
+        ).records
         out[problem][optimizer] = rows[-1]["seconds per step"]
     return out
 
@@ -469,20 +482,20 @@ def run_cell(cell: Cell, bar: StudyBar) -> Record:
     protocol, problem = cell.protocol, cell.problem
     tuning_seeds = range(protocol.tuning_seeds)
     seeds = range(protocol.tuning_seeds, protocol.tuning_seeds + protocol.seeds)
-    block = make_block(problem, cell.entrant)
-    at = points(cell.entrant, protocol, cell.problem_name)
+    functions = make_step_functions(problem, cell.candidate)
+    at = points(cell.candidate, protocol, cell.problem_name)
 
-    tuned = cell.train(at, tuning_seeds, "tune", block, bar)
+    tuned = cell.train(at, tuning_seeds, "tune", functions, bar)
     budgets = protocol.all_budgets()
     chosen = choose(tuned.validation[-1], budgets)
 
     best = {name: values[chosen] for name, values in at.items()}
-    reported = cell.train(best, seeds, "report", block, bar)
+    reported = cell.train(best, seeds, "report", functions, bar)
     assert reported.test is not None
     late = math.ceil(0.75 * problem.epochs) - 1
     return {
         "problem": cell.problem_name,
-        "optimizer": cell.entrant_name,
+        "optimizer": cell.candidate_name,
         "points": {name: values.tolist() for name, values in at.items()},
         "tuning": {
             "seeds": list(tuning_seeds),
@@ -493,7 +506,7 @@ def run_cell(cell: Cell, bar: StudyBar) -> Record:
             str(k): {
                 "point": chosen[i],
                 "at_edge": [
-                    name for name in cell.entrant.space
+                    name for name in cell.candidate.space
                     if at_edge(at[name][:k], chosen[i])
                 ],
                 "seeds": list(seeds),

@@ -18,7 +18,7 @@ from jaxstudy.data.dataset import Dataset, dataset
 from jaxstudy.features import Column, Encoded, Features
 
 # log-probabilities of the rows that each fold holds out, from encoded rows
-Said = Callable[[Mapping[str, Any]], list[np.ndarray]]
+PredictLogProbs = Callable[[Mapping[str, Any]], list[np.ndarray]]
 
 
 class Folds(NamedTuple):
@@ -35,7 +35,7 @@ class Folds(NamedTuple):
 
     def rows(self, held_out: bool) -> list[np.ndarray]:
         """The rows of the data that each fold trains on, or holds out."""
-        n = len(self.data.rows) // len(self.splits)
+        n = len(self.data.indices) // len(self.splits)
         return [f * n + split[held_out] for f, split in enumerate(self.splits)]
 
 
@@ -71,14 +71,14 @@ def held_out_scores(
     """
     total = {"accuracy": np.zeros(len(y)), "log-loss": np.zeros(len(y))}
     count = np.zeros(len(y))
-    for (_, rows), said in zip(folds.splits, log_p, strict=True):
-        total["accuracy"][rows] += said.argmax(1) == y[rows]
-        total["log-loss"][rows] -= said[np.arange(len(rows)), y[rows]]
+    for (_, rows), of_fold in zip(folds.splits, log_p, strict=True):
+        total["accuracy"][rows] += of_fold.argmax(1) == y[rows]
+        total["log-loss"][rows] -= of_fold[np.arange(len(rows)), y[rows]]
         count[rows] += 1
     return {name: values / count for name, values in total.items()}
 
 
-def of_regression(folds: Folds) -> list[np.ndarray]:
+def logistic_regression_baseline(folds: Folds) -> list[np.ndarray]:
     """The same of logistic regression, as scikit-learn has it (L2 penalty, C = 1)."""
     x, y = (np.asarray(folds.data.arrays[k]) for k in ("x", "y"))
     found = []
@@ -89,14 +89,14 @@ def of_regression(folds: Folds) -> list[np.ndarray]:
 
 
 def importance(
-    folds: Folds, said: Said, y: np.ndarray, seed: int
+    folds: Folds, predict: PredictLogProbs, y: np.ndarray, seed: int
 ) -> dict[str, np.ndarray]:
     """By how much the log-loss [N] of held-out rows grows when a column is shuffled.
 
     Shuffled among the rows that a fold holds out (Breiman 2001; of any model: Fisher,
     Rudin and Dominici 2019), with all that is made of it.
     """
-    before = held_out_scores(folds, said(folds.data.arrays), y)["log-loss"]
+    before = held_out_scores(folds, predict(folds.data.arrays), y)["log-loss"]
     rng, found = np.random.default_rng(seed), {}
     for column in folds.fitted[0].sources:
         shuffled = []
@@ -109,7 +109,7 @@ def importance(
             shuffled.append(
                 {k: a[order] if k in own else a for k, a in numbers.items()}
             )
-        after = held_out_scores(folds, said(encode(folds.fitted, shuffled)), y)
+        after = held_out_scores(folds, predict(encode(folds.fitted, shuffled)), y)
         found[column] = after["log-loss"] - before
     return found
 

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxstudy.data.dataset import (
     SHUFFLED,
-    BatchRows,
+    BatchIndices,
     Dataset,
     Order,
     Streamed,
@@ -40,7 +40,7 @@ from jaxstudy.data.stream import (
     training_chunks,
 )
 from jaxstudy.model import Model
-from jaxstudy.run import Part, Timing
+from jaxstudy.run import SubRun, Timing
 from jaxstudy.types import (
     Array,
     Batch,
@@ -65,9 +65,9 @@ class TrainState(NamedTuple):
     key: Key
 
 
-TrainStep = Callable[..., tuple[TrainState, Metrics]]  # (state, batch, *lane)
-EvalStep = Callable[..., Metrics]  # (state, batch, *lane)
-# (step reached, steps of all lanes a second, new rows)
+TrainStep = Callable[..., tuple[TrainState, Metrics]]  # (state, batch, *replica)
+EvalStep = Callable[..., Metrics]  # (state, batch, *replica)
+# (step reached, steps of all replicas a second, new records)
 Progress = Callable[[int, float, list[dict[str, Any]]], None]
 
 
@@ -98,50 +98,53 @@ def make_train_step(
 def make_eval_step(objective: Objective) -> EvalStep:
     """The objective's metrics in evaluation mode, (state, batch) -> metrics."""
 
-    def eval_step(state: TrainState, batch: Batch, *lane: PyTree) -> Metrics:
-        del lane  # what only the training step depends on, a learning rate say
+    def eval_step(state: TrainState, batch: Batch, *replica: PyTree) -> Metrics:
+        del replica  # what only the training step depends on, a learning rate say
         _, (_, metrics) = objective(state.params, state.extra, batch, None)
         return metrics
 
     return eval_step
 
 
-Mode = Literal["exact", "fast"]
+Mode = Literal["map", "vmap"]
 
 
-class Lanes(NamedTuple):
+class Replicas(NamedTuple):
     """Independent trainings with a common leading axis L, as one compiled program.
 
     The state has the axis, and so has each array in `args` (a pytree), which the
     steps receive after their batch. The data order keys [S], and with them sets with
-    rows [S, n], may be fewer, S dividing L: lane i has those of i modulo S, so that
-    lanes are trained in pairs or groups on the same batches. A lane of fewer batches
-    than another skips the steps at an epoch's end that it has none for: its state stays
-    as it is, `step` and with it the next step's key included, as in its run alone.
+    rows [S, n], may be fewer, S dividing L: replica i has those of i modulo S, so that
+    replicas are trained in pairs or groups on the same batches. A replica of fewer
+    batches than another skips the steps at an epoch's end that it has none for: its
+    state stays as it is, `step` and with it the next step's key included, as in its run
+    alone.
 
-    "exact" runs lane after lane (`lax.map`), and is the faster on a CPU: a lane has the
-    same bits beside any other lanes, at any place, and is the run alone but for
-    rounding, which is another program. "fast" runs them abreast (`vmap`), for
-    accelerators and for tiny models. A lane whose loss is not
-    finite stops the run, unless it `may_diverge`: then it goes on as it is. The devices
-    of this process share the lanes among them, as many as divide their number, unless
-    `devices` names others.
+    "map" runs them sequentially (`lax.map`), and is the faster on a CPU: a replica has
+    the same bits beside any other replicas, at any place, and is the run alone but for
+    rounding, which is another program. "vmap" runs them vectorised (`vmap`), for
+    accelerators and for tiny models. A replica whose loss is not finite stops the run,
+    unless it `may_diverge`: then it goes on as it is. The devices of this process share
+    the replicas among them, as many as divide their number, unless `devices` names
+    others.
     """
 
     args: tuple[PyTree, ...] = ()
-    mode: Mode = "exact"
+    mode: Mode = "map"
     may_diverge: bool = False
     devices: tuple[Any, ...] | None = None  # of jax.Device
 
 
-def map_lanes(fn: Callable[..., Any], lane: PyTree, mode: Mode = "exact") -> Any:
-    """`fn` of every lane of a pytree [L, ...]: `lax.map` if exact, `vmap` if fast."""
-    return jax.vmap(fn)(lane) if mode == "fast" else jax.lax.map(fn, lane)
+def map_replicas(fn: Callable[..., Any], replica: PyTree, mode: Mode = "map") -> Any:
+    """`fn` of every replica of a pytree [L, ...], by `lax.map` or by `vmap`."""
+    return jax.vmap(fn)(replica) if mode == "vmap" else jax.lax.map(fn, replica)
 
 
-def init_lanes(model: Model, tx: optax.GradientTransformation, keys: Key) -> TrainState:
+def init_replicas(
+    model: Model, tx: optax.GradientTransformation, keys: Key
+) -> TrainState:
     """A fresh state for every key [L], each what `init_state` makes of it."""
-    return jax.jit(lambda ks: map_lanes(lambda key: init_state(model, tx, key), ks))(
+    return jax.jit(lambda ks: map_replicas(lambda key: init_state(model, tx, key), ks))(
         keys
     )
 
@@ -150,7 +153,7 @@ def run_steps(
     train_step: TrainStep,
     state: TrainState,
     data: Dataset,
-    batches: BatchRows,
+    batches: BatchIndices,
     args: tuple[PyTree, ...],
     least: int = 0,
 ) -> tuple[TrainState, Metrics, Array]:
@@ -162,7 +165,7 @@ def run_steps(
     """
 
     def body(
-        carry: tuple[TrainState, Array], rows: BatchRows
+        carry: tuple[TrainState, Array], rows: BatchIndices
     ) -> tuple[tuple[TrainState, Array], Metrics]:
         state, failed = carry
         after, metrics = train_step(state, gather(data, rows), *args)
@@ -171,7 +174,7 @@ def run_steps(
         return (after, failed), metrics
 
     def body_or_nothing(
-        carry: tuple[TrainState, Array], rows: BatchRows
+        carry: tuple[TrainState, Array], rows: BatchIndices
     ) -> tuple[tuple[TrainState, Array], Metrics]:
         return jax.lax.cond(
             jnp.sum(rows.mask) >= least,
@@ -197,8 +200,8 @@ def evaluate(
     batch_size: int,
 ) -> Metrics:
     """The summed metrics of every row of a set, in batches: pure."""
-    batches = ordered_batches(data, min(batch_size, len(data.rows)))
-    if len(batches.rows) == 1:
+    batches = ordered_batches(data, min(batch_size, len(data.indices)))
+    if len(batches.indices) == 1:
         only = jax.tree.map(lambda a: a[0], batches)
         return eval_step(state, gather(data, only), *args)
     metrics = jax.lax.map(
@@ -210,7 +213,7 @@ def evaluate(
 class _Inputs(NamedTuple):
     """What a chunk reads and never changes, and the step it begins with.
 
-    Lanes share the step: if it were each lane's own, so would be its batches.
+    Replicas share the step: if it were each replica's own, so would be its batches.
     """
 
     step: Any  # of numpy until it is put on the device
@@ -283,16 +286,16 @@ def _chunk_program(
         }
 
     def program(state: TrainState, inputs: _Inputs) -> Any:
-        per_epoch = steps_per_epoch(len(inputs.train.rows), batch_size, order)
+        per_epoch = steps_per_epoch(len(inputs.train.indices), batch_size, order)
 
-        def visit(epoch: Array) -> BatchRows:
+        def visit(epoch: Array) -> BatchIndices:
             batches = epoch_batches(inputs.train, batch_size, inputs.key, epoch, order)
             first = inputs.step % per_epoch
             return jax.tree.map(
                 lambda a: jax.lax.dynamic_slice_in_dim(a, first, chunk.steps), batches
             )
 
-        def body(state: TrainState, batches: BatchRows) -> Any:
+        def body(state: TrainState, batches: BatchIndices) -> Any:
             state, train, failed = run_steps(
                 train_step, state, inputs.train, batches, inputs.args, least
             )
@@ -326,22 +329,24 @@ def _compiled(work: tuple[Any, ...], structure: Any, leaves: tuple[Any, ...]) ->
 
     Fitting again with the same functions and shapes compiles nothing again.
     """
-    *chunk, lanes = work
+    *chunk, replicas = work
     program = _chunk_program(*chunk)
-    if lanes:
-        program = _over_lanes(program, lanes)
+    if replicas:
+        program = _over_replicas(program, replicas)
     arguments = jax.tree.unflatten(structure, leaves)
     lowered = jax.jit(program, donate_argnums=0).lower(*arguments)
     return lowered.compile(), lowered.out_info[1]
 
 
-def _over_lanes(
-    program: Callable[[TrainState, _Inputs], Any], lanes: Lanes
+def _over_replicas(
+    program: Callable[[TrainState, _Inputs], Any], replicas: Replicas
 ) -> Callable[[TrainState, _Inputs], Any]:
-    """The program of every lane; the data sets' arrays are common to all."""
+    """The program of every replica; the data sets' arrays are common to all."""
 
-    def one(lane: tuple[TrainState, Any], group: tuple[Key, Any], inputs: Any) -> Any:
-        (state, args), (key, own) = lane, group
+    def one(
+        replica: tuple[TrainState, Any], group: tuple[Key, Any], inputs: Any
+    ) -> Any:
+        (state, args), (key, own) = replica, group
         sets = {
             name: data._replace(**own.get(name, {}))
             for name, data in {"": inputs.train, **inputs.evaluate}.items()
@@ -349,72 +354,72 @@ def _over_lanes(
         train = sets.pop("")
         return program(state, _Inputs(inputs.step, key, args, train, sets))
 
-    def after_each_other(lane: Any, group: Any, inputs: _Inputs) -> Any:
-        """Lanes [L] as a loop; lanes number their group, to find it in [S]."""
+    def sequential(replica: Any, group: Any, inputs: _Inputs) -> Any:
+        """Replicas [L] as a loop; replicas number their group, to find it in [S]."""
 
-        def nth(lane: tuple[TrainState, Any, Array]) -> Any:
-            state, args, which = lane
+        def nth(replica: tuple[TrainState, Any, Array]) -> Any:
+            state, args, which = replica
             mine = jax.tree.map(lambda a: a[which], group)
             return one((state, args), mine, inputs)
 
-        return jax.lax.map(nth, lane)
+        return jax.lax.map(nth, replica)
 
-    def abreast(lane: Any, group: Any, inputs: _Inputs) -> Any:
-        """Lanes [L / S, S]; the inner vmap leaves a group's batches unmapped."""
+    def vmapped(replica: Any, group: Any, inputs: _Inputs) -> Any:
+        """Replicas [L / S, S]; the inner vmap leaves a group's batches unmapped."""
         inner = jax.vmap(one, in_axes=(0, None, None))
-        return jax.vmap(inner, in_axes=(1, 0, None), out_axes=1)(lane, group, inputs)
+        return jax.vmap(inner, in_axes=(1, 0, None), out_axes=1)(replica, group, inputs)
 
     def mapped(state: TrainState, inputs: _Inputs) -> Any:
         sets = {"": inputs.train, **inputs.evaluate}
         own = {
-            name: {"rows": data.rows, "valid": data.valid}
+            name: {"indices": data.indices, "mask": data.mask}
             for name, data in sets.items()
-            if data.rows.ndim == 2
+            if data.indices.ndim == 2
         }
         count, groups = state.step.size, inputs.key.size
-        lane, group = (state, inputs.args), (inputs.key, own)
+        replica, group = (state, inputs.args), (inputs.key, own)
         common = inputs._replace(args=())
-        if lanes.mode == "exact":
-            run, shape = after_each_other, (count,)
-            lane = (*lane, jnp.arange(count) % groups)
-            split, mine = P("lanes"), P()
+        if replicas.mode == "map":
+            run, shape = sequential, (count,)
+            replica = (*replica, jnp.arange(count) % groups)
+            split, mine = P("replicas"), P()
         else:
-            run, shape = abreast, (count // groups, groups)
-            lane = jax.tree.map(lambda a: a.reshape(shape + a.shape[1:]), lane)
+            run, shape = vmapped, (count // groups, groups)
+            replica = jax.tree.map(lambda a: a.reshape(shape + a.shape[1:]), replica)
             alone = count == groups
-            split = P(None, "lanes") if alone else P("lanes")
-            mine = P("lanes") if alone else P()
-        mesh = _mesh(lanes, count, groups)
+            split = P(None, "replicas") if alone else P("replicas")
+            mine = P("replicas") if alone else P()
+        mesh = _mesh(replicas, count, groups)
         if mesh is not None:
             run = jax.shard_map(
                 run, mesh=mesh, in_specs=(split, mine, P()), out_specs=split,
                 check_vma=False,  # the loops begin with constants, alike everywhere
             )  # fmt: skip
-        out = run(lane, group, common)
+        out = run(replica, group, common)
         return jax.tree.map(lambda a: a.reshape((count, *a.shape[len(shape) :])), out)
 
     return mapped
 
 
-def _mesh(lanes: Lanes, count: int, groups: int) -> jax.sharding.Mesh | None:
-    """As many of the devices as divide the lanes evenly; None for a single one.
+def _mesh(replicas: Replicas, count: int, groups: int) -> jax.sharding.Mesh | None:
+    """As many of the devices as divide the replicas evenly; None for a single one.
 
-    Abreast, the lanes of one group step stay together, to share their batches.
+    Vmapped, the replicas of one group step stay together, to share their batches.
     """
-    whole = lanes.mode == "exact" or count == groups
-    devices = jax.local_devices() if lanes.devices is None else lanes.devices
+    whole = replicas.mode == "map" or count == groups
+    devices = jax.local_devices() if replicas.devices is None else replicas.devices
     n = _largest_divisor(count if whole else count // groups, len(devices))
-    return jax.sharding.Mesh(devices[:n], ("lanes",)) if n > 1 else None
+    return jax.sharding.Mesh(devices[:n], ("replicas",)) if n > 1 else None
 
 
 def _place(
-    state: TrainState, inputs: _Inputs, lanes: Lanes | None
+    state: TrainState, inputs: _Inputs, replicas: Replicas | None
 ) -> tuple[TrainState, _Inputs]:
-    """Put lanes on their devices, and what they share on each."""
-    mesh = _mesh(lanes, state.step.size, inputs.key.size) if lanes else None
+    """Put replicas on their devices, and what they share on each."""
+    mesh = _mesh(replicas, state.step.size, inputs.key.size) if replicas else None
     if mesh is None:
         return state, jax.device_put(inputs)
-    split, everywhere = (NamedSharding(mesh, spec) for spec in (P("lanes"), P()))
+    split, everywhere = (NamedSharding(mesh, spec) for spec in (P("replicas"), P()))
     args = jax.device_put(inputs.args, split)
     inputs = jax.device_put(inputs._replace(args=()), everywhere)
     return jax.device_put(state, split), inputs._replace(args=args)
@@ -426,35 +431,35 @@ def measure(
     data: Dataset | Streamed,
     *,
     batch_size: int = 4096,
-    lanes: Lanes | None = None,
+    replicas: Replicas | None = None,
 ) -> dict[str, Any]:
-    """Every metric of a set, compiled: numbers, or lists [L] where there are lanes.
+    """Every metric of a set, compiled: numbers, or lists [L] where there are replicas.
 
-    Raises ValueError for a streamed set that differs from lane to lane.
+    Raises ValueError for a streamed set that differs from replica to replica.
     """
-    shared = lanes._replace(args=()) if lanes else None
-    args = lanes.args if lanes else ()
+    shared = replicas._replace(args=()) if replicas else None
+    args = replicas.args if replicas else ()
     measured = _measured(eval_step, batch_size, shared)
 
     def sums(data: Dataset, key: Key) -> Metrics:
         inputs = _Inputs(np.int32(0), key, args, data, {})
-        return measured(*_place(state, inputs, lanes))
+        return measured(*_place(state, inputs, replicas))
 
     if isinstance(data, Streamed):
-        if data.rows.ndim == 2:
-            raise ValueError("lanes with sets of their own need them resident")
-        key = state.key[:1] if lanes else state.key
-        parts = [sums(part, key) for part in evaluation_chunks(data, batch_size)]
+        if data.indices.ndim == 2:
+            raise ValueError("replicas with sets of their own need them resident")
+        key = state.key[:1] if replicas else state.key
+        parts = [sums(chunk, key) for chunk in evaluation_chunks(data, batch_size)]
         metrics = jax.tree.map(lambda *a: jnp.sum(jnp.stack(a), 0), *parts)
     else:
-        groups = len(data.rows) if data.rows.ndim == 2 else None
-        metrics = sums(data, state.key[:groups] if lanes else state.key)
+        groups = len(data.indices) if data.indices.ndim == 2 else None
+        metrics = sums(data, state.key[:groups] if replicas else state.key)
     one = jax.tree.map(lambda a: a[..., None], jax.device_get(metrics))
     return {name: values[0] for name, values in _values(one).items()}
 
 
 @functools.lru_cache(maxsize=4)
-def _measured(eval_step: EvalStep, batch_size: int, lanes: Lanes | None) -> Any:
+def _measured(eval_step: EvalStep, batch_size: int, replicas: Replicas | None) -> Any:
     """The jitted evaluation, the same one for the same function."""
 
     def program(state: TrainState, inputs: _Inputs) -> Metrics:
@@ -462,14 +467,14 @@ def _measured(eval_step: EvalStep, batch_size: int, lanes: Lanes | None) -> Any:
             eval_step, state, inputs.train, inputs.args, batch_size=batch_size
         )
 
-    return jax.jit(_over_lanes(program, lanes) if lanes else program)
+    return jax.jit(_over_replicas(program, replicas) if replicas else program)
 
 
-class Fitted(NamedTuple):
-    """What training came to: the state, and the rows logged on the way."""
+class FitResult(NamedTuple):
+    """The trained state, and the records logged on the way."""
 
     state: TrainState
-    rows: list[dict[str, Any]]
+    records: list[dict[str, Any]]
 
 
 def fit(
@@ -483,14 +488,14 @@ def fit(
     eval_step: EvalStep | None = None,
     evaluate_on: Mapping[str, Dataset | Streamed] | None = None,
     eval_batch_size: int = 4096,
-    lanes: Lanes | None = None,
-    part: Part | None = None,
+    replicas: Replicas | None = None,
+    sub_run: SubRun | None = None,
     progress: Progress | None = None,
     on_epoch: Callable[[int, TrainState], None] | None = None,
     order: Order = SHUFFLED,
     evaluate_first: bool = True,
     chunk_steps: int = 512,
-) -> Fitted:
+) -> FitResult:
     """Train for some epochs: the only training loop.
 
     Each epoch visits every row of `train` once, in an order fixed by (key, epoch), or
@@ -498,21 +503,21 @@ def fit(
     epoch, and before the first step unless `evaluate_first` is false. A chunk of at
     most `chunk_steps` steps (a part of an epoch, or several whole ones with their
     evaluations) is one compiled program that donates the state; the metrics of the
-    chunk come back when it ends, and become one row for each set. Where a set is
+    chunk come back when it ends, and become one record for each set. Where a set is
     streamed, the rows of each chunk are read ahead while the one before it trains, and
     the sets are evaluated by programs of their own: the numbers are the same but for
     rounding, as they are with another `chunk_steps`. The same call on the same kind of
     machine gives the same bits.
-    With a `part`, rows and checkpoints are written there, and a resumed run goes on
-    from its newest good checkpoint, by the same program and so to the same bits.
+    With a `sub_run`, records and checkpoints are written there, and a resumed run goes
+    on from its newest good checkpoint, by the same program and so to the same bits.
     `progress` hears of each chunk in the place of the progress bar. `on_epoch` gets the
     number and the state of each epoch at its end, before the checkpoint of that is
     saved, so a resumed run goes on with no epoch left out; the state is of use until it
     returns. `state` must not be used afterwards: its memory is reused.
 
-    Raises UserError when a loss is not finite, naming the step, and when a lane has no
-    batch; Stopped after a signal, with the state saved; ValueError where the arguments
-    do not fit together.
+    Raises UserError when a loss is not finite, naming the step, and when a replica has
+    no batch; Stopped after a signal, with the state saved; ValueError where the
+    arguments do not fit together.
     """
     if batch_size < 1 or epochs < 1:
         raise ValueError(f"need batch_size and epochs >= 1: {batch_size}, {epochs}")
@@ -521,20 +526,20 @@ def fit(
         raise ValueError("evaluate_on needs an eval_step")
     train, own_steps = _with_steps(train, batch_size, order)
     per_epoch = int(own_steps.max())
-    least = 0  # where lanes are of one length no step asks whether it has a batch
+    least = 0  # where replicas are of one length no step asks whether it has a batch
     if own_steps.min() < per_epoch:
         least = batch_size if order.drop_remainder else 1
     total = epochs * per_epoch
-    timing = part.timing if part else Timing()
-    rows: list[dict[str, Any]] = []
-    if part is not None:
-        state, rows = _begin(state, part)
-        timing = part.timing
+    timing = sub_run.timing if sub_run else Timing()
+    records: list[dict[str, Any]] = []
+    if sub_run is not None:
+        state, records = _begin(state, sub_run)
+        timing = sub_run.timing
     step = int(np.max(jax.device_get(state.step)))
     if step >= total:
-        return Fitted(state, rows)
+        return FitResult(state, records)
 
-    keep = part.checkpoints.keep if part else None
+    keep = sub_run.checkpoints.keep if sub_run else None
     each_epoch = keep is not None and keep.which != "last"  # a checkpoint
     feed: Iterator[Dataset] | None = None
     inside = {n: data for n, data in sets.items() if isinstance(data, Dataset)}
@@ -548,11 +553,11 @@ def fit(
             inside = {}
         single = each_epoch or on_epoch is not None or len(inside) < len(sets)
         chunk = plan_chunk(per_epoch, epochs, step, chunk_steps, single)
-    args = lanes.args if lanes else ()
+    args = replicas.args if replicas else ()
     inputs = _Inputs(np.int32(0), key, args, resident, inside)
-    state, inputs = _place(state, inputs, lanes)
+    state, inputs = _place(state, inputs, replicas)
     began = time.perf_counter()
-    shared = lanes._replace(args=()) if lanes else None
+    shared = replicas._replace(args=()) if replicas else None
     evaluating = eval_step if inside else None
     work = (
         chunk, train_step, evaluating, batch_size, eval_batch_size, visiting, least,
@@ -563,34 +568,36 @@ def fit(
     timing.compile_s += time.perf_counter() - began
 
     def measured(state: TrainState, step: int) -> list[dict[str, Any]]:
-        """The row of every set, by a program of its own."""
+        """The record of every set, by a program of its own."""
         head = {"step": step, "epoch": round(step / per_epoch, 6)}
         return [
             {**head, "split": split}
-            | measure(eval_step, state, data, batch_size=eval_batch_size, lanes=lanes)
+            | measure(
+                eval_step, state, data, batch_size=eval_batch_size, replicas=replicas
+            )
             for split, data in sets.items()
             if eval_step is not None
         ]
 
-    apart = len(inside) < len(sets)  # evaluated apart from the chunks
+    separately = len(inside) < len(sets)  # evaluated outside the chunks
     before = step == 0 and evaluate_first
-    first = measured(state, step) if before or apart else []
+    first = measured(state, step) if before or separately else []
     if keep is not None and keep.which == "best":
         _check_monitored(keep.monitor, outputs, first)
     if before:
-        rows += first
-        if part is not None:
-            part.log(first)
-    lane_count = state.step.size
-    own_steps = np.resize(own_steps, lane_count)  # lane i's order is i modulo S
-    visits = lane_count // (len(train.rows) if train.rows.ndim == 2 else 1)
-    visited = int(np.sum(jax.device_get(train.valid))) * visits / per_epoch
-    examples_per_step = min(visited, batch_size * lane_count)
+        records += first
+        if sub_run is not None:
+            sub_run.log(first)
+    replica_count = state.step.size
+    own_steps = np.resize(own_steps, replica_count)  # replica i's order is i modulo S
+    visits = replica_count // (len(train.indices) if train.indices.ndim == 2 else 1)
+    visited = int(np.sum(jax.device_get(train.mask))) * visits / per_epoch
+    examples_per_step = min(visited, batch_size * replica_count)
     saved_at = time.monotonic()
-    bar = _Bar(part.name if part else "", total, per_epoch, progress is None)
+    bar = _Bar(sub_run.name if sub_run else "", total, per_epoch, progress is None)
     progress = progress or bar.advance
-    if part is not None:
-        part.run.stop_if_asked()
+    if sub_run is not None:
+        sub_run.run.stop_if_asked()
     with bar:
         while step < total:
             began = time.perf_counter()
@@ -601,11 +608,11 @@ def fit(
                 ahead = jax.device_put(next(feed), inputs.step.sharding)
                 inputs = inputs._replace(train=ahead)
             trained, failed, evaluated = jax.device_get(outputs)
-            new = _rows(step, chunk, per_epoch, trained, evaluated)
-            if apart and end_of_chunk % per_epoch == 0:
+            new = _records(step, chunk, per_epoch, trained, evaluated)
+            if separately and end_of_chunk % per_epoch == 0:
                 new += measured(state, end_of_chunk)
-            if not (lanes and lanes.may_diverge):
-                if least:  # lanes count their own steps, and rows those of the longest
+            if not (replicas and replicas.may_diverge):
+                if least:  # replicas count their own steps, logged are the longest's
                     own = own_steps[:, None]
                     reached = failed // own * per_epoch + failed % own
                     failed = np.where(failed < NEVER, reached, NEVER)
@@ -614,7 +621,7 @@ def fit(
             taken = _steps_of_all(end_of_chunk, own_steps)
             taken -= _steps_of_all(step, own_steps)
             step = end_of_chunk
-            rows += new
+            records += new
             took = time.perf_counter() - began
             timing.train_s += took
             timing.steps += taken
@@ -622,44 +629,47 @@ def fit(
             progress(step, taken / took, new)
             if on_epoch is not None and step % per_epoch == 0:
                 on_epoch(step // per_epoch, state)
-            if part is None:
+            if sub_run is None:
                 continue
-            if step == total:  # first: its rows say that the training is finished
-                part.run.save_attempts()
-            part.log(new)
-            stopping = part.run.signum is not None
-            due = time.monotonic() - saved_at >= part.run.options.save_every
+            if step == total:  # first: its records say that the training is finished
+                sub_run.run.save_attempts()
+            sub_run.log(new)
+            stopping = sub_run.run.signum is not None
+            due = time.monotonic() - saved_at >= sub_run.run.options.save_every
             at_epoch_end = step % per_epoch == 0
-            end = step == total and part.save_end
+            end = step == total and sub_run.checkpoint_at_end
             if end or stopping or (at_epoch_end if each_epoch else due):
-                _save(state, step, part)
+                _save(state, step, sub_run)
                 saved_at = time.monotonic()
-            part.run.stop_if_asked()
-    return Fitted(state, rows)
+            sub_run.run.stop_if_asked()
+    return FitResult(state, records)
 
 
 def _with_steps(
     train: Dataset | Streamed, batch_size: int, order: Order
 ) -> tuple[Dataset | Streamed, np.ndarray]:
-    """The set, and how many steps an epoch of each of its S lanes has [S].
+    """The set, and how many steps an epoch of each of its S replicas has [S].
 
     Where padding would make a batch the rows come before it and are padded anew, to the
-    longest lane: one lane then has a batch for every step, and counts them for all.
+    longest replica: one replica then has a batch for every step, and counts them for
+    all.
     """
-    rows, valid = (np.atleast_2d(a) for a in jax.device_get((train.rows, train.valid)))
-    counts = [int(n) for n in valid.sum(axis=-1)]
+    indices, mask = (
+        np.atleast_2d(a) for a in jax.device_get((train.indices, train.mask))
+    )
+    counts = [int(n) for n in mask.sum(axis=-1)]
     steps = np.array([steps_per_epoch(n, batch_size, order) for n in counts])
     if steps.min() == 0:
         raise UserError(f"{min(counts)} rows do not make one batch of {batch_size}")
-    if steps.min() < steps_per_epoch(rows.shape[-1], batch_size, order):
-        own = [lane[real] for lane, real in zip(rows, valid, strict=True)]
-        alone = train.rows.ndim == 1
+    if steps.min() < steps_per_epoch(indices.shape[-1], batch_size, order):
+        own = [replica[real] for replica, real in zip(indices, mask, strict=True)]
+        alone = train.indices.ndim == 1
         train = subset(train, own[0]) if alone else stacked_subsets(train, own)
     return train, steps
 
 
 def _steps_of_all(step: int, own_steps: np.ndarray) -> int:
-    """What all lanes together have done when the longest has reached a step.
+    """What all replicas together have done when the longest has reached a step.
 
     own_steps: of an epoch [L].
     """
@@ -675,26 +685,30 @@ def _rest(state: TrainState) -> dict[str, PyTree]:
     return {"step": state.step, "opt_state": state.opt_state, "key": state.key}
 
 
-def _begin(state: TrainState, part: Part) -> tuple[TrainState, list[dict[str, Any]]]:
-    """Go on from the part's newest checkpoint, or with loaded weights, or afresh."""
-    restored = part.restore(_weights(state), _rest(state))
+def _begin(
+    state: TrainState, sub_run: SubRun
+) -> tuple[TrainState, list[dict[str, Any]]]:
+    """Go on from the sub-run's newest checkpoint, or with loaded weights, or afresh."""
+    restored = sub_run.restore(_weights(state), _rest(state))
     if restored is not None:
         fields = restored.tree["weights"] | restored.tree["training"]
-        return TrainState(**fields), part.rows
-    loaded = part.initial_weights(_weights(state))
+        return TrainState(**fields), sub_run.records
+    loaded = sub_run.initial_weights(_weights(state))
     return (state._replace(**loaded) if loaded else state), []
 
 
-def _save(state: TrainState, step: int, part: Part) -> None:
-    part.save(step, _weights(state), _rest(state))
+def _save(state: TrainState, step: int, sub_run: SubRun) -> None:
+    sub_run.save(step, _weights(state), _rest(state))
 
 
 def _check_monitored(monitor: str, outputs: Any, first: list[dict[str, Any]]) -> None:
     """Say before training, not after, that there is no such metric."""
     trained, _, sets = outputs
     names = {"train": trained, **sets}
-    for row in first:
-        names[row["split"]] = [n for n in row if n not in ("step", "epoch", "split")]
+    for record in first:
+        names[record["split"]] = [
+            n for n in record if n not in ("step", "epoch", "split")
+        ]
     known = [f"{split}.{name}" for split, metrics in names.items() for name in metrics]
     if monitor not in known:
         raise UserError(
@@ -709,22 +723,27 @@ def _stop_if_not_finite(failed: np.ndarray) -> None:
         return
     where = ""
     if failed.ndim == 2:
-        lanes = np.flatnonzero(failed.min(1) < NEVER)
-        where = f" in {len(lanes)} of {len(failed)} lanes (the first is {lanes[0]})"
+        replicas = np.flatnonzero(failed.min(1) < NEVER)
+        where = (
+            f" in {len(replicas)} of {len(failed)} replicas"
+            f" (the first is {replicas[0]})"
+        )
     raise UserError(
         f"the loss at step {step} was not finite{where}; the run stops there: "
         "try a smaller learning rate"
     )
 
 
-def _stop_if_evaluation_not_finite(rows: list[dict[str, Any]]) -> None:
+def _stop_if_evaluation_not_finite(records: list[dict[str, Any]]) -> None:
     """The last step can ruin the weights with no later training loss to show it."""
-    for row in rows:
-        losses = row["loss"] if isinstance(row["loss"], list) else [row["loss"]]
-        if row["split"] != "train" and None in losses:
+    for record in records:
+        losses = (
+            record["loss"] if isinstance(record["loss"], list) else [record["loss"]]
+        )
+        if record["split"] != "train" and None in losses:
             raise UserError(
-                f"the {row['split']} loss after step {row['step']} was not finite; "
-                "the run stops there: try a smaller learning rate"
+                f"the {record['split']} loss after step {record['step']} was not "
+                "finite; the run stops there: try a smaller learning rate"
             )
 
 
@@ -749,11 +768,11 @@ def _values(metrics: Metrics) -> dict[str, list[Any]]:
     return {name: divide(mean) for name, mean in metrics.items()}
 
 
-def _rows(
+def _records(
     step: int, chunk: _Chunk, per_epoch: int, trained: Metrics, sets: dict[str, Metrics]
 ) -> list[dict[str, Any]]:
-    """The rows of one chunk: {"step", "epoch", "split", names...: values}."""
-    rows = []
+    """The records of one chunk: {"step", "epoch", "split", names...: values}."""
+    records = []
     splits = {name: _values(m) for name, m in {"train": trained, **sets}.items()}
     for repeat in range(chunk.repeats):
         step += chunk.steps
@@ -761,8 +780,8 @@ def _rows(
             if split != "train" and step % per_epoch:
                 continue  # only the end of an epoch is evaluated
             head = {"step": step, "epoch": round(step / per_epoch, 6), "split": split}
-            rows.append(head | {name: v[repeat] for name, v in values.items()})
-    return rows
+            records.append(head | {name: v[repeat] for name, v in values.items()})
+    return records
 
 
 class _Bar:
@@ -788,8 +807,8 @@ class _Bar:
     def __exit__(self, *exception: object) -> None:
         self.bar.stop()
 
-    def advance(self, step: int, speed: float, rows: list[dict[str, Any]]) -> None:
-        last = [row["loss"] for row in rows if row["split"] == "train"][-1]
+    def advance(self, step: int, speed: float, records: list[dict[str, Any]]) -> None:
+        last = [record["loss"] for record in records if record["split"] == "train"][-1]
         values = np.atleast_1d(np.array(last, float))
         finite = values[np.isfinite(values)]
         loss = np.median(finite) if finite.size else np.nan

@@ -1,8 +1,8 @@
 """Networks that others trained, to build on, and what their frozen layers put out.
 
-What layers that stay as they are make of an image is the same in every epoch of every
+What frozen layers make of an image is the same in every epoch of every
 training: it is computed once, and kept in the user's cache folder under the hash of
-all that it depends on. `model.on_frozen` computes the same anew at every step.
+all that it depends on. `model.with_frozen_backbone` computes the same at every step.
 """
 
 import contextlib
@@ -66,7 +66,7 @@ def backbone(name: BackboneName, weights: Path | None = None) -> Backbone:
         tensors = efficientnet.efficientnet_weights(read_torch_weights(content, path))
         stages = efficientnet.efficientnet_stages(include_top=False)
         return Backbone(
-            name, stages, weights_of(stages, tensors), efficientnet.preprocess
+            name, stages, select_weights(stages, tensors), efficientnet.preprocess
         )
     if name == "inception_v3":
         if weights is None:
@@ -95,7 +95,7 @@ def check_image_size(name: BackboneName, size: int) -> None:
         )
 
 
-def weights_of(stages: Stages, weights: PyTree) -> PyTree:
+def select_weights(stages: Stages, weights: PyTree) -> PyTree:
     """Those of some stages alone, of {"params", "extra"} by stage."""
     names = {stage.name for stage in stages}
 
@@ -137,7 +137,7 @@ def on_pixels(network: Backbone, model: Model) -> Model:
     return model._replace(apply=apply)
 
 
-def means(stages: Stages, example: Array | jax.ShapeDtypeStruct) -> Model:
+def pooled_features(stages: Stages, example: Array | jax.ShapeDtypeStruct) -> Model:
     """What each of these stages puts out, its mean over all places, as one [B, D].
 
     Early layers know colours and edges, late ones things: a few images teach more from
@@ -190,7 +190,7 @@ def split_means(
     return first, Model(sequential(rest, between).init, apply_rest)
 
 
-def joined_by_one_array(
+def flatten_interface(
     first: Model, second: Model, example: Array | jax.ShapeDtypeStruct
 ) -> tuple[Model, Model]:
     """Models of which one takes the several arrays [B, ...] that the other puts out.
@@ -240,7 +240,7 @@ def _outputs(
     def run(params: PyTree, extra: PyTree, x: Array) -> tuple[Array, list[Array]]:
         found = []
         for stage, model in zip(stages, alone, strict=True):
-            part = weights_of((stage,), {"params": params, "extra": extra})
+            part = select_weights((stage,), {"params": params, "extra": extra})
             x, _ = model.apply(*part.values(), x, train=False, key=None)
             if x.ndim == 4:
                 found.append(jnp.mean(x, (1, 2)))
@@ -258,7 +258,7 @@ def frozen_features(
     title: str = "features",
     limit: int = FEATURE_BYTES,
 ) -> np.ndarray:
-    """What a model that stays as it is makes of inputs [N, ...], from the cache or new.
+    """What a frozen model makes of inputs [N, ...], from the cache or new.
 
     `weights` are its {"params", "extra"}; it is evaluated in batches of `batch_size`.
     The cache is jaxstudy/features in the user's cache folder. A file there is named by

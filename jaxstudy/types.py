@@ -44,7 +44,7 @@ class Refused(UserError):
 
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-LISTED = 100  # faults that are told one by one
+MAX_SHOWN = 100  # faults that are told one by one
 UNNAMED = "Unnamed: "  # and its place from 0: how pandas names a blank header cell
 MAX_NAMES, MAX_CHARACTERS = 20, 100  # of a table, in one message
 
@@ -61,7 +61,7 @@ def enumerated(names: Sequence[str]) -> str:
     return f"{shown} and {more:,} more" if more > 0 else shown
 
 
-class Faults:
+class ValidationErrors:
     """What is wrong in a table: all of it, to be told at once.
 
     As a context it tells what was noted at its end, and before any other UserError.
@@ -75,7 +75,7 @@ class Faults:
         """Note one; the same one twice is one."""
         if line not in self._lines:
             self.count += 1
-            if len(self._lines) < LISTED:
+            if len(self._lines) < MAX_SHOWN:
                 self._lines[line] = None
 
     def check(self) -> None:
@@ -87,7 +87,7 @@ class Faults:
         lines = list(self._lines)
         if self.count == 1:
             return f"{self.name}, {lines[0]}"
-        more = [f"and {self.count - LISTED} more"] if self.count > LISTED else []
+        more = [f"and {self.count - MAX_SHOWN} more"] if self.count > MAX_SHOWN else []
         return "\n  ".join([f"{self.name} has {self.count} faults:", *lines, *more])
 
     def __enter__(self) -> Self:

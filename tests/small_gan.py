@@ -12,7 +12,7 @@ import optax
 from test_training import bits
 
 from jaxstudy.adversarial import (
-    init_gan_lanes,
+    init_gan_replicas,
     init_gan_state,
     make_gan_eval_step,
     make_gan_step,
@@ -20,7 +20,7 @@ from jaxstudy.adversarial import (
 )
 from jaxstudy.data.dataset import Dataset, dataset
 from jaxstudy.model import from_linen
-from jaxstudy.training import Fitted, Lanes, TrainState, TrainStep, fit
+from jaxstudy.training import FitResult, Replicas, TrainState, TrainStep, fit
 from jaxstudy.types import Array, Key
 from tests.conftest import assert_rounding
 
@@ -66,7 +66,7 @@ def rows_of(n: int) -> Dataset:
     return dataset({"x": pixels(n), "row": np.arange(n)})
 
 
-def train(state: TrainState, key: Key, step: TrainStep, **options: Any) -> Fitted:
+def train(state: TrainState, key: Key, step: TrainStep, **options: Any) -> FitResult:
     """Two epochs over 14 images: three steps each, the last with padding."""
     return fit(
         state, step, rows_of(14), batch_size=B, epochs=2, key=key, eval_step=EVALUATE,
@@ -75,14 +75,14 @@ def train(state: TrainState, key: Key, step: TrainStep, **options: Any) -> Fitte
     )  # fmt: skip
 
 
-def train_alone(step: TrainStep, **options: Any) -> Fitted:
+def train_alone(step: TrainStep, **options: Any) -> FitResult:
     """From one key for the weights, and one for the order."""
     state = init_gan_state(*PAIR, jax.random.key(3))
     return train(state, jax.random.key(4), step, **options)
 
 
-def lanes_and_alone() -> None:
-    """Two lanes in both orders, to the bit, and one of them alone.
+def replicas_and_alone() -> None:
+    """Two replicas in both orders, to the bit, and one of them alone.
 
     By SGD: a gradient that is 0 but for rounding, of a bias before BatchNorm, is as
     large as any other to Adam.
@@ -92,24 +92,24 @@ def lanes_and_alone() -> None:
     order_keys = jnp.stack([jax.random.key(9), jax.random.key(4)])
     step = make_gan_step(*pair, real_first(3))
 
-    def fitted(order: Any) -> Fitted:
-        state = init_gan_lanes(*pair, keys[order])
-        return train(state, order_keys[order], step, lanes=Lanes())
+    def fitted(order: Any) -> FitResult:
+        state = init_gan_replicas(*pair, keys[order])
+        return train(state, order_keys[order], step, replicas=Replicas())
 
-    def lane(i: int, fitted: Fitted) -> TrainState:
+    def replica(i: int, fitted: FitResult) -> TrainState:
         return jax.tree.map(lambda a: a[i], fitted.state)
 
-    lanes, other = fitted(jnp.array([0, 1])), fitted(jnp.array([1, 0]))
-    assert bits(lane(1, lanes)) == bits(lane(0, other))
-    losses = lanes.rows[-1]["loss"]
+    replicas, other = fitted(jnp.array([0, 1])), fitted(jnp.array([1, 0]))
+    assert bits(replica(1, replicas)) == bits(replica(0, other))
+    losses = replicas.records[-1]["loss"]
     assert losses[0] != losses[1]
-    assert losses == other.rows[-1]["loss"][::-1]
+    assert losses == other.records[-1]["loss"][::-1]
     alone = train(init_gan_state(*pair, keys[1]), order_keys[1], step)
     # 18 updates by sums of 256 products
-    assert_rounding(lane(1, lanes), alone.state, 18 * 16)
-    assert math.isclose(losses[1], alone.rows[-1]["loss"], rel_tol=1e-5)
+    assert_rounding(replica(1, replicas), alone.state, 18 * 16)
+    assert math.isclose(losses[1], alone.records[-1]["loss"], rel_tol=1e-5)
     print("equal")
 
 
 if __name__ == "__main__":
-    lanes_and_alone()
+    replicas_and_alone()

@@ -53,9 +53,9 @@ from jaxstudy.checkpoint import Checkpoints
 from jaxstudy.cli import Settings
 from jaxstudy.data.dataset import subset
 from jaxstudy.model import Model
-from jaxstudy.models.dcgan import discriminator, generator, noise
+from jaxstudy.models.dcgan import discriminator, generator, sample_latent
 from jaxstudy.run import Options, Stopped, open_run
-from jaxstudy.training import Fitted, TrainState, measure
+from jaxstudy.training import FitResult, TrainState, measure
 from jaxstudy.types import Array, Batch, Key, Metrics, PyTree
 from tests.conftest import run_on_devices
 
@@ -85,12 +85,12 @@ def seen(model: Model, name: str, calls: list[Any]) -> Model:
 
 
 @functools.cache
-def calls_of(steps: int, predicted: bool = False) -> list[Any]:
+def calls_of(steps: int, use_running_stats: bool = False) -> list[Any]:
     """(network, training, input, key) of each application, in steps that are not
     compiled."""
     calls: list[Any] = []
     models = seen(D, "D", calls), seen(G, "G", calls)
-    step = make_gan_step(*models, SGD, SGD, predicted=predicted)
+    step = make_gan_step(*models, SGD, SGD, use_running_stats=use_running_stats)
     state = fresh()
     with jax.disable_jit():  # so that the loop of D's two updates shows its values
         for _ in range(steps):
@@ -106,9 +106,9 @@ def step_at(
     return make_gan_step(D, G, optax.sgd(d_rate), optax.sgd(g_rate))(state, rows)
 
 
-@pytest.mark.parametrize("predicted", [False, True])
+@pytest.mark.parametrize("use_running_stats", [False, True])
 def test_a_step_is_the_lessons_in_keras(
-    predicted: bool, monkeypatch: pytest.MonkeyPatch
+    use_running_stats: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`train_on_batch` of D on real images and on fakes, then of G through a D that
     is frozen: losses, weights and moving statistics of the course's two networks.
@@ -118,7 +118,9 @@ def test_a_step_is_the_lessons_in_keras(
     """
     z = np.random.default_rng(1).uniform(-1, 1, (2, B, 100)).astype(np.float32)
     draws = iter(z)
-    monkeypatch.setattr(adversarial, "noise", lambda key, n: jnp.asarray(next(draws)))
+    monkeypatch.setattr(
+        adversarial, "sample_latent", lambda key, n: jnp.asarray(next(draws))
+    )
     real_d, g_model = discriminator(SHAPE), generator(SHAPE)
 
     def undropped(params: PyTree, extra: PyTree, x: Array, **mode: Any) -> Any:
@@ -126,7 +128,9 @@ def test_a_step_is_the_lessons_in_keras(
 
     d_model = Model(real_d.init, undropped)
     first = init_gan_state(d_model, g_model, SGD, SGD, jax.random.key(0))
-    step = make_gan_step(d_model, g_model, SGD, SGD, predicted=predicted)
+    step = make_gan_step(
+        d_model, g_model, SGD, SGD, use_running_stats=use_running_stats
+    )
     rows = batch()
     after, metrics = jax.jit(step)(first, rows)
 
@@ -146,7 +150,7 @@ def test_a_step_is_the_lessons_in_keras(
     g.set_weights(of(first)[1])
     copy.set_weights(of(first)[1])
     one, zero = np.ones((B, 1)), np.zeros((B, 1))
-    fakes = np.asarray(copy(z[0], training=not predicted))
+    fakes = np.asarray(copy(z[0], training=not use_running_stats))
     loss1 = d.train_on_batch(np.asarray(rows["x"]) / np.float32(255), one)
     loss2 = d.train_on_batch(fakes, zero)
     frozen.set_weights([np.asarray(w.value) for w in d.weights])
@@ -167,13 +171,13 @@ def test_a_step_is_the_lessons_in_keras(
     assert min(changes) > 5e-5
 
 
-@pytest.mark.parametrize("predicted", [False, True])
-def test_the_modes_of_both_networks(predicted: bool) -> None:
-    """Fakes for D as in G's own update, or as predicted; D drops out whenever it is
+@pytest.mark.parametrize("use_running_stats", [False, True])
+def test_the_modes_of_both_networks(use_running_stats: bool) -> None:
+    """Fakes for D as in G's own update, or by running ones; D drops out whenever it is
     trained, or trained through."""
-    calls = calls_of(1, predicted)
+    calls = calls_of(1, use_running_stats)
     assert [(name, train) for name, train, *_ in calls] == [
-        ("G", not predicted), ("D", True), ("D", True), ("G", True), ("D", True)
+        ("G", not use_running_stats), ("D", True), ("D", True), ("G", True), ("D", True)
     ]  # fmt: skip
     first, _, last = (x for name, _, x, _ in calls if name == "D")
     np.testing.assert_allclose(first, pixels(B) / np.float32(255), rtol=1e-6)
@@ -397,7 +401,7 @@ def test_the_course_stops_where_d_cannot_tell() -> None:
 
 
 @functools.cache
-def trained() -> Fitted:
+def trained() -> FitResult:
     """The step may be traced once, and says so."""
     chex.clear_trace_counter()
     return train_alone(traced_at_most(1, make_gan_step(*PAIR)))
@@ -406,19 +410,19 @@ def trained() -> Fitted:
 def test_the_whole_run_is_one_trace_of_the_step() -> None:
     fitted = trained()
     assert fitted.state.step == 6
-    assert [(row["step"], row["split"]) for row in fitted.rows] == [
+    assert [(row["step"], row["split"]) for row in fitted.records] == [
         (step, split) for step in (3, 6) for split in ("train", "validation")
     ]
     names = {"loss", "loss1", "loss2", "loss3", "accuracy on real", "accuracy on fake"}
-    assert all(names < set(row) for row in fitted.rows)
-    row = fitted.rows[-1]
+    assert all(names < set(row) for row in fitted.records)
+    row = fitted.records[-1]
     assert row["loss"] == pytest.approx(sum(row[f"loss{i}"] for i in (1, 2, 3)))
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     """Both networks, their statistics and both optimizers are one checkpoint."""
 
-    def go(resume: bool, stop: bool) -> Fitted:
+    def go(resume: bool, stop: bool) -> FitResult:
         with open_run(
             tmp_path / "run", "gan", "quick", Settings(), Options(), resume=resume
         ) as run:
@@ -427,7 +431,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
                 run.signum = signal.SIGTERM if stop else None
 
             return train_alone(
-                make_gan_step(*PAIR), part=run.part("gan"), progress=progress
+                make_gan_step(*PAIR), sub_run=run.sub_run("gan"), progress=progress
             )
 
     with pytest.raises(Stopped):
@@ -435,12 +439,12 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path / "run" / "checkpoints" / "gan").steps() == [3]
     fitted = go(True, False)
     assert bits(fitted.state) == bits(trained().state)
-    assert [{"part": "gan", **row} for row in fitted.rows] == [
-        {"part": "gan", **row} for row in trained().rows
+    assert [{"part": "gan", **row} for row in fitted.records] == [
+        {"part": "gan", **row} for row in trained().records
     ]
 
 
-def test_a_lane_is_its_run_alone() -> None:
+def test_a_replica_is_its_run_alone() -> None:
     """On two devices, in the order that depends on the step."""
     assert run_on_devices(2, small_gan.__file__).endswith("equal\n")
 
@@ -453,7 +457,7 @@ def test_images_of_three_colours() -> None:
     evaluate = jax.jit(make_gan_eval_step(d, g, EVALUATION))
     found = evaluate(state, {**batch(2, 3), "row": jnp.arange(2)})
     z = jnp.concatenate(
-        [noise(jax.random.fold_in(EVALUATION, row), 1) for row in range(2)]
+        [sample_latent(jax.random.fold_in(EVALUATION, row), 1) for row in range(2)]
     )
     fake, _ = g.apply(state.params[NAMES[1]], {}, z, train=False, key=None)
     assert fake.shape == (2, 16, 16, 3)

@@ -341,7 +341,7 @@ def test_exit_codes(
     def work() -> None:
         raise error
 
-    assert cli.guarded(work) == code
+    assert cli.exit_code(work) == code
     assert capsys.readouterr().err == said
 
 
@@ -357,8 +357,8 @@ def test_what_the_system_refuses_is_not_the_users_fault(
 
         return work
 
-    assert cli.guarded(read(errno.EMFILE)) == 1
-    assert cli.guarded(read(errno.ENOENT)) == 2
+    assert cli.exit_code(read(errno.EMFILE)) == 1
+    assert cli.exit_code(read(errno.ENOENT)) == 2
     assert capsys.readouterr().err.count("error: t.csv cannot be read") == 2
 
 
@@ -370,7 +370,7 @@ def test_a_reader_that_left_is_no_error(
     os.close(reader)
     with os.fdopen(writer, "w") as output, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", output)
-        assert cli.guarded(lambda: print("x\n" * lines)) == 1
+        assert cli.exit_code(lambda: print("x\n" * lines)) == 1
     assert capsys.readouterr().err == ""
 
 
@@ -379,7 +379,7 @@ def test_an_output_that_is_full(
 ) -> None:
     with open("/dev/full", "w") as output, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", output)
-        assert cli.guarded(lambda: print("x")) == 1
+        assert cli.exit_code(lambda: print("x")) == 1
     sentence = f"error: the output cannot be written: {os.strerror(errno.ENOSPC)}\n"
     assert capsys.readouterr().err == sentence
 
@@ -411,7 +411,7 @@ def test_names_that_are_not_utf8_are_printed(
 ) -> None:
     with (tmp_path / "out").open("w", encoding="ascii") as output:
         monkeypatch.setattr(sys, "stdout", output)
-        assert cli.guarded(lambda: print(os.fsdecode(b"caf\xe9 "), "caf\u00e9")) == 0
+        assert cli.exit_code(lambda: print(os.fsdecode(b"caf\xe9 "), "caf\u00e9")) == 0
     assert (tmp_path / "out").read_bytes() == rb"caf\udce9  caf\xe9" + b"\n"
 
 
@@ -462,7 +462,7 @@ def test_what_nobody_expected_is_not_hidden() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        cli.guarded(work)
+        cli.exit_code(work)
 
 
 # python -m jaxstudy
@@ -499,7 +499,7 @@ def test_a_killed_studys_lesson_is_noticed_by_the_next(
     (tmp_path / "study.py").write_text(STUDY)
 
     def study() -> int:
-        return cli.guarded(lambda: program.study(program.Study("smoke", runs)))
+        return cli.exit_code(lambda: program.study(program.Study("smoke", runs)))
 
     first = start(tmp_path / "study.py", [tmp_path, runs])
     lines = [first.stdout.readline() for _ in range(3)]

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 
 from jaxstudy.data.dataset import (
     SHUFFLED,
-    BatchRows,
+    BatchIndices,
     Dataset,
     Order,
     dataset,
     epoch_batches,
+    evenly_spaced,
     gather,
     grouped_split,
     kfold,
     ordered_batches,
     random_split,
-    spread,
     stacked_subsets,
     steps_per_epoch,
     subset,
@@ -44,14 +44,14 @@ def batches_of(
     key: Key,
     epoch: Array,
     order: Order = SHUFFLED,
-) -> BatchRows:
+) -> BatchIndices:
     """One compilation for each pair of sizes, where each operation would need one."""
     return epoch_batches(Dataset({}, rows, valid), size, key, epoch, order)
 
 
-def real(batches: BatchRows) -> np.ndarray:
+def real(batches: BatchIndices) -> np.ndarray:
     """The rows that are not padding, in order."""
-    return np.asarray(batches.rows)[np.asarray(batches.mask) == 1]
+    return np.asarray(batches.indices)[np.asarray(batches.mask) == 1]
 
 
 @compiling
@@ -64,7 +64,7 @@ def real(batches: BatchRows) -> np.ndarray:
 def test_an_epoch_visits_every_real_row_once(
     valid: list[bool], size: int, seed: int, epoch: int
 ) -> None:
-    """Also where padding stands among the rows, as in a lane of a short fold."""
+    """Also where padding stands among the rows, as in a replica of a short fold."""
     n = len(valid)
     rows = np.random.default_rng(0).permutation(1000)[:n]
     batches = batches_of(
@@ -74,14 +74,16 @@ def test_an_epoch_visits_every_real_row_once(
         jax.random.key(seed),
         jnp.int32(epoch),
     )
-    assert batches.rows.shape == batches.mask.shape == (steps_per_epoch(n, size), size)
+    assert (
+        batches.indices.shape == batches.mask.shape == (steps_per_epoch(n, size), size)
+    )
     assert set(np.unique(batches.mask)) <= {0, 1}
     assert sorted(real(batches)) == sorted(rows[np.asarray(valid)])
     # padding stands at the end, so only the last batches with real rows are short
     flat = np.ravel(batches.mask)
     assert np.all(flat[: sum(valid)] == 1)
     # promised to be in bounds wherever they are gathered
-    assert set(np.ravel(batches.rows)) <= {*rows, 0}
+    assert set(np.ravel(batches.indices)) <= {*rows, 0}
 
 
 @compiling
@@ -115,7 +117,7 @@ def test_every_row_is_as_likely_in_every_place() -> None:
     valid = jnp.asarray([True, True, False, True, True, True])
     data = Dataset({}, jnp.arange(6), valid)
     batches = jax.vmap(lambda key: epoch_batches(data, 3, key, jnp.int32(0)))(keys)
-    order = np.asarray(batches.rows).reshape(3000, 6)[:, :5]
+    order = np.asarray(batches.indices).reshape(3000, 6)[:, :5]
     counts = np.stack([np.bincount(place, minlength=6) for place in order.T])
     assert not counts[:, 2].any()
     # 3000 draws of probability 1/5: sd 22
@@ -141,7 +143,7 @@ def test_only_whole_batches_are_kept(valid: list[bool], size: int, seed: int) ->
         order,
     )
     steps = steps_per_epoch(n, size, order)
-    assert batches.rows.shape == batches.mask.shape == (steps, size)
+    assert batches.indices.shape == batches.mask.shape == (steps, size)
     kept = real(batches)
     assert len(kept) == min(sum(valid), steps * size)
     assert len(set(kept)) == len(kept)
@@ -170,9 +172,9 @@ def test_rows_stay_as_they_are_unless_shuffled(
         order,
     )
     steps = steps_per_epoch(n, size, order)
-    assert batches.rows.shape == batches.mask.shape == (steps, size)
+    assert batches.indices.shape == batches.mask.shape == (steps, size)
     kept = min(n, steps * size)
-    assert list(np.ravel(batches.rows)[:kept]) == list(rows[:kept])
+    assert list(np.ravel(batches.indices)[:kept]) == list(rows[:kept])
     assert list(np.ravel(batches.mask)[:kept]) == valid[:kept]
     assert not np.ravel(batches.mask)[kept:].any()
 
@@ -183,7 +185,7 @@ def test_every_row_is_left_out_of_some_epoch_and_no_row_of_all() -> None:
     visited = np.zeros((40, 11), bool)
     for epoch in range(40):
         batches = batches_of(rows, valid, 4, key, jnp.int32(epoch), order)
-        visited[epoch, np.ravel(batches.rows)] = True
+        visited[epoch, np.ravel(batches.indices)] = True
     assert np.all(visited.sum(axis=1) == 8)
     # each is left out of 11 of 40 epochs or so
     assert visited.any(axis=0).all()
@@ -215,7 +217,7 @@ def test_too_few_rows_for_a_whole_batch_are_no_batch(shuffle: Any) -> None:
     for n, steps in ((3, 0), (4, 1)):
         batches = batches_of(jnp.arange(n), jnp.ones(n, bool), 4, key, epoch, order)
         assert steps_per_epoch(n, 4, order) == steps
-        assert batches.rows.shape == batches.mask.shape == (steps, 4)
+        assert batches.indices.shape == batches.mask.shape == (steps, 4)
 
 
 def arrays(n: int) -> dict[str, np.ndarray]:
@@ -227,7 +229,7 @@ def arrays(n: int) -> dict[str, np.ndarray]:
 
 def test_gather_brings_the_fields_of_the_rows() -> None:
     data = dataset(arrays(7))
-    batch = gather(data, BatchRows(jnp.asarray([5, 0, 5]), jnp.asarray([1.0, 1, 0])))
+    batch = gather(data, BatchIndices(jnp.asarray([5, 0, 5]), jnp.asarray([1.0, 1, 0])))
     assert sorted(batch) == ["mask", "x", "y"]
     np.testing.assert_array_equal(batch["x"], arrays(7)["x"][[5, 0, 5]])
     np.testing.assert_array_equal(batch["y"], [105, 100, 105])
@@ -238,14 +240,14 @@ def test_subsets_share_the_arrays() -> None:
     data = dataset(arrays(7))
     part = subset(data, [6, 2])
     assert part.arrays is data.arrays
-    np.testing.assert_array_equal(part.rows, [6, 2])
-    np.testing.assert_array_equal(part.valid, [True, True])
+    np.testing.assert_array_equal(part.indices, [6, 2])
+    np.testing.assert_array_equal(part.mask, [True, True])
     stacked = stacked_subsets(data, [np.array([1, 2, 3]), np.array([4])])
     assert stacked.arrays is data.arrays
-    assert stacked.rows.shape == stacked.valid.shape == (2, 3)
-    np.testing.assert_array_equal(stacked.valid, [[1, 1, 1], [1, 0, 0]])
-    for lane, want in enumerate(([1, 2, 3], [4])):
-        got = stacked.rows[lane][stacked.valid[lane]]
+    assert stacked.indices.shape == stacked.mask.shape == (2, 3)
+    np.testing.assert_array_equal(stacked.mask, [[1, 1, 1], [1, 0, 0]])
+    for replica, want in enumerate(([1, 2, 3], [4])):
+        got = stacked.indices[replica][stacked.mask[replica]]
         np.testing.assert_array_equal(got, want)
 
 
@@ -341,7 +343,7 @@ def test_folds_that_cannot_be_are_refused(folds: int) -> None:
 @compiling
 @given(st.integers(1, 200), st.integers(1, 250))
 def test_spread_rows_are_distinct_in_order_and_even(n: int, count: int) -> None:
-    rows = np.asarray(spread(dataset({"x": np.arange(n)}), count).rows)
+    rows = np.asarray(evenly_spaced(dataset({"x": np.arange(n)}), count).indices)
     assert len(rows) == min(n, count)
     assert rows[0] == 0
     gaps = np.diff([*rows, n])
@@ -351,10 +353,10 @@ def test_spread_rows_are_distinct_in_order_and_even(n: int, count: int) -> None:
 
 def test_spread_rows_of_sorted_classes_have_every_class() -> None:
     labels = np.repeat(np.arange(5), 30)
-    rows = np.asarray(spread(dataset({"y": labels}), 10).rows)
+    rows = np.asarray(evenly_spaced(dataset({"y": labels}), 10).indices)
     assert np.bincount(labels[rows]).tolist() == [2] * 5
     with pytest.raises(ValueError, match="1 row"):
-        spread(dataset({"y": labels}), 0)
+        evenly_spaced(dataset({"y": labels}), 0)
 
 
 def test_a_split_that_shares_a_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

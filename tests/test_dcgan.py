@@ -13,7 +13,7 @@ from jax import lax
 
 from jaxstudy import ops
 from jaxstudy.model import parameter_count
-from jaxstudy.models.dcgan import NOISE, discriminator, generator, noise
+from jaxstudy.models.dcgan import NOISE, discriminator, generator, sample_latent
 from jaxstudy.types import PyTree, UserError
 
 layers: Any = keras.layers
@@ -115,7 +115,7 @@ def test_the_generator_is_keras_s(
     params, extra = moved(params, 1), moved(extra, 2)
     other = keras_generator(shape, batch_norm)
     other.set_weights(generator_weights(params, extra))
-    z = noise(jax.random.key(1), 4)
+    z = sample_latent(jax.random.key(1), 4)
     for train in (False, True):
         made, after = jax.jit(functools.partial(model.apply, train=train, key=None))(
             params, extra, z
@@ -139,7 +139,7 @@ def test_variances_do_not_cancel_where_means_are_large() -> None:
         layer = params[f"enlarging_{i}"]
         params[f"enlarging_{i}"] = {**layer, "bias": layer["bias"] + 30 * deviation}
     from_zero = jax.tree.map(jnp.zeros_like, extra)
-    given: Any = (params, from_zero, noise(jax.random.key(1), 8))
+    given: Any = (params, from_zero, sample_latent(jax.random.key(1), 8))
 
     def statistics(given: Any) -> Any:
         apply = jax.jit(functools.partial(model.apply, train=True, key=None))
@@ -201,7 +201,7 @@ def test_dropout_is_for_training_and_needs_a_key() -> None:
 
 
 def test_noise_is_uniform_between_minus_one_and_one() -> None:
-    z = np.asarray(noise(jax.random.key(0), 500))
+    z = np.asarray(sample_latent(jax.random.key(0), 500))
     assert z.shape == (500, NOISE)
     assert z.min() == pytest.approx(-1, abs=1e-3)
     assert z.max() == pytest.approx(1, abs=1e-3)

@@ -101,7 +101,7 @@ def test_activations_log_probes_of_every_layer(smoke: Smoke) -> None:
 def test_activations_choose_rates_by_the_tuning_seeds_alone() -> None:
     module = load("experiments", "ch1_activations")
     losses = np.random.default_rng(0).uniform(size=(6, 4, 8))
-    losses[2, 1, 0] = np.inf  # a diverged lane is the worst
+    losses[2, 1, 0] = np.inf  # a diverged replica is the worst
     chosen = module.choose(losses, 3)
     spoiled = losses.copy()
     spoiled[..., 3:] = -1e9 * np.random.default_rng(1).uniform(size=(6, 4, 5))
@@ -113,7 +113,7 @@ def test_activations_choose_rates_by_the_tuning_seeds_alone() -> None:
 def test_activations_sets_are_disjoint_and_exhaustive() -> None:
     module = load("experiments", "ch1_activations")
     data = module.load()
-    train, validation, test = (set(np.asarray(d.rows).tolist()) for d in data)
+    train, validation, test = (set(np.asarray(d.indices).tolist()) for d in data)
     assert not train & validation
     assert not (train | validation) & test
     assert len(train | validation | test) == 1797
@@ -181,18 +181,20 @@ def test_admission_scores_everybody_once_per_repeat(smoke: Smoke) -> None:
     metrics = json.loads((smoke("ch1_admission") / "result.json").read_text())[
         "metrics"
     ]
-    assert metrics["majority accuracy"] == pytest.approx(0.6825)
+    assert metrics["majority class: accuracy"] == pytest.approx(0.6825)
     assert metrics["network: accuracy"]["n"] == 400
     module = load("experiments", "ch1_admission")
     folds = [rows for seed in (0, 1) for _, rows in kfold(23, 5, seed=seed)]
     held_out = stacked_subsets(dataset({"x": np.zeros((23, 5))}), folds)
     logits = np.full((len(folds), 23), -9.0)  # wrong of all that one learnt from
-    for lane, rows in enumerate(folds):
-        logits[lane, rows] = lane
+    for replica, rows in enumerate(folds):
+        logits[replica, rows] = replica
     config = module.Config(folds=5, repeats=2)
     found = module.scores(config, logits, np.ones(23), held_out)["log-loss"]
-    for lane, rows in enumerate(folds):
-        np.testing.assert_allclose(found[lane // 5, rows], np.log1p(np.exp(-lane)))
+    for replica, rows in enumerate(folds):
+        np.testing.assert_allclose(
+            found[replica // 5, rows], np.log1p(np.exp(-replica))
+        )
 
 
 def test_predict_from_the_saved_run(

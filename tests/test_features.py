@@ -26,7 +26,7 @@ from jaxstudy.features import (
     fit,
     infer,
 )
-from jaxstudy.types import Faults, UserError
+from jaxstudy.types import UserError, ValidationErrors
 from tests.conftest import assert_rounding
 
 TABLE = pd.DataFrame(
@@ -41,9 +41,9 @@ COLUMNS: tuple[Column, ...] = (
     Numeric("age"),
     Indicator(Bucketized("age", 3)),
     Indicator(Category("sex")),
-    Indicator(Category("deck", separator=" ", most=2)),
+    Indicator(Category("deck", separator=" ", max_tokens=2)),
     Embedding(Category("sex"), 2),
-    Embedding(Category("deck", separator=" ", most=2), 3),
+    Embedding(Category("deck", separator=" ", max_tokens=2), 3),
     Indicator(Hashed("ticket", 4)),
     Indicator(Crossed((Category("sex"), Bucketized("age", 3)), 7)),
 )
@@ -130,7 +130,7 @@ def test_multi_hot() -> None:
 
 
 def test_rare_words_are_unknown() -> None:
-    fitted = fit([Indicator(Category("ticket", least=2))], TABLE)
+    fitted = fit([Indicator(Category("ticket", min_count=2))], TABLE)
     assert fitted.names[2:] == ("ticket = 17",)
     x = np.asarray(fitted.encode(fitted.numbers(TABLE)).x)
     np.testing.assert_array_equal(x.argmax(1), [1, 2, 2, 0, 1])
@@ -326,12 +326,12 @@ def test_nothing_to_learn_from() -> None:
     [
         (),
         (Numeric("a"), Numeric("a")),
-        (Indicator(Category("a")), Embedding(Category("a", least=2), 2)),
+        (Indicator(Category("a")), Embedding(Category("a", min_count=2), 2)),
         (Indicator(Bucketized("a", (2.0, 1.0))),),
         (Indicator(Bucketized("a", 0)),),
         (Indicator(Hashed("a", 0)),),
         (Embedding(Category("a"), 0),),
-        (Indicator(Category("a", least=0)),),
+        (Indicator(Category("a", min_count=0)),),
         (Indicator(Crossed((Category("a", separator=" "), Category("b")), 5)),),
     ],
 )
@@ -356,9 +356,9 @@ tables = st.lists(st.tuples(cells, words, words), min_size=1, max_size=12).map(
 SOME: tuple[Column, ...] = (
     Numeric("age"),
     Indicator(Bucketized("age", (0.0, 2.5))),
-    Indicator(Category("sex", least=2)),
+    Indicator(Category("sex", min_count=2)),
     Embedding(Category("deck", separator=" "), 2),
-    Indicator(Crossed((Category("sex", least=2), Hashed("deck", 5)), 9)),
+    Indicator(Crossed((Category("sex", min_count=2), Hashed("deck", 5)), 9)),
 )
 FITTED = fit(
     SOME,
@@ -429,7 +429,7 @@ def test_one_pass_over_parts_learns_what_the_whole_does() -> None:
     assert parts.columns[1:] == whole.columns[1:]
     a: Any = whole.columns[0]
     b: Any = parts.columns[0]
-    assert (a.may_miss, b.may_miss) == (True, True)
+    assert (a.has_missing, b.has_missing) == (True, True)
     np.testing.assert_allclose(b.shift, a.shift, rtol=1e-12)
     np.testing.assert_allclose(b.divisor, a.divisor, rtol=1e-9)
     values = table["age"].dropna().to_numpy(float)
@@ -476,7 +476,7 @@ def test_buckets_are_those_of_keras(values: list[float]) -> None:
 def test_multi_hot_is_that_of_keras() -> None:
     import keras
 
-    fitted = fit([Indicator(Category("deck", separator=" ", most=2))], TABLE)
+    fitted = fit([Indicator(Category("deck", separator=" ", max_tokens=2))], TABLE)
     numbers = fitted.numbers(TABLE)
     (ids,) = numbers.values()
     # Keras has no "none": it counts the first word again
@@ -511,7 +511,7 @@ def test_inferred_columns() -> None:
         Numeric("income", "log"),
         Indicator(Category("children")),
         Indicator(Category("colour")),
-        Embedding(Category("town", least=5), 4),
+        Embedding(Category("town", min_count=5), 4),
         Indicator(Hashed("street", 100)),
     )
     assert found.left_out == {
@@ -577,9 +577,9 @@ def test_text_among_numbers_is_a_fault_and_no_category() -> None:
     values = [*map(str, range(30)), "many"]
     table = pd.DataFrame({"n": values, "y": "a"})
     found = infer([table], "y")
-    faults = Faults("t.csv")
+    errors = ValidationErrors("t.csv")
     with pytest.raises(UserError, match=r"t.csv, row 30, column 'n': 'many' is not"):
-        fit(found.columns, table, faults)
+        fit(found.columns, table, errors)
 
 
 def test_nothing_to_infer() -> None:

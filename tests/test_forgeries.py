@@ -12,12 +12,12 @@ from jaxstudy.cli import Settings
 from jaxstudy.data.dataset import dataset
 from jaxstudy.forgeries import (
     CNN_SIZE,
-    judge_by_cnn,
+    classifier_features,
+    classifier_metrics,
     judge_by_nearest,
     nearest,
     resized,
-    see,
-    teach_classes,
+    train_classifier,
 )
 from jaxstudy.models.cnn import cnn
 from jaxstudy.run import open_run
@@ -62,7 +62,7 @@ def test_the_cnn_s_features_are_what_its_last_layer_reads(size: int) -> None:
     model = cnn((CNN_SIZE, CNN_SIZE, 1), 4)
     params, extra = model.init(jax.random.key(0))
     x = images(51, size)
-    seen = see(params, x)
+    seen = classifier_features(params, x)
     last = jax.tree.map(np.asarray, params["output"])
     logits, _ = model.apply(params, extra, resized(x, CNN_SIZE), train=False, key=None)
     np.testing.assert_allclose(
@@ -86,13 +86,13 @@ def test_what_the_cnn_says_of_several_sets(run: Any) -> None:
         dataset({"x": x[rows], "y": y[rows]})
         for rows in (slice(30), slice(30, 45), slice(45, 60))
     ]
-    params, accuracy = teach_classes(
+    params, accuracy = train_classifier(
         sets, 3, epochs=30, batch_size=10, key=jax.random.key(0), run=run
     )
     assert accuracy > 0.9
-    assert [row["epoch"] for row in run.parts["classifier"].rows][-1] == 30
+    assert [row["epoch"] for row in run.sub_runs["classifier"].records][-1] == 30
     only = x[y == 1]
-    found = judge_by_cnn(
+    found = classifier_metrics(
         params,
         {"only one": only, "all": x[:15]},
         x[45:],
@@ -108,7 +108,9 @@ def test_what_the_cnn_says_of_several_sets(run: Any) -> None:
     assert isinstance(one, float)
     assert isinstance(several, float)
     assert one > 2 * several > 0
-    features = (see(params, part).features for part in (only[:15], x[45:]))
+    features = (
+        classifier_features(params, part).features for part in (only[:15], x[45:])
+    )
     assert one == frechet_distance(*features)
     surest = found["all: top probability"]
     assert isinstance(surest, Estimate)

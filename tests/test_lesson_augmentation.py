@@ -170,7 +170,7 @@ def test_only_one_arm_sees_other_versions() -> None:
     config = lesson.PRESETS["smoke"]
     model = lesson.cnn((8, 8, 3), 2, filters=())
     step = jax.jit(lesson.train_step_of_arms(model, config))
-    state = lesson.init_lanes(
+    state = lesson.init_replicas(
         model, lesson.optax.adam(1e-3), jax.random.split(jax.random.key(0), 1)
     )
     state = jax.tree.map(lambda a: a[0], state)

@@ -187,7 +187,7 @@ def test_a_run_keeps_its_vocabulary_its_best_epoch_and_its_tunes(smoke: Path) ->
     metrics = json.loads((smoke / "result.json").read_text())["metrics"]
     for split in ("validation", "test"):
         for name in ("LSTM", "n-gram", "LSTM - n-gram"):
-            assert metrics[f"{name}: {split} bits a character"]["of"] == "tunes"
+            assert metrics[f"{name}: {split} bits per character"]["of"] == "tunes"
     assert metrics["composed: accepted by music21"]["n"] == 4
     tunes = (smoke / "samples" / "all.abc").read_text()
     assert tunes.count("X:1\n") >= 4

@@ -468,7 +468,7 @@ def test_passengers_need_the_columns_that_were_read(
     path.write_text(f"{header}\n1,2,3\n")
     saved = OfPassengers(tmp_path, lesson.Config())
     if says is None:
-        with pytest.raises(AttributeError, match="lane_weights"):  # that far
+        with pytest.raises(AttributeError, match="replica_weights"):  # that far
             lesson.predict(saved, path)
         return
     with pytest.raises(UserError) as error:
@@ -484,7 +484,7 @@ def test_no_spreadsheet_runs_a_prediction(
     (tmp_path / "t.csv").write_text("x,x2,x2\n0,-,1\n1,,\n2,,\n")  # doubled, unread
 
     class Saved(OfPassengers):
-        def lane_weights(self, *_: Any) -> dict[str, None]:
+        def replica_weights(self, *_: Any) -> dict[str, None]:
             return {"params": None, "extra": None}
 
     def members_of(*_: Any) -> Callable[..., np.ndarray]:

@@ -71,7 +71,7 @@ def test_a_run_shows_all_that_the_lesson_promises(smoke: Path) -> None:
     judge = saved.weights(like, "classifier")["params"]
     data = lesson.load(saved.config)
     new, test = (
-        lesson.see(judge, lesson.pixels(part)).features
+        lesson.classifier_features(judge, lesson.pixels(part)).features
         for part in (data.held_out, data.test)
     )
     distance = frechet_distance(new, test)
@@ -106,17 +106,17 @@ def test_a_killed_run_ends_with_the_same_numbers_and_pictures(
     Without the experiment at the end, whose step is resumed in test_adversarial.
     """
     monkeypatch.setattr(lesson, "compare_variants", lambda *_: {})
-    paint, calls = lesson.paint, []
+    generate, calls = lesson.generate, []
 
     def crashing(*args: Any) -> Any:
         calls.append(args)
         if len(calls) == 3:
             raise Crash
-        return paint(*args)
+        return generate(*args)
 
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(lesson, "paint", crashing)
+        patch.setattr(lesson, "generate", crashing)
         patch.setattr(sys, "argv", ["ch5_gan.py", "--preset", "smoke", "--run-dir",
                                     str(folder), "--save-every", "0"])  # fmt: skip
         with pytest.raises(Crash):
@@ -257,7 +257,7 @@ def test_faults_in_a_folder_are_told(
 ) -> None:
     (folder / "cats" / "broken.png").write_bytes(b"none")
     config = dataclasses.replace(lesson.PRESETS["smoke"], folder=folder, images=None)
-    assert len(lesson.load(config).train.rows) == 32
+    assert len(lesson.load(config).train.indices) == 32
     assert "broken.png" in capsys.readouterr().err
 
 
@@ -315,11 +315,11 @@ def test_interpolation_goes_from_one_draw_to_another(
 ) -> None:
     seen: list[Any] = []
 
-    def paint(g: Any, params: Any, extra: Any, z: Any) -> Any:
+    def generate(g: Any, params: Any, extra: Any, z: Any) -> Any:
         seen.append(np.asarray(z))
         return np.zeros((len(z), 2, 2, 1), np.uint8)
 
-    monkeypatch.setattr(lesson, "paint", paint)
+    monkeypatch.setattr(lesson, "generate", generate)
     monkeypatch.setattr(lesson.plots, "save_images", lambda *_: None)
     lesson.draw_interpolation(lesson.Config(), None, None, None, None)
     ways = seen[0].reshape(4, lesson.COLUMNS, NOISE)

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from jaxstudy.models.recurrent import sequence_to_vector
-from jaxstudy.training import init_lanes
+from jaxstudy.training import init_replicas
 from tests.conftest import load
 
 
@@ -36,7 +36,7 @@ def test_gradients_are_those_of_the_loss_at_every_step() -> None:
     lesson = load("experiments", "ch3_memory")
     model = sequence_to_vector(2, "lstm", (4,), 1)
     data = lesson.sequences(1, 5, seed=0)
-    state = init_lanes(model, optax.sgd(0.1), jax.random.split(jax.random.key(0), 2))
+    state = init_replicas(model, optax.sgd(0.1), jax.random.split(jax.random.key(0), 2))
     norms = lesson.gradient_norms(model, state, data)
     assert norms.shape == (2, 5)
     for seed in range(2):
@@ -61,7 +61,7 @@ def test_a_gradient_fades_by_the_size_of_the_recurrent_matrix() -> None:
     lesson = load("experiments", "ch3_memory")
     model = sequence_to_vector(2, "simple", (16,), 1)
     keys = jax.random.split(jax.random.key(0), 2)
-    state = init_lanes(model, optax.sgd(0.1), keys)
+    state = init_replicas(model, optax.sgd(0.1), keys)
     layer = state.params["layers"]["layer_1"]
     data = lesson.sequences(50, 60, seed=0)
 

@@ -67,7 +67,7 @@ def test_too_much_to_ask_for_is_said_before_training(
 def test_digits_have_their_names_and_test_hands_are_others() -> None:
     sets, letters = lesson.named_digits()
     digits = read_digits()
-    rows = [np.asarray(data.rows) for data in sets]
+    rows = [np.asarray(data.indices) for data in sets]
     assert sorted(np.concatenate(rows).tolist()) == list(range(1797))
     assert rows[2].min() == 898
     arrays = {name: np.asarray(a) for name, a in sets.train.arrays.items()}
@@ -176,7 +176,7 @@ def test_the_second_training_ends_at_the_chosen_epoch(smoke: Smoke) -> None:
     class NoFolder:
         """A run whose parts are not written."""
 
-        def part(self, name: str) -> None:
+        def sub_run(self, name: str) -> None:
             assert name == f"sunspots_{kind}"
 
     found = lesson.forecast(kind, data, config, NoFolder())

@@ -63,7 +63,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     real = lesson.fit
 
     def fit(state: Any, *args: Any, **options: Any) -> Any:
-        name = options["part"].name
+        name = options["sub_run"].name
         found.begun[name] = jax.device_get(state)
         found.given[name] = options
         fitted = real(state, *args, **options)
@@ -117,7 +117,7 @@ def test_fine_tuning_begins_where_the_regression_ended(
 ) -> None:
     """Before its first step, the network says what the regression says."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    _, rest = transfer.joined_by_one_array(
+    _, rest = transfer.flatten_interface(
         *transfer.split_means(STAGES, "block0", image), image
     )
     state, ended = finished.begun["fine-tuned"], finished.ended["frozen"]
@@ -126,10 +126,10 @@ def test_fine_tuning_begins_where_the_regression_ended(
         for arm in ("fine-tuned", "frozen")
     )
     regression = lesson.regression(plain.shape[1], 3)
-    tuned = lesson.chained(rest, regression)
-    for lane in range(4):
+    tuned = lesson.compose(rest, regression)
+    for replica in range(4):
         one, other = (
-            jax.tree.map(lambda a, lane=lane: a[lane], (s.params, s.extra))
+            jax.tree.map(lambda a, replica=replica: a[replica], (s.params, s.extra))
             for s in (state, ended)
         )
         assert np.array_equal(
@@ -146,11 +146,11 @@ def test_each_training_is_standardised_by_its_own_images(
 ) -> None:
     monkeypatch.setattr(lesson, "read_images", finished.read)
     images = lesson.read(finished.config, 8)
-    assert [len(np.unique(r)) for r in images.rows[:, 0]] == [6, 30]
+    assert [len(np.unique(r)) for r in images.indices[:, 0]] == [6, 30]
     x = images.sets["train"]["x"].reshape(30, -1).astype(np.float32) / 255
     found = finished.begun["pixels"].extra["standardization"].mean
-    for lane, rows in enumerate(images.rows.reshape(4, 30)):
-        np.testing.assert_allclose(found[lane], x[rows].mean(0), atol=1e-6)
+    for replica, rows in enumerate(images.indices.reshape(4, 30)):
+        np.testing.assert_allclose(found[replica], x[rows].mean(0), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -370,11 +370,11 @@ def test_a_flat_product_is_that_of_every_row(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("shape", [(), (0,), (7,), (3, 4, 5)])
 def test_random_bits_are_those_of_jax(shape: tuple[int, ...]) -> None:
-    """Alone, in lanes, and by a generator that is not Threefry."""
+    """Alone, in replicas, and by a generator that is not Threefry."""
     keys = jax.random.split(jax.random.key(2**40 + 1), 3)
     expected = np.stack([jax.random.bits(key, shape) for key in keys])
-    lanes = jax.jit(jax.vmap(lambda key: ops.random_bits(key, shape)))(keys)
-    np.testing.assert_array_equal(lanes, expected)
+    replicas = jax.jit(jax.vmap(lambda key: ops.random_bits(key, shape)))(keys)
+    np.testing.assert_array_equal(replicas, expected)
     np.testing.assert_array_equal(ops.random_bits(keys[1], shape), expected[1])
     other = jax.random.key(1, impl="rbg")
     np.testing.assert_array_equal(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxstudy.data.dataset import (
-    BatchRows,
+    BatchIndices,
     Dataset,
     epoch_batches,
     gather,
@@ -30,13 +30,13 @@ from jaxstudy.problems import (
     quadratic_rows,
 )
 from jaxstudy.study import (
-    Entrant,
+    Candidate,
     Protocol,
-    as_lanes,
-    make_block,
+    as_replicas,
     make_common,
+    make_step_functions,
     seed_keys,
-    start_lanes,
+    start_replicas,
 )
 from jaxstudy.training import fit, measure
 from jaxstudy.types import Mean, PyTree
@@ -62,7 +62,7 @@ def problem(name: str) -> Problem:
 
 
 def rows_of(data: Dataset) -> np.ndarray:
-    return np.asarray(data.rows)
+    return np.asarray(data.indices)
 
 
 @functools.cache
@@ -73,7 +73,7 @@ def start(name: str) -> tuple[PyTree, PyTree]:
 def evaluate(name: str, split: str, params: PyTree) -> Mapping[str, Mean]:
     """The metrics of a whole set, in one batch."""
     data, extra = getattr(problem(name), split), start(name)[1]
-    batch = gather(data, BatchRows(data.rows, data.valid.astype(jnp.float32)))
+    batch = gather(data, BatchIndices(data.indices, data.mask.astype(jnp.float32)))
     # compiled as one: each operation by itself would be, too
     return jax.jit(problem(name).objective)(params, extra, batch, None)[1][1]
 
@@ -168,14 +168,14 @@ def epochs(name: str, count: int) -> list[np.ndarray]:
             of.train, of.batch_size, key, jnp.int32(epoch), of.order
         )
         np.testing.assert_array_equal(batches.mask, 1)
-        found.append(np.asarray(batches.rows))
+        found.append(np.asarray(batches.indices))
     return found
 
 
 @pytest.mark.parametrize("name", QUADRATICS)
 def test_an_epoch_is_7_whole_batches(name: str) -> None:
     of = problem(name)
-    assert steps_per_epoch(len(of.train.rows), of.batch_size, of.order) == 7
+    assert steps_per_epoch(len(of.train.indices), of.batch_size, of.order) == 7
     for rows in epochs(name, 2):
         assert rows.shape == (7, 128)
         assert len(np.unique(rows)) == 7 * 128
@@ -211,17 +211,23 @@ def test_the_published_test_losses_are_reached(name: str) -> None:
     of = problem("quadratic_fixed")
     exponent, loss, fixed = PUBLISHED[name]
     at = {"rate": 10**exponent, **fixed}
-    lanes = as_lanes(
-        {k: np.full(1, v, np.float32) for k, v in at.items()}, 10, Protocol(mode="fast")
+    replicas = as_replicas(
+        {k: np.full(1, v, np.float32) for k, v in at.items()}, 10, Protocol(mode="vmap")
     )
-    common, block = make_common(of), make_block(of, Entrant(OPTIMIZERS[name], {}))
+    common, functions = (
+        make_common(of),
+        make_step_functions(of, Candidate(OPTIMIZERS[name], {})),
+    )
     start_keys, order_keys = seed_keys(Protocol(), range(10))
     fitted = fit(
-        start_lanes(common, block, start_keys, lanes), block.train_step, of.train,
-        batch_size=of.batch_size, epochs=of.epochs, key=order_keys, lanes=lanes,
+        start_replicas(common, functions, start_keys, replicas),
+        functions.train_step, of.train,
+        batch_size=of.batch_size, epochs=of.epochs, key=order_keys, replicas=replicas,
         order=of.order, chunk_steps=10**6,
     )  # fmt: skip
-    losses = measure(block.eval_step, fitted.state, of.test, lanes=lanes)["loss"]
+    losses = measure(functions.eval_step, fitted.state, of.test, replicas=replicas)[
+        "loss"
+    ]
     error = np.std(losses, ddof=1) / np.sqrt(len(losses))
     assert np.mean(losses) == pytest.approx(loss, abs=2 * error)
     assert 0.005 < error < 0.1  # seeds differ, as far as they should
@@ -253,7 +259,7 @@ def test_no_row_is_in_two_sets(name: str) -> None:
     sets = [getattr(problem(name), split) for split in SETS]
     shared = name not in QUADRATICS
     assert all((data.arrays is sets[0].arrays) == shared for data in sets[1:])
-    assert all(np.asarray(data.valid).all() for data in sets)
+    assert all(np.asarray(data.mask).all() for data in sets)
     if shared:
         rows = np.concatenate([rows_of(data) for data in sets])
         assert sorted(rows) == list(range(len(sets[0].arrays["y"])))  # each in one
@@ -275,7 +281,7 @@ SIZES = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sizes_and_targets(name: str) -> None:
-    sizes = tuple(len(getattr(problem(name), split).rows) for split in SETS)
+    sizes = tuple(len(getattr(problem(name), split).indices) for split in SETS)
     assert sizes == SIZES[name]
     assert problem(name).target == TARGETS[name]
     assert set(TARGETS) == set(PROBLEMS) == set(SIZES)
@@ -294,7 +300,7 @@ def test_a_problem_starts_above_its_target(name: str) -> None:
     assert 0 < of.target < loss_of(name, "validation", params)
     # and can reach it, as far as one knows, in epochs of several steps
     assert of.floors.get("validation", 0.0) < of.target
-    assert of.batch_size < len(of.train.rows)
+    assert of.batch_size < len(of.train.indices)
 
 
 @pytest.mark.parametrize("name", ["admissions_regression", "admissions_network"])

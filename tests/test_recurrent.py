@@ -230,7 +230,7 @@ def test_parts_that_carry_their_states_are_one_long_pass(kind: Kind) -> None:
 
 
 @every_kind
-def test_it_runs_in_lanes(kind: Kind) -> None:
+def test_it_runs_in_replicas(kind: Kind) -> None:
     params, x = random_params(kind), normal(2, BATCH, STEPS, FEATURES)
     alone = jnp.stack([outputs(kind, params, each, LENGTHS) for each in x])
     run = jax.vmap(lambda x: outputs(kind, params, x, LENGTHS))

@@ -368,8 +368,8 @@ def test_train_and_validation_share_a_chart(tmp_path):
     assert np.allclose(validation[2], np.add(values, 0.25), rtol=1e-4)
 
 
-def test_lanes_are_a_median_and_a_band(tmp_path):
-    values = [[float(lane + e) for lane in range(11)] for e in range(3)]
+def test_replicas_are_a_median_and_a_band(tmp_path):
+    values = [[float(replica + e) for replica in range(11)] for e in range(3)]
     rows = [{"step": e, "split": "train", "loss": v} for e, v in enumerate(values)]
     make_run(tmp_path, rows=rows)
     page = page_of(tmp_path)
@@ -379,7 +379,7 @@ def test_lanes_are_a_median_and_a_band(tmp_path):
     assert middle == [5, 6, 7]
     assert low == [1, 2, 3]
     assert high == [9, 10, 11]
-    assert "median of the lanes (up to 11); band: 80 %" in page.text
+    assert "median of the replicas (up to 11); band: 80 %" in page.text
     assert page.all("svg", "chart")[0]["data-x"] == "step"  # no epoch was logged
 
 
@@ -392,7 +392,7 @@ def test_values_that_are_null_are_left_out_and_counted(tmp_path):
     charts = page.charts()
     assert charts["loss: train ends at not finite"][0][2] == [2, 2, None, 4, None]
     assert charts["other: train ends at not finite"][0][2] == [1, None, None, 4, None]
-    assert "Up to 3 of 3 lanes were not finite." in page.text
+    assert "Up to 3 of 3 replicas were not finite." in page.text
     lines = [
         a["d"] for t, a in page.tags if t == "path" and "d" in a and "class" not in a
     ]

@@ -28,7 +28,7 @@ from jaxstudy.run import (
     Options,
     Run,
     Stopped,
-    _read_rows,
+    _read_records,
     load_weights,
     open_run,
     read_saved,
@@ -56,7 +56,7 @@ def go(
     """Run the tiny training in a folder; the state it ends with."""
     with open_run(folder, "tiny", preset, config, options, **how) as run:
         fitted = tiny.train(run, config)
-        run.finish({"loss": fitted.rows[-1]["loss"]})
+        run.finish({"loss": fitted.records[-1]["loss"]})
     return fitted.state
 
 
@@ -288,13 +288,13 @@ def test_rows_are_read_wherever_the_file_is_torn(
     rows = [json.loads(line) for line in lines]
     for end in range(len(data) + 1):
         path.write_bytes(data[:end])
-        read = _read_rows(path)
+        read = _read_records(path)
         assert read == rows[: len(read)]
         assert len(read) >= data[:end].count(b"\n")
         # what follows goes onto a line of its own
         with path.open("ab") as file:
             file.write(lines[0])
-        assert _read_rows(path) == [*read, rows[0]]
+        assert _read_records(path) == [*read, rows[0]]
 
 
 @pytest.mark.parametrize("text", [b"{", b"[]", b"{}", b'{"step": 1}', b"\xff", b""])
@@ -319,7 +319,7 @@ def test_rows_that_are_not_those_logged_are_noticed(
     text = whole.metrics.decode().replace(*change, 1)
     (folder / "metrics.jsonl").write_text(text)
     before = contents(folder)
-    with pytest.raises(UserError, match=r"metrics.jsonl is damaged: its rows up to"):
+    with pytest.raises(UserError, match=r"metrics.jsonl is damaged: its records up to"):
         go(folder, resume=True)
     assert contents(folder) == before
 
@@ -561,11 +561,11 @@ def test_checkpoints_are_deleted_all_or_none(
         with monkeypatch.context() as patch:
             patch.setattr(shutil, "rmtree", half)
             with pytest.raises(Crash):
-                run.part().delete_checkpoints()
+                run.sub_run().delete_checkpoints()
     assert steps_of(folder) == []
     with open_run(folder, "tiny", "quick", CONFIG, EACH, resume=True) as run:
         assert bits(tiny.train(run, CONFIG).state) == bits(expected)
-        run.part().delete_checkpoints()
+        run.sub_run().delete_checkpoints()
     assert not [p.name for p in folder.iterdir() if "checkpoints" in p.name]
 
 
@@ -574,8 +574,8 @@ def test_temporary_checkpoints_stay_until_there_is_a_result(
 ) -> None:
     def work(resume: bool) -> int:
         with open_run(folder, "tiny", "quick", CONFIG, EACH, resume=resume) as run:
-            run.part(temporary=True)
-            rows = tiny.train(run, CONFIG).rows
+            run.sub_run(temporary=True)
+            rows = tiny.train(run, CONFIG).records
             run.finish({})
             return len(rows)
 
@@ -597,8 +597,8 @@ def test_the_result_counts_every_attempt(
 
     def work(resume: bool) -> None:
         with open_run(folder, "tiny", "quick", config, EACH, resume=resume) as run:
-            first = run.part("part0", save_end=False)
-            if not any(row["step"] == LAST for row in first.rows):
+            first = run.sub_run("part0", checkpoint_at_end=False)
+            if not any(row["step"] == LAST for row in first.records):
                 tiny.train(run, config, "part0", 0)
             first.delete_checkpoints()
             tiny.train(run, config, "part1", 1)
@@ -758,7 +758,7 @@ def test_a_signal_between_stages_stops_at_the_next(folder: Path, stage: str) -> 
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0)  # the handler has run, and raised nothing
             if stage == "part":
-                run.part()
+                run.sub_run()
             if stage == "figures":
                 _ = run.figures
             run.finish({})

@@ -15,7 +15,7 @@ from jaxstudy.data.images import Images, ImageSet
 from jaxstudy.data.splits import (
     ImageSplits,
     image_splits,
-    nested_rows,
+    nested_subsets,
     sizes_at_most,
 )
 from jaxstudy.types import UserError
@@ -30,7 +30,7 @@ def labels(splits: ImageSplits) -> dict[str, list[int]]:
     found = {}
     for name in ("train", "validation", "test"):
         data = getattr(splits, name)
-        found[name] = np.asarray(data.arrays["y"])[np.asarray(data.rows)].tolist()
+        found[name] = np.asarray(data.arrays["y"])[np.asarray(data.indices)].tolist()
     return found
 
 
@@ -81,7 +81,9 @@ def test_a_source_is_streamed() -> None:
     assert isinstance(splits.train, Streamed)
     assert isinstance(splits.validation, Streamed)
     assert splits.shape == (4, 5, 3)
-    rows = [set(np.asarray(d.rows).tolist()) for d in (splits.train, splits.validation)]
+    rows = [
+        set(np.asarray(d.indices).tolist()) for d in (splits.train, splits.validation)
+    ]
     assert not rows[0] & rows[1]
 
 
@@ -131,7 +133,7 @@ def test_smaller_training_sets_are_within_larger_ones(
     rows = 2 * np.arange(there)  # not all of the arrays belong to the set
     train = Dataset({}, rows, np.ones(there, bool))  # type: ignore[arg-type]
     sizes = [min(size, there) for size in sizes]
-    drawn = nested_rows(train, sizes, 3, seed)
+    drawn = nested_subsets(train, sizes, 3, seed)
     assert drawn.shape == (len(sizes), 3, max(sizes))
     for number in range(3):
         sets = {}

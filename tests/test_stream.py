@@ -29,10 +29,10 @@ from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import squared_error
 from jaxstudy.run import Options, open_run
 from jaxstudy.training import (
-    Fitted,
-    Lanes,
+    FitResult,
+    Replicas,
     fit,
-    init_lanes,
+    init_replicas,
     init_state,
     make_eval_step,
     make_train_step,
@@ -76,7 +76,7 @@ TRAIN_STEP, EVAL_STEP = make_train_step(OBJECTIVE, TX), make_eval_step(OBJECTIVE
 
 def train(
     data: Dataset | Streamed, validation: Dataset | Streamed, **options: Any
-) -> Fitted:
+) -> FitResult:
     """Four epochs of 4 steps on 26 of the 32 rows, the last batch partly filled."""
     return fit(
         init_state(MODEL, TX, jax.random.key(0)),
@@ -94,11 +94,11 @@ def train(
     )
 
 
-def same(a: Fitted, b: Fitted) -> None:
+def same(a: FitResult, b: FitResult) -> None:
     """But for rounding: rows of a chunk are other shapes than those of the set."""
     # 16 steps of Adam at the rate 0.05, on weights and gradients of 1 to 10
     assert_rounding(a.state, b.state, 16 * 16)
-    assert_rows(a.rows, b.rows, 1e-4)
+    assert_rows(a.records, b.records, 1e-4)
 
 
 @pytest.mark.parametrize("chunk_steps", [1, 2, 512])
@@ -123,31 +123,31 @@ def test_a_small_bound_makes_more_chunks_and_the_same_bits(
     expected = train(source, source, chunk_steps=1)
     monkeypatch.setattr("jaxstudy.training.CHUNK_BYTES", 100)  # 8 rows of 12 bytes: 1
     small = train(source, source)
-    assert small.rows == expected.rows
+    assert small.records == expected.records
     chex.assert_trees_all_equal(small.state.params, expected.state.params)
 
 
-@pytest.mark.parametrize("mode", ["exact", "fast"])
-def test_lanes_share_a_stream(mode: Any) -> None:
+@pytest.mark.parametrize("mode", ["map", "vmap"])
+def test_replicas_share_a_stream(mode: Any) -> None:
     keys = jax.random.split(jax.random.key(3), 2)
     fitted = []
     for data in (dataset(arrays()), streamed(Rows(arrays()))):
-        state = init_lanes(MODEL, TX, jax.random.split(jax.random.key(0), 4))
+        state = init_replicas(MODEL, TX, jax.random.split(jax.random.key(0), 4))
         fitted.append(
             fit(
                 state, TRAIN_STEP, data, batch_size=8, epochs=2, key=keys,
                 eval_step=EVAL_STEP, evaluate_on={"validation": data},
-                lanes=Lanes(mode=mode), chunk_steps=4,
+                replicas=Replicas(mode=mode), chunk_steps=4,
             )
         )  # fmt: skip
     same(*fitted)
-    assert len(fitted[0].rows[-1]["loss"]) == 4
+    assert len(fitted[0].records[-1]["loss"]) == 4
 
 
 def test_a_stopped_stream_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     config = _Config()
 
-    def run(name: str, epochs: list[int]) -> Fitted:
+    def run(name: str, epochs: list[int]) -> FitResult:
         fitted = None
         for i, n in enumerate(epochs):
             with open_run(
@@ -156,7 +156,7 @@ def test_a_stopped_stream_goes_on_to_the_same_bits(tmp_path: Path) -> None:
             ) as held:  # fmt: skip
                 source = streamed(Rows(arrays()))
                 fitted = train(
-                    source, source, part=held.part(), epochs=n, chunk_steps=2
+                    source, source, sub_run=held.sub_run(), epochs=n, chunk_steps=2
                 )
         assert fitted is not None
         return fitted
@@ -173,11 +173,13 @@ def test_the_best_of_a_stream_is_kept_and_a_wrong_monitor_named(tmp_path: Path) 
         folder = tmp_path / monitor
         with open_run(folder, "stream", "quick", _Config(), options) as held:
             source = streamed(Rows(arrays()))
-            fitted = train(source, source, part=held.part())
+            fitted = train(source, source, sub_run=held.sub_run())
             losses = {
-                r["step"]: r["loss"] for r in fitted.rows if r["split"] == "validation"
+                r["step"]: r["loss"]
+                for r in fitted.records
+                if r["split"] == "validation"
             }
-            best = held.part().checkpoints.best()
+            best = held.sub_run().checkpoints.best()
             assert best is not None
             del losses[0]
             assert losses[best] == min(losses.values())
@@ -237,13 +239,13 @@ def test_chunks_hold_the_batches_of_resident_sets(
     chunk = next(training_chunks(source, batch_size, keys, order, steps, begin))
     for k, rows, valid in zip(
         jnp.atleast_1d(keys),
-        np.atleast_2d(chunk.rows),
-        np.atleast_2d(chunk.valid),
+        np.atleast_2d(chunk.indices),
+        np.atleast_2d(chunk.mask),
         strict=True,
     ):
-        plain = Dataset({}, source.rows, source.valid)
+        plain = Dataset({}, source.indices, source.mask)
         batches = epoch_batches(plain, batch_size, k, jnp.int32(epoch), order)
-        want = np.asarray(batches.rows[first : first + steps]).ravel()
+        want = np.asarray(batches.indices[first : first + steps]).ravel()
         np.testing.assert_array_equal(np.asarray(chunk.arrays["y"])[rows], want)
         mask = np.asarray(batches.mask[first : first + steps]).ravel()
         np.testing.assert_array_equal(valid, mask > 0)
@@ -254,14 +256,14 @@ def test_several_rows_are_read_at_once_where_a_source_can() -> None:
     read = read_rows(source, [3, 1])
     np.testing.assert_array_equal(read["x"], source.arrays["x"][[3, 1]])
     chunks = list(evaluation_chunks(streamed(source), 20))
-    assert [int(np.sum(c.valid)) for c in chunks] == [20, 12]
+    assert [int(np.sum(c.mask)) for c in chunks] == [20, 12]
 
 
 def test_what_cannot_be_streamed_is_refused() -> None:
     with pytest.raises(ValueError, match="a row at least"):
         streamed(Rows(arrays(0)))
     folds = streamed(Rows(arrays()))
-    folds = folds._replace(rows=jnp.zeros((2, 4), int), valid=jnp.ones((2, 4), bool))
-    state = init_lanes(MODEL, TX, jax.random.split(jax.random.key(0), 2))
+    folds = folds._replace(indices=jnp.zeros((2, 4), int), mask=jnp.ones((2, 4), bool))
+    state = init_replicas(MODEL, TX, jax.random.split(jax.random.key(0), 2))
     with pytest.raises(ValueError, match="resident"):
-        measure(EVAL_STEP, state, folds, lanes=Lanes())
+        measure(EVAL_STEP, state, folds, replicas=Replicas())

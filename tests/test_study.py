@@ -1,4 +1,4 @@
-"""Studies: what is chosen by what, lanes and their runs alone, kills, bad input."""
+"""Studies: what is chosen by what, replicas and their runs alone, kills, bad input."""
 
 import json
 import signal
@@ -22,18 +22,18 @@ from jaxstudy.optimizers import OPTIMIZERS, Log
 from jaxstudy.problems import Problem
 from jaxstudy.run import open_run
 from jaxstudy.study import (
-    Entrant,
+    Candidate,
     Protocol,
-    as_lanes,
+    as_replicas,
     at_edge,
     choose,
     look_up,
-    make_block,
     make_common,
+    make_step_functions,
     points,
     run_study,
     seed_keys,
-    start_lanes,
+    start_replicas,
     tile,
 )
 from jaxstudy.training import fit, init_state, make_eval_step, make_train_step
@@ -69,8 +69,8 @@ def tiny_problem(**changes: Any) -> Problem:
     return replace(problem, **changes)
 
 
-def entrants(*names: str) -> dict[str, Entrant]:
-    return {n: Entrant(OPTIMIZERS[n], OPTIMIZERS[n].space) for n in names}
+def candidates(*names: str) -> dict[str, Candidate]:
+    return {n: Candidate(OPTIMIZERS[n], OPTIMIZERS[n].space) for n in names}
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def run_tiny(
 ) -> dict[str, Any]:
     with open_run(folder, "tiny", "", Config(), resume=resume) as run:
         return run_study(
-            {"blobs": problem or tiny_problem()}, entrants(*names), protocol, run
+            {"blobs": problem or tiny_problem()}, candidates(*names), protocol, run
         )
 
 
@@ -158,11 +158,11 @@ def test_tuning_never_evaluates_the_test_set(finished: Any) -> None:
 def test_budgets_are_equal_and_points_come_from_one_sequence() -> None:
     protocol = Protocol(trials=16)
     unit = {}
-    for entrant in entrants(*OPTIMIZERS).values():
-        at = points(entrant, protocol, "digits")
+    for candidate in candidates(*OPTIMIZERS).values():
+        at = points(candidate, protocol, "digits")
         assert {len(v) for v in at.values()} == {16}
-        assert set(at) == set(entrant.space)
-        for i, (parameter, log) in enumerate(entrant.space.items()):
+        assert set(at) == set(candidate.space)
+        for i, (parameter, log) in enumerate(candidate.space.items()):
             inside = np.array(at[parameter], np.float64)
             inside = 1 - inside if log.one_minus else inside
             place = np.log(inside / log.low) / np.log(log.high / log.low)
@@ -170,25 +170,25 @@ def test_budgets_are_equal_and_points_come_from_one_sequence() -> None:
             # float32 leaves 1 - 0.9999 two or three digits
             unit.setdefault(i, place)
             np.testing.assert_allclose(place, unit[i], atol=2e-3)
-    other = points(entrants("sgd")["sgd"], protocol, "quadratic")["rate"]
+    other = points(candidates("sgd")["sgd"], protocol, "quadratic")["rate"]
     assert not np.allclose(
-        other, points(entrants("sgd")["sgd"], protocol, "digits")["rate"]
+        other, points(candidates("sgd")["sgd"], protocol, "digits")["rate"]
     )
 
 
 def test_fewer_trials_are_the_beginning_of_more() -> None:
-    adam = entrants("adam")["adam"]
+    adam = candidates("adam")["adam"]
     few, many = (points(adam, Protocol(trials=n), "digits") for n in (5, 40))
     for name in few:
         np.testing.assert_array_equal(few[name], many[name][:5])
 
 
 def test_a_grid_is_even_in_the_logarithm() -> None:
-    entrant = Entrant(OPTIMIZERS["adam"], {"rate": Log(1e-4, 1e-1)})
-    at = points(entrant, Protocol(trials=4, search="grid"), "digits")
+    candidate = Candidate(OPTIMIZERS["adam"], {"rate": Log(1e-4, 1e-1)})
+    at = points(candidate, Protocol(trials=4, search="grid"), "digits")
     np.testing.assert_allclose(at["rate"], [1e-4, 1e-3, 1e-2, 1e-1], rtol=1e-6)
     with pytest.raises(UserError, match="a grid has one axis, not 3"):
-        points(entrants("adam")["adam"], Protocol(search="grid"), "digits")
+        points(candidates("adam")["adam"], Protocol(search="grid"), "digits")
 
 
 def test_edges() -> None:
@@ -197,10 +197,10 @@ def test_edges() -> None:
     assert not at_edge(np.array([1.0]), 0)  # one value has no edges
 
 
-# Lanes.
+# Replicas.
 
 
-def test_a_lane_of_a_study_is_its_run_alone(finished: Any) -> None:
+def test_a_replica_of_a_study_is_its_run_alone(finished: Any) -> None:
     """The chosen trial of adam, reported seed number 4, as anybody would train it."""
     cell = finished[1]["cells"][1]
     assert cell["optimizer"] == "adam"
@@ -218,7 +218,7 @@ def test_a_lane_of_a_study_is_its_run_alone(finished: Any) -> None:
         key=order,
         eval_step=make_eval_step(problem.objective),
         evaluate_on={"validation": problem.validation, "test": problem.test},
-    ).rows
+    ).records
     for split in ("train", "validation", "test"):
         want = [r["loss"] for r in alone if r["split"] == split and r["epoch"] > 0]
         got = reported[split][1]
@@ -232,13 +232,19 @@ def test_a_lane_of_a_study_is_its_run_alone(finished: Any) -> None:
 def test_optimizers_are_paired_by_start_and_batches() -> None:
     problem, common = tiny_problem(), make_common(tiny_problem())
     states = []
-    for entrant in entrants("sgd", "adam").values():
-        at = points(entrant, PROTOCOL, "blobs")
+    for candidate in candidates("sgd", "adam").values():
+        at = points(candidate, PROTOCOL, "blobs")
         keys, orders = seed_keys(PROTOCOL, range(3))
-        lanes = as_lanes(at, 3, PROTOCOL)
-        states.append(start_lanes(common, make_block(problem, entrant), keys, lanes))
-        # point-major: lane i has seed i modulo 3
-        np.testing.assert_array_equal(lanes.args[0]["rate"], np.repeat(at["rate"], 3))
+        replicas = as_replicas(at, 3, PROTOCOL)
+        states.append(
+            start_replicas(
+                common, make_step_functions(problem, candidate), keys, replicas
+            )
+        )
+        # point-major: replica i has seed i modulo 3
+        np.testing.assert_array_equal(
+            replicas.args[0]["rate"], np.repeat(at["rate"], 3)
+        )
     chex.assert_trees_all_equal(states[0].params, states[1].params)
     first = jax.tree.map(lambda a: a[:3], states[0].params)
     again = jax.tree.map(lambda a: a[3:6], states[0].params)
@@ -248,9 +254,9 @@ def test_optimizers_are_paired_by_start_and_batches() -> None:
     assert tile(orders, 9).shape == (9,)
 
 
-def test_fast_lanes_agree_with_exact_ones(finished: Any, tmp_path: Path) -> None:
-    fast = run_tiny(tmp_path / "run", protocol=replace(PROTOCOL, mode="fast"))
-    for cell, want in zip(fast["cells"], finished[1]["cells"], strict=False):
+def test_vmapped_replicas_agree_with_mapped_ones(finished: Any, tmp_path: Path) -> None:
+    vmapped = run_tiny(tmp_path / "run", protocol=replace(PROTOCOL, mode="vmap"))
+    for cell, want in zip(vmapped["cells"], finished[1]["cells"], strict=False):
         np.testing.assert_allclose(
             np.array(cell["tuning"]["validation"], float),
             np.array(want["tuning"]["validation"], float),
@@ -259,7 +265,7 @@ def test_fast_lanes_agree_with_exact_ones(finished: Any, tmp_path: Path) -> None
 
 
 def test_one_trace_for_each_block(tmp_path: Path) -> None:
-    """Tuning and reporting have as many lanes here, so they share one program."""
+    """Tuning and reporting have as many replicas here, so they share one program."""
     chex.clear_trace_counter()
     problem = tiny_problem()
     objective = chex.assert_max_traces(n=4)(problem.objective)
@@ -273,12 +279,12 @@ def test_one_trace_for_each_block(tmp_path: Path) -> None:
 
 
 def run_both_modes(folder: Path) -> None:
-    """A study of twelve lanes a block in each mode: what four devices share evenly."""
-    for mode in ("exact", "fast"):
+    """A study of twelve replicas a block in each mode: four devices share them."""
+    for mode in ("map", "vmap"):
         run_tiny(folder / mode, protocol=replace(PROTOCOL, trials=4, mode=mode))
 
 
-def test_lanes_split_over_devices_have_the_same_numbers(tmp_path: Path) -> None:
+def test_replicas_split_over_devices_have_the_same_numbers(tmp_path: Path) -> None:
     code = (
         "from tests.test_study import *; assert jax.local_device_count() == 4; "
         f"run_both_modes(Path({str(tmp_path / '4')!r}))"
@@ -286,7 +292,7 @@ def test_lanes_split_over_devices_have_the_same_numbers(tmp_path: Path) -> None:
     run_on_devices(4, "-c", code)
     run_both_modes(tmp_path / "1")
 
-    for mode in ("exact", "fast"):
+    for mode in ("map", "vmap"):
         paths = (tmp_path / n / mode / "study.json" for n in ("1", "4"))
         one, four = (json.loads(path.read_text())["cells"] for path in paths)
         for a, b in zip(one, four, strict=True):
@@ -301,7 +307,7 @@ def test_lanes_split_over_devices_have_the_same_numbers(tmp_path: Path) -> None:
 
 def test_a_run_that_diverges_is_the_worst_and_stays_in(tmp_path: Path) -> None:
     """Rates of 1e30 overflow: of the two trials the other one is chosen."""
-    wild = Entrant(OPTIMIZERS["sgd"], {"rate": Log(1e-2, 1e38)})
+    wild = Candidate(OPTIMIZERS["sgd"], {"rate": Log(1e-2, 1e38)})
     protocol = replace(PROTOCOL, trials=2, search="grid")
     with open_run(tmp_path / "run", "tiny", "", Config()) as run:
         record = run_study({"blobs": tiny_problem()}, {"sgd": wild}, protocol, run)
@@ -309,11 +315,11 @@ def test_a_run_that_diverges_is_the_worst_and_stays_in(tmp_path: Path) -> None:
     assert cell["tuning"]["validation"][1] == [None, None, None]
     assert cell["reported"]["2"]["point"] == 0
 
-    hopeless = Entrant(OPTIMIZERS["sgd"], {"rate": Log(1e37, 1e38)})
+    hopeless = Candidate(OPTIMIZERS["sgd"], {"rate": Log(1e37, 1e38)})
     with open_run(tmp_path / "worse", "tiny", "", Config()) as run:
         record = run_study(
             {"blobs": tiny_problem()},
-            {"good": entrants("adam")["adam"], "bad": hopeless},
+            {"good": candidates("adam")["adam"], "bad": hopeless},
             replace(PROTOCOL, budgets=()),
             run,
         )
@@ -523,8 +529,8 @@ def test_a_value_that_is_set_is_not_tuned() -> None:
     config = module.Config(
         optimizers=("adam",), spaces=("adam.b1=0.5", "adam.rate=1e-3:1e-2")
     )
-    entrant = module.entrants(config)["adam"]
-    at = points(entrant, Protocol(trials=4), "digits")
+    candidate = module.candidates(config)["adam"]
+    at = points(candidate, Protocol(trials=4), "digits")
     assert set(at) == {"rate", "b1", "b2"}
     np.testing.assert_array_equal(at["b1"], np.full(4, 0.5, np.float32))
     assert at["rate"].min() >= 1e-3

@@ -47,7 +47,7 @@ def made_up(kind: str = "study") -> dict[str, Any]:
         "title": "some work",
         "epochs": 7,
         "rounds": 3,
-        "lanes": 360,
+        "replicas": 360,
         "sample": 6,
         "compared_at": {"a": 0.1, "b": 0.5},
         "floor": 0.01,
@@ -128,31 +128,33 @@ def test_disagreement_allows_four_standard_errors_and_the_floor() -> None:
     assert with_mean(4 * error + 0.0101) is not None
 
 
-def test_sampled_lanes_begin_at_the_compared_rate_with_seeds_of_the_round() -> None:
-    lanes = bench.sampled(1, 3)
-    assert [lane.optimizer for lane in lanes] == list(bench.COMPARED)
-    assert all(lane.rate == bench.COMPARED[lane.optimizer] for lane in lanes)
-    assert {lane.seed for lane in lanes} == {15}
+def test_sampled_replicas_begin_at_the_compared_rate_with_seeds_of_the_round() -> None:
+    replicas = bench.sampled(1, 3)
+    assert [replica.optimizer for replica in replicas] == list(bench.COMPARED)
+    assert all(
+        replica.rate == bench.COMPARED[replica.optimizer] for replica in replicas
+    )
+    assert {replica.seed for replica in replicas} == {15}
     everything = bench.sampled(60, 0)
-    assert len(set(everything)) == len(everything) == bench.LANES == 360
+    assert len(set(everything)) == len(everything) == bench.REPLICAS == 360
 
 
-def test_a_peer_is_timed_on_its_sample_and_scaled_to_all_lanes() -> None:
-    trained: list[bench.Lane] = []
+def test_a_peer_is_timed_on_its_sample_and_scaled_to_all_replicas() -> None:
+    trained: list[bench.Replica] = []
 
-    def train(data: Any, lane: bench.Lane, epochs: int) -> float:
-        trained.append(lane)
+    def train(data: Any, replica: bench.Replica, epochs: int) -> float:
+        trained.append(replica)
         time.sleep(0.2 if len(trained) == 1 else 0.002)  # the first is not timed
-        return float(lane.rate)
+        return float(replica.rate)
 
     figures = bench.peer(train, bench.Command(sample=6, epochs=1), {})
     assert len(trained) == 1 + 36
-    assert figures["total_s"] == figures["lane_s"] * 360
-    assert 0.002 <= figures["lane_s"] < 0.2
+    assert figures["total_s"] == figures["replica_s"] * 360
+    assert 0.002 <= figures["replica_s"] < 0.2
     assert figures["losses"] == {n: [i] * 5 for n, i in bench.COMPARED.items()}
 
 
-def test_every_lane_of_this_projects_study_trains() -> None:
+def test_every_replica_of_this_projects_study_trains() -> None:
     command = bench.Command(epochs=1)
     data = bench.PARTS["study"].data()
     figures = bench.study_jaxstudy(command, data)
@@ -164,36 +166,37 @@ def test_every_lane_of_this_projects_study_trains() -> None:
 
 
 def test_numpy_and_this_project_agree_on_the_quadratic() -> None:
-    """Each epoch's loss, lane by lane, given the same batches."""
+    """Each epoch's loss, replica by replica, given the same batches."""
     from jaxstudy.data.dataset import epoch_batches
     from jaxstudy.optimizers import OPTIMIZERS
     from jaxstudy.problems import quadratic
     from jaxstudy.study import (
-        Entrant,
+        Candidate,
         Protocol,
-        as_lanes,
-        make_block,
+        as_replicas,
         make_common,
-        start_lanes,
+        make_step_functions,
+        start_replicas,
     )
     from jaxstudy.training import fit
 
     problem, epochs, rates = quadratic(), 3, np.array([1e-4, 1e-2], np.float32)
     keys = jax.random.split(jax.random.key(1), 2)
-    block = make_block(problem, Entrant(OPTIMIZERS["sgd"], {}))
-    lanes = as_lanes({"rate": rates}, 2, Protocol(mode="fast"))
+    functions = make_step_functions(problem, Candidate(OPTIMIZERS["sgd"], {}))
+    replicas = as_replicas({"rate": rates}, 2, Protocol(mode="vmap"))
     fitted = fit(
-        start_lanes(make_common(problem), block, keys, lanes), block.train_step,
-        problem.train, batch_size=128, epochs=epochs, key=keys, lanes=lanes,
+        start_replicas(make_common(problem), functions, keys, replicas),
+        functions.train_step,
+        problem.train, batch_size=128, epochs=epochs, key=keys, replicas=replicas,
         order=problem.order, chunk_steps=10**9,
     )  # fmt: skip
-    ours = np.array([row["loss"] for row in fitted.rows]).reshape(epochs, 2, 2)
+    ours = np.array([row["loss"] for row in fitted.records]).reshape(epochs, 2, 2)
 
     def rows(epoch: int, key: Any) -> np.ndarray:
         batches = epoch_batches(
             problem.train, 128, key, jnp.int32(epoch), problem.order
         )
-        return np.asarray(batches.rows).ravel()
+        return np.asarray(batches.indices).ravel()
 
     orders = np.array([[rows(e, k) for k in keys] for e in range(epochs)])
     data = bench.quadratic_data()

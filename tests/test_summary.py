@@ -18,10 +18,10 @@ from jaxstudy.model import (
     Model,
     Stage,
     from_linen,
-    on_frozen,
     sequential,
     split_stages,
     standardized,
+    with_frozen_backbone,
 )
 from jaxstudy.models.inception import inception_stages, inception_v3
 from jaxstudy.models.mlp import mlp
@@ -161,7 +161,7 @@ def test_frozen_weights_are_not_trainable() -> None:
     """Nor are the numbers of a model in front, which belong to no layer of it."""
     bottom, top = split_stages(inception_stages()[:4], "conv2")
     features = jax.ShapeDtypeStruct((2, 37, 37, 32), jnp.float32)
-    model = on_frozen(sequential(bottom, IMAGE), sequential(top, features))
+    model = with_frozen_backbone(sequential(bottom, IMAGE), sequential(top, features))
     rows = {row.name: row for row in summary(model, IMAGE).rows}
     assert (rows["conv1"].trainable, rows["conv1"].other) == (0, 864 + 3 * 32)
     assert (rows["conv2"].trainable, rows["conv2"].other) == (9216 + 32, 64)

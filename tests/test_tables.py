@@ -20,15 +20,15 @@ from jaxstudy.tables import (
     Rows,
     held_out_scores,
     importance,
+    logistic_regression_baseline,
     make_folds,
-    of_regression,
     stratified_splits,
 )
 
 COLUMNS: tuple[Column, ...] = (
     Numeric("age"),
     Indicator(Bucketized("age", 3)),
-    Indicator(Category("sex", least=2)),
+    Indicator(Category("sex", min_count=2)),
     Embedding(Category("town"), 2),
 )
 
@@ -168,7 +168,7 @@ def test_regression_learns_on_each_fold() -> None:
     y = (table["age"] > 0).to_numpy().astype(int)
     splits = stratified_splits(y, 4, 1, seed=0)
     folds = make_folds(table, y, [Numeric("age")], splits)
-    scores = held_out_scores(folds, of_regression(folds), y)
+    scores = held_out_scores(folds, logistic_regression_baseline(folds), y)
     assert scores["accuracy"].mean() > 0.95
 
 

@@ -28,7 +28,7 @@ from jaxstudy.data.tabular import (
     sniff,
     without_formulas,
 )
-from jaxstudy.types import LISTED, Faults, UserError, shortened
+from jaxstudy.types import MAX_SHOWN, UserError, ValidationErrors, shortened
 
 COLUMNS = (Category("class", (0, 1)), Numeric("a"), Numeric("b"))
 HEADER = ["class", "a", "b"]
@@ -178,7 +178,7 @@ def test_very_many_faults_are_counted() -> None:
     with pytest.raises(UserError) as error:
         read_table(as_csv([["1", "x", "y"]] * 80), "t.csv", COLUMNS)
     lines = str(error.value).split("\n  ")
-    assert len(lines) == LISTED + 2
+    assert len(lines) == MAX_SHOWN + 2
     assert lines[0] == "t.csv has 160 faults:"
     assert lines[-1] == "and 60 more"
 
@@ -327,9 +327,11 @@ def test_a_message_of_very_many_names_is_short() -> None:
 
 
 def test_blank_cells_of_a_header_are_named() -> None:
-    _, rows = read_rows(io.BytesIO(b",a,,\n1,2,3,4\n"), "t.csv", Faults("t.csv"))
+    _, rows = read_rows(
+        io.BytesIO(b",a,,\n1,2,3,4\n"), "t.csv", ValidationErrors("t.csv")
+    )
     assert [row for _, row in rows] == [["1", "2", "3", "4"]]
-    header, _ = read_rows(io.BytesIO(b",a,,\n"), "t.csv", Faults("t.csv"))
+    header, _ = read_rows(io.BytesIO(b",a,,\n"), "t.csv", ValidationErrors("t.csv"))
     assert header == ["Unnamed: 0", "a", "Unnamed: 2", "Unnamed: 3"]
 
 

@@ -34,12 +34,12 @@ from jaxstudy.optimizers import OPTIMIZERS
 from jaxstudy.run import Options, open_run
 from jaxstudy.training import (
     EvalStep,
-    Fitted,
-    Lanes,
+    FitResult,
+    Replicas,
     TrainState,
     TrainStep,
     fit,
-    init_lanes,
+    init_replicas,
     init_state,
     make_eval_step,
     make_train_step,
@@ -67,7 +67,7 @@ def rows_of_two_classes() -> Dataset:
 
 def run(
     state: TrainState, train_step: TrainStep, eval_step: EvalStep, **options: Any
-) -> Fitted:
+) -> FitResult:
     """`fit` on the 52 rows, evaluated on the same."""
     data = rows_of_two_classes()
     if "key" not in options:
@@ -106,7 +106,7 @@ class Trained(NamedTuple):
     """A finished run, and the state it began with."""
 
     first: TrainState
-    fitted: Fitted
+    fitted: FitResult
 
 
 @functools.cache
@@ -142,13 +142,13 @@ def test_chunks_of_any_size_train_the_same(chunk_steps: int) -> None:
     fitted, reference = trained(chunk_steps).fitted, trained(6).fitted
     assert_rounding(fitted.state, reference.state, ULPS)
 
-    def evaluations(fitted: Fitted) -> list[dict[str, Any]]:
-        return [row for row in fitted.rows if row["split"] == "validation"]
+    def evaluations(fitted: FitResult) -> list[dict[str, Any]]:
+        return [row for row in fitted.records if row["split"] == "validation"]
 
     assert_rows(evaluations(fitted), evaluations(reference))
     assert [r["step"] for r in evaluations(fitted)] == [0, 6, 12, 18, 24]
     assert [r["epoch"] for r in evaluations(fitted)] == [0, 1, 2, 3, 4]
-    train = [row for row in fitted.rows if row["split"] == "train"]
+    train = [row for row in fitted.records if row["split"] == "train"]
     length = min(chunk_steps, PER_EPOCH)
     assert [r["step"] for r in train] == list(range(length, TOTAL + 1, length))
     assert fitted.state.step == TOTAL
@@ -326,7 +326,7 @@ def test_chunks_reach_every_epochs_end_and_the_last_step(
             assert not any(left % r == 0 and r * steps <= chunk_steps for r in longer)
 
 
-# Lanes: several trainings in one program.
+# Replicas: several trainings in one program.
 
 
 def step_with_rate(
@@ -348,111 +348,115 @@ def folds() -> tuple[Dataset, Dataset]:
     data = rows_of_two_classes()
     splits = kfold(N, 3, seed=0)
     train = stacked_subsets(data, [rows for rows, _ in splits])
-    assert train.valid.sum(1).tolist() == [34, 35, 35]
+    assert train.mask.sum(1).tolist() == [34, 35, 35]
     return train, stacked_subsets(data, [rows for _, rows in splits])
 
 
-def lane_keys() -> tuple[Array, Array]:
+def replica_keys() -> tuple[Array, Array]:
     return jax.random.split(jax.random.key(0), 3), jax.random.split(
         jax.random.key(1), 3
     )
 
 
 @functools.cache
-def trained_lanes(mode: str) -> Fitted:
+def trained_replicas(mode: str) -> FitResult:
     chex.clear_trace_counter()
-    weight_keys, order_keys = lane_keys()
+    weight_keys, order_keys = replica_keys()
     train, held_out = folds()
-    assert mode in ("exact", "fast")
+    assert mode in ("map", "vmap")
     return run(
-        init_lanes(MODEL, TX, weight_keys),
+        init_replicas(MODEL, TX, weight_keys),
         traced_at_most(1, step_with_rate),
         traced_at_most(2, evaluate_with_rate),
         train=train,
         evaluate_on={"validation": held_out},
         key=order_keys,
-        lanes=Lanes((jnp.asarray(RATES),), mode),
+        replicas=Replicas((jnp.asarray(RATES),), mode),
     )
 
 
-def one_lane(data: Dataset, lane: int) -> Dataset:
-    return data._replace(rows=data.rows[lane], valid=data.valid[lane])
+def one_replica(data: Dataset, replica: int) -> Dataset:
+    return data._replace(indices=data.indices[replica], mask=data.mask[replica])
 
 
-@pytest.mark.parametrize("lane", [0, 2])
-def test_an_exact_lane_is_its_run_alone(lane: int) -> None:
-    """Lane 0 has a shorter fold; the run alone has its rate as a plain number."""
-    weight_keys, order_keys = lane_keys()
+@pytest.mark.parametrize("replica", [0, 2])
+def test_a_mapped_replica_is_its_run_alone(replica: int) -> None:
+    """Replica 0 has a shorter fold; the run alone has its rate as a plain number."""
+    weight_keys, order_keys = replica_keys()
     train, held_out = folds()
     alone = run(
-        init_state(MODEL, TX, weight_keys[lane]),
-        make_train_step(OBJECTIVE, optax.adam(RATES[lane])),
+        init_state(MODEL, TX, weight_keys[replica]),
+        make_train_step(OBJECTIVE, optax.adam(RATES[replica])),
         make_eval_step(OBJECTIVE),
-        train=one_lane(train, lane),
-        evaluate_on={"validation": one_lane(held_out, lane)},
-        key=order_keys[lane],
+        train=one_replica(train, replica),
+        evaluate_on={"validation": one_replica(held_out, replica)},
+        key=order_keys[replica],
     )
-    lanes = trained_lanes("exact")
-    assert_rounding(jax.tree.map(lambda a: a[lane], lanes.state), alone.state, ULPS)
+    replicas = trained_replicas("map")
+    assert_rounding(
+        jax.tree.map(lambda a: a[replica], replicas.state), alone.state, ULPS
+    )
     mine = [
-        {k: v[lane] if isinstance(v, list) else v for k, v in row.items()}
-        for row in lanes.rows
+        {k: v[replica] if isinstance(v, list) else v for k, v in row.items()}
+        for row in replicas.records
     ]
-    assert_rows(mine, alone.rows)
+    assert_rows(mine, alone.records)
 
 
-def test_an_exact_lane_has_the_same_bits_beside_any_others() -> None:
+def test_a_mapped_replica_has_the_same_bits_beside_any_others() -> None:
     """In another order, so each at another place and beside others: one program."""
     order = np.array([2, 0, 1])
-    weight_keys, order_keys = lane_keys()
-    sets = [d._replace(rows=d.rows[order], valid=d.valid[order]) for d in folds()]
+    weight_keys, order_keys = replica_keys()
+    sets = [d._replace(indices=d.indices[order], mask=d.mask[order]) for d in folds()]
     moved = run(
-        init_lanes(MODEL, TX, weight_keys[order]),
+        init_replicas(MODEL, TX, weight_keys[order]),
         step_with_rate,
         evaluate_with_rate,
         train=sets[0],
         evaluate_on={"validation": sets[1]},
         key=order_keys[order],
-        lanes=Lanes((jnp.asarray(RATES)[order],)),
+        replicas=Replicas((jnp.asarray(RATES)[order],)),
     )
-    lanes = trained_lanes("exact")
-    want = jax.tree.map(lambda a: a[order], lanes.state)
+    replicas = trained_replicas("map")
+    want = jax.tree.map(lambda a: a[order], replicas.state)
     assert bits(moved.state) == bits(want)
-    for row, other in zip(moved.rows, lanes.rows, strict=True):
-        assert row["loss"] == [other["loss"][lane] for lane in order]
+    for row, other in zip(moved.records, replicas.records, strict=True):
+        assert row["loss"] == [other["loss"][replica] for replica in order]
 
 
-def test_fast_lanes_are_close_to_exact_ones() -> None:
-    exact, fast = trained_lanes("exact"), trained_lanes("fast")
-    first = init_lanes(MODEL, TX, lane_keys()[0])
+def test_vmapped_replicas_are_close_to_mapped_ones() -> None:
+    mapped, vmapped = trained_replicas("map"), trained_replicas("vmap")
+    first = init_replicas(MODEL, TX, replica_keys()[0])
     for a, b, start in zip(
-        *map(jax.tree.leaves, (exact.state.params, fast.state.params, first.params)),
+        *map(
+            jax.tree.leaves, (mapped.state.params, vmapped.state.params, first.params)
+        ),
         strict=True,
     ):
         assert_rounding(b, a, ULPS)
         assert np.abs(a - start).max() > 0.01
-    assert [r["split"] for r in fast.rows] == [r["split"] for r in exact.rows]
-    for a, b in zip(fast.rows, exact.rows, strict=True):
+    assert [r["split"] for r in vmapped.records] == [r["split"] for r in mapped.records]
+    for a, b in zip(vmapped.records, mapped.records, strict=True):
         np.testing.assert_allclose(a["loss"], b["loss"], atol=1e-5)
 
 
-def test_lanes_begin_as_init_state_does() -> None:
-    keys = lane_keys()[0]
-    lanes = init_lanes(MODEL, TX, keys)
-    for lane, key in enumerate(keys):
+def test_replicas_begin_as_init_state_does() -> None:
+    keys = replica_keys()[0]
+    replicas = init_replicas(MODEL, TX, keys)
+    for replica, key in enumerate(keys):
         alone = init_state(MODEL, TX, key)
         # a scale and a shift of what was drawn
-        assert_rounding(jax.tree.map(lambda a, i=lane: a[i], lanes), alone, 2)
+        assert_rounding(jax.tree.map(lambda a, i=replica: a[i], replicas), alone, 2)
 
 
-@pytest.mark.parametrize("mode", ["exact", "fast"])
-def test_a_lane_visits_its_own_rows_and_no_padding(mode: Any) -> None:
+@pytest.mark.parametrize("mode", ["map", "vmap"])
+def test_a_replica_visits_its_own_rows_and_no_padding(mode: Any) -> None:
     groups = [np.arange(0, 31), np.arange(10, 50), np.arange(40, 77)]
     data = stacked_subsets(dataset({"row": np.arange(80, dtype=np.int32)}), groups)
     state = jax.tree.map(lambda a: jnp.stack([a] * 3), empty_log(0, total=8))
     fitted = fit(
         state, log_rows, data, batch_size=BATCH, epochs=2,
-        key=jax.random.split(jax.random.key(1), 3), lanes=Lanes(mode=mode),
+        key=jax.random.split(jax.random.key(1), 3), replicas=Replicas(mode=mode),
     )  # fmt: skip
     for log, group in zip(np.asarray(fitted.state.extra), groups, strict=True):
         epochs = log.reshape(2, -1)
@@ -461,19 +465,19 @@ def test_a_lane_visits_its_own_rows_and_no_padding(mode: Any) -> None:
             assert sorted(epoch[epoch >= 0]) == list(group)
 
 
-@pytest.mark.parametrize("mode", ["exact", "fast"])
-def test_lanes_of_one_group_visit_the_same_batches(mode: Any) -> None:
-    """Six lanes, two orders: lane i visits what lane i - 2 does."""
+@pytest.mark.parametrize("mode", ["map", "vmap"])
+def test_replicas_of_one_group_visit_the_same_batches(mode: Any) -> None:
+    """Six replicas, two orders: replica i visits what replica i - 2 does."""
     data = dataset({"row": np.arange(20, dtype=np.int32)})
     state = jax.tree.map(lambda a: jnp.stack([a] * 6), empty_log(0, total=6))
     keys = jax.random.split(jax.random.key(1), 2)
     fitted = fit(
         state, log_rows, data, batch_size=BATCH, epochs=2, key=keys,
-        lanes=Lanes(mode=mode),
+        replicas=Replicas(mode=mode),
     )  # fmt: skip
     logs = np.asarray(fitted.state.extra)
-    for lane in range(2, 6):
-        np.testing.assert_array_equal(logs[lane], logs[lane - 2])
+    for replica in range(2, 6):
+        np.testing.assert_array_equal(logs[replica], logs[replica - 2])
     assert not np.array_equal(logs[0], logs[1])
     alone = fit(
         empty_log(0, total=6), log_rows, data, batch_size=BATCH, epochs=2, key=keys[1]
@@ -514,7 +518,7 @@ def test_fitting_again_compiles_nothing_again() -> None:
     first = run(fresh(), step, evaluate)
     other = init_state(MODEL, TX, jax.random.key(5))
     again = run(other, step, evaluate, key=jax.random.key(6))
-    assert first.rows[-1]["loss"] != again.rows[-1]["loss"]
+    assert first.records[-1]["loss"] != again.records[-1]["loss"]
     alone = run(
         init_state(MODEL, TX, jax.random.key(5)), make_train_step(OBJECTIVE, TX),
         make_eval_step(OBJECTIVE), key=jax.random.key(6),
@@ -530,7 +534,7 @@ def test_progress_hears_of_every_chunk_and_nothing_is_evaluated_first() -> None:
         progress=lambda step, speed, rows: heard.append((step, len(rows))),
     )  # fmt: skip
     assert heard == [(PER_EPOCH * (i + 1), 2) for i in range(EPOCHS)]
-    assert min(row["step"] for row in fitted.rows) == PER_EPOCH
+    assert min(row["step"] for row in fitted.records) == PER_EPOCH
 
 
 @pytest.mark.parametrize("chunk_steps", [3, 12])
@@ -555,7 +559,7 @@ def test_each_epochs_end_is_heard_of_and_changes_no_bit(chunk_steps: int) -> Non
 def test_a_resumed_run_hears_of_the_epochs_that_were_not_saved(tmp_path: Path) -> None:
     heard: list[int] = []
 
-    def go_on(resume: bool, stop_after: int | None) -> Fitted:
+    def go_on(resume: bool, stop_after: int | None) -> FitResult:
         def on_epoch(epoch: int, state: TrainState) -> None:
             heard.append(epoch)
             if epoch == stop_after:
@@ -567,7 +571,7 @@ def test_a_resumed_run_hears_of_the_epochs_that_were_not_saved(tmp_path: Path) -
         ) as held:
             return run(
                 fresh(), make_train_step(OBJECTIVE, TX), make_eval_step(OBJECTIVE),
-                on_epoch=on_epoch, part=held.part(),
+                on_epoch=on_epoch, sub_run=held.sub_run(),
             )  # fmt: skip
 
     with pytest.raises(KeyboardInterrupt):
@@ -608,7 +612,7 @@ def test_logged_numbers_are_the_means_over_the_chunk() -> None:
     arrays = rows_of_two_classes().arrays
     x, y = (np.asarray(arrays[k]) for k in "xy")
     want = numpy_loss(state.params, x, y).mean()
-    rows = run(state, still, make_eval_step(OBJECTIVE), epochs=1).rows
+    rows = run(state, still, make_eval_step(OBJECTIVE), epochs=1).records
     assert [(r["split"], r["step"]) for r in rows] == [
         ("validation", 0),
         ("train", 6),
@@ -626,7 +630,7 @@ def logistic_regression(x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray
     data = dataset({"x": x, "y": y})
     tx = OPTIMIZERS["nesterov"].make(1.0)
     state = init_state(model, tx, jax.random.key(0))
-    statistics = column_statistics(data.arrays["x"], data.valid)
+    statistics = column_statistics(data.arrays["x"], data.mask)
     mean, scale = map(np.float64, statistics)  # before they are donated
     state = state._replace(extra=state.extra | {"standardization": statistics})
     objective = binary_cross_entropy(model)
@@ -638,7 +642,7 @@ def logistic_regression(x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray
     layer = jax.tree.map(np.float64, fitted.state.params["output"])
     slopes = layer["kernel"][:, 0] / scale
     intercept = layer["bias"][0] - slopes @ mean
-    deviance = 2 * len(x) * fitted.rows[-1]["loss"]
+    deviance = 2 * len(x) * fitted.records[-1]["loss"]
     return deviance, np.array([intercept, *slopes])
 
 
@@ -661,14 +665,14 @@ def test_the_intercept_alone_has_the_null_deviance() -> None:
 # What goes wrong is said.
 
 
-def failing(lane: Array, bad: tuple[int, int]) -> TrainStep:
-    """A step whose loss is NaN at step bad[0] of lane bad[1]."""
+def failing(replica: Array, bad: tuple[int, int]) -> TrainStep:
+    """A step whose loss is NaN at step bad[0] of replica bad[1]."""
 
     def step(
         state: TrainState, batch: Batch, *args: Array
     ) -> tuple[TrainState, Metrics]:
         state, _ = log_rows(state, batch)
-        here = (state.step - 1 == bad[0]) & ((args or (lane,))[0] == bad[1])
+        here = (state.step - 1 == bad[0]) & ((args or (replica,))[0] == bad[1])
         loss = jnp.where(here, jnp.nan, jnp.float32(1))
         return state, {"loss": Mean(loss, jnp.float32(1))}
 
@@ -703,23 +707,23 @@ def test_weights_that_the_last_step_ruined_are_noticed() -> None:
 
 
 @pytest.mark.parametrize("may_diverge", [False, True])
-def test_a_lane_that_is_not_finite_is_named_or_let_be(may_diverge: bool) -> None:
-    lanes = Lanes((jnp.arange(3),), "exact", may_diverge)
+def test_a_replica_that_is_not_finite_is_named_or_let_be(may_diverge: bool) -> None:
+    replicas = Replicas((jnp.arange(3),), "map", may_diverge)
 
-    def three() -> Fitted:
+    def three() -> FitResult:
         return fit(
             jax.tree.map(lambda a: jnp.stack([a] * 3), empty_log(0)),
             failing(jnp.int32(0), (15, 1)), dataset({"row": np.arange(N)}),
-            batch_size=BATCH, epochs=EPOCHS, lanes=lanes,
+            batch_size=BATCH, epochs=EPOCHS, replicas=replicas,
             key=jax.random.split(jax.random.key(1), 3),
         )  # fmt: skip
 
     if not may_diverge:
-        message = r"step 15 was not finite in 1 of 3 lanes \(the first is 1\)"
+        message = r"step 15 was not finite in 1 of 3 replicas \(the first is 1\)"
         with pytest.raises(UserError, match=message):
             three()
         return
-    losses = {row["step"]: row["loss"] for row in three().rows}
+    losses = {row["step"]: row["loss"] for row in three().records}
     all_well = [1, 1, 1]
     assert losses == {6: all_well, 12: all_well, 18: [1, None, 1], 24: all_well}
 

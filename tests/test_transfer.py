@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from jaxstudy import transfer
-from jaxstudy.model import chained, on_frozen, sequential, split_stages
+from jaxstudy.model import compose, sequential, split_stages, with_frozen_backbone
 from jaxstudy.models.efficientnet import efficientnet_stages
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import cross_entropy
@@ -19,12 +19,12 @@ from jaxstudy.training import init_state, make_train_step
 from jaxstudy.transfer import (
     backbone,
     check_image_size,
+    flatten_interface,
     frozen_features,
-    joined_by_one_array,
-    means,
+    pooled_features,
     pretrained,
+    select_weights,
     split_means,
-    weights_of,
 )
 from jaxstudy.types import UserError
 
@@ -34,7 +34,7 @@ FROZEN, TRAINED = split_stages(STAGES, "block0")
 IMAGE = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
 FEATURES = jax.ShapeDtypeStruct((1, 4, 4, 32), jnp.float32)
 FIRST = sequential(FROZEN, IMAGE)
-REST = chained(sequential(TRAINED, FEATURES), mlp(16, (), 3))
+REST = compose(sequential(TRAINED, FEATURES), mlp(16, (), 3))
 IMAGES = np.random.default_rng(0).normal(size=(5, 8, 8, 3)).astype(np.float32)
 
 
@@ -84,7 +84,7 @@ def test_more_than_the_limit_is_refused(cache: Path) -> None:
 def test_training_leaves_frozen_leaves_and_costs_them_no_state() -> None:
     """And what is kept gives the outputs and gradients of what is computed anew."""
     fixed = weights()
-    model = on_frozen(pretrained(FIRST, fixed), REST)
+    model = with_frozen_backbone(pretrained(FIRST, fixed), REST)
     tx = optax.adam(0.1)
     state = init_state(model, tx, jax.random.key(2))
     counted = [a.size for a in jax.tree.leaves(state.opt_state)]
@@ -115,7 +115,7 @@ def test_training_leaves_frozen_leaves_and_costs_them_no_state() -> None:
 
 def test_weights_are_taken_by_stage() -> None:
     params, extra = sequential(STAGES, IMAGE).init(jax.random.key(0))
-    part = weights_of(FROZEN, {"params": params, "extra": extra})
+    part = select_weights(FROZEN, {"params": params, "extra": extra})
     assert set(part["params"]) == {"stem"}
     assert {name for tree in part["extra"].values() for name in tree} == {"stem"}
 
@@ -129,10 +129,10 @@ def test_a_network_cut_in_two_is_the_whole_one(name: str) -> None:
     alone = [sequential(STAGES[:n], IMAGE) for n in (1, 2)]
     outputs = [m.apply(*given, x, train=False, key=None)[0] for m in alone]
     want = jnp.concatenate([a.mean((1, 2)) for a in outputs], -1)
-    whole, _ = means(STAGES, IMAGE).apply(*given, x, train=False, key=None)
+    whole, _ = pooled_features(STAGES, IMAGE).apply(*given, x, train=False, key=None)
     np.testing.assert_allclose(whole, want, atol=1e-6)
     first, rest = split_means(STAGES, name, IMAGE)
-    flat_first, flat_rest = joined_by_one_array(first, rest, IMAGE)
+    flat_first, flat_rest = flatten_interface(first, rest, IMAGE)
     between, _ = flat_first.apply(*given, x, train=False, key=None)
     assert between.shape == (len(x), {"block0": 512 + 32, "pool": 256 + 48}[name])
     for one, other, middle in (
@@ -149,11 +149,11 @@ def test_a_network_cut_in_two_is_the_whole_one(name: str) -> None:
 
 
 def test_stored_statistics_stay_while_layers_train() -> None:
-    first, rest = joined_by_one_array(*split_means(STAGES, "block0", IMAGE), IMAGE)
+    first, rest = flatten_interface(*split_means(STAGES, "block0", IMAGE), IMAGE)
     params, extra = sequential(STAGES, IMAGE).init(jax.random.key(0))
     x, _ = first.apply(params, extra, jnp.asarray(IMAGES), train=False, key=None)
     begin = pretrained(rest, {"params": params, "extra": extra})
-    model, tx = chained(begin, mlp(48, (), 3)), optax.adam(0.1)
+    model, tx = compose(begin, mlp(48, (), 3)), optax.adam(0.1)
     state = init_state(model, tx, jax.random.key(0))
     before = jax.device_get(state)
     chex.assert_trees_all_equal(before.params["first"]["block0"], params["block0"])

@@ -34,13 +34,13 @@ from jaxstudy.features import Table
 from jaxstudy.model import (
     Model,
     Stages,
-    chained,
-    on_frozen,
+    compose,
     sequential,
     standardized,
+    with_frozen_backbone,
 )
 from jaxstudy.models.cnn import cnn
-from jaxstudy.models.dcgan import discriminator, generator, noise
+from jaxstudy.models.dcgan import discriminator, generator, sample_latent
 from jaxstudy.models.efficientnet import efficientnet_stages
 from jaxstudy.models.inception import inception_stages
 from jaxstudy.models.mlp import embedding_mlp, mlp
@@ -122,8 +122,8 @@ def of_stages(stages: Stages, width: int) -> Case:
         lambda key, x: frozen.apply(*frozen.init(key), x, train=False, key=None)[0],
         key_of(0), image,
     )  # fmt: skip
-    trained = chained(sequential((second, POOL), shape), mlp(width, (), 3))
-    model = on_frozen(frozen, trained)
+    trained = compose(sequential((second, POOL), shape), mlp(width, (), 3))
+    model = with_frozen_backbone(frozen, trained)
     x = RNG.normal(size=(ROWS, 9, 9, 3)).astype(np.float32)
     return Case(model, cross_entropy(model), {"x": x, "y": CLASSES})
 
@@ -286,7 +286,7 @@ DRAWS: dict[str, Callable[[], PyTree]] = {
     "bits": lambda: ops.random_bits(key_of(1), (3, 4)),
     "bits of another generator": lambda: ops.random_bits(key_of(1, impl="rbg"), (5,)),
     "dropout": lambda: ops.dropout(jnp.asarray(NUMBERS), 0.4, key_of(1)),
-    "noise": lambda: noise(key_of(1), 2),
+    "noise": lambda: sample_latent(key_of(1), 2),
     "versions": lambda: augment_batch(key_of(1), jnp.asarray(IMAGES), LAYERS),
     "tokens": lambda: sample(
         next_token, jnp.zeros(3, jnp.float32), jnp.asarray(TOKENS[:3, :2], jnp.int32),
@@ -309,7 +309,7 @@ def test_the_order_of_an_epoch_with_its_padding(n: int) -> None:
     """In 64 bits, the padding was no longer the last."""
 
     def visited() -> Any:
-        data = dataset({"y": np.arange(n)})._replace(valid=jnp.arange(n) < n - 5)
+        data = dataset({"y": np.arange(n)})._replace(mask=jnp.arange(n) < n - 5)
         return epoch_batches(data, 7, key_of(1), jnp.int32(2))
 
     in_both(visited)

@@ -13,7 +13,13 @@ from jaxstudy.data.dataset import dataset, subset
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import squared_error
 from jaxstudy.run import Run, Saved
-from jaxstudy.training import Fitted, fit, init_state, make_eval_step, make_train_step
+from jaxstudy.training import (
+    FitResult,
+    fit,
+    init_state,
+    make_eval_step,
+    make_train_step,
+)
 from jaxstudy.types import Array, Batch, Key, Metrics, PyTree
 
 PER_EPOCH = 3
@@ -44,7 +50,7 @@ PRESETS = {
 }
 
 
-def train(run: Run, config: Config, name: str = "", seed: int = 0) -> Fitted:
+def train(run: Run, config: Config, name: str = "", seed: int = 0) -> FitResult:
     """Fit a line through 24 points, every epoch a chunk."""
     key, order = jax.random.split(jax.random.key(config.seed + seed))
     x = np.random.default_rng(0).normal(size=(32, 2)).astype(np.float32)
@@ -75,7 +81,7 @@ def train(run: Run, config: Config, name: str = "", seed: int = 0) -> Fitted:
         key=order,
         eval_step=make_eval_step(error),
         evaluate_on={"validation": subset(data, range(24, 32))},
-        part=run.part(name),
+        sub_run=run.sub_run(name),
         chunk_steps=PER_EPOCH,
     )
 
@@ -84,7 +90,7 @@ def main(config: Config, run: Run) -> dict[str, float]:
     """Every part's last training loss."""
     losses = {}
     for i in range(config.parts):
-        rows = train(run, config, f"part{i}" if config.parts > 1 else "", i).rows
+        rows = train(run, config, f"part{i}" if config.parts > 1 else "", i).records
         losses[f"loss {i}"] = [r["loss"] for r in rows if r["split"] == "train"][-1]
     return losses
 

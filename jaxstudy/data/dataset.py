@@ -14,14 +14,14 @@ from jaxstudy.types import Array, Batch, Key
 class Dataset(NamedTuple):
     """Some rows of arrays that live on the device.
 
-    arrays: fields [N, ...]; rows [n]: which of the N belong to this set;
-    valid [n]: False where `rows` is only padding (folds of unequal size).
+    arrays: fields [N, ...]; indices [n]: which of the N belong to this set;
+    mask [n]: False where an index is only padding (folds of unequal size).
     Subsets share the arrays: ten folds of a set cost ten index vectors.
     """
 
     arrays: Batch
-    rows: Array
-    valid: Array
+    indices: Array
+    mask: Array
 
 
 class Source(Protocol):
@@ -35,17 +35,17 @@ class Streamed(NamedTuple):
     """Some rows of a source that is not on the device: as a Dataset otherwise."""
 
     source: Source
-    rows: Array
-    valid: Array
+    indices: Array
+    mask: Array
 
 
 D = TypeVar("D", bound="Dataset | Streamed")
 
 
-class BatchRows(NamedTuple):
-    """Rows of one or more batches, [..., B], with mask 0 on padding."""
+class BatchIndices(NamedTuple):
+    """Indices of the rows of one or more batches, [..., B], with mask 0 on padding."""
 
-    rows: Array
+    indices: Array
     mask: Array
 
 
@@ -73,33 +73,33 @@ def subset(data: D, rows: np.ndarray | Sequence[int]) -> D:
     """The set with only these rows of the arrays, or of the source [n]."""
     _check_rows(data, rows)
     chosen = jnp.asarray(np.asarray(rows, np.int32))
-    return data._replace(rows=chosen, valid=jnp.ones(len(chosen), bool))
+    return data._replace(indices=chosen, mask=jnp.ones(len(chosen), bool))
 
 
-def spread(data: D, count: int) -> D:
+def evenly_spaced(data: D, count: int) -> D:
     """At most `count` rows of a set, evenly spaced: the first may be all of one class.
 
     Raises ValueError when `count` is under 1.
     """
     if count < 1:
         raise ValueError(f"need 1 row at least, not {count}")
-    n = len(data.rows)
+    n = len(data.indices)
     chosen = np.arange(min(count, n)) * n // min(count, n)
-    return data._replace(rows=data.rows[chosen], valid=data.valid[chosen])
+    return data._replace(indices=data.indices[chosen], mask=data.mask[chosen])
 
 
 def stacked_subsets(data: D, groups: Sequence[np.ndarray]) -> D:
-    """One subset per lane: rows and valid [L, n], padded to the longest group."""
+    """One subset per replica: indices and mask [L, n], padded to the longest group."""
     for group in groups:
         _check_rows(data, group)
     n = max(len(g) for g in groups)
-    rows = np.zeros((len(groups), n), np.int32)
-    valid = np.zeros((len(groups), n), bool)
+    indices = np.zeros((len(groups), n), np.int32)
+    mask = np.zeros((len(groups), n), bool)
     for i, group in enumerate(groups):
         # padding repeats the group: batch statistics must not see another's rows
-        rows[i] = np.resize(group, n)
-        valid[i, : len(group)] = True
-    return data._replace(rows=jnp.asarray(rows), valid=jnp.asarray(valid))
+        indices[i] = np.resize(group, n)
+        mask[i, : len(group)] = True
+    return data._replace(indices=jnp.asarray(indices), mask=jnp.asarray(mask))
 
 
 def _check_rows(data: Dataset | Streamed, rows: np.ndarray | Sequence[int]) -> None:
@@ -116,8 +116,8 @@ class Order(NamedTuple):
     """How an epoch visits the rows.
 
     shuffle: a new permutation each epoch, one permutation for all epochs, or the order
-    of `rows`; drop_remainder: whole batches only, so that each epoch leaves some rows
-    out, else the last batch is padded.
+    of `indices`; drop_remainder: whole batches only, so that each epoch leaves some
+    rows out, else the last batch is padded.
     """
 
     shuffle: Literal["each epoch", "once", "never"] = "each epoch"
@@ -133,22 +133,22 @@ def steps_per_epoch(n: int, batch_size: int, order: Order = SHUFFLED) -> int:
 
 
 def _batches(
-    rows: Array, valid: Array, batch_size: int, order: Order = SHUFFLED
-) -> BatchRows:
-    """Cut rows [n] into [S, B], padding or dropping the last batch."""
-    steps = steps_per_epoch(len(rows), batch_size, order)
-    rows, valid = rows[: steps * batch_size], valid[: steps * batch_size]
-    pad = steps * batch_size - len(rows)
+    indices: Array, mask: Array, batch_size: int, order: Order = SHUFFLED
+) -> BatchIndices:
+    """Cut indices [n] into [S, B], padding or dropping the last batch."""
+    steps = steps_per_epoch(len(indices), batch_size, order)
+    indices, mask = indices[: steps * batch_size], mask[: steps * batch_size]
+    pad = steps * batch_size - len(indices)
     shape = (steps, batch_size)
-    return BatchRows(
-        jnp.pad(rows, (0, pad), mode="wrap").reshape(shape),
-        jnp.pad(valid, (0, pad)).astype(jnp.float32).reshape(shape),
+    return BatchIndices(
+        jnp.pad(indices, (0, pad), mode="wrap").reshape(shape),
+        jnp.pad(mask, (0, pad)).astype(jnp.float32).reshape(shape),
     )
 
 
 def epoch_batches(
     data: Dataset, batch_size: int, key: Key, epoch: Array, order: Order = SHUFFLED
-) -> BatchRows:
+) -> BatchIndices:
     """The batches of one epoch [S, B]: a new permutation that (key, epoch) fixes.
 
     Each valid row occurs exactly once, unless `order` says otherwise; shuffled once,
@@ -156,24 +156,24 @@ def epoch_batches(
     epoch, so a resumed run needs only the step it had reached.
     """
     if order.shuffle == "never":
-        return _batches(data.rows, data.valid, batch_size, order)
+        return _batches(data.indices, data.mask, batch_size, order)
     drawn = 0 if order.shuffle == "once" else epoch
     key = jax.random.fold_in(key, drawn)
-    bits = jax.random.bits(key, data.rows.shape, jnp.uint32)
-    ranks = _shuffled(bits, data.valid)
-    return _batches(data.rows[ranks], data.valid[ranks], batch_size, order)
+    bits = jax.random.bits(key, data.indices.shape, jnp.uint32)
+    ranks = _shuffled(bits, data.mask)
+    return _batches(data.indices[ranks], data.mask[ranks], batch_size, order)
 
 
 SMALL = 2048  # rows that leave 20 of 31 bits to chance: ties in one epoch of ten
 
 
-def _shuffled(bits: Array, valid: Array) -> Array:
+def _shuffled(bits: Array, mask: Array) -> Array:
     """Positions [n] by 31 random bits each, those of padding last; ties by position.
 
     Few positions are sorted in the same word as their bits: on a CPU one operand takes
     XLA a seventh of the time of two, and shuffling is a third of a small epoch.
     """
-    first = jnp.where(valid, bits >> 1, jnp.uint32(1 << 31))
+    first = jnp.where(mask, bits >> 1, jnp.uint32(1 << 31))
     if len(bits) > SMALL:
         return jnp.argsort(first)
     low = jnp.uint32(SMALL - 1)
@@ -181,15 +181,15 @@ def _shuffled(bits: Array, valid: Array) -> Array:
     return (jnp.sort(packed) & low).astype(jnp.int32)
 
 
-def ordered_batches(data: Dataset, batch_size: int) -> BatchRows:
+def ordered_batches(data: Dataset, batch_size: int) -> BatchIndices:
     """The rows in order as batches [S, B], for evaluation."""
-    return _batches(data.rows, data.valid, batch_size)
+    return _batches(data.indices, data.mask, batch_size)
 
 
-def gather(data: Dataset, batch: BatchRows) -> Batch:
+def gather(data: Dataset, batch: BatchIndices) -> Batch:
     """The fields of some rows [B, ...], and their "mask" [B]."""
     fields = {
-        name: a.at[batch.rows].get(mode="promise_in_bounds")
+        name: a.at[batch.indices].get(mode="promise_in_bounds")
         for name, a in data.arrays.items()
     }
     return {**fields, "mask": batch.mask}

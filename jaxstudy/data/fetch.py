@@ -70,7 +70,7 @@ def fetch(steps: Sequence[Step], data: Path = DATA) -> dict[str, str]:
     with _alone(data):
         for step in steps:
             try:
-                said = _see_to(step, missing, data / ".fetching", console)
+                said = _ensure(step, missing, data / ".fetching", console)
             except UserError as error:
                 missing[step.title] = str(error)
                 said = f"missing; {error}"
@@ -78,7 +78,7 @@ def fetch(steps: Sequence[Step], data: Path = DATA) -> dict[str, str]:
     return missing
 
 
-def _see_to(
+def _ensure(
     step: Step, missing: dict[str, str], folder: Path, console: rich.console.Console
 ) -> str:
     """Bring one step's data unless they are there; which of the two it was."""

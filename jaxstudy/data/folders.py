@@ -35,7 +35,7 @@ from jaxstudy.types import UserError, usable_cores
 MAX_BYTES = 4 * MAX_PIXELS  # of one file
 MAX_THREADS = 8  # each may hold an image of MAX_PIXELS several times
 MAX_SIDE = 4096  # of what images are resized to
-LISTED = 20  # faults in an error message, where there are more than a hundred
+MAX_SHOWN = 20  # faults in an error message, where there are more than a hundred
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -411,7 +411,7 @@ def report(audited: Audit) -> str:
 def _refusal(audited: Audit) -> str:
     """The faults as an error: all of them, or the first of hundreds."""
     faults = audited.faults
-    shown = faults if len(faults) <= 100 else faults[:LISTED]
+    shown = faults if len(faults) <= 100 else faults[:MAX_SHOWN]
     left = len(faults) - len(shown)
     without = "" if audited.paths else "no usable image, and "
     lines = [f"{audited.folder} has {without}{_number(faults)}:", *map(_line, shown)]

@@ -78,13 +78,15 @@ def sizes_at_most(sizes: Sequence[int], there: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(min(size, there) for size in sizes))
 
 
-def nested_rows(train: Rows, sizes: Sequence[int], seeds: int, seed: int) -> np.ndarray:
+def nested_subsets(
+    train: Rows, sizes: Sequence[int], seeds: int, seed: int
+) -> np.ndarray:
     """Rows of training sets of several sizes, [sizes, seeds, longest].
 
     A seed's smaller sets are among its larger ones, and are repeated to the length of
     the longest, so that an epoch of each has as many steps.
     """
-    longest, there = max(sizes), np.asarray(train.rows)
+    longest, there = max(sizes), np.asarray(train.indices)
     generators = [np.random.default_rng((seed, n)) for n in range(seeds)]
     orders = [generator.permutation(there) for generator in generators]
     return np.array(

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxstudy.data.dataset import (
-    BatchRows,
+    BatchIndices,
     Dataset,
     Order,
     Source,
@@ -45,7 +45,7 @@ def read_rows(source: Source, rows: Sequence[int]) -> Mapping[str, np.ndarray]:
     return {name: np.stack([row[name] for row in read]) for name in read[0]}
 
 
-def some_rows(data: Dataset | Streamed, rows: np.ndarray) -> dict[str, np.ndarray]:
+def take(data: Dataset | Streamed, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Some rows [n] of the arrays of a set, or of its source, as fields [n, ...]."""
     if isinstance(data, Streamed):
         return dict(read_rows(data.source, rows.tolist()))
@@ -54,7 +54,7 @@ def some_rows(data: Dataset | Streamed, rows: np.ndarray) -> dict[str, np.ndarra
 
 def row_bytes(data: Streamed) -> int:
     """The size of one row of all fields."""
-    first = data.source[int(data.rows.reshape(-1)[0])]
+    first = data.source[int(data.indices.reshape(-1)[0])]
     return sum(np.asarray(value).nbytes for value in first.values())
 
 
@@ -74,21 +74,21 @@ def training_chunks(
     Each is a resident set that holds its batches in order, to be visited without
     reshuffling; with keys [S], S sets of rows [S, steps B]. `steps` divides an epoch.
     """
-    per_epoch = steps_per_epoch(data.rows.shape[-1], batch_size, order)
+    per_epoch = steps_per_epoch(data.indices.shape[-1], batch_size, order)
     grouped = key.ndim == 1
-    own = 0 if data.rows.ndim == 2 else None
+    own = 0 if data.indices.ndim == 2 else None
 
     def visit(
-        key: Key, rows: jax.Array, valid: jax.Array, epoch: jax.Array
-    ) -> BatchRows:
-        return epoch_batches(Dataset({}, rows, valid), batch_size, key, epoch, order)
+        key: Key, indices: jax.Array, mask: jax.Array, epoch: jax.Array
+    ) -> BatchIndices:
+        return epoch_batches(Dataset({}, indices, mask), batch_size, key, epoch, order)
 
     if grouped:
         visit = jax.vmap(visit, in_axes=(0, own, own, None))
     visit = jax.jit(visit)
     while True:
         epoch, first = divmod(begin, per_epoch)
-        batches = jax.device_get(visit(key, data.rows, data.valid, np.int32(epoch)))
+        batches = jax.device_get(visit(key, data.indices, data.mask, np.int32(epoch)))
         chunks = [_by_chunk(a, grouped, first, steps) for a in batches]  # [c, S, n]
         read = _read_ahead(data.source, chunks[0].reshape(len(chunks[0]), -1))
         for fields, mask in zip(read, chunks[1], strict=True):
@@ -108,9 +108,9 @@ def _by_chunk(a: np.ndarray, grouped: bool, first: int, steps: int) -> np.ndarra
 
 def evaluation_chunks(data: Streamed, batch_size: int) -> Iterator[Dataset]:
     """The rows in order, a resident set for each batch [B]."""
-    plain = Dataset({}, data.rows, data.valid)
-    batches = jax.device_get(ordered_batches(plain, min(batch_size, len(data.rows))))
-    read = _read_ahead(data.source, batches.rows)
+    plain = Dataset({}, data.indices, data.mask)
+    batches = jax.device_get(ordered_batches(plain, min(batch_size, len(data.indices))))
+    read = _read_ahead(data.source, batches.indices)
     for fields, mask in zip(read, batches.mask, strict=True):
         rows = np.arange(len(mask), dtype=np.int32)
         yield Dataset(dict(fields), rows, mask > 0)  # type: ignore[arg-type]

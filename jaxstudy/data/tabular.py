@@ -20,8 +20,8 @@ from jaxstudy.data.text import normalise
 from jaxstudy.types import (
     FLOAT32_MAX,
     UNNAMED,
-    Faults,
     UserError,
+    ValidationErrors,
     enumerated,
     shortened,
 )
@@ -195,7 +195,7 @@ def _decimal(records: Sequence[Sequence[str]], separator: str) -> str:
 def read_rows(
     file: Iterable[bytes],
     name: str | Path,
-    faults: Faults,
+    errors: ValidationErrors,
     dialect: Dialect = Dialect(),
 ) -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
     """The header of a CSV file, and its rows, each after "NUMBER (line NUMBER)".
@@ -233,7 +233,7 @@ def read_rows(
                 yield where, [dialect.plain(field) for field in row]
             else:
                 width = f"{len(row)} fields where the header has {len(header)}"
-                faults.add(f"row {where}: {width}")
+                errors.add(f"row {where}: {width}")
         if not number:
             raise UserError(f"{name} has a header and no row")
 
@@ -243,11 +243,11 @@ def read_rows(
 def _text_tables(
     file: Iterable[bytes],
     name: str | Path,
-    faults: Faults,
+    errors: ValidationErrors,
     rows: int,
     dialect: Dialect = Dialect(),
 ) -> Iterator[pd.DataFrame]:
-    header, lines = read_rows(file, name, faults, dialect)
+    header, lines = read_rows(file, name, errors, dialect)
     while part := list(itertools.islice(lines, rows)):
         where, values = zip(*part, strict=True)
         cells = [[field.strip() or None for field in row] for row in values]
@@ -256,7 +256,7 @@ def _text_tables(
 
 def read_text(
     path: Path,
-    faults: Faults,
+    errors: ValidationErrors,
     separator: str | None = None,
     decimal: str | None = None,
     *,
@@ -279,7 +279,7 @@ def read_text(
         if say is not None:
             say(f"{path}: {dialect}")
         yield from _text_tables(
-            itertools.chain(head, file), path, faults, rows, dialect
+            itertools.chain(head, file), path, errors, rows, dialect
         )
 
 
@@ -295,8 +295,8 @@ def read_table(
     and value of every fault: a missing or doubled column, a ragged row, blank or
     unreadable or infinite numbers, an unknown class, no rows.
     """
-    with Faults(name) as faults:
-        header, rows = read_rows(io.BytesIO(content), name, faults, dialect)
+    with ValidationErrors(name) as errors:
+        header, rows = read_rows(io.BytesIO(content), name, errors, dialect)
         for column in columns:
             if header.count(column.name) != 1:
                 missing = column.name not in header
@@ -315,7 +315,7 @@ def read_table(
                         raise ValueError("is blank")
                     values[column.name].append(column.parse(field))
                 except ValueError as error:
-                    faults.add(
+                    errors.add(
                         f"row {where}, column {column.name!r}: "
                         f"{shortened(repr(field))} {error}"
                     )
@@ -439,9 +439,9 @@ def read_titanic() -> pd.DataFrame:
     `boat` and `body` were written down afterwards, and tell who survived. Raises
     MissingData where the committed table has other content.
     """
-    faults = Faults(TITANIC.path)
+    errors = ValidationErrors(TITANIC.path)
     content = io.BytesIO(read_bytes(TITANIC))
-    return pd.concat(_text_tables(content, TITANIC.path, faults, 10_000))
+    return pd.concat(_text_tables(content, TITANIC.path, errors, 10_000))
 
 
 def read_digits() -> dict[str, np.ndarray]:

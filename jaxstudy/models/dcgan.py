@@ -13,7 +13,7 @@ from jaxstudy.types import Array, Key, PyTree, UserError
 
 NOISE = 100  # numbers that an image is made from
 SLOPE = 0.2  # of LeakyReLU, below 0
-DROPPED = 0.4  # of what a convolution of D gives, in training
+DROPOUT_RATE = 0.4  # of what a convolution of D gives, in training
 WIDTHS = (256, 128, 64)  # channels of the enlarging layers, but for the last
 DOUBLINGS = len(WIDTHS) + 1
 
@@ -34,12 +34,12 @@ class Discriminator(nn.Module):
             )  # fmt: skip
             x = nn.leaky_relu(convolution(x), SLOPE)
             if train:
-                x = ops.dropout(x, DROPPED, self.make_rng("dropout"))
+                x = ops.dropout(x, DROPOUT_RATE, self.make_rng("dropout"))
         x = x.reshape(len(x), -1)
         return nn.Dense(1, kernel_init=_init, name="output")(x)[:, 0]
 
 
-class Enlarging(nn.Module):
+class ConvTranspose(nn.Module):
     """A transposed convolution 3x3 with stride 2: [B, H, W, C] to [B, 2H, 2W, O].
 
     The kernel is [h, w, O, C], as Keras has it.
@@ -71,14 +71,14 @@ class Generator(nn.Module):
         dense = nn.Dense(height * width * 256, kernel_init=_init, name="dense")
         x = dense(noise).reshape(-1, height, width, 256)
         for i, filters in enumerate(WIDTHS, 1):
-            x = nn.leaky_relu(Enlarging(filters, name=f"enlarging_{i}")(x), SLOPE)
+            x = nn.leaky_relu(ConvTranspose(filters, name=f"enlarging_{i}")(x), SLOPE)
             if self.batch_norm:
                 x = nn.BatchNorm(
                     use_running_average=not train, momentum=0.99, epsilon=1e-3,
                     use_fast_variance=False,  # the fast one cancels in float32
                     name=f"norm_{i}",
                 )(x)  # fmt: skip
-        return nn.sigmoid(Enlarging(channels, name=f"enlarging_{DOUBLINGS}")(x))
+        return nn.sigmoid(ConvTranspose(channels, name=f"enlarging_{DOUBLINGS}")(x))
 
 
 def discriminator(image_shape: Shape = (64, 64, 1)) -> Model:
@@ -106,13 +106,13 @@ def generator(image_shape: Shape = (64, 64, 1), batch_norm: bool = True) -> Mode
     return from_linen(Generator(image_shape, batch_norm), example)
 
 
-def noise(key: Key, n: int) -> Array:
+def sample_latent(key: Key, n: int) -> Array:
     """What n images are made from: numbers [n, 100], uniform from -1 to 1."""
     return jax.random.uniform(key, (n, NOISE), jnp.float32, -1, 1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def paint(model: Model, params: PyTree, extra: PyTree, z: Array) -> Array:
+def generate(model: Model, params: PyTree, extra: PyTree, z: Array) -> Array:
     """The pictures a generator makes of noise z [N, 100]: uint8 [N, H, W, C]."""
 
     def one(z: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Lanes of unequal length: each trains as if alone, and waits where it has no batch."""
+"""Replicas of unequal length: each trains as alone, and waits where it has no batch."""
 
 import functools
 from collections.abc import Mapping
@@ -26,11 +26,11 @@ from jaxstudy.model import from_linen
 from jaxstudy.objectives import squared_error
 from jaxstudy.run import Options, open_run
 from jaxstudy.training import (
-    Fitted,
-    Lanes,
+    FitResult,
+    Replicas,
     TrainState,
     fit,
-    init_lanes,
+    init_replicas,
     init_state,
     make_eval_step,
     make_train_step,
@@ -49,7 +49,7 @@ def bits(tree: PyTree) -> list[bytes]:
     return [raw(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-def lane(tree: PyTree, i: int) -> PyTree:
+def replica(tree: PyTree, i: int) -> PyTree:
     return jax.tree.map(lambda a: a[i], tree)
 
 
@@ -97,7 +97,7 @@ def keys(seed: int, count: int = 4) -> Array:
 
 
 @functools.cache
-def alone(i: int, order: Order) -> Fitted:
+def alone(i: int, order: Order) -> FitResult:
     return fit(
         empty_log(keys(0)[i]), log, subset(whole(), GROUPS[i]), batch_size=BATCH,
         epochs=EPOCHS, key=keys(1)[i], order=order,
@@ -108,15 +108,15 @@ def whole() -> Dataset:
     return dataset({"row": np.arange(60, dtype=np.int32)})
 
 
-def together(train: Any, order: Order = SHUFFLED, **options: Any) -> Fitted:
+def together(train: Any, order: Order = SHUFFLED, **options: Any) -> FitResult:
     return fit(
         jax.vmap(empty_log)(keys(0)), options.pop("step", log), train,
         batch_size=BATCH, epochs=EPOCHS, key=keys(1), order=order,
-        lanes=options.pop("lanes", Lanes()), **options,
+        replicas=options.pop("replicas", Replicas()), **options,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("mode", ["map", "vmap"])
 @pytest.mark.parametrize(
     "order", [SHUFFLED, Order("once", drop_remainder=True), Order("never")]
 )
@@ -124,11 +124,11 @@ def test_each_step_has_the_rows_and_the_key_of_the_run_alone(
     mode: Any, order: Order
 ) -> None:
     train = stacked_subsets(whole(), GROUPS)
-    state = together(train, order, lanes=Lanes(mode=mode)).state
+    state = together(train, order, replicas=Replicas(mode=mode)).state
     per_epoch = [1, 2, 2, 3] if order.drop_remainder else [2, 2, 3, 3]
     assert state.step.tolist() == [EPOCHS * n for n in per_epoch]
     for i in range(len(GROUPS)):
-        assert bits(lane(state, i)) == bits(alone(i, order).state)
+        assert bits(replica(state, i)) == bits(alone(i, order).state)
 
 
 @pytest.mark.parametrize("kind", ["resident", "streamed"])
@@ -136,42 +136,42 @@ def test_chunks_of_any_size_and_streams_give_the_same(kind: str) -> None:
     data = whole() if kind == "resident" else streamed(Rows())
     state = together(stacked_subsets(data, GROUPS), chunk_steps=1).state
     for i in range(len(GROUPS)):
-        assert bits(lane(state, i)) == bits(alone(i, SHUFFLED).state)
+        assert bits(replica(state, i)) == bits(alone(i, SHUFFLED).state)
 
 
 @pytest.mark.parametrize("order", [SHUFFLED, Order("never")])
 def test_padding_makes_no_step_wherever_it_stands(order: Order) -> None:
     """A set of 29 rows among 60: three steps an epoch and not six."""
-    data = whole()._replace(valid=jnp.zeros(60, bool).at[GROUPS[2]].set(True))
+    data = whole()._replace(mask=jnp.zeros(60, bool).at[GROUPS[2]].set(True))
     fitted = fit(
         empty_log(keys(0)[2]), log, data, batch_size=BATCH, epochs=EPOCHS,
         key=keys(1)[2], order=order,
     )  # fmt: skip
     assert bits(fitted.state) == bits(alone(2, order).state)
-    assert fitted.rows == alone(2, order).rows
+    assert fitted.records == alone(2, order).records
 
 
 def test_a_chunk_without_a_row_has_no_mean(tmp_path: Path) -> None:
     """And is no reason to stop; what was done is counted, not what was left out."""
     options = Options(tensorboard=True)  # which takes no None either
     with open_run(tmp_path / "run", "x", "quick", Settings(), options) as run:
-        part = run.part()
+        sub_run = run.sub_run()
         train = stacked_subsets(whole(), GROUPS)
-        rows = together(train, chunk_steps=1, part=part).rows
-        assert part.timing.steps == EPOCHS * (2 + 2 + 3 + 3)
-        assert part.timing.examples == EPOCHS * (14 + 20 + 29 + 30)
+        rows = together(train, chunk_steps=1, sub_run=sub_run).records
+        assert sub_run.timing.steps == EPOCHS * (2 + 2 + 3 + 3)
+        assert sub_run.timing.examples == EPOCHS * (14 + 20 + 29 + 30)
     assert [row["step"] for row in rows] == list(range(1, 3 * EPOCHS + 1))
     for row in rows:
         last_of_epoch = row["step"] % 3 == 0
         missing = [loss is None for loss in row["loss"]]
         assert missing == [last_of_epoch, last_of_epoch, False, False]
-    means = [row["loss"] for row in together(train).rows]  # of whole epochs
+    means = [row["loss"] for row in together(train).records]  # of whole epochs
     wanted = [np.mean(group) for group in GROUPS]
     np.testing.assert_allclose(means, [wanted] * EPOCHS, rtol=1e-6)
 
 
-def test_a_lane_that_is_not_finite_is_named_with_the_step_of_the_rows() -> None:
-    """The second step of lane 1's second epoch is its fourth, and the fifth in all."""
+def test_a_replica_that_is_not_finite_is_named_with_the_step_of_the_rows() -> None:
+    """The second step of replica 1's second epoch is its fourth, the fifth in all."""
 
     def failing(
         state: TrainState, batch: Batch, bad: Array
@@ -180,13 +180,13 @@ def test_a_lane_that_is_not_finite_is_named_with_the_step_of_the_rows() -> None:
         return log(state, batch)[0], {"loss": Mean(loss, jnp.float32(1))}
 
     train = stacked_subsets(whole(), GROUPS)
-    lanes = Lanes((jnp.arange(4) == 1,))
-    message = r"step 4 was not finite in 1 of 4 lanes \(the first is 1\)"
+    replicas = Replicas((jnp.arange(4) == 1,))
+    message = r"step 4 was not finite in 1 of 4 replicas \(the first is 1\)"
     with pytest.raises(UserError, match=message):
-        together(train, step=failing, lanes=lanes)
+        together(train, step=failing, replicas=replicas)
 
 
-def test_a_lane_without_a_whole_batch_is_refused() -> None:
+def test_a_replica_without_a_whole_batch_is_refused() -> None:
     train = stacked_subsets(whole(), [np.arange(9), np.arange(30)])
     with pytest.raises(UserError, match="9 rows do not make one batch of 10"):
         together(train, Order(drop_remainder=True))
@@ -219,18 +219,18 @@ def rows_of_a_line() -> Dataset:
     return dataset({"x": x, "y": x @ np.array([1, -2, 3], np.float32)})
 
 
-def train_folds(mode: Any = "exact", **options: Any) -> Fitted:
+def train_folds(mode: Any = "map", **options: Any) -> FitResult:
     data = rows_of_a_line()
     return fit(
-        init_lanes(MODEL, TX, keys(0, 2)), TRAIN_STEP, stacked_subsets(data, FOLDS),
+        init_replicas(MODEL, TX, keys(0, 2)), TRAIN_STEP, stacked_subsets(data, FOLDS),
         batch_size=32, epochs=3, key=keys(1, 2), eval_step=EVAL_STEP,
         evaluate_on={"validation": stacked_subsets(data, [f[200:] for f in FOLDS])},
-        lanes=Lanes(mode=mode), chunk_steps=5, **options,
+        replicas=Replicas(mode=mode), chunk_steps=5, **options,
     )  # fmt: skip
 
 
 @functools.cache
-def fold_alone(i: int) -> Fitted:
+def fold_alone(i: int) -> FitResult:
     data = rows_of_a_line()
     return fit(
         init_state(MODEL, TX, keys(0, 2)[i]), TRAIN_STEP, subset(data, FOLDS[i]),
@@ -239,13 +239,13 @@ def fold_alone(i: int) -> Fitted:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("mode", ["exact", "fast"])
-def test_a_lane_of_another_length_trains_as_alone(mode: Any) -> None:
+@pytest.mark.parametrize("mode", ["map", "vmap"])
+def test_a_replica_of_another_length_trains_as_alone(mode: Any) -> None:
     """Counts and keys to the bit, numbers but for the roundings of other programs."""
     fitted = train_folds(mode)
     assert fitted.state.step.tolist() == [27, 30]
     for i in range(len(FOLDS)):
-        one, mine = fold_alone(i), lane(fitted.state, i)
+        one, mine = fold_alone(i), replica(fitted.state, i)
         assert bits((mine.step, mine.key)) == bits((one.state.step, one.state.key))
         for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(one.state), strict=True):
             if jnp.issubdtype(a.dtype, jnp.floating):
@@ -253,20 +253,20 @@ def test_a_lane_of_another_length_trains_as_alone(mode: Any) -> None:
             else:
                 assert bits(a) == bits(b)
         losses = [
-            [row["loss"][i] for row in fitted.rows if row["split"] == "validation"],
-            [row["loss"] for row in one.rows if row["split"] == "validation"],
+            [row["loss"][i] for row in fitted.records if row["split"] == "validation"],
+            [row["loss"] for row in one.records if row["split"] == "validation"],
         ]
         np.testing.assert_allclose(*losses, rtol=1e-5)
         assert losses[0][0] > losses[0][-1]
 
 
 def test_stopped_within_an_epoch_it_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    """At step 15, the fifteenth of the longer lane and the fourteenth of the other."""
+    """At step 15, the fifteenth of the longer replica and fourteenth of the other."""
 
     class Killed(Exception):
         pass
 
-    def train(name: str, resume: bool, kill_at: int = -1) -> Fitted:
+    def train(name: str, resume: bool, kill_at: int = -1) -> FitResult:
         def progress(step: int, *_: object) -> None:
             if step == kill_at:
                 raise Killed
@@ -275,7 +275,7 @@ def test_stopped_within_an_epoch_it_goes_on_to_the_same_bits(tmp_path: Path) -> 
             tmp_path / name, "x", "quick", Settings(), Options(save_every=0),
             resume=resume,
         ) as run:  # fmt: skip
-            return train_folds(part=run.part(), progress=progress)
+            return train_folds(sub_run=run.sub_run(), progress=progress)
 
     expected = train("whole", resume=False)
     with pytest.raises(Killed):
