@@ -261,11 +261,12 @@ def test_smaller_images_are_refused(size: tuple[int, int]) -> None:
         inception_v3(size)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int32", "float16", "float32"])
+# float16 is not among them: XLA does not compile it where a CPU lacks F16C
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "bfloat16", "float32"])
 def test_pixels_are_scaled_as_in_keras(dtype: str) -> None:
-    x = np.arange(256, dtype=dtype).reshape(1, 16, 16, 1).repeat(3, -1)
+    x = np.arange(256).reshape(1, 16, 16, 1).repeat(3, -1)
     expected = keras.applications.inception_v3.preprocess_input(x.astype("float32"))
-    found = preprocess(jnp.asarray(x))
+    found = preprocess(jnp.asarray(x, dtype))
     assert found.dtype == (dtype if "float" in dtype else "float32")
     # each step rounds numbers below 2
     atol = 2 * float(jnp.finfo(found.dtype).eps)
