@@ -20,8 +20,8 @@ the cells and whether decimals have a comma is found out, and said.
 Expected (quick, about a minute): about 0.8 accuracy for the network, and as much for a
 logistic regression that gets all columns: the columns matter more than the layers. No
 kind of column is missed by much, since others carry the same; sex is the one source
-that is. With the leak: 0.97. Full (results/ch4_csv.json): the same, with intervals; with
-tickets kept in one fold no difference between network and regressions can be told.
+that is. With the leak: 0.97. Full (results/ch4_csv.json): the same, with intervals;
+with tickets in one fold no difference between network and regressions can be told.
 Then: ch4_csv.py --predict passengers.csv
 """
 
