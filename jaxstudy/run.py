@@ -564,11 +564,14 @@ def _sha256_of_path(path: Path) -> str | None:
 
     Of a run folder: of what its checkpoints say of themselves, every array's hash.
     """
-    names = "_CHECKPOINT_METADATA" if (path / "config.json").is_file() else "*"
+    is_run = (path / "config.json").is_file() and (path / "checkpoints").is_dir()
+    names = "_CHECKPOINT_METADATA" if is_run else "*"
     try:
-        if not path.is_dir():
+        if path.is_file():
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
+        if not path.is_dir():  # a pipe can be read once, and not here
+            return None
         digest = hashlib.sha256()
         for found in sorted(path.rglob(names)):
             if found.is_file() and not found.name.startswith("."):
@@ -699,10 +702,10 @@ def open_run(
     path = folder / "config.json"
     if resume and not os.path.isfile(path):
         raise UserError(f"there is nothing to resume in {folder}: no config.json")
+    files = file_hashes(config, options)  # may take long: before the lock
     created = _make_folder(folder)
     lock = contextlib.ExitStack()
     lock.enter_context(locked(folder / "run.lock"))
-    files = file_hashes(config, options)
     run = Run(folder, experiment, preset, config, options, resumed=resume, files=files)
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     fresh, before = False, None

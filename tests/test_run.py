@@ -29,6 +29,7 @@ from jaxstudy.run import (
     Run,
     Stopped,
     _read_records,
+    file_hashes,
     load_weights,
     open_run,
     read_saved,
@@ -467,6 +468,25 @@ def test_another_content_of_a_folder_is_another_run(
         path.unlink()
     with pytest.raises(UserError, match="the content of table"):
         go(folder, config, resume=True)
+
+
+def test_a_pipe_is_left_to_its_reader(tmp_path: Path) -> None:
+    """Whoever hashed it would take what is to be read once."""
+    reading, writing = os.pipe()
+    os.write(writing, b"a,b\n1,2\n")
+    os.close(writing)
+    pipe = Path(f"/dev/fd/{reading}")
+    assert file_hashes(Reading(table=pipe)) == {"table": None}
+    assert os.read(reading, 100) == b"a,b\n1,2\n"
+    os.close(reading)
+
+
+def test_a_folder_with_a_config_of_its_own_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "1.png").write_text("one")
+    before = file_hashes(Reading(table=tmp_path))
+    (tmp_path / "1.png").write_text("other")
+    assert file_hashes(Reading(table=tmp_path)) != before
 
 
 def test_weights_to_begin_with_are_part_of_a_run(
