@@ -131,7 +131,7 @@ def training_jaxstudy(
     import jax
     import optax
 
-    from jaxstudy.data.dataset import Order, dataset
+    from jaxstudy.dataset import Order, dataset
     from jaxstudy.objectives import supervised
     from jaxstudy.training import fit, init_state, make_train_step
 
@@ -325,7 +325,7 @@ def measure(
     """Run all rounds and return what goes into the result file."""
     from rich.progress import track
 
-    from jaxstudy.run import environment
+    from jaxstudy.runs.run import environment
 
     command = replace(command, workload=name)
     operations = work.operations() if work.operations else None
@@ -476,7 +476,7 @@ def main(command: Command, workloads: dict[str, Workload], script: Path) -> int:
     missing = [p for p in peers if not importlib.util.find_spec(p)]
     if missing:
         sys.exit(f"no {', '.join(missing)} here; `make bench` sets up what it needs")
-    from jaxstudy.run import write_atomically
+    from jaxstudy.runs.run import write_atomically
     from jaxstudy.types import UserError
 
     for name in names:

@@ -45,8 +45,8 @@ def gan_data() -> dict[str, np.ndarray]:
     import jax
     from flax.traverse_util import flatten_dict
 
-    from jaxstudy.data.images import read_fashion_mnist
-    from jaxstudy.forgeries import resized
+    from jaxstudy.gan.evaluation import resized
+    from jaxstudy.images.sets import read_fashion_mnist
     from jaxstudy.models.dcgan import discriminator, generator
 
     rows = slice(WORKLOADS["dcgan"].steps * BATCH)
@@ -88,8 +88,8 @@ def gan_jaxstudy(data: Arrays, steps: int) -> Measured:
     import jax
     import optax
 
-    from jaxstudy.adversarial import init_gan_state, make_gan_step
-    from jaxstudy.data.dataset import Order, dataset
+    from jaxstudy.dataset import Order, dataset
+    from jaxstudy.gan.step import init_gan_state, make_gan_step
     from jaxstudy.models.dcgan import discriminator, generator
     from jaxstudy.training import fit
 

@@ -54,7 +54,7 @@ CNN_WEIGHTS = [
 
 def cnn_data() -> dict[str, np.ndarray]:
     """x uint8 [N, 28, 28, 1] and y: training images in their order; the weights."""
-    from jaxstudy.data.images import read_images
+    from jaxstudy.images.sets import read_images
     from jaxstudy.models.cnn import cnn
 
     images: Any = read_images("fashion_mnist").splits["train"]
@@ -133,7 +133,7 @@ def inception_operations() -> float:
     import jax
 
     from jaxstudy.models.inception import inception_v3
-    from jaxstudy.summary import summary
+    from jaxstudy.models.summary import summary
 
     x = jax.ShapeDtypeStruct((32, 150, 150, 3), np.float32)
     rows = summary(inception_v3((150, 150), include_top=False), x, depth=9).rows
@@ -158,8 +158,8 @@ def inception_keras(data: Arrays, steps: int) -> Measured:
     """The model of keras.applications, compiled."""
     import keras
 
-    from jaxstudy.keras_weights import keras_order
     from jaxstudy.models.inception import inception_stages
+    from jaxstudy.pretrained.keras_weights import keras_order
 
     model = keras.applications.InceptionV3(
         include_top=False, input_shape=data["x"].shape[1:],
@@ -268,7 +268,7 @@ def augmentation_jaxstudy(data: Arrays, steps: int, layered: bool = False) -> Me
     """All layers in one resampling, or one resampling for each."""
     import jax
 
-    from jaxstudy.data import augment
+    from jaxstudy.images import augment
 
     def versions(number: Any, x: Any, ranges: Ranges) -> Any:
         flip, turn, zoom, down, right = ranges

@@ -17,9 +17,9 @@ import contest
 import speed
 import study_speed
 
-from jaxstudy import comparison, problems
-from jaxstudy.run import write_atomically
-from jaxstudy.statistics import values_text
+from jaxstudy.runs.run import write_atomically
+from jaxstudy.runs.statistics import values_text
+from jaxstudy.study import comparison, problems
 
 ROOT = Path(__file__).resolve().parents[1]
 

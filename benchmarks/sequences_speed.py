@@ -216,7 +216,7 @@ def sampling_jaxstudy(data: Arrays, steps: int) -> Measured:
     import jax
 
     from jaxstudy.models.recurrent import first_states
-    from jaxstudy.sampling import sample
+    from jaxstudy.text.decoding import sample
 
     model, params = model_jaxstudy(), tree(data, "params")
     prefix = jax.numpy.asarray(data["x"][:, :PREFIX])

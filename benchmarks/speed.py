@@ -92,7 +92,7 @@ HIDDEN = (64, 128)
 
 def admission_data() -> dict[str, np.ndarray]:
     """x [400, 3]: gre, gpa and rank, standardised; y [400]."""
-    from jaxstudy.data.tabular import read_admissions
+    from jaxstudy.tabular.reading import read_admissions
 
     table = read_admissions()
     x = table[["gre", "gpa", "rank"]].to_numpy(np.float64)
@@ -116,11 +116,11 @@ def admission_jaxstudy(
     began = time.perf_counter()
     import jax
 
-    from jaxstudy.data.dataset import dataset
+    from jaxstudy.dataset import dataset
     from jaxstudy.models.mlp import mlp
     from jaxstudy.objectives import binary_cross_entropy
     from jaxstudy.optimizers import OPTIMIZERS
-    from jaxstudy.run import Timing, open_run
+    from jaxstudy.runs.run import Timing, open_run
     from jaxstudy.training import fit, init_state, make_train_step
 
     model = mlp(data["x"].shape[1], HIDDEN, 1)
@@ -388,7 +388,7 @@ def measure(work: Workload, command: Command) -> dict[str, Any]:
     """Run all rounds and return what goes into the result file."""
     from rich.progress import track
 
-    from jaxstudy.run import environment
+    from jaxstudy.runs.run import environment
 
     names = list(work.contestants)
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
@@ -606,7 +606,7 @@ def main(command: Command) -> int:
     wrong = disagreement(result)
     if wrong:
         sys.exit(f"nothing is written: {wrong}")
-    from jaxstudy.run import write_atomically
+    from jaxstudy.runs.run import write_atomically
 
     command.out.mkdir(parents=True, exist_ok=True)
     path = command.out / f"{command.workload}.json"

@@ -114,12 +114,12 @@ def study_jaxstudy(command: Command, data: Arrays) -> Figures:
     """All replicas by the study's functions: one `fit`, one program per optimizer."""
     import optax
 
-    from jaxstudy.data.dataset import dataset
+    from jaxstudy.dataset import dataset
     from jaxstudy.models.mlp import mlp
     from jaxstudy.objectives import supervised
     from jaxstudy.optimizers import OPTIMIZERS
-    from jaxstudy.problems import Problem
-    from jaxstudy.study import (
+    from jaxstudy.study.problems import Problem
+    from jaxstudy.study.runner import (
         Candidate,
         Protocol,
         as_replicas,
@@ -290,7 +290,7 @@ QUADRATIC_BATCH = 128
 
 def quadratic_data() -> dict[str, np.ndarray]:
     """x [1000, 100], q [1000] = x^T H x / 2, H [100, 100]: float32."""
-    from jaxstudy.problems import quadratic, quadratic_hessian
+    from jaxstudy.study.problems import quadratic, quadratic_hessian
 
     arrays = {name: np.asarray(a) for name, a in quadratic().train.arrays.items()}
     return {**arrays, "h": quadratic_hessian().astype(np.float32)}
@@ -308,8 +308,8 @@ def quadratic_jaxstudy(command: Command, data: Arrays) -> Figures:
     """`fit` with all replicas vmapped, twice: the first time compiles."""
     del data  # the project's own problem has the same
     from jaxstudy.optimizers import OPTIMIZERS
-    from jaxstudy.problems import quadratic
-    from jaxstudy.study import (
+    from jaxstudy.study.problems import quadratic
+    from jaxstudy.study.runner import (
         Candidate,
         Protocol,
         as_replicas,
@@ -502,7 +502,7 @@ def measure(name: str, command: Command) -> dict[str, Any]:
     """Run all rounds and return what goes into the result file."""
     from rich.progress import track
 
-    from jaxstudy.run import environment
+    from jaxstudy.runs.run import environment
 
     part = PARTS[name]
     names = list(part.contestants)
@@ -678,7 +678,7 @@ def main(command: Command) -> int:
     if missing:
         sys.exit(f"no {', '.join(missing)} here; `make bench` sets up what it needs")
     use_all_cores()  # so that the environment says so
-    from jaxstudy.run import write_atomically
+    from jaxstudy.runs.run import write_atomically
 
     for name in names:
         result = measure(name, command)

@@ -22,15 +22,15 @@ import numpy as np
 import optax
 import pydantic
 
-from jaxstudy import plots
-from jaxstudy.cli import Count, Positive, Settings, experiment
-from jaxstudy.data.dataset import Dataset, dataset, random_split, subset
-from jaxstudy.data.tabular import read_digits
+from jaxstudy.dataset import Dataset, dataset, random_split, subset
 from jaxstudy.model import Model
 from jaxstudy.models.mlp import ACTIVATIONS, mlp
 from jaxstudy.objectives import cross_entropy
-from jaxstudy.run import Run
-from jaxstudy.statistics import NONNEGATIVE, Estimate, mean_over_runs
+from jaxstudy.runs import plots
+from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.run import Run
+from jaxstudy.runs.statistics import NONNEGATIVE, Estimate, mean_over_runs
+from jaxstudy.tabular.reading import read_digits
 from jaxstudy.training import (
     EvalStep,
     Replicas,

@@ -20,21 +20,15 @@ import numpy as np
 import pandas as pd
 import pydantic
 
-from jaxstudy import plots
-from jaxstudy.cli import Count, Positive, Settings, experiment
-from jaxstudy.data.dataset import Dataset, dataset, kfold, stacked_subsets
-from jaxstudy.data.tabular import (
-    Applicant,
-    admission_arrays,
-    applicant_row,
-    read_admissions,
-)
+from jaxstudy.dataset import Dataset, dataset, kfold, stacked_subsets
 from jaxstudy.model import Model, column_statistics, standardized
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import binary_cross_entropy
 from jaxstudy.optimizers import OPTIMIZERS
-from jaxstudy.run import Run, Saved
-from jaxstudy.statistics import (
+from jaxstudy.runs import plots
+from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.run import Run, Saved
+from jaxstudy.runs.statistics import (
     NONNEGATIVE,
     REAL,
     SHARE,
@@ -42,6 +36,12 @@ from jaxstudy.statistics import (
     Estimate,
     mean_over_cases,
     mean_over_runs,
+)
+from jaxstudy.tabular.reading import (
+    Applicant,
+    admission_arrays,
+    applicant_row,
+    read_admissions,
 )
 from jaxstudy.training import (
     FitResult,

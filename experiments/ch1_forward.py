@@ -20,11 +20,11 @@ import pydantic
 import rich.console
 import rich.table
 
-from jaxstudy import plots
-from jaxstudy.cli import Positive, Settings, experiment
 from jaxstudy.models.mlp import ACTIVATIONS, mlp
 from jaxstudy.objectives import squared_error
-from jaxstudy.run import Run
+from jaxstudy.runs import plots
+from jaxstudy.runs.cli import Positive, Settings, experiment
+from jaxstudy.runs.run import Run
 from jaxstudy.types import PyTree
 
 MONTHS = ("June", "September", "October")

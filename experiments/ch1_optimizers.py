@@ -23,15 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxstudy import plots
-from jaxstudy.cli import Count, Positive, Settings, experiment
-from jaxstudy.comparison import cell_of
-from jaxstudy.data.tabular import read_digits
 from jaxstudy.optimizers import OPTIMIZERS, Log, Optimizer
-from jaxstudy.problems import PROBLEMS, SURFACES, Problem, Surface
-from jaxstudy.run import Run
-from jaxstudy.study import Candidate, Protocol, look_up, metrics, run_study
-from jaxstudy.study_plots import look, save_study
+from jaxstudy.runs import plots
+from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.run import Run
+from jaxstudy.study.comparison import cell_of
+from jaxstudy.study.plots import look, save_study
+from jaxstudy.study.problems import PROBLEMS, SURFACES, Problem, Surface
+from jaxstudy.study.runner import Candidate, Protocol, look_up, metrics, run_study
+from jaxstudy.tabular.reading import read_digits
 from jaxstudy.training import TrainState, TrainStep, fit, init_state, make_train_step
 from jaxstudy.types import Array, Batch, Mean, Metrics
 

@@ -39,15 +39,13 @@ import numpy as np
 import optax
 import pydantic
 
-from jaxstudy import plots
-from jaxstudy.cli import Count, Positive, Settings, experiment
-from jaxstudy.data import augment, folders
-from jaxstudy.data.augment import Flip, Layer, Rotation, Translation, Zoom
-from jaxstudy.data.dataset import evenly_spaced
-from jaxstudy.data.emoji import emoji_group, emoji_splits
-from jaxstudy.data.images import Images, ImageSet, read_images
 from jaxstudy.data.sources import EMOJI_FOLDERS, check_folder
-from jaxstudy.data.splits import (
+from jaxstudy.dataset import evenly_spaced
+from jaxstudy.images import augment, folders
+from jaxstudy.images.augment import Flip, Layer, Rotation, Translation, Zoom
+from jaxstudy.images.emoji import emoji_group, emoji_splits
+from jaxstudy.images.sets import Images, ImageSet, read_images
+from jaxstudy.images.splits import (
     ImageSplits,
     image_splits,
     nested_subsets,
@@ -56,8 +54,10 @@ from jaxstudy.data.splits import (
 from jaxstudy.model import Model
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
-from jaxstudy.run import Run, write_atomically
-from jaxstudy.statistics import (
+from jaxstudy.runs import plots
+from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.run import Run, write_atomically
+from jaxstudy.runs.statistics import (
     NONNEGATIVE,
     SHARE,
     SHARE_DIFFERENCE,

@@ -26,19 +26,19 @@ import numpy as np
 import optax
 import pydantic
 
-from jaxstudy import plots
-from jaxstudy.cli import Count, Positive, Settings, experiment
-from jaxstudy.data.augment import shift
-from jaxstudy.data.dataset import evenly_spaced
-from jaxstudy.data.images import read_images
-from jaxstudy.data.splits import ImageSplits, at_most, image_splits
-from jaxstudy.data.stream import take
+from jaxstudy.dataset import evenly_spaced
+from jaxstudy.images.augment import shift
+from jaxstudy.images.sets import read_images
+from jaxstudy.images.splits import ImageSplits, at_most, image_splits
 from jaxstudy.model import Model, parameter_count
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.ops import Padding
-from jaxstudy.run import Run
-from jaxstudy.statistics import SHARE, Estimate, mean_over_runs
+from jaxstudy.runs import plots
+from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.run import Run
+from jaxstudy.runs.statistics import SHARE, Estimate, mean_over_runs
+from jaxstudy.stream import take
 from jaxstudy.training import (
     EvalStep,
     Replicas,

@@ -25,16 +25,16 @@ import numpy as np
 import optax
 import pydantic
 
-from jaxstudy import plots
-from jaxstudy.cli import Count, Positive, Settings, experiment
-from jaxstudy.data.dataset import evenly_spaced
-from jaxstudy.data.images import read_images
-from jaxstudy.data.splits import ImageSplits, image_splits
+from jaxstudy.dataset import evenly_spaced
+from jaxstudy.images.sets import read_images
+from jaxstudy.images.splits import ImageSplits, image_splits
 from jaxstudy.model import parameter_count
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
-from jaxstudy.run import Run
-from jaxstudy.statistics import SHARE, SHARE_DIFFERENCE, Estimate, mean_over_runs
+from jaxstudy.runs import plots
+from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.run import Run
+from jaxstudy.runs.statistics import SHARE, SHARE_DIFFERENCE, Estimate, mean_over_runs
 from jaxstudy.training import (
     Replicas,
     fit,

@@ -27,15 +27,15 @@ import jax
 import numpy as np
 import optax
 
-from jaxstudy import plots
-from jaxstudy.cli import Count, Positive, Settings, experiment
-from jaxstudy.data.dataset import subset
-from jaxstudy.data.images import read_images
-from jaxstudy.data.splits import ImageSplits, image_splits
+from jaxstudy.dataset import subset
+from jaxstudy.images.sets import read_images
+from jaxstudy.images.splits import ImageSplits, image_splits
 from jaxstudy.model import Model
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
-from jaxstudy.run import Options, Run, SubRun, open_run, read_saved
+from jaxstudy.runs import plots
+from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.run import Options, Run, SubRun, open_run, read_saved
 from jaxstudy.training import (
     FitResult,
     fit,

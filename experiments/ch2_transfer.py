@@ -35,14 +35,11 @@ import numpy as np
 import optax
 import pydantic
 
-from jaxstudy import plots, transfer
-from jaxstudy.cli import Count, Positive, Settings, experiment
-from jaxstudy.data.augment import Flip, Rotation, Translation, Zoom, augmented
-from jaxstudy.data.dataset import dataset, evenly_spaced
-from jaxstudy.data.folders import read_image
-from jaxstudy.data.images import read_image_folder, read_images
-from jaxstudy.data.splits import image_splits, nested_subsets, sizes_at_most
-from jaxstudy.data.stream import take
+from jaxstudy.dataset import dataset, evenly_spaced
+from jaxstudy.images.augment import Flip, Rotation, Translation, Zoom, augmented
+from jaxstudy.images.folders import read_image
+from jaxstudy.images.sets import read_image_folder, read_images
+from jaxstudy.images.splits import image_splits, nested_subsets, sizes_at_most
 from jaxstudy.model import (
     Model,
     column_statistics,
@@ -52,16 +49,20 @@ from jaxstudy.model import (
 )
 from jaxstudy.models.cnn import cnn
 from jaxstudy.models.mlp import mlp
+from jaxstudy.models.summary import print_summary
 from jaxstudy.objectives import cross_entropy
-from jaxstudy.run import Run, Saved, read_sealed, write_atomically
-from jaxstudy.statistics import (
+from jaxstudy.pretrained import backbones
+from jaxstudy.runs import plots
+from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.run import Run, Saved, read_sealed, write_atomically
+from jaxstudy.runs.statistics import (
     SHARE,
     SHARE_DIFFERENCE,
     Estimate,
     at_best_epoch,
     mean_over_runs,
 )
-from jaxstudy.summary import print_summary
+from jaxstudy.stream import take
 from jaxstudy.training import (
     Replicas,
     TrainState,
@@ -82,7 +83,7 @@ EVALUATED = 2000  # images of a validation or test set, at most
 class Config(Settings):
     """The network to build on, the images, and how long to learn from them."""
 
-    backbone: transfer.BackboneName = "efficientnet_lite0"
+    backbone: backbones.BackboneName = "efficientnet_lite0"
     """The network that somebody else trained."""
     weights: Path | None = None
     """Its weights, a Keras file; those of efficientnet_lite0 come by `make data`."""
@@ -165,20 +166,20 @@ def read(config: Config, size: int) -> Images:
     return Images(sets, rows.reshape(shape), sizes, data.classes)
 
 
-def backbone(config: Config) -> transfer.Backbone:
+def backbone(config: Config) -> backbones.Backbone:
     """The network to build on; refuses images that are too small for it."""
-    transfer.check_image_size(config.backbone, config.image_size)
-    return transfer.backbone(config.backbone, config.weights)
+    backbones.check_image_size(config.backbone, config.image_size)
+    return backbones.backbone(config.backbone, config.weights)
 
 
-def features(sets: Sets, network: transfer.Backbone, model: Model, name: str) -> Sets:
+def features(sets: Sets, network: backbones.Backbone, model: Model, name: str) -> Sets:
     """What some of the backbone's layers, as they are, make of the images of all sets.
 
     x [N, D] in the place of x [N, H, W, 3].
     """
     x = np.concatenate([fields["x"] for fields in sets.values()])
-    model = transfer.on_pixels(network, model)
-    found = transfer.frozen_features(model, network.weights, x, title=name)
+    model = backbones.on_pixels(network, model)
+    found = backbones.frozen_features(model, network.weights, x, title=name)
     ends = np.cumsum([len(fields["x"]) for fields in sets.values()])
     parts = zip(sets.items(), np.split(found, ends[:-1]), strict=True)
     return {key: {**fields, "x": part} for (key, fields), part in parts}
@@ -307,7 +308,7 @@ def fine_tune(
 def summary_text(before: Model, rest: Model, classes: int, size: int) -> str:
     """What the fine-tuned network consists of, and what of it is trained."""
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    inputs = transfer.output_shapes(with_frozen_backbone(before, rest), image)
+    inputs = backbones.output_shapes(with_frozen_backbone(before, rest), image)
     trained = compose(rest, regression(inputs.shape[1], classes))
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
@@ -388,7 +389,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     network = backbone(config)
     shape = (1, config.image_size, config.image_size, 3)
     image = jax.ShapeDtypeStruct(shape, jnp.float32)
-    before, rest = transfer.split_means(network.stages, config.fine_tune_from, image)
+    before, rest = backbones.split_means(network.stages, config.fine_tune_from, image)
     images = read(config, config.image_size)
     config = dataclasses.replace(config, sizes=images.sizes)
     small = read(config, config.small_size)
@@ -406,16 +407,16 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         "pixels": train_regression("pixels", small._replace(sets=flat), config, run),
         **train_scratch(small, config, run),
     }
-    whole = transfer.pooled_features(network.stages, image)
+    whole = backbones.pooled_features(network.stages, image)
     found = features(images.sets, network, whole, "features")
     frozen = train_regression("frozen", images._replace(sets=found), config, run)
     state = frozen.state
     chances = probabilities(state.params, state.extra, found["test"]["x"], config)
     draw_predictions(run, images, chances)
-    before, rest = transfer.flatten_interface(before, rest, image)
+    before, rest = backbones.flatten_interface(before, rest, image)
     kept = features(images.sets, network, before, f"before {config.fine_tune_from}")
     tuned = fine_tune(
-        transfer.pretrained(rest, network.weights), frozen.state,
+        backbones.pretrained(rest, network.weights), frozen.state,
         images._replace(sets=kept), config, run,
     )  # fmt: skip
     trained |= {"frozen": frozen, "fine-tuned": tuned}
@@ -455,8 +456,10 @@ def predict(saved: Saved[Config], files: tuple[Path, ...]) -> None:
     size = config.image_size, config.image_size
     x = np.stack([read_image(path, size) for path in files])
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    model = transfer.on_pixels(network, transfer.pooled_features(network.stages, image))
-    found = transfer.frozen_features(
+    model = backbones.on_pixels(
+        network, backbones.pooled_features(network.stages, image)
+    )
+    found = backbones.frozen_features(
         model, network.weights, x, batch_size=min(len(x), 64)
     )
     classes, sizes = read_sealed(saved.folder, "images.json", Seen)

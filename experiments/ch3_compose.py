@@ -38,29 +38,15 @@ import numpy as np
 import optax
 import pydantic
 
-from jaxstudy import ngram, plots
-from jaxstudy.checkpoint import Checkpoints, Keep
-from jaxstudy.cli import Count, Positive, Settings, experiment
-from jaxstudy.composing import (
-    copied_share,
-    joined_melodies,
-    judge,
-    save_piano_roll,
-    write_midi,
-)
-from jaxstudy.data.dataset import Dataset, Order, dataset
-from jaxstudy.data.music import Tunes, read_tunes, split_tunes
 from jaxstudy.data.sources import TUNES, check_folder
-from jaxstudy.data.text import (
-    Vocabulary,
-    fit_vocabulary,
-    normalise,
-    windows,
-)
+from jaxstudy.dataset import Dataset, Order, dataset
 from jaxstudy.model import Model
 from jaxstudy.models.recurrent import first_states, language_model
 from jaxstudy.objectives import supervised
-from jaxstudy.run import (
+from jaxstudy.runs import plots
+from jaxstudy.runs.checkpoint import Checkpoints, Keep
+from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.run import (
     Options,
     Run,
     Saved,
@@ -68,8 +54,23 @@ from jaxstudy.run import (
     read_sealed,
     write_atomically,
 )
-from jaxstudy.sampling import sample
-from jaxstudy.statistics import REAL, SHARE, Estimate, mean_over_cases
+from jaxstudy.runs.statistics import REAL, SHARE, Estimate, mean_over_cases
+from jaxstudy.text import ngram
+from jaxstudy.text.abc import Tunes, read_tunes, split_tunes
+from jaxstudy.text.decoding import sample
+from jaxstudy.text.tune_evaluation import (
+    copied_share,
+    joined_melodies,
+    judge,
+    save_piano_roll,
+    write_midi,
+)
+from jaxstudy.text.vocabulary import (
+    Vocabulary,
+    fit_vocabulary,
+    normalise,
+    windows,
+)
 from jaxstudy.training import (
     EvalStep,
     Replicas,

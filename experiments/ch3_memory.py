@@ -31,14 +31,14 @@ import numpy as np
 import optax
 import pydantic
 
-from jaxstudy import plots
-from jaxstudy.cli import Count, Positive, Settings, experiment
-from jaxstudy.data.dataset import Dataset, dataset, steps_per_epoch
+from jaxstudy.dataset import Dataset, dataset, steps_per_epoch
 from jaxstudy.model import Model
 from jaxstudy.models.recurrent import Kind, sequence_to_vector
 from jaxstudy.objectives import squared_error
-from jaxstudy.run import Run
-from jaxstudy.statistics import NONNEGATIVE, Estimate, mean_over_runs
+from jaxstudy.runs import plots
+from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.run import Run
+from jaxstudy.runs.statistics import NONNEGATIVE, Estimate, mean_over_runs
 from jaxstudy.training import (
     Replicas,
     TrainState,

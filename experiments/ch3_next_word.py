@@ -38,18 +38,23 @@ import numpy as np
 import optax
 import pydantic
 
-from jaxstudy import plots
-from jaxstudy.cli import Count, Positive, Settings, experiment
-from jaxstudy.data.dataset import Dataset, dataset, evenly_spaced, steps_per_epoch
-from jaxstudy.data.prose import Passages, read_prose
-from jaxstudy.data.text import UNKNOWN, Vocabulary, fit_vocabulary, words
+from jaxstudy.dataset import Dataset, dataset, evenly_spaced, steps_per_epoch
 from jaxstudy.model import Model, parameter_count
 from jaxstudy.models.mlp import mlp
 from jaxstudy.models.recurrent import Kind, Recurrent, small_uniform
-from jaxstudy.ngram import bits, fit_ngram
 from jaxstudy.objectives import masked_mean, mean_value
-from jaxstudy.run import Run, Saved, read_sealed
-from jaxstudy.statistics import NONNEGATIVE, Estimate, at_best_epoch, mean_over_runs
+from jaxstudy.runs import plots
+from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.run import Run, Saved, read_sealed
+from jaxstudy.runs.statistics import (
+    NONNEGATIVE,
+    Estimate,
+    at_best_epoch,
+    mean_over_runs,
+)
+from jaxstudy.text.ngram import bits, fit_ngram
+from jaxstudy.text.prose import Passages, read_prose
+from jaxstudy.text.vocabulary import UNKNOWN, Vocabulary, fit_vocabulary, words
 from jaxstudy.training import (
     Replicas,
     fit,

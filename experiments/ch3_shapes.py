@@ -33,19 +33,14 @@ import numpy as np
 import optax
 import pydantic
 
-from jaxstudy import plots
-from jaxstudy.cli import Count, Positive, Settings, experiment
-from jaxstudy.data.dataset import (
+from jaxstudy.data.sources import SUNSPOTS, read_bytes
+from jaxstudy.dataset import (
     Dataset,
     dataset,
     random_split,
     steps_per_epoch,
     subset,
 )
-from jaxstudy.data.pairs import END, Pair, encode_pairs
-from jaxstudy.data.sources import SUNSPOTS, read_bytes
-from jaxstudy.data.tabular import read_digits
-from jaxstudy.data.text import Vocabulary, fit_vocabulary
 from jaxstudy.model import Model
 from jaxstudy.models.mlp import mlp
 from jaxstudy.models.recurrent import (
@@ -57,9 +52,14 @@ from jaxstudy.models.recurrent import (
 )
 from jaxstudy.models.seq2seq import seq2seq
 from jaxstudy.objectives import sequence_cross_entropy, squared_error
-from jaxstudy.run import Run, SubRun
-from jaxstudy.sampling import Step, sample
-from jaxstudy.statistics import NONNEGATIVE, SHARE, Estimate, mean_over_runs
+from jaxstudy.runs import plots
+from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.run import Run, SubRun
+from jaxstudy.runs.statistics import NONNEGATIVE, SHARE, Estimate, mean_over_runs
+from jaxstudy.tabular.reading import read_digits
+from jaxstudy.text.decoding import Step, sample
+from jaxstudy.text.pairs import END, Pair, encode_pairs
+from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary
 from jaxstudy.training import (
     EvalStep,
     FitResult,

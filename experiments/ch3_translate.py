@@ -32,10 +32,17 @@ import optax
 import pydantic
 import sacrebleu
 
-from jaxstudy import plots
-from jaxstudy.cli import Count, Positive, Settings, experiment
-from jaxstudy.data.dataset import Dataset, dataset, steps_per_epoch
-from jaxstudy.data.pairs import (
+from jaxstudy.data.sources import LIBREOFFICE_KO, check_folder
+from jaxstudy.dataset import Dataset, dataset, steps_per_epoch
+from jaxstudy.model import parameter_count
+from jaxstudy.models.seq2seq import Seq2Seq, seq2seq
+from jaxstudy.objectives import sequence_cross_entropy
+from jaxstudy.runs import plots
+from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.run import Run, Saved, read_sealed
+from jaxstudy.runs.statistics import SHARE, Estimate, mean_over_runs
+from jaxstudy.text.decoding import Beams, beam_search
+from jaxstudy.text.pairs import (
     END,
     LONGEST_DATE,
     Pair,
@@ -47,14 +54,7 @@ from jaxstudy.data.pairs import (
     read_messages,
     split_messages,
 )
-from jaxstudy.data.sources import LIBREOFFICE_KO, check_folder
-from jaxstudy.data.text import Vocabulary, fit_vocabulary, normalise
-from jaxstudy.model import parameter_count
-from jaxstudy.models.seq2seq import Seq2Seq, seq2seq
-from jaxstudy.objectives import sequence_cross_entropy
-from jaxstudy.run import Run, Saved, read_sealed
-from jaxstudy.sampling import Beams, beam_search
-from jaxstudy.statistics import SHARE, Estimate, mean_over_runs
+from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary, normalise
 from jaxstudy.training import (
     Replicas,
     TrainState,

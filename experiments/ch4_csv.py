@@ -42,9 +42,7 @@ import optax
 import pandas as pd
 import pydantic
 
-from jaxstudy import features, plots
-from jaxstudy.cli import Count, Positive, Settings, experiment
-from jaxstudy.data.dataset import (
+from jaxstudy.dataset import (
     Dataset,
     Streamed,
     dataset,
@@ -52,12 +50,33 @@ from jaxstudy.data.dataset import (
     streamed,
     subset,
 )
-from jaxstudy.data.tabular import (
-    read_text,
-    read_titanic,
-    without_formulas,
+from jaxstudy.model import Model
+from jaxstudy.models.mlp import embedding_mlp
+from jaxstudy.objectives import cross_entropy
+from jaxstudy.runs import plots
+from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.run import Run, Saved, read_sealed, write_atomically
+from jaxstudy.runs.statistics import (
+    NONNEGATIVE,
+    REAL,
+    SHARE,
+    SHARE_DIFFERENCE,
+    Estimate,
+    Range,
+    mean_over_cases,
 )
-from jaxstudy.features import (
+from jaxstudy.tabular import features
+from jaxstudy.tabular.cross_validation import (
+    Folds,
+    PredictLogProbs,
+    Rows,
+    held_out_scores,
+    importance,
+    logistic_regression_baseline,
+    make_folds,
+    stratified_splits,
+)
+from jaxstudy.tabular.features import (
     Bucketized,
     Category,
     Column,
@@ -69,28 +88,10 @@ from jaxstudy.features import (
     Numeric,
     Table,
 )
-from jaxstudy.model import Model
-from jaxstudy.models.mlp import embedding_mlp
-from jaxstudy.objectives import cross_entropy
-from jaxstudy.run import Run, Saved, read_sealed, write_atomically
-from jaxstudy.statistics import (
-    NONNEGATIVE,
-    REAL,
-    SHARE,
-    SHARE_DIFFERENCE,
-    Estimate,
-    Range,
-    mean_over_cases,
-)
-from jaxstudy.tables import (
-    Folds,
-    PredictLogProbs,
-    Rows,
-    held_out_scores,
-    importance,
-    logistic_regression_baseline,
-    make_folds,
-    stratified_splits,
+from jaxstudy.tabular.reading import (
+    read_text,
+    read_titanic,
+    without_formulas,
 )
 from jaxstudy.training import (
     Replicas,

@@ -41,8 +41,16 @@ import optax
 import pydantic
 from jax import lax
 
-from jaxstudy import ops, plots
-from jaxstudy.adversarial import (
+from jaxstudy import ops
+from jaxstudy.dataset import Dataset, dataset, evenly_spaced, steps_per_epoch
+from jaxstudy.gan.evaluation import (
+    classifier_features,
+    classifier_metrics,
+    judge_by_nearest,
+    resized,
+    train_classifier,
+)
+from jaxstudy.gan.step import (
     G,
     Order,
     alternating,
@@ -54,22 +62,14 @@ from jaxstudy.adversarial import (
     real_first,
     stopping_epoch,
 )
-from jaxstudy.cli import Count, Positive, Settings, experiment
-from jaxstudy.data.dataset import Dataset, dataset, evenly_spaced, steps_per_epoch
-from jaxstudy.data.images import read_image_folder, read_images
-from jaxstudy.data.splits import at_most, image_splits
-from jaxstudy.data.stream import take
-from jaxstudy.forgeries import (
-    classifier_features,
-    classifier_metrics,
-    judge_by_nearest,
-    resized,
-    train_classifier,
-)
+from jaxstudy.images.sets import read_image_folder, read_images
+from jaxstudy.images.splits import at_most, image_splits
 from jaxstudy.model import Model
 from jaxstudy.models.dcgan import discriminator, generate, generator, sample_latent
-from jaxstudy.run import Run, Saved
-from jaxstudy.statistics import (
+from jaxstudy.runs import plots
+from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.run import Run, Saved
+from jaxstudy.runs.statistics import (
     NONNEGATIVE,
     REAL,
     SHARE,
@@ -77,6 +77,7 @@ from jaxstudy.statistics import (
     frechet_distance,
     mean_over_runs,
 )
+from jaxstudy.stream import take
 from jaxstudy.training import FitResult, Replicas, TrainState, fit
 from jaxstudy.types import Array, Key, PyTree, UserError, warn
 

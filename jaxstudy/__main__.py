@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxstudy.cli import exit_code
 from jaxstudy.data.fetch import STEPS, fetch
 from jaxstudy.data.sources import NOTES
-from jaxstudy.report import write_report
-from jaxstudy.run import locked, write_holder
+from jaxstudy.runs.cli import exit_code
+from jaxstudy.runs.report import write_report
+from jaxstudy.runs.run import locked, write_holder
 from jaxstudy.types import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,7 +20,7 @@ import rich.progress as rp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxstudy.data.dataset import (
+from jaxstudy.dataset import (
     SHUFFLED,
     BatchIndices,
     Dataset,
@@ -33,14 +33,14 @@ from jaxstudy.data.dataset import (
     steps_per_epoch,
     subset,
 )
-from jaxstudy.data.stream import (
+from jaxstudy.model import Model
+from jaxstudy.runs.run import SubRun, Timing
+from jaxstudy.stream import (
     CHUNK_BYTES,
     evaluation_chunks,
     row_bytes,
     training_chunks,
 )
-from jaxstudy.model import Model
-from jaxstudy.run import SubRun, Timing
 from jaxstudy.types import (
     Array,
     Batch,

@@ -137,8 +137,8 @@ def smoke(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Smoke:
 
 def run_smoke(name: str, folder: Path, notes: Path) -> Any:
     """Run a lesson at smoke in this process: its exit code."""
-    from jaxstudy import cli
     from jaxstudy.data.sources import NOTES
+    from jaxstudy.runs import cli
 
     module = load("experiments", name)
     argv = [f"{name}.py", "--preset", "smoke", "--run-dir", str(folder)]

@@ -11,14 +11,14 @@ import numpy as np
 import optax
 from test_training import bits
 
-from jaxstudy.adversarial import (
+from jaxstudy.dataset import Dataset, dataset
+from jaxstudy.gan.step import (
     init_gan_replicas,
     init_gan_state,
     make_gan_eval_step,
     make_gan_step,
     real_first,
 )
-from jaxstudy.data.dataset import Dataset, dataset
 from jaxstudy.model import from_linen
 from jaxstudy.training import FitResult, Replicas, TrainState, TrainStep, fit
 from jaxstudy.types import Array, Key

@@ -37,8 +37,9 @@ from test_dcgan import (
 )
 from test_training import bits, traced_at_most
 
-from jaxstudy import adversarial
-from jaxstudy.adversarial import (
+from jaxstudy.dataset import subset
+from jaxstudy.gan import step as gan_step
+from jaxstudy.gan.step import (
     Order,
     alternating,
     discriminator_objective,
@@ -49,12 +50,11 @@ from jaxstudy.adversarial import (
     real_first,
     stopping_epoch,
 )
-from jaxstudy.checkpoint import Checkpoints
-from jaxstudy.cli import Settings
-from jaxstudy.data.dataset import subset
 from jaxstudy.model import Model
 from jaxstudy.models.dcgan import discriminator, generator, sample_latent
-from jaxstudy.run import Options, Stopped, open_run
+from jaxstudy.runs.checkpoint import Checkpoints
+from jaxstudy.runs.cli import Settings
+from jaxstudy.runs.run import Options, Stopped, open_run
 from jaxstudy.training import FitResult, TrainState, measure
 from jaxstudy.types import Array, Batch, Key, Metrics, PyTree
 from tests.conftest import run_on_devices
@@ -119,7 +119,7 @@ def test_a_step_is_the_lessons_in_keras(
     z = np.random.default_rng(1).uniform(-1, 1, (2, B, 100)).astype(np.float32)
     draws = iter(z)
     monkeypatch.setattr(
-        adversarial, "sample_latent", lambda key, n: jnp.asarray(next(draws))
+        gan_step, "sample_latent", lambda key, n: jnp.asarray(next(draws))
     )
     real_d, g_model = discriminator(SHAPE), generator(SHAPE)
 

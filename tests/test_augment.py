@@ -16,7 +16,7 @@ import scipy.ndimage
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jaxstudy.data.augment import (
+from jaxstudy.images.augment import (
     Factor,
     Flip,
     Layer,

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import speed  # noqa: E402  # pyright: ignore[reportMissingImports]
 
-from jaxstudy.problems import TARGETS  # noqa: E402
+from jaxstudy.study.problems import TARGETS  # noqa: E402
 
 
 def made_up() -> dict[str, Any]:

@@ -14,12 +14,13 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxstudy.data import builders, images, sources
+from jaxstudy.data import builders, sources
 from jaxstudy.data.builders import prepare
-from jaxstudy.data.decoding import decode, pixels
-from jaxstudy.data.emoji import emoji_group, emoji_splits
-from jaxstudy.data.images import Images, RecordImages, read_images
 from jaxstudy.data.sources import MissingData, Source, folder_sha256
+from jaxstudy.images import sets
+from jaxstudy.images.decoding import decode, pixels
+from jaxstudy.images.emoji import emoji_group, emoji_splits
+from jaxstudy.images.sets import Images, RecordImages, read_images
 from jaxstudy.types import UserError
 from tests.conftest import ROOT
 from tests.test_images import idx
@@ -48,7 +49,7 @@ def fashion(tmp_path_factory: pytest.TempPathFactory, patch: Any) -> Prepared:
         (folder / name).write_bytes(content)
         digest = hashlib.sha256(content).hexdigest()
         files[name] = Source(folder / name, digest, "", "make data")
-    patch.setattr(images, "FASHION_MNIST", files)
+    patch.setattr(sets, "FASHION_MNIST", files)
     prepare("fashion_mnist", folder / "tfds")
     return folder / "tfds", arrays
 
@@ -290,7 +291,7 @@ def test_a_set_is_prepared_where_it_is_not(
 def test_of_several_features_it_is_those_of_the_supervised_keys(
     name: str, keys: tuple[str, str], tmp_path: Path
 ) -> None:
-    assert images._image_and_label(images._tfds_builder(name, tmp_path)) == keys
+    assert sets._image_and_label(sets._tfds_builder(name, tmp_path)) == keys
 
 
 @pytest.mark.parametrize(
@@ -335,8 +336,8 @@ def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def unknown(*_: Any) -> None:
         raise OSError(-2, "Name or service not known")
 
-    monkeypatch.setattr(images.socket, "getaddrinfo", unknown)
-    monkeypatch.setattr(images.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(sets.socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(sets.urllib.request, "getproxies", dict)
     with pytest.raises(
         MissingData, match=r"mnist is not prepared in .*cannot be reached"
     ):
@@ -358,7 +359,7 @@ def test_no_tensorflow_and_no_tfds_unless_asked(emoji: Prepared) -> None:
         "import sys, logging\n"
         "from pathlib import Path\n"
         "import jaxstudy.__main__\n"
-        "from jaxstudy.data.images import read_images\n"
+        "from jaxstudy.images.sets import read_images\n"
         "assert 'tensorflow_datasets' not in sys.modules\n"
         f"found = read_images('tfds:emoji', data_dir=Path({str(emoji[0])!r}))\n"
         "assert len(found.splits['train'].y) == 24\n"

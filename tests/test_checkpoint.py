@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstudy import checkpoint
-from jaxstudy.checkpoint import Checkpoints, DamagedError, Keep, Restored
+from jaxstudy.runs import checkpoint
+from jaxstudy.runs.checkpoint import Checkpoints, DamagedError, Keep, Restored
 from jaxstudy.types import UserError
 from tests.conftest import contents
 

@@ -14,8 +14,8 @@ import pytest
 import tiny
 from jax.errors import JaxRuntimeError
 
-from jaxstudy import cli
-from jaxstudy.run import Stopped, locked
+from jaxstudy.runs import cli
+from jaxstudy.runs.run import Stopped, locked
 from jaxstudy.types import Refused, UserError
 from tests.conftest import ROOT, contents
 

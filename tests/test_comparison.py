@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jaxstudy.comparison import (
+from jaxstudy.runs.run import open_run
+from jaxstudy.study.comparison import (
     algoperf_target,
     compare,
     interval_text,
@@ -20,8 +21,7 @@ from jaxstudy.comparison import (
     summary_table,
     times_to_target,
 )
-from jaxstudy.run import open_run
-from jaxstudy.study_plots import save_study
+from jaxstudy.study.plots import save_study
 from tests.tiny import Config
 
 SEEDS = 6

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstudy.cli import Settings
-from jaxstudy.composing import (
+from jaxstudy.runs.cli import Settings
+from jaxstudy.runs.run import open_run
+from jaxstudy.text.tune_evaluation import (
     Verdict,
     copied_share,
     joined_melodies,
@@ -22,7 +23,6 @@ from jaxstudy.composing import (
     save_piano_roll,
     write_midi,
 )
-from jaxstudy.run import open_run
 from jaxstudy.types import UserError
 
 HEAD = "X:1\nM:6/8\nL:1/8\nK:G\n"

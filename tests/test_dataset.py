@@ -12,7 +12,7 @@ import scipy
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jaxstudy.data.dataset import (
+from jaxstudy.dataset import (
     SHUFFLED,
     BatchIndices,
     Dataset,

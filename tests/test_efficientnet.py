@@ -22,7 +22,7 @@ from jaxstudy.models.efficientnet import (
     efficientnet_weights,
     preprocess,
 )
-from jaxstudy.torch_weights import read_torch_weights
+from jaxstudy.pretrained.torch_weights import read_torch_weights
 from jaxstudy.types import Array, Key, PyTree, UserError
 
 # A stem, a block without expansion, one with it that adds its input, a top.

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxstudy.data import emoji
-from jaxstudy.data.decoding import decode
-from jaxstudy.data.emoji import SHARES, emoji_group, emoji_label, emoji_splits
 from jaxstudy.data.sources import EMOJI_FOLDERS
+from jaxstudy.images import emoji
+from jaxstudy.images.decoding import decode
+from jaxstudy.images.emoji import SHARES, emoji_group, emoji_label, emoji_splits
 
 TABLE = [
     {"image": "1f600.png", "category": "Smileys & Emotion"},

@@ -13,10 +13,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from jaxstudy import cli
-from jaxstudy.data.dataset import dataset, kfold, stacked_subsets
+from jaxstudy.dataset import dataset, kfold, stacked_subsets
 from jaxstudy.optimizers import OPTIMIZERS
-from jaxstudy.problems import SURFACES
+from jaxstudy.runs import cli
+from jaxstudy.study.problems import SURFACES
 from tests.conftest import Smoke, load
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstudy import features
-from jaxstudy.features import (
+from jaxstudy.tabular import features
+from jaxstudy.tabular.features import (
     Bucketized,
     Category,
     Column,

@@ -24,9 +24,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxstudy.data import folders
-from jaxstudy.data.decoding import FORMATS
-from jaxstudy.data.folders import (
+from jaxstudy.images import folders
+from jaxstudy.images.decoding import FORMATS
+from jaxstudy.images.folders import (
     Audit,
     audit,
     folder_source,

@@ -7,10 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxstudy import forgeries
-from jaxstudy.cli import Settings
-from jaxstudy.data.dataset import dataset
-from jaxstudy.forgeries import (
+from jaxstudy.dataset import dataset
+from jaxstudy.gan import evaluation
+from jaxstudy.gan.evaluation import (
     CNN_SIZE,
     classifier_features,
     classifier_metrics,
@@ -20,8 +19,9 @@ from jaxstudy.forgeries import (
     train_classifier,
 )
 from jaxstudy.models.cnn import cnn
-from jaxstudy.run import open_run
-from jaxstudy.statistics import Estimate, frechet_distance
+from jaxstudy.runs.cli import Settings
+from jaxstudy.runs.run import open_run
+from jaxstudy.runs.statistics import Estimate, frechet_distance
 
 
 def images(n: int, size: int, channels: int = 1, seed: int = 0) -> np.ndarray:
@@ -33,7 +33,7 @@ def images(n: int, size: int, channels: int = 1, seed: int = 0) -> np.ndarray:
 def test_nearest_is_that_of_brute_force(
     channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forgeries, "ROWS", 7)  # so that there are several parts
+    monkeypatch.setattr(evaluation, "ROWS", 7)  # so that there are several parts
     x, among = images(9, 4, channels), images(23, 4, channels, seed=1)
     x[3], x[4] = among[20], among[6]
     rows, distances = nearest(x, among)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import contest  # noqa: E402  # pyright: ignore[reportMissingImports]
 import gan_speed as bench  # noqa: E402  # pyright: ignore[reportMissingImports]
 
-from jaxstudy.data.images import Images  # noqa: E402
+from jaxstudy.images.sets import Images  # noqa: E402
 from jaxstudy.models.dcgan import discriminator, generator  # noqa: E402
 
 WORK = bench.WORKLOADS["dcgan"]
@@ -33,7 +33,7 @@ def data() -> dict[str, np.ndarray]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "BATCH", 4)
         patch.setattr(
-            "jaxstudy.data.images.read_fashion_mnist",
+            "jaxstudy.images.sets.read_fashion_mnist",
             lambda: {"train": Images(x, np.zeros(8, np.int32))},
         )
         return bench.gan_data()

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from PIL import Image
 
-from jaxstudy.data import images
-from jaxstudy.data.decoding import pixels
-from jaxstudy.data.images import read_fashion_mnist, read_idx
 from jaxstudy.data.sources import FASHION_MNIST, Source
+from jaxstudy.images import sets
+from jaxstudy.images.decoding import pixels
+from jaxstudy.images.sets import read_fashion_mnist, read_idx
 from jaxstudy.types import UserError
 
 
@@ -61,7 +61,7 @@ def test_missing_files_name_the_command(
         name: Source(tmp_path / name, s.sha256, s.origin, s.command)
         for name, s in FASHION_MNIST.items()
     }
-    monkeypatch.setattr(images, "FASHION_MNIST", gone)
+    monkeypatch.setattr(sets, "FASHION_MNIST", gone)
     with pytest.raises(UserError, match="this brings it: make data"):
         read_fashion_mnist()
 
@@ -74,7 +74,7 @@ def test_files_become_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (tmp_path / name).write_bytes(content)
         digest = hashlib.sha256(content).hexdigest()
         sources[name] = Source(tmp_path / name, digest, "", "make data")
-    monkeypatch.setattr(images, "FASHION_MNIST", sources)
+    monkeypatch.setattr(sets, "FASHION_MNIST", sources)
     read = read_fashion_mnist()
     assert {k: (v.x.shape, v.y.shape) for k, v in read.items()} == {
         "train": ((3, 28, 28), (3,)),
@@ -90,9 +90,9 @@ def test_all_images_are_resized_as_each_of_them(
     size: tuple[int, int], channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = np.random.default_rng(0).integers(0, 256, (7, 28, 28)).astype(np.uint8)
-    few = images.Images(x, np.zeros(7, np.int32))
-    monkeypatch.setattr(images, "read_fashion_mnist", lambda: {"train": few})
-    found = images.read_images("fashion_mnist", image_size=size, channels=channels)
+    few = sets.Images(x, np.zeros(7, np.int32))
+    monkeypatch.setattr(sets, "read_fashion_mnist", lambda: {"train": few})
+    found = sets.read_images("fashion_mnist", image_size=size, channels=channels)
     got = found.splits["train"].x  # type: ignore[union-attr]
     each = [pixels(Image.fromarray(i), size, channels) for i in x]
     assert got.dtype == np.uint8

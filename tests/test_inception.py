@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from keras.src.backend.common import dtypes
 
-from jaxstudy.keras_weights import KerasLayer, inception_weights
 from jaxstudy.model import Model, sequential, split_stages
 from jaxstudy.models.inception import inception_stages, inception_v3, preprocess
+from jaxstudy.pretrained.keras_weights import KerasLayer, inception_weights
 from jaxstudy.types import PyTree, UserError
 
 # Relative to the largest number of an array: some hundred roundings (1.1e-16, 6e-8) on

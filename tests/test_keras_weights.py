@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from keras.src.legacy.saving import legacy_h5_format
 from test_inception import copied, keras_inception, random_weights
 
-from jaxstudy import hdf5
-from jaxstudy.keras_weights import (
+from jaxstudy.pretrained import hdf5
+from jaxstudy.pretrained.keras_weights import (
     KerasLayer,
     inception_weights,
     load_inception_v3,

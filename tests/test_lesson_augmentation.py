@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxstudy import cli
-from jaxstudy.data.emoji import emoji_group, emoji_splits
+from jaxstudy.images.emoji import emoji_group, emoji_splits
+from jaxstudy.runs import cli
 from tests.conftest import load
 
 lesson: Any = load("experiments", "ch2_augmentation")

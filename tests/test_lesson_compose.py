@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstudy import cli
-from jaxstudy.checkpoint import Checkpoints
-from jaxstudy.composing import notes_of
-from jaxstudy.data.text import Vocabulary, fit_vocabulary
-from jaxstudy.run import Options, read_saved, read_sealed, write_atomically
+from jaxstudy.runs import cli
+from jaxstudy.runs.checkpoint import Checkpoints
+from jaxstudy.runs.run import Options, read_saved, read_sealed, write_atomically
+from jaxstudy.text.tune_evaluation import notes_of
+from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary
 from jaxstudy.types import UserError
 from tests.conftest import Smoke, contents, load
 

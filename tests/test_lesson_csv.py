@@ -12,17 +12,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxstudy import cli, plots
-from jaxstudy.data.tabular import read_titanic
-from jaxstudy.features import (
+from jaxstudy.runs import cli, plots
+from jaxstudy.runs.run import open_run, read_sealed
+from jaxstudy.runs.statistics import Estimate
+from jaxstudy.tabular.features import (
     Category,
     Features,
     Indicator,
     Numeric,
     fit,
 )
-from jaxstudy.run import open_run, read_sealed
-from jaxstudy.statistics import Estimate
+from jaxstudy.tabular.reading import read_titanic
 from jaxstudy.types import MAX_CHARACTERS, UserError
 from tests.conftest import load
 

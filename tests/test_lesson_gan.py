@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxstudy import cli
 from jaxstudy.data.sources import MissingData
 from jaxstudy.models.cnn import cnn
 from jaxstudy.models.dcgan import NOISE
-from jaxstudy.run import read_saved
-from jaxstudy.statistics import frechet_distance
+from jaxstudy.runs import cli
+from jaxstudy.runs.run import read_saved
+from jaxstudy.runs.statistics import frechet_distance
 from tests.conftest import Smoke, contents, load
 
 lesson: Any = load("experiments", "ch5_gan")

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstudy import cli
-from jaxstudy.data.pairs import END
 from jaxstudy.data.sources import SUNSPOTS, read_bytes
-from jaxstudy.data.tabular import read_digits
+from jaxstudy.runs import cli
+from jaxstudy.tabular.reading import read_digits
+from jaxstudy.text.pairs import END
 from jaxstudy.types import UserError
 from tests.conftest import Smoke, load
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxstudy import cli, transfer
 from jaxstudy.data import sources
-from jaxstudy.data.images import Images, ImageSet
+from jaxstudy.images.sets import Images, ImageSet
 from jaxstudy.model import Stage, sequential
 from jaxstudy.models.efficientnet import efficientnet_stages, preprocess
-from jaxstudy.run import Options, open_run, read_saved
+from jaxstudy.pretrained import backbones
+from jaxstudy.runs import cli
+from jaxstudy.runs.run import Options, open_run, read_saved
 from jaxstudy.types import UserError
 from tests.conftest import load
 
@@ -42,7 +43,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     params, extra = sequential(STAGES, image).init(jax.random.key(3))
-    network = transfer.Backbone(
+    network = backbones.Backbone(
         "efficientnet_lite0", STAGES, {"params": params, "extra": extra}, preprocess
     )
     config = lesson.Config(
@@ -100,7 +101,7 @@ def test_the_whole_lesson_and_what_it_predicts(
     for label, x in zip(CLASSES, few(rng, 3, 20).x, strict=True):
         files.append(tmp_path / f"{label}.png")
         Image.fromarray(x).save(files[-1])
-    monkeypatch.setattr(transfer, "backbone", lambda *_: finished.network)
+    monkeypatch.setattr(backbones, "backbone", lambda *_: finished.network)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     saved = read_saved(finished.folder, lesson.Config, "ch2_transfer")
     lesson.predict(saved, tuple(files))
@@ -117,8 +118,8 @@ def test_fine_tuning_begins_where_the_regression_ended(
 ) -> None:
     """Before its first step, the network says what the regression says."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    _, rest = transfer.flatten_interface(
-        *transfer.split_means(STAGES, "block0", image), image
+    _, rest = backbones.flatten_interface(
+        *backbones.split_means(STAGES, "block0", image), image
     )
     state, ended = finished.begun["fine-tuned"], finished.ended["frozen"]
     kept, plain = (

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxstudy import cli
-from jaxstudy.data.pairs import Pair
+from jaxstudy.runs import cli
+from jaxstudy.text.pairs import Pair
 from tests.conftest import load
 
 Ask = Callable[..., tuple[Any, str, str]]

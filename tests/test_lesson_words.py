@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstudy import cli
-from jaxstudy.data.prose import read_prose
-from jaxstudy.data.text import Vocabulary, fit_vocabulary
-from jaxstudy.run import read_sealed
+from jaxstudy.runs import cli
+from jaxstudy.runs.run import read_sealed
+from jaxstudy.text.prose import read_prose
+from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary
 from jaxstudy.types import UserError
 from tests.conftest import load
 

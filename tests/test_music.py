@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstudy.data.music import (
+from jaxstudy.text.abc import (
     melody,
     read_tunes,
     similar_pairs,

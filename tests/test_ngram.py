@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxstudy.ngram import NGram, bits, discounts, fit_ngram
+from jaxstudy.text.ngram import NGram, bits, discounts, fit_ngram
 
 A, B, C, D = range(4)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxstudy.data.pairs import (
+from jaxstudy.text.pairs import (
     END,
     FIRST,
     FORMATS,
@@ -26,7 +26,7 @@ from jaxstudy.data.pairs import (
     read_messages,
     split_messages,
 )
-from jaxstudy.data.text import fit_vocabulary
+from jaxstudy.text.vocabulary import fit_vocabulary
 from jaxstudy.types import UserError
 
 dates = st.dates(FIRST, LAST)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from jaxstudy import plots
-from jaxstudy.statistics import NONNEGATIVE, mean_over_runs
+from jaxstudy.runs import plots
+from jaxstudy.runs.statistics import NONNEGATIVE, mean_over_runs
 
 MANY = mean_over_runs(np.array([1.0, 2, 3, 4]), NONNEGATIVE)
 FEW = mean_over_runs(np.array([1.0, 3]), NONNEGATIVE)

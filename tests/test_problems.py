@@ -8,18 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstudy.data.dataset import (
+from jaxstudy.data.sources import FASHION_MNIST
+from jaxstudy.dataset import (
     BatchIndices,
     Dataset,
     epoch_batches,
     gather,
     steps_per_epoch,
 )
-from jaxstudy.data.sources import FASHION_MNIST
-from jaxstudy.data.tabular import admission_arrays, read_admissions, read_digits
 from jaxstudy.objectives import mean_value
 from jaxstudy.optimizers import OPTIMIZERS
-from jaxstudy.problems import (
+from jaxstudy.study.problems import (
     DIMENSIONS,
     PROBLEMS,
     SURFACES,
@@ -29,7 +28,7 @@ from jaxstudy.problems import (
     quadratic_objective,
     quadratic_rows,
 )
-from jaxstudy.study import (
+from jaxstudy.study.runner import (
     Candidate,
     Protocol,
     as_replicas,
@@ -38,6 +37,7 @@ from jaxstudy.study import (
     seed_keys,
     start_replicas,
 )
+from jaxstudy.tabular.reading import admission_arrays, read_admissions, read_digits
 from jaxstudy.training import fit, measure
 from jaxstudy.types import Mean, PyTree
 

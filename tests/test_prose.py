@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxstudy.data import prose
-from jaxstudy.data.prose import read_blocks, read_chapters, read_prose, split_passages
 from jaxstudy.data.sources import MOBY_DICK, MissingData, folder_sha256
+from jaxstudy.text import prose
+from jaxstudy.text.prose import read_blocks, read_chapters, read_prose, split_passages
 from jaxstudy.types import UserError
 
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxstudy import report
-from jaxstudy.report import scale_over, value_of, write_report
+from jaxstudy.runs import report
+from jaxstudy.runs.report import scale_over, value_of, write_report
 from jaxstudy.types import UserError
 
 PNG = b"\x89PNG\r\n\x1a\n not more than a reader of the signature needs"

@@ -22,9 +22,9 @@ import pytest
 import tiny
 from tiny import PER_EPOCH, Config
 
-from jaxstudy import run as run_module
-from jaxstudy.checkpoint import Checkpoints, Keep
-from jaxstudy.run import (
+from jaxstudy.runs import run as run_module
+from jaxstudy.runs.checkpoint import Checkpoints, Keep
+from jaxstudy.runs.run import (
     Options,
     Run,
     Stopped,
@@ -852,7 +852,7 @@ def test_a_file_system_that_does_not_lock(
 HOLD = """
 import sys
 from pathlib import Path
-from jaxstudy.run import open_run
+from jaxstudy.runs.run import open_run
 sys.path.insert(0, sys.argv[2])
 from tiny import Config
 with open_run(Path(sys.argv[1]), "tiny", "quick", Config(kind="noisy")):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstudy.sampling import beam_search, draw, sample, top_k_logits
+from jaxstudy.text.decoding import beam_search, draw, sample, top_k_logits
 from jaxstudy.types import Array
 
 VOCABULARY, END, HIDDEN = 4, 3, 5

@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxstudy.data.dataset import dataset
+from jaxstudy.dataset import dataset
 from jaxstudy.models.seq2seq import Seq2Seq, seq2seq
 from jaxstudy.objectives import sequence_cross_entropy
-from jaxstudy.sampling import beam_search
+from jaxstudy.text.decoding import beam_search
 from jaxstudy.training import fit, init_state, make_eval_step, make_train_step, measure
 from tests.conftest import assert_rounding
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstudy.data.dataset import Dataset, Streamed
-from jaxstudy.data.images import Images, ImageSet
-from jaxstudy.data.splits import (
+from jaxstudy.dataset import Dataset, Streamed
+from jaxstudy.images.sets import Images, ImageSet
+from jaxstudy.images.splits import (
     ImageSplits,
     image_splits,
     nested_subsets,

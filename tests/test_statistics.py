@@ -14,7 +14,7 @@ import scipy.stats
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jaxstudy.statistics import (
+from jaxstudy.runs.statistics import (
     NONNEGATIVE,
     REAL,
     SHARE,

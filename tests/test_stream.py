@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstudy.data.dataset import (
+from jaxstudy.dataset import (
     Dataset,
     Order,
     Streamed,
@@ -24,10 +24,10 @@ from jaxstudy.data.dataset import (
     streamed,
     subset,
 )
-from jaxstudy.data.stream import evaluation_chunks, read_rows, training_chunks
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import squared_error
-from jaxstudy.run import Options, open_run
+from jaxstudy.runs.run import Options, open_run
+from jaxstudy.stream import evaluation_chunks, read_rows, training_chunks
 from jaxstudy.training import (
     FitResult,
     Replicas,

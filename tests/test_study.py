@@ -13,15 +13,15 @@ import jax
 import numpy as np
 import pytest
 
-from jaxstudy import study
-from jaxstudy.comparison import compare
-from jaxstudy.data.dataset import Order, dataset, epoch_batches, subset
+from jaxstudy.dataset import Order, dataset, epoch_batches, subset
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.optimizers import OPTIMIZERS, Log
-from jaxstudy.problems import Problem
-from jaxstudy.run import open_run
-from jaxstudy.study import (
+from jaxstudy.runs.run import open_run
+from jaxstudy.study import runner
+from jaxstudy.study.comparison import compare
+from jaxstudy.study.problems import Problem
+from jaxstudy.study.runner import (
     Candidate,
     Protocol,
     as_replicas,
@@ -126,7 +126,7 @@ def test_choice_sees_neither_the_test_set_nor_the_reported_seeds(
     arrays = {k: np.array(v) for k, v in problem.test.arrays.items()}
     arrays["y"][60:] = (arrays["y"][60:] + 1) % 3
     test = problem.test._replace(arrays=dataset(arrays).arrays)
-    real = study.seed_keys
+    real = runner.seed_keys
 
     def seed_keys(protocol: Protocol, numbers: Any) -> tuple[Key, Key]:
         start, order = real(protocol, numbers)
@@ -134,7 +134,7 @@ def test_choice_sees_neither_the_test_set_nor_the_reported_seeds(
             start = jax.vmap(lambda key: jax.random.fold_in(key, 99))(start)
         return start, order
 
-    monkeypatch.setattr(study, "seed_keys", seed_keys)
+    monkeypatch.setattr(runner, "seed_keys", seed_keys)
     spoiled = run_tiny(tmp_path / "run", replace(problem, test=test))
     for cell, usual in zip(spoiled["cells"], finished[1]["cells"], strict=False):
         assert cell["tuning"] == usual["tuning"]
@@ -339,7 +339,7 @@ def test_a_run_that_diverges_is_the_worst_and_stays_in(tmp_path: Path) -> None:
 def test_orders_are_asserted() -> None:
     keys = jax.random.split(jax.random.key(0))
     for shuffle in ("each epoch", "once", "never"):
-        study.check_order(tiny_problem(order=Order(shuffle)), keys)
+        runner.check_order(tiny_problem(order=Order(shuffle)), keys)
 
 
 @pytest.mark.parametrize(
@@ -358,13 +358,13 @@ def test_another_order_than_the_problems_is_caught(
     def other(data: Any, size: int, key: Key, epoch: Array, order: Order) -> Any:
         return epoch_batches(data, size, key, epoch, Order(instead))
 
-    monkeypatch.setattr(study, "epoch_batches", other)
+    monkeypatch.setattr(runner, "epoch_batches", other)
     keys = jax.random.split(jax.random.key(0))
     with pytest.raises(AssertionError, match=message):
-        study.check_order(tiny_problem(order=Order(real)), keys)
+        runner.check_order(tiny_problem(order=Order(real)), keys)
 
 
-# study.json: complete, and the same after a kill.
+# runner.json: complete, and the same after a kill.
 
 
 def test_every_number_can_be_computed_again_from_the_file(finished: Any) -> None:
@@ -379,7 +379,7 @@ def test_a_finished_study_resumes_without_training(
     finished: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, record = finished
-    monkeypatch.setattr(study, "fit", None)
+    monkeypatch.setattr(runner, "fit", None)
     names = ("sgd", "adam", "schedule_free")
     assert run_tiny(folder, names=names, resume=True) == record
     assert not (folder / "checkpoints").exists() or not list(

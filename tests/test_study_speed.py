@@ -167,10 +167,10 @@ def test_every_replica_of_this_projects_study_trains() -> None:
 
 def test_numpy_and_this_project_agree_on_the_quadratic() -> None:
     """Each epoch's loss, replica by replica, given the same batches."""
-    from jaxstudy.data.dataset import epoch_batches
+    from jaxstudy.dataset import epoch_batches
     from jaxstudy.optimizers import OPTIMIZERS
-    from jaxstudy.problems import quadratic
-    from jaxstudy.study import (
+    from jaxstudy.study.problems import quadratic
+    from jaxstudy.study.runner import (
         Candidate,
         Protocol,
         as_replicas,

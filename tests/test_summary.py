@@ -13,7 +13,6 @@ import keras
 import pytest
 from test_inception import keras_inception
 
-from jaxstudy.keras_weights import keras_order
 from jaxstudy.model import (
     Model,
     Stage,
@@ -25,7 +24,8 @@ from jaxstudy.model import (
 )
 from jaxstudy.models.inception import inception_stages, inception_v3
 from jaxstudy.models.mlp import mlp
-from jaxstudy.summary import Row, Summary, print_summary, summary
+from jaxstudy.models.summary import Row, Summary, print_summary, summary
+from jaxstudy.pretrained.keras_weights import keras_order
 from jaxstudy.types import Array
 
 IMAGE = jax.ShapeDtypeStruct((2, 75, 75, 3), jnp.float32)

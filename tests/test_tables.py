@@ -7,7 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxstudy.features import (
+from jaxstudy.tabular.cross_validation import (
+    Rows,
+    held_out_scores,
+    importance,
+    logistic_regression_baseline,
+    make_folds,
+    stratified_splits,
+)
+from jaxstudy.tabular.features import (
     Bucketized,
     Category,
     Column,
@@ -15,14 +23,6 @@ from jaxstudy.features import (
     Encoded,
     Indicator,
     Numeric,
-)
-from jaxstudy.tables import (
-    Rows,
-    held_out_scores,
-    importance,
-    logistic_regression_baseline,
-    make_folds,
-    stratified_splits,
 )
 
 COLUMNS: tuple[Column, ...] = (

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jaxstudy.data import tabular
 from jaxstudy.data.sources import ADMISSIONS
-from jaxstudy.data.tabular import (
+from jaxstudy.tabular import reading
+from jaxstudy.tabular.reading import (
     Applicant,
     Category,
     Dialect,
@@ -376,7 +376,7 @@ def test_a_flipped_label_of_the_admissions_is_found(
     lines = content.split(b"\n")
     lines[7] = (b"0" if lines[7][:1] == b"1" else b"1") + lines[7][1:]
     # past the hash, so that it is the sums that notice
-    monkeypatch.setattr(tabular, "read_bytes", lambda _: b"\n".join(lines))
+    monkeypatch.setattr(reading, "read_bytes", lambda _: b"\n".join(lines))
     with pytest.raises(UserError, match="has other sums"):
         read_admissions()
 
@@ -386,7 +386,7 @@ def test_two_swapped_ranks_of_the_admissions_are_found_by_the_hash(
 ) -> None:
     path, content = tmp_path / "ucla.csv", ADMISSIONS.path.read_bytes()
     monkeypatch.setattr(
-        tabular, "ADMISSIONS", dataclasses.replace(ADMISSIONS, path=path)
+        reading, "ADMISSIONS", dataclasses.replace(ADMISSIONS, path=path)
     )
     path.write_bytes(content)
     assert len(read_admissions()) == 400
@@ -399,7 +399,7 @@ def test_two_swapped_ranks_of_the_admissions_are_found_by_the_hash(
     with pytest.raises(UserError, match="has SHA-256"):
         read_admissions()
     # which the sums do not see
-    monkeypatch.setattr(tabular, "read_bytes", lambda _: b"\n".join(lines))
+    monkeypatch.setattr(reading, "read_bytes", lambda _: b"\n".join(lines))
     assert len(read_admissions()) == 400
 
 

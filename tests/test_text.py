@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxstudy.data.text import (
+from jaxstudy.text.vocabulary import (
     UNKNOWN,
     Vocabulary,
     fit_vocabulary,

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstudy import torch_weights
-from jaxstudy.torch_weights import read_torch_weights
+from jaxstudy.pretrained import torch_weights
+from jaxstudy.pretrained.torch_weights import read_torch_weights
 from jaxstudy.types import UserError
 
 # What PyTorch 2.13's torch.save wrote, in either format, of the state dict

@@ -17,8 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxstudy.cli import Settings
-from jaxstudy.data.dataset import (
+from jaxstudy.dataset import (
     Dataset,
     Order,
     dataset,
@@ -26,12 +25,13 @@ from jaxstudy.data.dataset import (
     stacked_subsets,
     subset,
 )
-from jaxstudy.data.tabular import admission_arrays, read_admissions
 from jaxstudy.model import Model, column_statistics, from_linen, standardized
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import binary_cross_entropy, squared_error
 from jaxstudy.optimizers import OPTIMIZERS
-from jaxstudy.run import Options, open_run
+from jaxstudy.runs.cli import Settings
+from jaxstudy.runs.run import Options, open_run
+from jaxstudy.tabular.reading import admission_arrays, read_admissions
 from jaxstudy.training import (
     EvalStep,
     FitResult,

@@ -10,13 +10,12 @@ import numpy as np
 import optax
 import pytest
 
-from jaxstudy import transfer
 from jaxstudy.model import compose, sequential, split_stages, with_frozen_backbone
 from jaxstudy.models.efficientnet import efficientnet_stages
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import cross_entropy
-from jaxstudy.training import init_state, make_train_step
-from jaxstudy.transfer import (
+from jaxstudy.pretrained import backbones
+from jaxstudy.pretrained.backbones import (
     backbone,
     check_image_size,
     flatten_interface,
@@ -26,6 +25,7 @@ from jaxstudy.transfer import (
     select_weights,
     split_means,
 )
+from jaxstudy.training import init_state, make_train_step
 from jaxstudy.types import UserError
 
 ALL = efficientnet_stages(include_top=False)
@@ -45,7 +45,7 @@ def weights(seed: int = 0) -> Any:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return transfer.cache_folder()
+    return backbones.cache_folder()
 
 
 def test_features_are_computed_once_and_kept_by_content(cache: Path) -> None:

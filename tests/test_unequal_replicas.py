@@ -12,8 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxstudy.cli import Settings
-from jaxstudy.data.dataset import (
+from jaxstudy.dataset import (
     SHUFFLED,
     Dataset,
     Order,
@@ -24,7 +23,8 @@ from jaxstudy.data.dataset import (
 )
 from jaxstudy.model import from_linen
 from jaxstudy.objectives import squared_error
-from jaxstudy.run import Options, open_run
+from jaxstudy.runs.cli import Settings
+from jaxstudy.runs.run import Options, open_run
 from jaxstudy.training import (
     FitResult,
     Replicas,

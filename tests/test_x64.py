@@ -15,8 +15,14 @@ import pytest
 from jax.random import key as key_of
 
 from jaxstudy import ops
-from jaxstudy.adversarial import init_gan_state, make_gan_eval_step, make_gan_step
-from jaxstudy.data.augment import (
+from jaxstudy.dataset import (
+    Dataset,
+    dataset,
+    epoch_batches,
+    ordered_batches,
+)
+from jaxstudy.gan.step import init_gan_state, make_gan_eval_step, make_gan_step
+from jaxstudy.images.augment import (
     Flip,
     Rotation,
     Translation,
@@ -24,13 +30,6 @@ from jaxstudy.data.augment import (
     augment_batch,
     augmented,
 )
-from jaxstudy.data.dataset import (
-    Dataset,
-    dataset,
-    epoch_batches,
-    ordered_batches,
-)
-from jaxstudy.features import Table
 from jaxstudy.model import (
     Model,
     Stages,
@@ -58,8 +57,9 @@ from jaxstudy.objectives import (
     squared_error,
 )
 from jaxstudy.optimizers import OPTIMIZERS
-from jaxstudy.problems import quadratic
-from jaxstudy.sampling import beam_search, sample
+from jaxstudy.study.problems import quadratic
+from jaxstudy.tabular.features import Table
+from jaxstudy.text.decoding import beam_search, sample
 from jaxstudy.training import (
     EvalStep,
     TrainState,

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxstudy.cli import Count, Positive, Settings, experiment
-from jaxstudy.data.dataset import dataset, subset
+from jaxstudy.dataset import dataset, subset
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import squared_error
-from jaxstudy.run import Run, Saved
+from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.run import Run, Saved
 from jaxstudy.training import (
     FitResult,
     fit,

@@ -1,1 +1,1 @@
-"""Data: arrays that stay on the device, and where they come from."""
+"""Data sets: sources, fetching, TFDS builders."""

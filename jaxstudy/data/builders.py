@@ -14,13 +14,6 @@ from typing import Any
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxstudy.data.decoding import decode
-from jaxstudy.data.emoji import emoji_group, emoji_splits
-from jaxstudy.data.images import (
-    FASHION_CLASSES,
-    Images,
-    read_fashion_mnist,
-)
 from jaxstudy.data.sources import (
     EMOJI,
     EMOJI_FOLDERS,
@@ -28,6 +21,13 @@ from jaxstudy.data.sources import (
     RECORDS,
     check_folder,
     records_seal,
+)
+from jaxstudy.images.decoding import decode
+from jaxstudy.images.emoji import emoji_group, emoji_splits
+from jaxstudy.images.sets import (
+    FASHION_CLASSES,
+    Images,
+    read_fashion_mnist,
 )
 
 

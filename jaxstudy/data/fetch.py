@@ -25,8 +25,6 @@ from typing import NamedTuple
 
 import rich.console
 
-from jaxstudy.data.emoji import emoji_label
-from jaxstudy.data.folders import sort_into_folders
 from jaxstudy.data.sources import (
     DATA,
     EMOJI,
@@ -39,6 +37,8 @@ from jaxstudy.data.sources import (
     check_records,
     read_bytes,
 )
+from jaxstudy.images.emoji import emoji_label
+from jaxstudy.images.folders import sort_into_folders
 from jaxstudy.types import UserError
 
 

@@ -2,7 +2,7 @@
 
 Szegedy et al., "Rethinking the Inception Architecture for Computer Vision"
 (arXiv:1512.00567), as Keras builds it: its shapes, its order of operations, its
-paddings, and so its weights (`jaxstudy.keras_weights`).
+paddings, and so its weights (`jaxstudy.pretrained.keras_weights`).
 """
 
 from collections.abc import Callable

@@ -15,7 +15,7 @@ from flax.linen import initializers
 from jaxstudy.model import Model, small_uniform
 from jaxstudy.models.recurrent import Kind, Recurrent, States
 from jaxstudy.ops import flat_dot_general
-from jaxstudy.sampling import Step
+from jaxstudy.text.decoding import Step
 from jaxstudy.types import Array, Key, PyTree
 
 
@@ -46,7 +46,7 @@ class Seq2Seq(NamedTuple):
     decode: Callable[[PyTree, Memory, Array], tuple[Memory, Array, Array]]
 
     def step(self, params: PyTree) -> Step:
-        """One more token, as `jaxstudy.sampling` decodes."""
+        """One more token, as `jaxstudy.text.decoding` decodes."""
 
         def step(memory: Memory, token: Array) -> tuple[Memory, Array]:
             memory, logits, _ = self.decode(params, memory, token[:, None])

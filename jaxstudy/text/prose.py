@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxstudy.data.sources import MOBY_DICK, check_folder
-from jaxstudy.data.text import words
+from jaxstudy.text.vocabulary import words
 from jaxstudy.types import UserError
 
 EVERY = 10  # of so many passages one is to choose by and one to test on

@@ -13,9 +13,9 @@ import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from jaxstudy import features
-from jaxstudy.data.dataset import Dataset, dataset
-from jaxstudy.features import Column, Encoded, Features
+from jaxstudy.dataset import Dataset, dataset
+from jaxstudy.tabular import features
+from jaxstudy.tabular.features import Column, Encoded, Features
 
 # log-probabilities of the rows that each fold holds out, from encoded rows
 PredictLogProbs = Callable[[Mapping[str, Any]], list[np.ndarray]]

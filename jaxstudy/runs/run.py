@@ -29,15 +29,16 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 import jax
 import pydantic
 
-from jaxstudy.checkpoint import (
+from jaxstudy.model import Model
+from jaxstudy.runs.checkpoint import (
     Checkpoints,
     DamagedError,
     Keep,
     Restored,
     flush_to_disk,
 )
-from jaxstudy.checkpoint import sha256_of_json as _sha256_of_json
-from jaxstudy.files import (
+from jaxstudy.runs.checkpoint import sha256_of_json as _sha256_of_json
+from jaxstudy.runs.files import (
     Description,
     Holder,
     Object,
@@ -49,7 +50,6 @@ from jaxstudy.files import (
     read_json,
     reason,
 )
-from jaxstudy.model import Model
 from jaxstudy.types import PyTree, Refused, UserError, usable_cores, warn
 
 SCHEMA = 2

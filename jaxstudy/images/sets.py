@@ -24,8 +24,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from jaxstudy.data import folders
-from jaxstudy.data.decoding import DecodeError, decode, pixels
 from jaxstudy.data.sources import (
     FASHION_MNIST,
     TFDS,
@@ -33,6 +31,8 @@ from jaxstudy.data.sources import (
     check_records,
     read_bytes,
 )
+from jaxstudy.images import folders
+from jaxstudy.images.decoding import DecodeError, decode, pixels
 from jaxstudy.types import UserError, warn
 
 FASHION_CLASSES = (

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from jaxstudy.data.sources import ADMISSIONS, TITANIC, read_bytes
-from jaxstudy.data.text import normalise
+from jaxstudy.text.vocabulary import normalise
 from jaxstudy.types import (
     FLOAT32_MAX,
     UNNAMED,

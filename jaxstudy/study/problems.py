@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxstudy.data.dataset import (
+from jaxstudy.dataset import (
     SHUFFLED,
     Dataset,
     Order,
@@ -17,8 +17,7 @@ from jaxstudy.data.dataset import (
     random_split,
     subset,
 )
-from jaxstudy.data.images import read_fashion_mnist
-from jaxstudy.data.tabular import admission_arrays, read_admissions, read_digits
+from jaxstudy.images.sets import read_fashion_mnist
 from jaxstudy.model import Model
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import (
@@ -26,6 +25,7 @@ from jaxstudy.objectives import (
     cross_entropy,
     finite_padding,
 )
+from jaxstudy.tabular.reading import admission_arrays, read_admissions, read_digits
 from jaxstudy.types import Array, Batch, Key, Mean, Metrics, Objective, PyTree
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import rich.console
 import rich.progress as rp
 
-from jaxstudy.data.decoding import (
+from jaxstudy.images.decoding import (
     MAX_PIXELS,
     DecodeError,
     DecodeFault,

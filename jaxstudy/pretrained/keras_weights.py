@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxstudy import hdf5
 from jaxstudy.model import Stages
 from jaxstudy.models.inception import Conv, Fork, Make, inception_stages, inception_v3
+from jaxstudy.pretrained import hdf5
 from jaxstudy.types import PyTree, UserError
 
 _MEMBER = "model.weights.h5"  # of a .keras file

@@ -24,8 +24,8 @@ import rich.table
 import tyro
 
 from jaxstudy.data.sources import MissingData
-from jaxstudy.files import Result, read_json
-from jaxstudy.run import (
+from jaxstudy.runs.files import Result, read_json
+from jaxstudy.runs.run import (
     Options,
     Run,
     Saved,
@@ -35,7 +35,7 @@ from jaxstudy.run import (
     open_run,
     read_saved,
 )
-from jaxstudy.statistics import Estimate, values_text
+from jaxstudy.runs.statistics import Estimate, values_text
 from jaxstudy.types import UserError, usable_cores, warn
 
 Count = Annotated[int, pydantic.Field(ge=1)]  # a setting that must be 1 or more

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxstudy import plots
-from jaxstudy.data.dataset import Dataset, dataset
+from jaxstudy.dataset import Dataset, dataset
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
-from jaxstudy.run import Run
-from jaxstudy.statistics import (
+from jaxstudy.runs import plots
+from jaxstudy.runs.run import Run
+from jaxstudy.runs.statistics import (
     NONNEGATIVE,
     SHARE,
     Estimate,

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy  # its parts are imported where they are first used
 
-from jaxstudy.data.dataset import grouped_split
-from jaxstudy.data.text import normalise
+from jaxstudy.dataset import grouped_split
+from jaxstudy.text.vocabulary import normalise
 from jaxstudy.types import UserError
 
 HEADER = ("M", "L", "K")  # metre, length of a plain note, key: what playing needs

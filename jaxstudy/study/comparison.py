@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxstudy.statistics import (
+from jaxstudy.runs.statistics import (
     NONNEGATIVE,
     SHARE,
     algoperf_score,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxstudy.data.dataset import (
+from jaxstudy.dataset import (
     Dataset,
     Streamed,
     dataset,
@@ -13,7 +13,7 @@ from jaxstudy.data.dataset import (
     streamed,
     subset,
 )
-from jaxstudy.data.images import Images, ImageSet
+from jaxstudy.images.sets import Images, ImageSet
 from jaxstudy.types import UserError, warn
 
 Rows = Dataset | Streamed

@@ -16,7 +16,7 @@ from jax.extend.core import Jaxpr, Literal
 from jaxstudy.model import Model
 from jaxstudy.types import Array
 
-_MARK = "jaxstudy.summary "  # and the number of a row: the name of its outputs
+_MARK = "jaxstudy.models.summary "  # and the number of a row: the name of its outputs
 
 
 class Row(NamedTuple):

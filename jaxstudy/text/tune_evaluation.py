@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxstudy import plots
-from jaxstudy.data.music import melody
-from jaxstudy.run import Run
+from jaxstudy.runs import plots
+from jaxstudy.runs.run import Run
+from jaxstudy.text.abc import melody
 from jaxstudy.types import UserError
 
 # Letters that stand before a note or in its place and are not sung: fermata, trill,

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from babel.dates import format_date, format_skeleton
 
-from jaxstudy.data.dataset import grouped_split
-from jaxstudy.data.text import Vocabulary, normalise
+from jaxstudy.dataset import grouped_split
+from jaxstudy.text.vocabulary import Vocabulary, normalise
 from jaxstudy.types import UserError
 
 END = "\n"  # no text has one: what a translation ends with, and begins after

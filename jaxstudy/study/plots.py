@@ -6,8 +6,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxstudy import plots
-from jaxstudy.comparison import (
+from jaxstudy.runs import plots
+from jaxstudy.runs.run import Run
+from jaxstudy.runs.statistics import performance_profile
+from jaxstudy.study.comparison import (
     TAU_MAX,
     Record,
     budgets,
@@ -17,8 +19,6 @@ from jaxstudy.comparison import (
     times_to_target,
     trial_losses,
 )
-from jaxstudy.run import Run
-from jaxstudy.statistics import performance_profile
 
 STYLES = ("-", "--")
 

@@ -20,8 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import jinja2
 import numpy as np
 
-from jaxstudy import comparison
-from jaxstudy.files import (
+from jaxstudy.runs.files import (
     Description,
     Object,
     Record,
@@ -33,7 +32,8 @@ from jaxstudy.files import (
     read_file,
     reason,
 )
-from jaxstudy.run import write_atomically
+from jaxstudy.runs.run import write_atomically
+from jaxstudy.study import comparison
 from jaxstudy.types import UserError
 
 Row = Mapping[str, Any]  # of metrics.jsonl

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from jaxstudy.run import Run
-from jaxstudy.statistics import Estimate
+from jaxstudy.runs.run import Run
+from jaxstudy.runs.statistics import Estimate
 from jaxstudy.types import shortened
 
 Line = tuple[Sequence[float], Sequence[float] | Sequence[Estimate]]  # x, y

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from jaxstudy.data.dataset import (
+from jaxstudy.dataset import (
     BatchIndices,
     Dataset,
     Order,

@@ -23,12 +23,12 @@ import rich.console
 import rich.progress as rp
 import scipy  # its parts are imported where they are first used
 
-from jaxstudy import comparison
-from jaxstudy.comparison import SCHEMA, compare
-from jaxstudy.data.dataset import epoch_batches, steps_per_epoch
+from jaxstudy.dataset import epoch_batches, steps_per_epoch
 from jaxstudy.optimizers import Optimizer, Space
-from jaxstudy.problems import Problem
-from jaxstudy.run import Run, to_json, write_atomically
+from jaxstudy.runs.run import Run, to_json, write_atomically
+from jaxstudy.study import comparison
+from jaxstudy.study.comparison import SCHEMA, compare
+from jaxstudy.study.problems import Problem
 from jaxstudy.training import (
     EvalStep,
     Mode,

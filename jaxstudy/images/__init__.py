@@ -1,0 +1,1 @@
+"""Images: decoding, sets, folders, augmentation and splits."""

@@ -1,0 +1,1 @@
+"""Networks that others trained: their weights, and features they compute."""

@@ -1,0 +1,1 @@
+"""Runs: folders, checkpoints, statistics, figures, the report and the command line."""

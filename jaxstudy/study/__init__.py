@@ -1,0 +1,1 @@
+"""Studies: problems, optimizers and seeds, compared."""

@@ -1,0 +1,1 @@
+"""Tables: reading, feature columns, cross-validation."""

@@ -1,0 +1,1 @@
+"""Texts: vocabularies, corpora, n-grams and decoding."""
