@@ -1,36 +1,34 @@
-"""Lesson 3.1: which word comes next, for networks that see their order and that do not.
+"""Lesson 3.1: the next word, by networks that see the order of words or not.
 
 Words become numbers, and every number a vector that is learned. A dense layer on the
-sum of the last n vectors cannot know their order: a bag of words. Side by side the
-vectors keep it, but each place has weights of its own. A recurrent layer reads one word
-after the other with the same weights, tanh(part of the word + part of what it was
-before), and its memory has no last n; an LSTM's lasts longer.
+sum of the last n vectors cannot know their order: a bag of words. On the vectors side
+by side it can, but each place has weights of its own. A recurrent layer reads one word
+after the other with the same weights, and its memory has no last n; an LSTM's lasts
+longer.
 
 Every network predicts the same words of Moby Dick, split by chapter. Held fixed: the
 vocabulary, the size of the vectors, the units of the one hidden layer, the dropout on
-it, the softmax, batches and epochs. Varied: the parameters of the hidden layer,
-the LSTM's rate, and that recurrent networks see more than n words where a window has
-them. All words but the most frequent count as one, "unknown", which is predicted like
-any other, by the n-gram model too: perplexities of every word would be higher.
+it, the softmax, batches and epochs. Varied: the parameters of the hidden layer, the
+LSTM's rate, and that recurrent networks see more than n words where a window has them.
+All words but the most frequent count as one, "unknown", which is predicted like any
+other, by the n-gram model too: perplexities of every word would be higher.
 
-The order test asks the trained networks about the same n words as they are and in a
-random order. To the bag this makes no difference, to the last bit.
+The order test asks the trained networks about the same n words in order and shuffled.
+To the bag this makes no difference, to the last bit.
 
 Expected (quick, 50,000 words, one to two minutes): test perplexities of about 185 for
 the LSTM, 200 for words in order, 235 for the simple network, 250 for the bag, and 158
 for the n-gram model, which is best where there is little text. Shuffled, the words cost
-the LSTM a factor of two, and the bag nothing.
-Expected (full, the whole novel, a quarter of an hour, six seeds): 105 for the LSTM, 114
-for the simple network, 121 for words in order, 203 for the bag, 120 for the n-gram
-model; shuffled, the words cost all but the bag a factor of five.
-Then: ch3_next_word.py --predict "call me"
+the LSTM a factor of two, and the bag nothing. Expected (full, the whole novel, a
+quarter of an hour, six seeds): 105 for the LSTM, 114 for the simple network, 121 for
+words in order, 203 for the bag, 120 for the n-gram model; shuffled, the words cost all
+but the bag a factor of five. Then: ch3_next_word.py --predict "call me"
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, cast, get_args
+from typing import Annotated, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -38,10 +36,9 @@ import numpy as np
 import optax
 import pydantic
 
-from jaxstudy.dataset import Dataset, dataset, evenly_spaced, steps_per_epoch
+from jaxstudy.dataset import Dataset, evenly_spaced, steps_per_epoch
 from jaxstudy.model import Model, parameter_count
-from jaxstudy.models.mlp import mlp
-from jaxstudy.models.recurrent import Kind, Recurrent, small_uniform
+from jaxstudy.models.next_word import HiddenLayer, next_word_model
 from jaxstudy.objectives import masked_mean, mean_value
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
@@ -52,9 +49,11 @@ from jaxstudy.runs.statistics import (
     at_best_epoch,
     mean_over_runs,
 )
-from jaxstudy.text.ngram import bits, fit_ngram
-from jaxstudy.text.prose import Passages, read_prose
+from jaxstudy.text.ngram import best_ngram, perplexity
+from jaxstudy.text.plots import save_perplexities
+from jaxstudy.text.prose import first_words, read_prose
 from jaxstudy.text.vocabulary import UNKNOWN, Vocabulary, fit_vocabulary, words
+from jaxstudy.text.windows import passage_windows, shuffled_contexts
 from jaxstudy.training import (
     Replicas,
     fit,
@@ -66,10 +65,15 @@ from jaxstudy.training import (
 from jaxstudy.types import Array, Batch, Key, Metrics, Objective, PyTree, UserError
 
 Name = Literal["bag of words", "words in order", "simple RNN", "LSTM"]
-KINDS: dict[Name, Kind] = {"simple RNN": "simple", "LSTM": "lstm"}
+HIDDEN_LAYERS: dict[Name, HiddenLayer] = {
+    "bag of words": "bag",
+    "words in order": "ordered",
+    "simple RNN": "simple",
+    "LSTM": "lstm",
+}
 ORDERS = ("perplexity, last words in order", "perplexity, last words shuffled")
 HELD_OUT = ("validation", "test")
-SHOWN = 8  # words that may follow
+MAX_SHOWN = 8  # words that may follow
 VOCABULARY = "vocabulary.json"  # in the run's folder
 
 
@@ -124,124 +128,16 @@ PRESETS = {
 }
 
 
-class Ngram(NamedTuple):
-    """An n-gram model's order, and its perplexities."""
-
-    order: int
-    validation: float
-    test: float
-
-
-class Reader(NamedTuple):
-    """The part that differs: from a table of vectors [V + 1, E] and words to h.
-
-    apply(params, table, x [B, n - 1 + T]) -> h [B, T, U] after every n words of x.
-    """
-
-    init: Callable[[Key], PyTree]
-    apply: Callable[[PyTree, Array, Array], Array]
-
-
-def dense(config: Config, *, bag: bool) -> Reader:
-    """h = tanh(W e + b), with e the sum of the last n words' vectors, or all of them.
-
-    A bag adds them up in the order of their numbers: what floats add up to depends on
-    the order, if only in the last bits.
-    """
-    n, width = config.context, config.embedding
-    layer = mlp(width if bag else n * width, (), config.units)
-
-    def apply(params: PyTree, table: Array, x: Array) -> Array:
-        contexts = x[:, jnp.arange(x.shape[1] - n + 1)[:, None] + jnp.arange(n)]
-        shape = contexts.shape[:2]
-        e = table[jnp.sort(contexts, -1) if bag else contexts]  # [B, T, n, E]
-        e = e.sum(2).reshape(-1, width) if bag else e.reshape(-1, n * width)
-        z, _ = layer.apply(params, {}, e, train=False, key=None)
-        return jnp.tanh(z).reshape(*shape, -1)
-
-    return Reader(lambda key: layer.init(key)[0], apply)
-
-
-def recurrent(config: Config, kind: Kind) -> Reader:
-    """h of a recurrent layer, which saw n words or more where it is asked first."""
-    layer = Recurrent(kind, (config.units,))
-    example = jnp.zeros((1, 1, config.embedding))
-
-    def apply(params: PyTree, table: Array, x: Array) -> Array:
-        h, _ = cast(Any, layer.apply({"params": params}, table[x]))
-        return h[:, config.context - 1 :]
-
-    return Reader(lambda key: layer.init(key, example)["params"], apply)
-
-
 def build(name: Name, config: Config, vocabulary: int) -> Model:
-    """One of the networks: logits [B, T, V] of the word after every n of x.
-
-    Words x [B, n - 1 + T] are numbers below V, or V before a text begins.
-    """
-    if name in KINDS:
-        reader = recurrent(config, KINDS[name])
-    else:
-        reader = dense(config, bag=name == "bag of words")
-    output = mlp(config.units, (), vocabulary)
-
-    def init(key: Key) -> tuple[PyTree, PyTree]:
-        keys = jax.random.split(key, 3)
-        table = small_uniform(keys[0], (vocabulary + 1, config.embedding))
-        weights = reader.init(keys[1]), output.init(keys[2])[0]
-        return dict(
-            zip(("table", "reader", "output"), (table, *weights), strict=True)
-        ), {}
-
-    def apply(
-        params: PyTree, extra: PyTree, x: Array, *, train: bool, key: Key | None
-    ) -> tuple[Array, PyTree]:
-        h = reader.apply(params["reader"], params["table"], x)
-        if key is not None:
-            kept = jax.random.bernoulli(key, 1 - config.dropout, h.shape)
-            h = jnp.where(kept, h / (1 - config.dropout), 0)
-        # a product of two matrices takes a CPU two thirds of the time of [B, T, U]'s
-        flat = h.reshape(-1, config.units)
-        logits, _ = output.apply(params["output"], {}, flat, train=train, key=None)
-        return logits.reshape(*h.shape[:2], vocabulary), extra
-
-    return Model(init, apply)
-
-
-def windows(passages: Sequence[np.ndarray], config: Config, start: int) -> Dataset:
-    """Passages as x [N, n - 1 + T] and y [N, T], the words after every n of x.
-
-    `real` [N, T] is false where a passage had ended; before each stand n starts.
-    """
-    n, length = config.context, config.window
-    rows: dict[str, list[np.ndarray]] = {"x": [], "y": [], "real": []}
-    for passage in passages:
-        count = -(-len(passage) // length)
-        left = count * length - len(passage)
-        padded = np.pad(passage, (n, left), constant_values=start)
-        at = length * np.arange(count)[:, None]
-        rows["x"].append(padded[at + np.arange(n - 1 + length)])
-        y = padded[n:].reshape(count, length)
-        rows["real"].append(np.arange(count * length).reshape(y.shape) < len(passage))
-        rows["y"].append(np.where(rows["real"][-1], y, 0))
-    return dataset({name: np.concatenate(parts) for name, parts in rows.items()})
-
-
-def order_test(passages: Sequence[np.ndarray], config: Config) -> dict[str, Dataset]:
-    """Words that have n before them, with those in order and shuffled, as `windows`."""
-    n = config.context
-    whole = [np.lib.stride_tricks.sliding_window_view(p, n + 1) for p in passages
-             if len(p) > n]  # fmt: skip
-    if not whole:
-        raise UserError(f"--context {n}: no passage of the test set has more words")
-    rows = np.concatenate(whole)
-    x, y = rows[:, :n], rows[:, n:]
-    shuffled = np.random.default_rng(0).permuted(x, axis=1)
-    real = np.ones(y.shape, bool)
-    return {
-        order: evenly_spaced(dataset({"x": words, "y": y, "real": real}), config.asked)
-        for order, words in zip(ORDERS, (x, shuffled), strict=True)
-    }
+    """One of the networks: logits [B, T, V] of the word after every n of x."""
+    return next_word_model(
+        HIDDEN_LAYERS[name],
+        vocabulary,
+        context=config.context,
+        embedding=config.embedding,
+        units=config.units,
+        dropout=config.dropout,
+    )
 
 
 def next_word(model: Model) -> Objective:
@@ -291,12 +187,12 @@ def train(
         replicas=Replicas(),
         sub_run=run.sub_run(name.replace(" ", "_")),
     )
-    nats = {
+    losses = {
         split: np.array([r["loss"] for r in fitted.records if r["split"] == split])
         for split in HELD_OUT
     }
-    found = {
-        f"{split} perplexity": at_best_epoch(-nats["validation"], nats[split])
+    nats = {
+        f"{split} perplexity": at_best_epoch(-losses["validation"], losses[split])
         for split in HELD_OUT
     }
     rows = config.batch_size * config.window  # one word each
@@ -304,109 +200,46 @@ def train(
         loss = measure(
             eval_step, fitted.state, sets[order], batch_size=rows, replicas=Replicas()
         )["loss"]
-        found[order] = np.array(loss)
-    return {metric: np.exp(values) for metric, values in found.items()}
-
-
-def best_ngram(sets: dict[str, list[np.ndarray]], size: int, most: int) -> Ngram:
-    """The order, to the `most`, with the lowest perplexity on validation."""
-    found = []
-    for order in range(1, most + 1):
-        ngram = fit_ngram(sets["train"], size, order)
-        of = {split: float(2 ** bits(ngram, sets[split]).mean()) for split in HELD_OUT}
-        found.append(Ngram(order, **of))
-    return min(found, key=lambda ngram: ngram.validation)
-
-
-def draw(
-    run: Run,
-    result: Mapping[str, Estimate | float],
-    config: Config,
-    ngram: Ngram,
-) -> None:
-    """Test perplexities beside the n-gram model's, and those of the order test."""
-    names = config.networks
-    figure, axes = plots.subplots(
-        1, 2, figsize=(11, 0.9 + 0.55 * len(names)), sharey=True
-    )
-    for axis, metrics in zip(axes, (("test perplexity",), ORDERS), strict=True):
-        for metric, colour in zip(metrics, plots.COLOURS, strict=False):
-            for y, name in enumerate(names):
-                found = result[f"{name}: {metric}"]
-                assert isinstance(found, Estimate)
-                label = metric if y == 0 else None
-                plots.draw_estimate(axis, found, y, colour, label)
-        axis.set(yticks=range(len(names)), yticklabels=names)
-        axis.margins(y=0.2)
-        axis.grid(alpha=0.3)
-    axes[0].axvline(
-        ngram.test, color="0.3", linestyle="--", label=f"{ngram.order}-gram model"
-    )
-    axes[0].set_xlabel("perplexity")
-    axes[0].invert_yaxis()
-    axes[1].set_xlabel(f"perplexity from {config.context} words alone")
-    for axis in axes:
-        axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
-    plots.save(figure, run, "perplexity")
+        nats[order] = np.array(loss)
+    return {metric: np.exp(values) for metric, values in nats.items()}
 
 
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     """Train every network and count n-grams, shuffle the words, draw."""
-    prose = read_prose(config.text)._asdict()
+    prose = read_prose(config.text)
     if config.words is not None:
-        prose = {
-            split: first_passages(
-                passages, config.words / (10 if split in HELD_OUT else 1)
-            )
-            for split, passages in prose.items()
-        }
-    vocabulary = fit_vocabulary(
-        itertools.chain(*prose["train"]), size=config.vocabulary
-    )
+        prose = first_words(prose, config.words)
+    vocabulary = fit_vocabulary(itertools.chain(*prose.train), size=config.vocabulary)
     run.write_sealed(VOCABULARY, vocabulary)
     numbers = {
         split: [vocabulary.encode(p, allow_unknown=True) for p in passages]
-        for split, passages in prose.items()
+        for split, passages in prose._asdict().items()
     }
-    size = len(vocabulary)
+    size, n = len(vocabulary), config.context
     result: dict[str, Estimate | float] = {}
     for split, passages in numbers.items():
-        every = np.concatenate(passages)
-        result[f"{split}: words"] = float(len(every))
-        result[f"{split}: share of unknown words"] = float(np.mean(every == 0))
-    ngram = best_ngram(numbers, size, config.orders)
+        joined = np.concatenate(passages)
+        result[f"{split}: words"] = float(len(joined))
+        result[f"{split}: share of unknown words"] = float(np.mean(joined == 0))
+    orders = range(1, config.orders + 1)
+    ngram = best_ngram(numbers["train"], numbers["validation"], size, orders)
     result["n-gram: order"] = float(ngram.order)
-    result |= {f"n-gram: {s} perplexity": getattr(ngram, s) for s in HELD_OUT}
-    sets = {split: windows(p, config, size) for split, p in numbers.items()}
-    sets |= order_test(numbers["test"], config)
+    for split in HELD_OUT:
+        result[f"n-gram: {split} perplexity"] = perplexity(ngram, numbers[split])
+    sets = {
+        split: passage_windows(passages, n, config.window, size)
+        for split, passages in numbers.items()
+    }
+    for order, data in zip(ORDERS, shuffled_contexts(numbers["test"], n), strict=True):
+        sets[order] = evenly_spaced(data, config.asked)
     for name in config.networks:
         model = build(name, config, size)
-        found = train(name, model, sets, config, run)
-        for metric, values in found.items():
+        for metric, values in train(name, model, sets, config, run).items():
             result[f"{name}: {metric}"] = mean_over_runs(values, NONNEGATIVE)
         result[f"{name}: parameters"] = float(parameter_count(model))
     plots.save_curves(run, config.networks, "loss", "loss [nats per word]")
-    draw(run, result, config, ngram)
+    save_perplexities(run, result, config.networks, ORDERS, config.context)
     return result
-
-
-def first_passages(passages: Passages, most: float) -> Passages:
-    """The passages that the first `most` words reach into, whole."""
-    before = np.cumsum([0, *map(len, passages[:-1])])
-    return passages[: int(np.sum(before < most))]
-
-
-def following(name: Name, saved: Saved[Config], size: int, x: Array) -> np.ndarray:
-    """Probabilities [V] of the word after x [1, n - 1 + T]: the mean of all seeds."""
-    config = saved.config
-    model = build(name, config, size)
-    weights = saved.replica_weights(model, config.seeds, name.replace(" ", "_"))
-
-    def one(params: PyTree, extra: PyTree) -> Array:
-        logits, _ = model.apply(params, extra, x, train=False, key=None)
-        return jax.nn.softmax(logits[0, -1])
-
-    return np.asarray(jax.vmap(one)(weights["params"], weights["extra"])).mean(0)
 
 
 def predict(saved: Saved[Config], text: str) -> None:
@@ -414,19 +247,25 @@ def predict(saved: Saved[Config], text: str) -> None:
 
     Each network's are the means of its trainings.
     """
+    config, prefix = saved.config, words(text)
     vocabulary = read_sealed(saved.folder, VOCABULARY, Vocabulary)
-    prefix = words(text)
     if not prefix:
         raise UserError("--predict takes a word at least, or a mark")
-    start = [len(vocabulary)] * saved.config.context
+    start = [len(vocabulary)] * config.context
     x = jnp.array([[*start, *vocabulary.encode(prefix)]])
-    for name in saved.config.networks:
-        p = following(name, saved, len(vocabulary), x)
-        best = np.argsort(-p)[:SHOWN].tolist()
-        shown = [
-            f"{'(unknown)' if word == UNKNOWN else word} {p[i]:.3f}"
-            for i, word in zip(best, vocabulary.decode(best), strict=True)
-        ]
+    for name in config.networks:
+        model = build(name, config, len(vocabulary))
+        part = name.replace(" ", "_")
+        weights = saved.replica_weights(model, config.seeds, part)["params"]
+
+        def probabilities(params: PyTree, model: Model = model) -> Array:
+            logits, _ = model.apply(params, {}, x, train=False, key=None)
+            return jax.nn.softmax(logits[0, -1])
+
+        p = np.asarray(jax.vmap(probabilities)(weights)).mean(0)
+        best = np.argsort(-p)[:MAX_SHOWN].tolist()
+        symbols = [s.replace(UNKNOWN, "(unknown)") for s in vocabulary.decode(best)]
+        shown = [f"{s} {p[i]:.3f}" for i, s in zip(best, symbols, strict=True)]
         print(f"{name}: {', '.join(shown)}")
 
 

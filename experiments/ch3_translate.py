@@ -1,13 +1,13 @@
-"""Lesson 3.1.1: an encoder packs a Korean text, a decoder draws English out of it.
+"""Lesson 3.1.1: an encoder reads a Korean text, a decoder writes it in English.
 
 Two tasks. Dates, as CLDR writes them in six forms, have one right answer each: the
-network must find out about months, weekdays, and which form calls for which. Messages
-of a program have noise: of a hundred test pairs that one of us read, some five are
-translated wrongly, and of a fifth the same Korean stands for other English elsewhere,
-so that nobody could match all exactly.
+network must learn months, weekdays, and which form calls for which. Messages of a
+program have noise: of a hundred test pairs that we read, some five are translated
+wrongly, and of a fifth the same Korean stands for other English elsewhere, so that no
+model could match all of them exactly.
 
-Without attention all of the source must go through the encoder's last states; with it
-every step of the decoder looks back at what it needs, and the figure shows where to.
+Without attention all of the source must go through the encoder's last states. With it
+every step of the decoder attends to all of the source; a figure shows the weights.
 Greedy decoding takes the most probable symbol at each step, a beam the best sequence of
 several at once.
 
@@ -20,17 +20,13 @@ Then: ch3_translate.py --translate "2024년 3월 5일 화요일"
 """
 
 import re
-import unicodedata
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple, get_args
+from typing import Annotated, Literal, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pydantic
-import sacrebleu
 
 from jaxstudy.data.sources import LIBREOFFICE_KO, check_folder
 from jaxstudy.dataset import Dataset, dataset, steps_per_epoch
@@ -40,30 +36,28 @@ from jaxstudy.objectives import sequence_cross_entropy
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.run import Run, Saved, read_sealed
-from jaxstudy.runs.statistics import SHARE, Estimate, mean_over_runs
-from jaxstudy.text.decoding import Beams, beam_search
+from jaxstudy.runs.statistics import Estimate
 from jaxstudy.text.pairs import (
     END,
     LONGEST_DATE,
-    Pair,
     Pairs,
     check_date,
     date_pairs,
-    encode_pairs,
     noise,
     read_messages,
     split_messages,
 )
+from jaxstudy.text.plots import save_attention
+from jaxstudy.text.translation import Alphabets, decoder, score_translations
 from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary, normalise
 from jaxstudy.training import (
     Replicas,
-    TrainState,
     fit,
     init_replicas,
     make_eval_step,
     make_train_step,
 )
-from jaxstudy.types import Array, PyTree, UserError
+from jaxstudy.types import PyTree, UserError
 
 Task = Literal["dates", "messages"]
 NETWORKS = {"attention": True, "no attention": False}
@@ -128,23 +122,6 @@ PRESETS = {
 }
 
 
-class Alphabets(NamedTuple):
-    """The characters of both languages, and the most that a text in each may have."""
-
-    source: Vocabulary
-    target: Vocabulary
-    longest: tuple[int, int]
-
-    @property
-    def end(self) -> int:
-        """The number of END."""
-        return int(self.target.encode(END)[0])
-
-    def arrays(self, pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
-        """Pairs as numbers, padded."""
-        return encode_pairs(pairs, self.source, self.target, self.longest)
-
-
 def longest(task: Task, config: Config) -> tuple[int, int]:
     """The most characters of a Korean and of an English text."""
     return LONGEST_DATE if task == "dates" else config.longest
@@ -186,8 +163,8 @@ def train(
     end: int,
     config: Config,
     run: Run,
-) -> TrainState:
-    """Train one network with every seed, each a replica."""
+) -> PyTree:
+    """Train one network with every seed, each a replica; params [seeds, ...]."""
     data, validation = sets
     if task == "dates":
         epochs, rate = config.date_epochs, config.date_rate
@@ -213,116 +190,12 @@ def train(
         evaluate_first=False,
         replicas=Replicas(),
         sub_run=run.sub_run(sub_run_name(task, name)),
-    ).state
+    ).state.params
 
 
 def sub_run_name(task: Task, name: str) -> str:
     """The name of the sub-run of one training."""
     return f"{task} {name}".replace(" ", "_")
-
-
-Decode = Callable[..., Beams]  # (params, x [B, S], x_length [B])
-
-
-def decoder(network: Seq2Seq, alphabets: Alphabets, width: int) -> Decode:
-    """Beam search, compiled."""
-    end, length = alphabets.end, alphabets.longest[1] + 1
-
-    def decode(params: PyTree, x: Array, lengths: Array) -> Beams:
-        memory, first = network.encode(params, x, lengths), jnp.full(len(x), end)
-        step = network.step(params)
-        return beam_search(step, memory, first, width=width, length=length, end=end)
-
-    return jax.jit(decode)
-
-
-def text_of(tokens: np.ndarray, alphabets: Alphabets) -> str:
-    """The characters before the first END."""
-    return "".join(alphabets.target.decode(tokens.tolist())).partition(END)[0]
-
-
-def translate_all(
-    decode: Decode, params: PyTree, alphabets: Alphabets, pairs: Sequence[Pair]
-) -> list[str]:
-    """The best translation of each of some pairs' Korean, in batches of one size."""
-    arrays, size = alphabets.arrays(pairs), min(len(pairs), 200)
-    found: list[str] = []
-    for first in range(0, len(pairs), size):
-        rows = np.minimum(np.arange(first, first + size), len(pairs) - 1)
-        beams = decode(params, arrays["x"][rows], arrays["x_length"][rows])
-        found += [text_of(best, alphabets) for best in np.asarray(beams.tokens[:, 0])]
-    return found[: len(pairs)]
-
-
-CHRF = (0.0, 100.0)
-
-
-def scores(
-    network: Seq2Seq,
-    state: TrainState,
-    alphabets: Alphabets,
-    pairs: Sequence[Pair],
-    config: Config,
-) -> dict[str, Estimate]:
-    """Exact matches and chrF over the seeds, greedy and by beam search.
-
-    chrF, from 0 to 100, is an F-score of n-grams of characters, n to 6 (Popovic 2015).
-    """
-    right = [pair.target for pair in pairs]
-    found: dict[str, list[float]] = {}
-    for name, width in (("greedy", 1), (f"beam of {config.beam}", config.beam)):
-        decode = decoder(network, alphabets, width)
-        for seed in range(config.seeds):
-            params = jax.tree.map(lambda a, seed=seed: a[seed], state.params)
-            texts = translate_all(decode, params, alphabets, pairs)
-            exact = np.mean([a == b for a, b in zip(texts, right, strict=True)])
-            found.setdefault(f"exact match, {name}", []).append(float(exact))
-            chrf = sacrebleu.corpus_chrf(texts, [right]).score
-            found.setdefault(f"chrF, {name}", []).append(chrf)
-    return {
-        name: mean_over_runs(np.array(values), CHRF if "chrF" in name else SHARE)
-        for name, values in found.items()
-    }
-
-
-def readable(character: str) -> str:
-    """A Hangul syllable as its sound, since few fonts have it."""
-    name = unicodedata.name(character, "")
-    syllable = name.removeprefix("HANGUL SYLLABLE ")
-    return syllable.lower() if syllable != name else character.replace(" ", "_")
-
-
-def draw_attention(
-    run: Run,
-    task: Task,
-    network: Seq2Seq,
-    params: PyTree,
-    alphabets: Alphabets,
-    pairs: Sequence[Pair],
-) -> None:
-    """Where the decoder looks for each character it writes, in four of some pairs."""
-    by_length = sorted(pairs, key=lambda pair: (len(pair.source), pair))
-    shown = [by_length[int(q * (len(by_length) - 1))] for q in (0.3, 0.6, 0.8, 0.95)]
-    decode = decoder(network, alphabets, 1)
-    figure, axes = plots.subplots(2, 2, figsize=(13, 11))
-    for axis, pair in zip(axes.ravel(), shown, strict=True):
-        arrays = alphabets.arrays([pair])
-        x, lengths = map(jnp.asarray, (arrays["x"], arrays["x_length"]))
-        tokens = np.asarray(decode(params, x, lengths).tokens[:, 0])
-        text = text_of(tokens[0], alphabets)
-        before = np.concatenate([[alphabets.end], tokens[0, : len(text)]])
-        memory = network.encode(params, x, lengths)
-        _, _, weights = network.decode(params, memory, jnp.asarray(before[None]))
-        looks = np.asarray(weights[0, :, : len(pair.source)])
-        axis.imshow(looks, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        sounds = [readable(character) for character in pair.source]
-        axis.set_xticks(range(len(sounds)), sounds, rotation=90, fontsize=8)
-        written = [*text.replace(" ", "_"), "(end)"]
-        axis.set_yticks(range(len(written)), written, fontsize=8)
-        title = text if text == pair.target else f"{text}\nright: {pair.target}"
-        axis.set_title(title, fontsize=9)
-    figure.tight_layout()
-    plots.save(figure, run, f"attention_{task}")
 
 
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:
@@ -343,14 +216,16 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         )
         for name, attention in NETWORKS.items():
             network = build(alphabets, name, config)
-            state = train(task, name, network, sets, alphabets.end, config, run)
-            found = scores(network, state, alphabets, pairs.test, config)
-            result |= {f"{task}, {name}: {score}": found[score] for score in found}
+            params = train(task, name, network, sets, alphabets.end, config, run)
+            scores = score_translations(
+                network, params, alphabets, pairs.test, config.beam
+            )
+            result |= {f"{task}, {name}: {score}": v for score, v in scores.items()}
             count = parameter_count(network.model)
             result[f"{task}, {name}: parameters"] = float(count)
             if attention:
-                first = jax.tree.map(lambda a: a[0], state.params)
-                draw_attention(run, task, network, first, alphabets, pairs.test)
+                figure, seed = f"attention_{task}", jax.tree.map(lambda a: a[0], params)
+                save_attention(run, figure, network, seed, alphabets, pairs.test)
     trainings = [f"{task} {name}" for task in config.tasks for name in NETWORKS]
     plots.save_curves(run, trainings, "exact match", "exact match")
     return result
@@ -380,10 +255,9 @@ def translate(saved: Saved[Config], text: str) -> None:
         )
         params = jax.tree.map(lambda a: a[0], weights["params"])
         decode = decoder(network, alphabets, config.beam)
-        found = decode(params, numbers[None], np.array([len(numbers)]))
-        for tokens, score in zip(found.tokens[0], found.scores[0], strict=True):
-            english = text_of(np.asarray(tokens), alphabets)
-            print(f"{name}, probability {np.exp(score):.3f}: {english}")
+        beams = decode(params, numbers[None], np.array([len(numbers)]))
+        for tokens, score in zip(beams.tokens[0], beams.scores[0], strict=True):
+            print(f"{name}, probability {np.exp(score):.3f}: {alphabets.text(tokens)}")
 
 
 if __name__ == "__main__":

@@ -13,17 +13,18 @@ from hypothesis import strategies as st
 
 from jaxstudy.runs.cli import Settings
 from jaxstudy.runs.run import open_run
+from jaxstudy.text.plots import save_piano_roll
 from jaxstudy.text.tune_evaluation import (
     Verdict,
     copied_share,
     joined_melodies,
     judge,
+    judge_tunes,
     longest_copy,
     notes_of,
-    save_piano_roll,
     write_midi,
+    write_samples,
 )
-from jaxstudy.types import UserError
 
 HEAD = "X:1\nM:6/8\nL:1/8\nK:G\n"
 # an upbeat, a triplet, dotted pairs, a fermata, a chord symbol, grace notes, a slur, a
@@ -35,18 +36,11 @@ GOOD = (
 )
 
 
-def test_a_good_tune_is_accepted_and_adds_up() -> None:
-    verdict = judge(GOOD)
-    assert verdict.fault == ""
-    assert verdict.accepted
-    assert verdict.adds_up
-    # D, four, two endings of one, B, one, d, two: the upbeats are bars, too
-    assert verdict.bars == 11
-
-
 @pytest.mark.parametrize(
     ("body", "bars", "wrong"),
     [
+        # D, four, two endings of one, B, one, d, two: the upbeats are bars, too
+        (GOOD.removeprefix(HEAD), 11, 0),
         ("GGG GGG|GGG GGG|GGG GGG|\n", 3, 0),
         ("GGG GGG|GGG GG|GGG GGG|\n", 3, 1),  # too short within
         ("GGG GGG|GGG GGGG|GGG GGG|\n", 3, 1),  # too long within
@@ -66,7 +60,8 @@ def test_a_good_tune_is_accepted_and_adds_up() -> None:
 )
 def test_bars_are_counted(body: str, bars: int, wrong: int) -> None:
     verdict = judge(HEAD + body)
-    assert (verdict.fault, verdict.bars, verdict.wrong) == ("", bars, wrong)
+    assert verdict == Verdict("", bars, wrong)
+    assert verdict.accepted
     assert verdict.adds_up == (wrong == 0)
 
 
@@ -96,7 +91,6 @@ def test_bars_are_counted(body: str, bars: int, wrong: int) -> None:
 )
 def test_what_a_parser_cannot_read_is_not_accepted(tune: str, fault: str) -> None:
     verdict = judge(tune)
-    assert verdict.fault
     assert verdict.fault.startswith(fault)
     assert not verdict.accepted
     assert not verdict.adds_up
@@ -171,10 +165,8 @@ def midi_pitches(path: Path) -> tuple[Counter[Any], Counter[Any]]:
     file.read()
     file.close()
     events = [event for track in file.tracks for event in track.events]
-    return (
-        Counter(event.pitch for event in events if event.isNoteOn()),
-        Counter(event.pitch for event in events if event.isNoteOff()),
-    )
+    begun = Counter(event.pitch for event in events if event.isNoteOn())
+    return begun, Counter(event.pitch for event in events if event.isNoteOff())
 
 
 @pytest.mark.parametrize(
@@ -211,11 +203,33 @@ def test_an_inline_field_is_no_chord() -> None:
     assert notes_of(tune)[3].tolist() == [10.0, 3.0, 66.0]
 
 
-@pytest.mark.parametrize("tune", [HEAD, HEAD + "z6|\n", "hello", HEAD + "[G|\n"])
-def test_no_midi_file_of_what_has_no_note(tune: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no tune that music21 reads"):
-        write_midi(tune, tmp_path / "tune.mid")
-    assert not list(tmp_path.iterdir())
+def test_samples_are_tunes_and_midi_files_of_those_with_notes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tunes = [GOOD, HEAD, HEAD + "z6|\n", "hello", HEAD + "[G|\n"]
+    paths = write_samples(tmp_path, "tune", tunes)
+    assert [path.read_text() for path in paths] == tunes
+    assert capsys.readouterr().err.count("no tune that music21 reads") == 4
+    files = {path.name for path in (tmp_path / "samples").glob("*.mid")}
+    assert files == {"tune_1.mid"}
+    write_samples(tmp_path, "tune", tunes[1:])
+    assert not [*(tmp_path / "samples").glob("*.mid")]  # of another tune
+
+
+def test_judged_tunes_are_counted() -> None:
+    tunes = [GOOD, HEAD + "GGG GGG|GGG GG|GGG GGG|\n", "hello"]
+    metrics, accepted = judge_tunes("real", tunes, joined_melodies(tunes[:1]))
+    assert accepted == [True, True, False]
+    assert {
+        name.removeprefix("real: "): getattr(value, "mean", value)
+        for name, value in metrics.items()
+    } == pytest.approx({
+        "accepted by music21": 2 / 3,
+        "accepted, and all bars add up": 1 / 3,
+        "bars of a wrong length": 1 / 14,
+        "copies of a training tune": 1,
+        "longest copied piece of the melody": (1 + 4 / 17) / 3,
+    })  # fmt: skip
 
 
 def test_a_piano_roll_shows_the_notes(tmp_path: Path) -> None:

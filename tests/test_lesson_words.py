@@ -1,7 +1,6 @@
-"""Lesson 3.1: windows that hold each word once, causality, the bag, the saved run."""
+"""Lesson 3.1: causality, the bag, the order test, the saved run."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstudy.runs import cli
 from jaxstudy.runs.run import read_sealed
 from jaxstudy.text.prose import read_prose
 from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary
-from jaxstudy.types import UserError
+from jaxstudy.text.windows import passage_windows
 from tests.conftest import load
+from tests.scripts import run_script
 
 lesson: Any = load("experiments", "ch3_next_word")
-CONFIG = lesson.Config(context=3, window=5, embedding=4, units=6, asked=1000)
+CONFIG = lesson.Config(context=3, window=5, embedding=4, units=6)
 SIZE = 7  # words; the start is the next number
-NETWORKS = lesson.get_args(lesson.Name)
-
-
-def ask(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Any:
-    """The exit code of the lesson, in this process."""
-    monkeypatch.setattr(sys, "argv", ["ch3_next_word.py", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.experiment(lesson.main, lesson.PRESETS, predict=lesson.predict)
-    return ended.value.code
+NETWORKS = tuple(lesson.HIDDEN_LAYERS)
 
 
 @pytest.fixture(scope="module")
@@ -44,46 +35,40 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the smoke preset on that text."""
-    where = tmp_path_factory.mktemp("runs") / "smoke"
-    with pytest.MonkeyPatch.context() as patch:
-        arguments = ("--preset", "smoke", "--text", text, "--vocabulary", 12)
-        assert ask(patch, *arguments, "--run-dir", where) == 0
-    return where
+    folder = tmp_path_factory.mktemp("runs") / "smoke"
+    arguments = ("--preset", "smoke", "--text", text, "--vocabulary", 12)
+    assert run_script("ch3_next_word", *arguments, "--run-dir", folder) == 0
+    return folder
 
 
-@pytest.fixture(scope="module")
-def metrics(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "result.json").read_text())["metrics"]
+def predict(folder: Path, prefix: str) -> Any:
+    return run_script("ch3_next_word", "--run-dir", folder, "--predict", prefix)
 
 
-def test_only_the_bag_answers_the_same_to_shuffled_words(
-    metrics: dict[str, Any],
-) -> None:
+def test_a_run_on_a_text_of_ones_own(text: Path, folder: Path) -> None:
+    """Only the bag answers the same to shuffled words."""
+    metrics = json.loads((folder / "result.json").read_text())["metrics"]
     for name in NETWORKS:
-        here, there = (metrics[f"{name}: {order}"] for order in lesson.ORDERS)
-        assert (here == there) == (name == "bag of words")
-
-
-def test_the_vocabulary_is_that_of_the_training_text(text: Path, folder: Path) -> None:
+        ordered, shuffled = (metrics[f"{name}: {order}"] for order in lesson.ORDERS)
+        assert (ordered == shuffled) == (name == "bag of words")
     train = [word for passage in read_prose(text).train for word in passage]
-    want = fit_vocabulary(train, size=12)
-    assert read_sealed(folder, lesson.VOCABULARY, Vocabulary) == want
-    assert len(want) == 12
+    vocabulary = read_sealed(folder, lesson.VOCABULARY, Vocabulary)
+    assert vocabulary == fit_vocabulary(train, size=12)
+    assert len(vocabulary) == 12
 
 
 def test_predict_names_what_may_follow(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     symbols = read_sealed(folder, lesson.VOCABULARY, Vocabulary).symbols
-    prefix = " ".join(symbols[:2]).upper()
-    assert ask(monkeypatch, "--run-dir", folder, "--predict", prefix) == 0
+    assert predict(folder, " ".join(symbols[:2]).upper()) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines] == list(NETWORKS)
     for line in lines:
         pairs = [p.rsplit(" ", 1) for p in line.partition(": ")[2].split(", ")]
         assert {word for word, _ in pairs} <= {*symbols, "(unknown)"}
         chances = [float(p) for _, p in pairs]
-        assert len(chances) == lesson.SHOWN
+        assert len(chances) == lesson.MAX_SHOWN
         assert chances == sorted(chances, reverse=True)
         assert 0 < sum(chances) <= 1.01
 
@@ -91,162 +76,75 @@ def test_predict_names_what_may_follow(
 @pytest.mark.parametrize(
     ("prefix", "sentence"),
     [
-        ("", "takes a word at least"),
         (" \n", "takes a word at least"),
         ("a whale, a ship", "'whale', ',', 'ship': not in the vocabulary"),
     ],
 )
 def test_predict_refuses_in_a_sentence(
-    prefix: str,
-    sentence: str,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    prefix: str, sentence: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert ask(monkeypatch, "--run-dir", folder, "--predict", prefix) == 2
+    assert predict(folder, prefix) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert sentence in line
 
 
 def test_predict_refuses_another_lessons_run(
-    folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = json.loads((folder / "config.json").read_text())
-    other = json.dumps({**config, "experiment": "ch3_memory"})
-    (tmp_path / "config.json").write_text(other)
-    assert ask(monkeypatch, "--run-dir", tmp_path, "--predict", "a") == 2
-    assert "ch3_memory" in capsys.readouterr().err
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert ask(monkeypatch, "--run-dir", tmp_path, "--predict", "a") == 2
-    assert "vocabulary" in capsys.readouterr().err
+    for experiment, sentence in (("ch3_memory", "ch3_memory"), ("", "vocabulary")):
+        record = {**config, "experiment": experiment or config["experiment"]}
+        (tmp_path / "config.json").write_text(json.dumps(record))
+        assert predict(tmp_path, "a") == 2
+        assert sentence in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [b"call me", b"caf\xe9 " * 2000])
 def test_a_text_that_will_not_do_is_refused_without_a_trace(
-    content: bytes,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "mine.txt").write_bytes(content)
-    arguments = ("--preset", "smoke", "--text", tmp_path / "mine.txt")
-    assert ask(monkeypatch, *arguments, "--run-dir", tmp_path / "run") == 2
+    path, folder = tmp_path / "mine.txt", tmp_path / "run"
+    path.write_bytes(b"caf\xe9 " * 2000)
+    assert run_script("ch3_next_word", "--text", path, "--run-dir", folder) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "mine.txt" in line
-    assert not (tmp_path / "run").exists()
+    assert line.startswith(f"error: {path} is no text in UTF-8")
+    assert not folder.exists()
 
 
-def test_windows_predict_every_word_once_from_those_before() -> None:
-    rng = np.random.default_rng(0)
-    passages = [rng.integers(0, SIZE, n) for n in (1, 4, 5, 6, 13)]
-    found = lesson.windows(passages, CONFIG, SIZE)
-    x, y, real = (np.asarray(found.arrays[name]) for name in ("x", "y", "real"))
-    assert x.shape[1] == 3 - 1 + 5
-    assert real.sum() == sum(map(len, passages))
-    np.testing.assert_array_equal(y[real], np.concatenate(passages))
-    before = [np.concatenate([[SIZE] * 3, p])[i : i + 3]
-              for p in passages for i in range(len(p))]  # fmt: skip
-    contexts = np.lib.stride_tricks.sliding_window_view(x, 3, axis=1)
-    np.testing.assert_array_equal(contexts[real], before)
-    assert y.max() < SIZE  # no start is to be predicted
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_a_network_sees(name: str) -> None:
+    """No word itself or a later one; a dense layer the last n; a bag not their order.
 
-
-def test_the_order_test_keeps_words_and_answers() -> None:
-    rng = np.random.default_rng(0)
-    passages = [rng.integers(0, SIZE, n) for n in (2, 3, 40)]
-    ordered, shuffled = lesson.order_test(passages, CONFIG).values()
-    a, b = np.asarray(ordered.arrays["x"]), np.asarray(shuffled.arrays["x"])
-    whole = np.lib.stride_tricks.sliding_window_view(passages[2], 4)
-    np.testing.assert_array_equal(a, whole[:, :3])
-    np.testing.assert_array_equal(np.sort(a), np.sort(b))
-    assert np.any(a != b)
-    for one in (ordered, shuffled):
-        np.testing.assert_array_equal(one.arrays["y"], whole[:, 3:])
-    with pytest.raises(UserError, match="--context 3: no passage"):
-        lesson.order_test(passages[:2], CONFIG)
-
-
-def network(name: str) -> tuple[Any, Any]:
-    """A network and weights large enough for words to matter."""
+    Words after the end of a passage count for nothing.
+    """
     model = lesson.build(name, CONFIG, SIZE)
-    params, _ = model.init(jax.random.key(0))
-    return model, jax.tree.map(lambda a: 3 * a, params)
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_no_word_depends_on_itself_or_later_ones(name: str) -> None:
-    """And those of dense networks on none but the last n."""
-    model, params = network(name)
+    params = jax.tree.map(lambda a: 3 * a, model.init(jax.random.key(0))[0])
+    apply = jax.jit(lambda x: model.apply(params, {}, x, train=False, key=None)[0])
     x = np.random.default_rng(0).integers(0, SIZE, (2, 3 - 1 + 5))
-
-    def logits(x: np.ndarray) -> np.ndarray:
-        found, _ = model.apply(params, {}, jnp.asarray(x), train=False, key=None)
-        return np.asarray(found)
-
-    here = logits(x)
-    assert here.shape == (2, 5, SIZE)
-    for at in range(x.shape[1]):
+    logits = apply(x)
+    assert logits.shape == (2, 5, SIZE)
+    for place in range(x.shape[1]):
         changed = x.copy()
-        changed[:, at] = (changed[:, at] + 1) % SIZE
-        moved = np.abs(logits(changed) - here).max((0, 2)) > 0
-        last = at - 3 + 1  # the first prediction that has seen it
-        sees = np.arange(5) >= last
-        if name not in lesson.KINDS:
-            sees &= np.arange(5) <= at
-        np.testing.assert_array_equal(moved, sees)
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_bag_has_no_order(name: str) -> None:
-    model, params = network(name)
-    x = jnp.array([[0, 1, 2]])
-    each = [x, x[:, ::-1], jnp.array([[1, 0, 2]])]
-    found = [model.apply(params, {}, x, train=False, key=None)[0] for x in each]
-    same = [bool(jnp.array_equal(found[0], other)) for other in found[1:]]
+        changed[:, place] = (changed[:, place] + 1) % SIZE
+        differs = np.abs(apply(changed) - logits).max((0, 2)) > 0
+        sees = np.arange(5) >= place - 3 + 1  # from the first that has seen it
+        if name in ("bag of words", "words in order"):
+            sees &= np.arange(5) <= place
+        np.testing.assert_array_equal(differs, sees)
+    ordered, *others = (apply(np.array([w])) for w in ([0, 1, 2], [2, 1, 0], [1, 0, 2]))
+    same = [bool(jnp.array_equal(ordered, other)) for other in others]
     assert same == [name == "bag of words"] * 2
 
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_words_after_the_end_of_a_passage_count_for_nothing(name: str) -> None:
-    model, params = network(name)
-    objective = lesson.next_word(model)
-    data = lesson.windows([np.arange(6) % SIZE], CONFIG, SIZE)
+    objective = jax.jit(lesson.next_word(model))
+    data = passage_windows([np.arange(6) % SIZE], 3, 5, SIZE)
     batch = {**data.arrays, "mask": jnp.ones(2)}
-    real = batch["real"]
     loss, (_, metrics) = objective(params, {}, batch, None)
-    other = {**batch, "y": jnp.where(real, batch["y"], (batch["y"] + 1) % SIZE)}
-    assert objective(params, {}, other, None)[0] == loss
     assert metrics["loss"].count == 6
-    wrong = {**batch, "y": jnp.where(real, (batch["y"] + 1) % SIZE, batch["y"])}
-    assert objective(params, {}, wrong, None)[0] != loss
+    real, wrong = batch["real"], (batch["y"] + 1) % SIZE
+    padding = {**batch, "y": jnp.where(real, batch["y"], wrong)}
+    assert objective(params, {}, padding, None)[0] == loss
+    other = {**batch, "y": jnp.where(real, wrong, batch["y"])}
+    assert objective(params, {}, other, None)[0] != loss
     keys = jax.random.split(jax.random.key(0))
     dropped = [objective(params, {}, batch, key)[0] for key in keys]
     assert len({float(v) for v in (loss, *dropped)}) == 3
-
-
-def test_the_order_of_the_ngram_is_chosen_on_validation_alone() -> None:
-    """In a text whose words depend on the one before, and in one of chance."""
-    text = np.random.default_rng(0).integers(0, 3, 400).cumsum() % SIZE
-    noise = np.random.default_rng(1).integers(0, SIZE, 100)
-    train = {"train": [text[:200]]}
-    pairs = {
-        (a, b): lesson.best_ngram(
-            {**train, "validation": [here], "test": [there]}, SIZE, 4
-        )
-        for a, here in (("text", text[200:300]), ("noise", noise))
-        for b, there in (("text", text[300:]), ("noise", noise))
-    }
-    for a, order in (("text", pairs["text", "text"].order), ("noise", 1)):
-        assert {pairs[a, b].order for b in ("text", "noise")} == {order}
-    assert pairs["text", "text"].order > 1
-    assert 3 < pairs["text", "noise"].validation < 4 < pairs["text", "noise"].test
-
-
-def test_whole_passages_until_there_are_enough() -> None:
-    passages = tuple([["a"] * n for n in (3, 4, 5)])
-    for most, count in ((1, 1), (3, 1), (3.5, 2), (7, 2), (8, 3), (99, 3)):
-        assert lesson.first_passages(passages, most) == passages[:count]

@@ -2,6 +2,7 @@
 
 import itertools
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -59,29 +60,24 @@ def test_a_tune_is_its_metre_length_key_and_body() -> None:
     assert tunes_of(chord) == [chord]
     assert tunes_of(unicodedata.normalize("NFD", chord)) == [chord]
     assert tunes_of("") == tunes_of("no tune\nK:C\nabc") == []
-
-
-def test_reading_a_tune_again_changes_nothing() -> None:
-    for tune in tunes_of(FILE):
+    for tune in tunes_of(FILE):  # reading again changes nothing
         assert tunes_of(tune) == [tune]
 
 
 def test_files_are_read_in_order_and_no_tune_twice(tmp_path: Path) -> None:
-    for name, text in (
-        ("b.abc", "X:1\nK:C\nabc"),
-        ("a/z.abc", "X:1\nK:C\ndef"),
-        ("c.abc", "X:5\nT:the same\nK:C\nabc\n"),
-        ("readme.txt", "X:1\nK:C\nggg"),
-    ):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
-    (tmp_path / "d.abc").write_bytes(b'X:1\nK:C\n"\xe9"aaa')
-    (tmp_path / "e.abc").write_bytes(b"\xef\xbb\xbfX:1\rK:C\rbag")
-    tunes = read_tunes(tmp_path)
-    assert [tune.split("\n")[-2] for tune in tunes] == [
-        "def", "abc", '"\xe9"aaa', "bag"
-    ]  # fmt: skip
+    files = {
+        "b.abc": b"X:1\nK:C\nabc",
+        "a/z.abc": b"X:1\nK:C\ndef",
+        "c.abc": b"X:5\nT:the same\nK:C\nabc\n",
+        "readme.txt": b"X:1\nK:C\nggg",
+        "d.abc": b'X:1\nK:C\n"\xe9"aaa',
+        "e.abc": b"\xef\xbb\xbfX:1\rK:C\rbag",
+    }
+    (tmp_path / "a").mkdir()
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    bodies = [tune.split("\n")[-2] for tune in read_tunes(tmp_path)]
+    assert bodies == ["def", "abc", '"é"aaa', "bag"]
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match=r"no tune in ABC notation in .*none"):
         read_tunes(tmp_path / "none")
@@ -128,17 +124,14 @@ def test_every_tune_is_in_one_set_with_its_other_editions(
             assert (tune(n) in part) == (tune(other) in part)
 
 
-def parts_of(notes: str) -> set[str]:
-    """Every subsequence."""
-    lengths = range(len(notes) + 1)
-    return {"".join(c) for n in lengths for c in itertools.combinations(notes, n)}
-
-
 @given(st.text("abcdefg", max_size=7), st.text("abcdefg", max_size=7))
 def test_similarity_is_that_of_brute_force(a: str, b: str) -> None:
+    def subsequences(notes: Iterable[str]) -> set[tuple[str, ...]]:
+        return {c for n in range(8) for c in itertools.combinations(notes, n)}
+
     keys = [[chr(97 + (ord(note) - 97 + k) % 7) for note in b] for k in range(7)]
-    common = [parts_of(a) & parts_of("".join(key)) for key in keys]
-    longest = max(len(part) for parts in common for part in parts)
+    common = [subsequences(a) & subsequences(key) for key in keys]
+    longest = max(len(notes) for each in common for notes in each)
     assert similarity(a, b) == (2 * longest / (len(a) + len(b)) if a and b else 0)
 
 
@@ -147,8 +140,5 @@ def test_similar_melodies_are_found_in_any_key() -> None:
     assert similarity(a, edition(a, 4)) == 2 * 37 / 80
     assert similarity(a, b) < 0.7
     assert similar_pairs([a, b, a[1:], "", "abc", edition(b, 3)]) == [(0, 2), (1, 5)]
-
-
-def test_too_few_tunes_are_refused() -> None:
     with pytest.raises(UserError, match="2 tunes are too few"):
         split_tunes([tune("abc"), tune("def")])

@@ -1,13 +1,15 @@
 """Pairs of texts: dates with one right answer, messages, what is wrong with them."""
 
 import datetime
+import itertools
 import re
-import struct
 import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
+from babel.messages.catalog import Catalog
+from babel.messages.mofile import write_mo
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,29 +69,22 @@ def test_a_date_is_in_one_set_only() -> None:
     assert sum(map(len, pairs)) == 6000
     assert all(595 < len(part) <= 605 for part in pairs[1:])
     assert len({pair.source for part in pairs for pair in part}) < 6000  # it happens
+    for count, sentence in ((2, "too few to split"), (80_000, "there are 73049 dates")):
+        with pytest.raises(UserError, match=sentence):
+            date_pairs(count)
     for side in (0, 1):
-        texts = [{pair[side] for pair in part} for part in pairs]
-        assert not texts[0] & texts[1]
-        assert not texts[0] & texts[2]
-        assert not texts[1] & texts[2]
-    days = [
-        {re.sub(r"\D+", " ", pair.source).strip() for pair in part} for part in pairs
-    ]
-    assert not days[0] & days[1]
-    assert not days[0] & days[2]
-    assert not days[1] & days[2]
+        assert_disjoint([[pair[side] for pair in part] for part in pairs])
+    days = [[re.sub(r"\D+", " ", p.source).strip() for p in part] for part in pairs]
+    assert_disjoint(days)
+
+
+def assert_disjoint(sets: list[list[str]]) -> None:
+    for a, b in itertools.combinations(map(set, sets), 2):
+        assert not a & b
 
 
 @pytest.mark.parametrize(
-    ("count", "said"), [(2, "too few to split"), (80_000, "there are 73049 dates")]
-)
-def test_as_many_dates_as_there_are(count: int, said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        date_pairs(count)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "sentence"),
     [
         ("2024년 2월 30일", "there is no such day"),
         ("2023. 2. 29.", "there is no such day"),
@@ -101,24 +96,19 @@ def test_as_many_dates_as_there_are(count: int, said: str) -> None:
         ("", "is not written as one of"),
     ],
 )
-def test_what_is_no_date_is_named(text: str, said: str) -> None:
-    with pytest.raises(UserError, match=re.escape(said)):
+def test_what_is_no_date_is_named(text: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=re.escape(sentence)):
         check_date(text)
 
 
 def catalogue(path: Path, messages: dict[str, str]) -> None:
-    """A gettext catalogue: sorted pairs of strings after a header of 28 bytes."""
-    pairs = sorted(
-        {"": "Content-Type: text/plain; charset=UTF-8\n", **messages}.items()
-    )
-    start, strings, tables = 28 + 16 * len(pairs), b"", []
-    for side in (0, 1):
-        for pair in pairs:
-            text = pair[side].encode()
-            tables.append(struct.pack("<II", len(text), start + len(strings)))
-            strings += text + b"\0"
-    head = struct.pack("<7I", 0x950412DE, 0, len(pairs), 28, 28 + 8 * len(pairs), 0, 0)
-    path.write_bytes(head + b"".join(tables) + strings)
+    """A gettext catalogue, as babel writes it."""
+    made = Catalog(charset="utf-8")
+    for english, korean in messages.items():
+        context, _, text = english.rpartition("\x04")
+        made.add(text, korean, context=context or None)
+    with path.open("wb") as file:
+        write_mo(file, made)
 
 
 def test_messages_without_marks_of_shortcuts(tmp_path: Path) -> None:
@@ -135,8 +125,8 @@ def test_messages_without_marks_of_shortcuts(tmp_path: Path) -> None:
         },
     )
     catalogue(tmp_path / "b.mo", {"again\x04Open file...": "파일 열기..."})
-    found = read_messages(tmp_path, (24, 40))
-    assert sorted(found) == [
+    messages = read_messages(tmp_path, (24, 40))
+    assert sorted(messages) == [
         Pair("가나", "snakecase"),
         Pair("너비:", "Width:"),
         Pair("언어", "Language"),
@@ -146,7 +136,7 @@ def test_messages_without_marks_of_shortcuts(tmp_path: Path) -> None:
     decomposed = {"\r\n한": "줄", "Caf\u00e9": "카페", "Cafe\u0301": "카페"}
     content = {a: unicodedata.normalize("NFD", b) for a, b in decomposed.items()}
     catalogue(tmp_path / "b.mo", content)
-    assert {*read_messages(tmp_path, (24, 40))} - {*found} == {
+    assert {*read_messages(tmp_path, (24, 40))} - {*messages} == {
         Pair("카페", "Caf\u00e9")
     }
 
@@ -173,10 +163,7 @@ def test_a_text_is_in_one_set_only_in_either_language() -> None:
     sets = split_messages(pairs)
     assert sorted(pair for part in sets for pair in part) == sorted(pairs)
     for side in (0, 1):
-        words = [{pair[side].split()[0] for pair in part} for part in sets]
-        assert not words[0] & words[1]
-        assert not words[0] & words[2]
-        assert not words[1] & words[2]
+        assert_disjoint([[pair[side].split()[0] for pair in part] for part in sets])
     with pytest.raises(UserError, match="too few"):
         split_messages(pairs[:5])
 

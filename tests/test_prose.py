@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from jaxstudy.data.sources import MOBY_DICK, MissingData, folder_sha256
 from jaxstudy.text import prose
-from jaxstudy.text.prose import read_blocks, read_chapters, read_prose, split_passages
+from jaxstudy.text.prose import (
+    Prose,
+    first_words,
+    read_blocks,
+    read_chapters,
+    read_prose,
+    split_passages,
+)
 from jaxstudy.types import UserError
 
 
@@ -25,15 +32,11 @@ def book(folder: Path, chapters: int = 12) -> Path:
     return folder
 
 
-def test_chapters_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
-    found = read_chapters(book(tmp_path / "book"))
-    assert found == [["chapter", str(n), "."] for n in range(1, 13)]
-
-
 def test_a_book_is_split_by_chapter_and_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = book(tmp_path / "book")
+    assert read_chapters(folder) == [["chapter", str(n), "."] for n in range(1, 13)]
     source = replace(MOBY_DICK, path=folder, sha256=folder_sha256(folder))
     monkeypatch.setattr(prose, "MOBY_DICK", source)
     sets = read_prose()
@@ -55,26 +58,20 @@ def test_every_passage_is_in_one_set(count: int) -> None:
 
 def test_a_text_of_ones_own_is_cut_into_blocks(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
-    for count, blocks in ((1000, 10), (2999, 10), (25_500, 25)):
-        path.write_text(" ".join(f"A{'b' * (i % 7)}" for i in range(count)))
-        found = read_blocks(path)
-        assert len(found) == blocks
-        assert list(itertools.chain(*found)) == [
-            f"a{'b' * (i % 7)}" for i in range(count)
-        ]
-        assert max(map(len, found)) - min(map(len, found)) <= 1
-        assert [len(part) for part in read_prose(path)] == [
-            blocks - 2 * (blocks // 10) - (blocks % 10 >= 5),
-            blocks // 10 + (blocks % 10 >= 5),
-            blocks // 10,
-        ]
-    french = "L\u2019\u00e9t\u00e9 fran\u00e7ais\n" * 500
+    for count, sets in ((1000, (8, 1, 1)), (2999, (8, 1, 1)), (25_500, (20, 3, 2))):
+        words = [f"A{'b' * (i % 7)}" for i in range(count)]
+        path.write_text(" ".join(words))
+        blocks = read_blocks(path)
+        assert [*itertools.chain(*blocks)] == [word.lower() for word in words]
+        assert max(map(len, blocks)) - min(map(len, blocks)) <= 1
+        assert tuple(map(len, read_prose(path))) == sets
+    french = "L’été français\n" * 500
     path.write_text(french, encoding="utf-8")
-    found = read_blocks(path)
+    blocks = read_blocks(path)
     lines = [french.replace("\n", end) for end in ("\r\n", "\r")]
     for text in (*lines, unicodedata.normalize("NFD", french)):
         path.write_text(text, encoding="utf-8", newline="")
-        assert read_blocks(path) == found
+        assert read_blocks(path) == blocks
     path.write_bytes(b"\xef\xbb\xbf" + b"word " * 1000)
     assert set(itertools.chain(*read_blocks(path))) == {"word"}
 
@@ -99,20 +96,36 @@ def test_a_damaged_chapter_is_named(
     assert str(folder / "chapter_3.json") in str(caught.value)
 
 
-def test_what_is_too_short_or_not_there_is_said(tmp_path: Path) -> None:
-    path = tmp_path / "mine.txt"
-    with pytest.raises(UserError, match=r"mine\.txt cannot be read: No such file"):
-        read_prose(path)
-    path.write_text("call me")
-    with pytest.raises(UserError, match="has 2 words: 10 passages of 100"):
-        read_prose(path)
-    path.write_bytes(b"caf\xe9")
-    with pytest.raises(UserError, match=r"mine\.txt is no text in UTF-8"):
-        read_prose(path)
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, r"mine\.txt cannot be read: No such file"),
+        (b"call me", "has 2 words: 10 passages of 100"),
+        (b"caf\xe9", r"mine\.txt is no text in UTF-8"),
+    ],
+)
+def test_a_text_that_will_not_do_is_named(
+    content: bytes | None, sentence: str, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "mine.txt").write_bytes(content)
+    with pytest.raises(UserError, match=sentence):
+        read_prose(tmp_path / "mine.txt")
+
+
+def test_too_few_passages_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no chapter_1\.json"):
         read_chapters(tmp_path)
     with pytest.raises(UserError, match="2 passages are too few"):
         split_passages([["a"], ["b"]])
+
+
+def test_whole_passages_until_there_are_enough() -> None:
+    passages = tuple([["a"] * n for n in (3, 4, 5)])
+    for words, count in ((1, 1), (3, 1), (4, 2), (7, 2), (8, 3), (99, 3)):
+        sets = first_words(Prose(passages, passages, passages), words)
+        assert sets.train == passages[:count]
+        assert sets.validation == sets.test == passages[: 1 if words < 99 else 3]
 
 
 def test_moby_dick_is_whole() -> None:

@@ -248,6 +248,22 @@ class Recurrent(nn.Module):
         return x, tuple(last)
 
 
+def recurrent(features: int, kind: Kind, units: tuple[int, ...]) -> Model:
+    """Recurrent layers from x [B, T, D] to (h of every step [B, T, U], last states)."""
+    module = Recurrent(kind, tuple(units))
+
+    def init(key: Key) -> tuple[PyTree, PyTree]:
+        return module.init(key, jnp.zeros((1, 1, features)))["params"], {}
+
+    def apply(
+        params: PyTree, extra: PyTree, x: Array, *, train: bool, key: Key | None
+    ) -> tuple[tuple[Array, tuple[States, ...]], PyTree]:
+        del train, key
+        return cast(Any, module.apply({"params": params}, x)), extra
+
+    return Model(init, apply)
+
+
 class SequenceToVector(nn.Module):
     """Recurrent layers, and a dense one on the last h."""
 
@@ -355,6 +371,31 @@ def first_states(kind: Kind, units: tuple[int, ...], rows: int) -> tuple[States,
         tuple(jnp.zeros((rows, width), jnp.float32) for _ in range(CELLS[kind].states))
         for width in units
     )
+
+
+def carry_states(model: Model, states: tuple[States, ...], forget: float) -> Model:
+    """Truncated backpropagation: a batch goes on from the states of the one before it.
+
+    In training row b begins with the states that row b of the last batch ended with, or
+    with zeros, with probability `forget`: a network that never begins with zeros may
+    not learn to. In evaluation every row begins with zeros. `states` are the first.
+    """
+
+    def init(key: Key) -> tuple[PyTree, PyTree]:
+        params, extra = model.init(key)
+        return params, {**extra, "states": states}
+
+    def apply(
+        params: PyTree, extra: PyTree, x: Array, *, train: bool, key: Key | None
+    ) -> tuple[Array, PyTree]:
+        if key is None:
+            return model.apply(params, {}, x, train=train, key=None)[0], extra
+        key, forget_key = jax.random.split(key)
+        kept = jax.random.bernoulli(forget_key, 1 - forget, (len(x), 1))
+        begin = jax.tree.map(lambda a: a * kept, extra["states"])
+        return model.apply(params, {"states": begin}, x, train=train, key=key)
+
+    return Model(init, apply)
 
 
 def to_keras(params: dict[str, Array]) -> list[np.ndarray]:

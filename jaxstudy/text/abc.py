@@ -8,11 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import scipy  # its parts are imported where they are first used
 
+from jaxstudy.data.sources import TUNES, check_folder
 from jaxstudy.dataset import grouped_split
 from jaxstudy.text.vocabulary import normalise
 from jaxstudy.types import UserError
 
 HEADER = ("M", "L", "K")  # metre, length of a plain note, key: what playing needs
+TUNE_END = "\n"  # an empty line ends a tune; another tune's end stands before the first
 _FIELD = re.compile(r"([A-Za-z]):\s*(.*)")
 
 
@@ -159,3 +161,28 @@ def split_tunes(tunes: Sequence[str], *, held_out: float = 0.1) -> Tunes:
             f"{len(tunes)} tunes are too few to hold some of them out"
         ) from error
     return Tunes(*(tuple(str(tunes[i]) for i in rows) for rows in sets))
+
+
+def evenly_spaced_tunes(tunes: Sequence[str], count: int) -> tuple[str, ...]:
+    """At most so many tunes, evenly spaced: of all the collections."""
+    count = min(count, len(tunes))
+    return tuple(tunes[i * len(tunes) // count] for i in range(count))
+
+
+def read_collections(limit: int | None = None) -> Tunes:
+    """The tunes of the three collections, split; at most `limit` in the training set.
+
+    The other sets then shrink with it. Raises MissingData where a collection has not
+    been fetched.
+    """
+    every = [tune for source in TUNES for tune in read_tunes(check_folder(source))]
+    tunes = split_tunes(list(dict.fromkeys(every)))
+    share = 1 if limit is None else limit / len(tunes.train)
+    return Tunes(
+        *(evenly_spaced_tunes(part, max(2, int(len(part) * share))) for part in tunes)
+    )
+
+
+def joined(tunes: Sequence[str]) -> str:
+    """Tunes as one text, an empty line after each."""
+    return "".join(tune + TUNE_END for tune in tunes)

@@ -10,10 +10,25 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxstudy.model import Model
+from jaxstudy.text.vocabulary import Vocabulary
 from jaxstudy.types import Array, Key, PyTree
 
 Step = Callable[[PyTree, Array], tuple[PyTree, Array]]
+
+
+def language_model_step(model: Model, params: PyTree) -> Step:
+    """One more token by a `language_model`, whose states are in its `extra`."""
+
+    def step(states: PyTree, token: Array) -> tuple[PyTree, Array]:
+        logits, extra = model.apply(
+            params, {"states": states}, token[:, None], train=False, key=None
+        )
+        return extra["states"], logits[:, 0]
+
+    return step
 
 
 def top_k_logits(logits: Array, k: Array | int) -> Array:
@@ -85,6 +100,37 @@ def sample(
     begin = (states, prefix[:, 0], jnp.zeros(rows, bool))
     _, tokens = jax.lax.scan(body, begin, (steps, chances))
     return tokens[given - 1 :].T
+
+
+def sample_texts(
+    step: Step,
+    states: PyTree,
+    vocabulary: Vocabulary,
+    prefix: str,
+    key: Key,
+    *,
+    length: int,
+    temperature: float = 1.0,
+    k: int | None = None,
+    allow_unknown: bool = False,
+) -> list[str]:
+    """The prefix with what `sample` adds to it, a text for each row of `states`.
+
+    Raises UserError where the prefix has symbols that are not in the vocabulary, unless
+    they are allowed.
+    """
+    rows = len(jax.tree.leaves(states)[0])
+    numbers = vocabulary.encode(prefix, allow_unknown=allow_unknown)
+
+    @jax.jit
+    def tokens(key: Key) -> Array:
+        prefixes = jnp.tile(jnp.asarray(numbers), (rows, 1))
+        return sample(
+            step, states, prefixes, key, length=length, temperature=temperature, k=k
+        )
+
+    drawn = np.asarray(tokens(key)).tolist()
+    return [prefix + "".join(vocabulary.decode(row)) for row in drawn]
 
 
 class Beams(NamedTuple):

@@ -1,6 +1,6 @@
 """The n-gram model that language models are measured by: interpolated Kneser-Ney."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,11 @@ class NGram(NamedTuple):
 
     vocabulary: int
     levels: tuple[Level, ...]
+
+    @property
+    def order(self) -> int:
+        """n: a symbol depends on the n - 1 before it."""
+        return len(self.levels)
 
 
 def _joined(
@@ -122,3 +127,25 @@ def bits(ngram: NGram, sequences: Sequence[np.ndarray]) -> np.ndarray:
         p += np.where(seen, share[place], 0)
         context = _contexts(np.where(seen, place, -1), first)
     return -np.log2(p)
+
+
+def sequence_bits(ngram: NGram, sequences: Sequence[np.ndarray]) -> np.ndarray:
+    """-log2 p of every sequence [n] as a whole, n at least 1: [N]."""
+    starts = np.cumsum([0, *map(len, sequences[:-1])])
+    return np.add.reduceat(bits(ngram, sequences), starts)
+
+
+def perplexity(ngram: NGram, sequences: Sequence[np.ndarray]) -> float:
+    """2 to the mean bits of every symbol."""
+    return float(2 ** bits(ngram, sequences).mean())
+
+
+def best_ngram(
+    train: Sequence[np.ndarray],
+    validation: Sequence[np.ndarray],
+    vocabulary: int,
+    orders: Iterable[int],
+) -> NGram:
+    """The n-gram model of the training set with the fewest bits on validation."""
+    fitted = [fit_ngram(train, vocabulary, order) for order in orders]
+    return min(fitted, key=lambda ngram: bits(ngram, validation).sum())

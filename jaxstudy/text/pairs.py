@@ -197,18 +197,30 @@ def encode_pairs(
     S and T - 1 are `longest`: y ends with END, which counts. Characters outside a
     vocabulary become 0. Raises ValueError where a text is too long.
     """
-    texts = {
-        "x": [source.encode(pair.source, allow_unknown=True) for pair in pairs],
-        "y": [target.encode(pair.target + END, allow_unknown=True) for pair in pairs],
-    }
-    arrays: dict[str, np.ndarray] = {}
-    for name, width in zip(texts, (longest[0], longest[1] + 1), strict=True):
-        lengths = np.array([len(numbers) for numbers in texts[name]], np.int32)
-        if lengths.max() > width:
-            raise ValueError(f"a text of {lengths.max()} symbols is over {width}")
-        filling = target.encode(END)[0] if name == "y" else 0
-        arrays[name] = np.full((len(pairs), width), filling, np.int32)
-        for row, numbers in zip(arrays[name], texts[name], strict=True):
-            row[: len(numbers)] = numbers
-        arrays[f"{name}_length"] = lengths
-    return arrays
+    x = [source.encode(pair.source, allow_unknown=True) for pair in pairs]
+    y = [target.encode(pair.target + END, allow_unknown=True) for pair in pairs]
+    end = int(target.encode(END)[0])
+    names = ("x", "x_length", "y", "y_length")
+    arrays = (*padded(x, longest[0], 0), *padded(y, longest[1] + 1, end))
+    return dict(zip(names, arrays, strict=True))
+
+
+def padded(
+    sequences: Sequence[np.ndarray], width: int, filling: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences of numbers as one array [N, width], filled up, and their lengths [N].
+
+    Raises ValueError where one is longer than `width`.
+    """
+    lengths = np.array([len(numbers) for numbers in sequences], np.int32)
+    if lengths.max() > width:
+        raise ValueError(f"a text of {lengths.max()} symbols is over {width}")
+    rows = np.full((len(sequences), width), filling, np.int32)
+    for row, numbers in zip(rows, sequences, strict=True):
+        row[: len(numbers)] = numbers
+    return rows, lengths
+
+
+def text_before_end(numbers: np.ndarray, vocabulary: Vocabulary) -> str:
+    """The symbols [n] before the first END, or all of them."""
+    return "".join(vocabulary.decode(numbers.tolist())).partition(END)[0]

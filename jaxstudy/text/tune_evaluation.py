@@ -2,8 +2,7 @@
 
 music21 is the parser. It is lenient, so what it passes over in silence is counted here,
 and real tunes that no model has seen are judged beside the composed ones: their share
-is the most that can be asked for. `write_midi` and `save_piano_roll` are for the ear
-and the eye.
+is the most that can be asked for.
 """
 
 import contextlib
@@ -17,10 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxstudy.runs import plots
-from jaxstudy.runs.run import Run
+from jaxstudy.runs.run import write_atomically
+from jaxstudy.runs.statistics import SHARE, Estimate, mean_over_cases
 from jaxstudy.text.abc import melody
-from jaxstudy.types import UserError
+from jaxstudy.types import UserError, warn
 
 # Letters that stand before a note or in its place and are not sung: fermata, trill,
 # bows, space and so on; music21 passes over most of them.
@@ -268,24 +267,42 @@ def write_midi(tune: str, path: Path) -> None:
     part.write("midi", path)
 
 
-def save_piano_roll(run: Run, name: str, tunes: Sequence[str]) -> None:
-    """Tunes below each other as NAME.png: pitch by time, a line an octave of C."""
-    figure, axes = plots.subplots(
-        len(tunes), 1, figsize=(11, 1.9 * len(tunes)), squeeze=False
-    )
-    for axis, tune in zip(axes[:, 0], tunes, strict=True):
-        start, length, pitch = notes_of(tune).T
-        axis.barh(pitch, 0.92 * length, left=start, height=0.9)
-        octaves = np.arange(12 * (pitch.min() // 12), pitch.max() + 12, 12)
-        axis.set_yticks(octaves, [f"C{int(c) // 12 - 1}" for c in octaves])
-        axis.set_ylim(pitch.min() - 2, pitch.max() + 2)
-        axis.set_xlim(0, (start + length).max())
-        head = tune.partition("\n")[2].partition("\nK:")
-        key = head[2].partition("\n")[0]
-        axis.set_title(
-            f"{head[0].replace(chr(10), '  ')}  K:{key}", fontsize=8, loc="left"
-        )
-        axis.grid(alpha=0.3)
-    axes[-1][0].set_xlabel("quarter notes")
-    figure.tight_layout()
-    plots.save(figure, run, name)
+def judge_tunes(
+    name: str, tunes: Sequence[str], melodies: str
+) -> tuple[dict[str, Estimate | float], list[bool]]:
+    """What the judge says of tunes, as metrics of this name, and which it accepts.
+
+    `melodies` are those of the training set, as `joined_melodies` gives them.
+    """
+    verdicts = [judge(tune) for tune in tunes]
+    copied = np.array([copied_share(tune, melodies) for tune in tunes])
+    accepted = [verdict.accepted for verdict in verdicts]
+    bars = sum(verdict.bars for verdict in verdicts)
+    wrong = sum(verdict.wrong for verdict in verdicts)
+
+    def share(values: Sequence[float] | np.ndarray) -> Estimate:
+        return mean_over_cases(np.array(values, float), "tunes", SHARE)
+
+    return {
+        f"{name}: accepted by music21": share(accepted),
+        f"{name}: accepted, and all bars add up": share([v.adds_up for v in verdicts]),
+        f"{name}: bars of a wrong length": wrong / max(1, bars),
+        f"{name}: copies of a training tune": float(np.sum(copied > 0.5)),
+        f"{name}: longest copied piece of the melody": share(copied),
+    }, accepted
+
+
+def write_samples(run_folder: Path, name: str, tunes: Sequence[str]) -> list[Path]:
+    """Tunes as samples/NAME_1.abc, ... and, where music21 reads them, NAME_1.mid."""
+    folder = run_folder / "samples"
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{name}_{number}.abc" for number in range(1, len(tunes) + 1)]
+    for path, tune in zip(paths, tunes, strict=True):
+        write_atomically(path, tune)
+        midi = path.with_suffix(".mid")
+        try:
+            write_midi(tune, midi)
+        except UserError as error:
+            midi.unlink(missing_ok=True)  # of another tune
+            warn(f"{path.name} became no MIDI file: {error}")
+    return paths

@@ -87,19 +87,3 @@ def words(text: str) -> list[str]:
     """
     # lower case may be decomposed where upper case has no composed form
     return _WORD.findall(normalise(normalise(text).lower()))
-
-
-def windows(numbers: np.ndarray, length: int) -> dict[str, np.ndarray]:
-    """A text [n] as inputs x and targets y [N, length], y being x one step later.
-
-    Windows do not overlap but for that one symbol; what is left at the end is left out.
-    Raises UserError where the text is shorter than one window.
-    """
-    count = (len(numbers) - 1) // length
-    if count < 1:
-        raise UserError(
-            f"a text of {len(numbers)} symbols is shorter than one window of "
-            f"{length} and the next symbol"
-        )
-    x, y = numbers[: count * length], numbers[1 : count * length + 1]
-    return {"x": x.reshape(count, length), "y": y.reshape(count, length)}

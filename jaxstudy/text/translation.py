@@ -1,0 +1,91 @@
+"""Translations by an encoder-decoder: decoded, and scored."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sacrebleu
+
+from jaxstudy.models.seq2seq import Seq2Seq
+from jaxstudy.runs.statistics import SHARE, Estimate, mean_over_runs
+from jaxstudy.text.decoding import Beams, beam_search
+from jaxstudy.text.pairs import END, Pair, encode_pairs, text_before_end
+from jaxstudy.text.vocabulary import Vocabulary
+from jaxstudy.types import Array, PyTree
+
+CHRF = (0.0, 100.0)  # an F-score of n-grams of characters, n to 6 (Popovic 2015)
+PAIRS_AT_ONCE = 200  # pairs that are translated at once
+
+Decode = Callable[..., Beams]  # (params, x [B, S], x_length [B])
+
+
+class Alphabets(NamedTuple):
+    """The characters of both languages, and the most that a text in each may have."""
+
+    source: Vocabulary
+    target: Vocabulary
+    longest: tuple[int, int]
+
+    @property
+    def end(self) -> int:
+        """The number of END."""
+        return int(self.target.encode(END)[0])
+
+    def arrays(self, pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
+        """Pairs as numbers, padded; see `encode_pairs`."""
+        return encode_pairs(pairs, self.source, self.target, self.longest)
+
+    def text(self, tokens: np.ndarray | Array) -> str:
+        """The characters before the first END."""
+        return text_before_end(np.asarray(tokens), self.target)
+
+
+def decoder(network: Seq2Seq, alphabets: Alphabets, width: int) -> Decode:
+    """Beam search of this width, compiled; of width 1 it is greedy."""
+    end, length = alphabets.end, alphabets.longest[1] + 1
+
+    def decode(params: PyTree, x: Array, lengths: Array) -> Beams:
+        memory, first = network.encode(params, x, lengths), jnp.full(len(x), end)
+        step = network.step(params)
+        return beam_search(step, memory, first, width=width, length=length, end=end)
+
+    return jax.jit(decode)
+
+
+def translate_pairs(
+    decode: Decode, params: PyTree, alphabets: Alphabets, pairs: Sequence[Pair]
+) -> list[str]:
+    """The best translation of the source of every pair."""
+    arrays, size = alphabets.arrays(pairs), min(len(pairs), PAIRS_AT_ONCE)
+    texts: list[str] = []
+    for first in range(0, len(pairs), size):
+        rows = np.minimum(np.arange(first, first + size), len(pairs) - 1)
+        beams = decode(params, arrays["x"][rows], arrays["x_length"][rows])
+        texts += map(alphabets.text, np.asarray(beams.tokens[:, 0]))
+    return texts[: len(pairs)]
+
+
+def score_translations(
+    network: Seq2Seq,
+    params: PyTree,
+    alphabets: Alphabets,
+    pairs: Sequence[Pair],
+    beam: int,
+) -> dict[str, Estimate]:
+    """Exact matches and chrF, greedy and by a beam, of replicas params [L, ...]."""
+    references = [pair.target for pair in pairs]
+    scores: dict[str, Estimate] = {}
+    for name, width in (("greedy", 1), (f"beam of {beam}", beam)):
+        decode = decoder(network, alphabets, width)
+        exact, chrf = [], []
+        for seed in range(len(jax.tree.leaves(params)[0])):
+            of_seed = jax.tree.map(lambda a, seed=seed: a[seed], params)
+            texts = translate_pairs(decode, of_seed, alphabets, pairs)
+            matches = [a == b for a, b in zip(texts, references, strict=True)]
+            exact.append(float(np.mean(matches)))
+            chrf.append(sacrebleu.corpus_chrf(texts, [references]).score)
+        scores[f"exact match, {name}"] = mean_over_runs(np.array(exact), SHARE)
+        scores[f"chrF, {name}"] = mean_over_runs(np.array(chrf), CHRF)
+    return scores

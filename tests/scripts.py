@@ -1,0 +1,19 @@
+"""Scripts run in this process, as from a command line."""
+
+import runpy
+import sys
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+def run_script(name: str, *arguments: object) -> Any:
+    """The exit code of `python experiments/NAME.py ARGUMENTS`."""
+    path = str(ROOT / "experiments" / f"{name}.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [path, *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(path, run_name="__main__")
+    return ended.value.code
