@@ -1,18 +1,18 @@
-"""Lessons 3.1.2 and 3.2: the vanishing gradient, and the cell that keeps it.
+"""Lessons 3.1.2 and 3.2: the vanishing gradient, and the cells that avoid it.
 
 Of T random numbers two are marked, one in each half; the answer is their sum. A network
-that remembers nothing says 1 and has a squared error of 1/6, the variance of the sum.
-A simple recurrent network reads the first mark too early: on the way back to it the
-gradient is multiplied by the same matrix and a slope under 1 at every step. GRU and
-LSTM carry their state along as it is, until a gate says otherwise.
+without memory predicts 1 and has a squared error of 1/6, the variance of the sum. In a
+simple recurrent network the gradient is multiplied by the same matrix and a slope under
+1 at every step on the way back to the first mark. GRU and LSTM keep their state as it
+is until a gate replaces it.
 
-All kinds have the same number of units and see the same sequences; a figure shows how
-large the gradient of the loss is at every step of the sequence, before training and
-after it. Before, gates say nothing yet: half of a GRU's state is replaced at every
-step, and its gradient halves with it, while Keras starts a simple network with an
-orthogonal matrix, whose gradient fades least of all. But gates can learn: once GRU and
-LSTM solve the problem, their gradients at the first step are nearly those at the last.
-(Norms under 1e-30 are drawn as that: 32-bit numbers have no room for many less.)
+All kinds have the same number of units and see the same sequences; a figure shows the
+norm of the gradient of the loss at every step of the sequence, before and after
+training. Before training, half of a GRU's state is replaced at every step, and its
+gradient halves with it, while Keras starts a simple network with an orthogonal matrix,
+whose gradient vanishes most slowly. But gates can learn: once GRU and LSTM solve the
+problem, their gradients at the first step are nearly those at the last. (Norms under
+1e-30 are drawn as that: 32-bit numbers have no room for many less.)
 
 Expected (quick, one to two minutes, two seeds): GRU and LSTM solve both lengths, with
 squared errors under 0.001; the simple network comes to 0.014 at T = 25, and to 0.08 at
@@ -149,8 +149,8 @@ def train(
         sub_run=run.sub_run(f"{kind}_{length}"),
     )
     gradients["after it"] = gradient_norms(model, fitted.state, test)
-    found = measure(eval_step, fitted.state, test, batch_size=500, replicas=Replicas())
-    return np.array(found["loss"]), gradients
+    scores = measure(eval_step, fitted.state, test, batch_size=500, replicas=Replicas())
+    return np.array(scores["loss"]), gradients
 
 
 def draw(
@@ -162,7 +162,7 @@ def draw(
 ) -> None:
     """Errors by length, and for the longest sequences the gradient at every step."""
     lines: dict[str, plots.Line] = {
-        kind: (config.lengths, found) for kind, found in errors.items()
+        kind: (config.lengths, estimates) for kind, estimates in errors.items()
     }
     lines["always the mean"] = config.lengths, [baseline] * len(config.lengths)
     plots.save_lines(
@@ -201,11 +201,11 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     gradients: dict[Kind, dict[str, np.ndarray]] = {}
     for length in config.lengths:
         for kind in config.kinds:
-            found, gradients[kind] = train(kind, length, config, run)
-            errors[kind].append(mean_over_runs(found, NONNEGATIVE))
+            of_seeds, gradients[kind] = train(kind, length, config, run)
+            errors[kind].append(mean_over_runs(of_seeds, NONNEGATIVE))
             result[f"{kind}, T = {length}: squared error"] = errors[kind][-1]
             result[f"{kind}, T = {length}: seeds that solve it"] = float(
-                np.sum(found < SOLVED)
+                np.sum(of_seeds < SOLVED)
             )
             first, last = gradients[kind]["before training"][:, [0, -1]].T
             result[f"{kind}, T = {length}: gradient at the first step / the last"] = (

@@ -148,36 +148,21 @@ def test_compose_from_the_saved_run(
     assert (folder / "samples" / "composed_by_seed_1_2.abc").exists()
 
 
-@pytest.mark.parametrize(
-    ("prefix", "sentence"),
-    [
-        ("", "--compose needs a beginning"),
-        (
-            "X:1\\nK:\N{MUSIC SHARP SIGN}é",
-            "'\N{MUSIC SHARP SIGN}', 'é': not in the vocabulary",
-        ),
-    ],
-)
-def test_a_prefix_that_cannot_be_read_is_refused(
-    prefix: str, sentence: str, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = contents(folder)
-    assert compose(folder, prefix) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {sentence}")
-    assert contents(folder) == before
-
-
-def test_a_run_that_cannot_compose_is_refused(
+def test_a_run_or_a_prefix_that_cannot_compose_is_refused(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refused() -> str:
-        assert compose(tmp_path, PREFIX) == 2
+    def refused(folder: Path = tmp_path, prefix: str = PREFIX) -> str:
+        assert compose(folder, prefix) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ")
         return line
 
     assert "no run in" in refused()
+    before = contents(folder)
+    sharp = "\N{MUSIC SHARP SIGN}"
+    assert "--compose needs a beginning" in refused(folder, "")
+    assert f"'{sharp}', 'é': not in the voc" in refused(folder, f"X:1\\nK:{sharp}é")
+    assert contents(folder) == before
     config = json.loads((folder / "config.json").read_text())
     other = json.dumps({**config, "experiment": "ch3_memory"})
     (tmp_path / "config.json").write_text(other)

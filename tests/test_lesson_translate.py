@@ -1,75 +1,47 @@
 """The translating lesson: what a saved run says, and refuses."""
 
+import dataclasses
 import unicodedata
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jaxstudy.runs.run import read_saved, read_sealed
 from jaxstudy.text.pairs import Pair
 from jaxstudy.text.plots import romanised
 from jaxstudy.text.translation import Alphabets
-from jaxstudy.text.vocabulary import fit_vocabulary
+from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary
+from jaxstudy.types import UserError
+from tests.conftest import Smoke, load
 from tests.scripts import run_script
 
-Ask = Callable[[str], tuple[Any, str, str]]
-DATE = "2024년 3월 5일 화요일"
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run at smoke on dates, with a network too small to be right."""
-    folder = tmp_path_factory.mktemp("runs") / "dates"
-    settings = ("--tasks", "dates", "--dates", 100, "--units", 8, "--date-epochs", 1)
-    arguments = ("--preset", "smoke", "--run-dir", folder, *settings)
-    assert run_script("ch3_translate", *arguments) == 0
-    return folder
-
-
-@pytest.fixture
-def ask(folder: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
-    """The exit code, the output and the error of --translate."""
+def test_a_saved_run_translates_the_same_each_time(
+    smoke: Smoke, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = smoke("ch3_translate")
 
     def ask(text: str) -> tuple[Any, str, str]:
+        capsys.readouterr()
         code = run_script("ch3_translate", "--run-dir", folder, "--translate", text)
         return code, *capsys.readouterr()
 
-    return ask
-
-
-def test_a_saved_run_translates_the_same_each_time(ask: Ask) -> None:
-    code, out, _ = ask(DATE)
+    symbols = read_sealed(folder, "messages-ko.json", Vocabulary).symbols
+    text = "".join(symbol for symbol in symbols if symbol >= "가")[:5]
+    code, out, _ = ask(text)
     assert code == 0
     assert out.count("attention, probability") == 8  # 2 networks, a beam of 4 each
-    assert ask(unicodedata.normalize("NFD", DATE)) == (code, out, "")
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("2024년 2월 30일", "'2024년 2월 30일': there is no such day"),
-        ("안녕하세요", "'안녕하세요' is not written as one of"),
-    ],
-)
-def test_what_is_no_date_is_refused(text: str, sentence: str, ask: Ask) -> None:
-    code, out, error = ask(text)
+    assert ask(unicodedata.normalize("NFD", text)) == (code, out, "")
+    code, out, error = ask(text * 2)
     assert (code, out) == (2, "")
-    assert error.startswith(f"error: {sentence}")
+    assert error == "error: --translate takes 1 to 8 characters, not 10\n"
 
-
-def test_a_damaged_vocabulary_is_named(ask: Ask, folder: Path) -> None:
-    path = folder / "dates-ko.json"
-    whole = path.read_text(encoding="utf-8")
-    for damaged, sentence in (
-        (whole[:-4], "dates-ko.json cannot be read: "),
-        (whole.replace("일", "이"), "its SHA-256 differs"),
-    ):
-        path.write_text(damaged, encoding="utf-8")
-        code, _, error = ask("2024년 3월 5일")
-        assert code == 2
-        assert sentence in error
-    path.write_text(whole, encoding="utf-8")
+    lesson: Any = load("experiments", "ch3_translate")
+    saved = read_saved(folder, lesson.Config, "ch3_translate")
+    for tasks in (("dates",), ("dates", "messages")):
+        config = dataclasses.replace(saved.config, tasks=tasks)
+        with pytest.raises(UserError, match="there is no such day"):
+            lesson.translate(dataclasses.replace(saved, config=config), "2024. 2. 30.")
 
 
 def test_a_translation_ends_where_the_end_is() -> None:

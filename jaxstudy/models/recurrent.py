@@ -194,7 +194,7 @@ class Layer(nn.Module):
             (x.shape[-1], width),
             jnp.float32,
         )
-        recurrent = self.param(
+        recurrent_kernel = self.param(
             "recurrent_kernel",
             orthogonal if keras else _orthogonal_gates,
             (self.units, width),
@@ -202,11 +202,12 @@ class Layer(nn.Module):
         )
         first = _first_bias(self.kind, self.start, self.units)
         bias = self.param("bias", lambda key: jnp.asarray(first))
-        own = jnp.zeros(width, x.dtype)
+        recurrent_bias = jnp.zeros(width, x.dtype)
         if not cell.additive:
             zeros = initializers.zeros_init()
-            own = self.param("recurrent_bias", zeros, (width,), jnp.float32)
-        x, kernel, recurrent, bias, own = promote_dtype(x, kernel, recurrent, bias, own)
+            recurrent_bias = self.param("recurrent_bias", zeros, (width,), jnp.float32)
+        arrays = x, kernel, recurrent_kernel, bias, recurrent_bias
+        x, kernel, recurrent_kernel, bias, recurrent_bias = promote_dtype(*arrays)
         if begin is None:
             zeros = jnp.zeros((len(x), self.units), x.dtype)
             begin = (zeros,) * cell.states
@@ -215,7 +216,7 @@ class Layer(nn.Module):
         if lengths is not None:
             real = jnp.arange(len(steps))[:, None] < lengths
         inputs = flat_dot_general(steps, kernel, (((2,), (0,)), ((), ()))) + bias
-        after = recur(self.kind, inputs, recurrent, own, begin, real)
+        after = recur(self.kind, inputs, recurrent_kernel, recurrent_bias, begin, real)
         states = cast(States, after)
         last = tuple(a[-1] for a in states)
         return states[0].swapaxes(0, 1), last

@@ -78,23 +78,23 @@ class _Encoder(nn.Module):
         real = at < lengths[:, None]
         backwards = jnp.where(real, lengths[:, None] - 1 - at, at)
 
-        def turned(a: Array) -> Array:  # each row's own length, its padding in place
+        def reverse(a: Array) -> Array:  # the symbols of each row, not its padding
             return jnp.take_along_axis(a, backwards[..., None], axis=1)
 
         width = (self.units,)
         ends: list[States] = []
         for i in range(self.layers):
-            there = Recurrent(self.kind, width, name=f"forward_{i + 1}")
-            back = Recurrent(self.kind, width, name=f"backward_{i + 1}")
-            h, (first,) = there(x, lengths)
-            reverse, (last,) = back(turned(x), lengths)
-            x = jnp.concatenate([h, turned(reverse)], -1)
+            forward = Recurrent(self.kind, width, name=f"forward_{i + 1}")
+            backward = Recurrent(self.kind, width, name=f"backward_{i + 1}")
+            h, (last,) = forward(x, lengths)
+            h_reversed, (first,) = backward(reverse(x), lengths)
+            x = jnp.concatenate([h, reverse(h_reversed)], -1)
             joint = _dense(self.units, name=f"bridge_{i + 1}")
             # an LSTM's c is carried over as h is, by the same weights
             ends.append(
                 tuple(
                     jnp.tanh(joint(jnp.concatenate(both, -1)))
-                    for both in zip(first, last, strict=True)
+                    for both in zip(last, first, strict=True)
                 )
             )
         return Memory(tuple(ends), jnp.where(real[..., None], x, 0), real)
@@ -126,8 +126,8 @@ class _Decoder(nn.Module):
             scores = jnp.where(memory.real[:, None], scores, -jnp.inf)
             weights = nn.softmax(scores)
             context = jnp.einsum("bts,bse->bte", weights, memory.outputs)
-            joined = jnp.concatenate([h, context], -1)
-            h = jnp.tanh(_dense(self.units, name="combined")(joined))
+            h_and_context = jnp.concatenate([h, context], -1)
+            h = jnp.tanh(_dense(self.units, name="combined")(h_and_context))
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         init = initializers.glorot_uniform()
         logits = _dense(self.vocabulary, kernel_init=init, name="output")(h)

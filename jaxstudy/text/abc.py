@@ -19,7 +19,7 @@ _FIELD = re.compile(r"([A-Za-z]):\s*(.*)")
 
 
 class Tunes(NamedTuple):
-    """Texts of tunes to learn from, to choose by and to test on."""
+    """Training, validation and test set: texts of tunes."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
@@ -32,13 +32,13 @@ def tunes_of(text: str) -> list[str]:
     Titles, sources, comments, verses and other fields are left out, within the body
     too, and so are tunes without a key or without notes. An empty line ends a tune.
     """
-    found = []
+    tunes = []
     for block in re.split(r"^(?=X:)", normalise(text), flags=re.MULTILINE):
         if not block.startswith("X:"):
             continue
         tune, _, _ = block.partition("\n\n")
-        found += _tune(tune.split("\n"))
-    return found
+        tunes += _tune(tune.split("\n"))
+    return tunes
 
 
 def _tune(lines: Sequence[str]) -> list[str]:
@@ -65,17 +65,17 @@ def read_tunes(folder: Path) -> list[str]:
     Files are UTF-8, or else Latin-1, as old collections are. Raises UserError where
     there is none.
     """
-    found: list[str] = []
+    tunes: list[str] = []
     for path in sorted(folder.rglob("*.abc")):
         content = path.read_bytes()
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError:
             text = content.decode("latin-1")
-        found += tunes_of(text)
-    if not found:
+        tunes += tunes_of(text)
+    if not tunes:
         raise UserError(f"there is no tune in ABC notation in {folder}")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(tunes))
 
 
 def melody(tune: str) -> str:
@@ -126,7 +126,7 @@ def similar_pairs(melodies: Sequence[str]) -> list[tuple[int, int]]:
         count = max(0, len(steps) - WINDOW + 1)
         cut = [steps[i : i + count] for i in range(WINDOW)]
         windows.append(np.unique(7 ** np.arange(WINDOW) @ cut))
-    counts = np.array([len(own) for own in windows])
+    counts = np.array([len(numbers) for numbers in windows])
     rows = np.repeat(np.arange(len(melodies)), counts)
     present = scipy.sparse.csr_array(
         (np.ones(len(rows), np.int32), (rows, np.concatenate(windows))),

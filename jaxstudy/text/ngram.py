@@ -78,7 +78,7 @@ def fit_ngram(sequences: Sequence[np.ndarray], vocabulary: int, order: int) -> N
 
     p_k(w | c) = (a(c w) - D) / a(c .) + rest(c) p_{k-1}(w | c'), where c' is c without
     its first symbol and rest(c) what was taken off; a counts occurrences at the highest
-    order, and below it the different symbols found before c w; p_0 = 1 / vocabulary.
+    order, and below it the different symbols before c w; p_0 = 1 / vocabulary.
     Before the first symbol of a sequence stand start symbols, which are never to be
     predicted. Raises ValueError for no symbols, one that is not below `vocabulary`, or
     an order under 1. Source: Kneser and Ney 1995; Chen and Goodman 1999, section 4.
@@ -86,7 +86,7 @@ def fit_ngram(sequences: Sequence[np.ndarray], vocabulary: int, order: int) -> N
     if order < 1:
         raise ValueError(f"the order is 1 or more, not {order}")
     symbols, first = _joined(sequences, vocabulary)
-    found = []  # of every order: keys and the number of contexts
+    grams_of_order = []  # keys, and the number of contexts
     counts: list[np.ndarray] = []
     context, contexts = np.zeros_like(symbols), 1
     grams = context
@@ -96,13 +96,13 @@ def fit_ngram(sequences: Sequence[np.ndarray], vocabulary: int, order: int) -> N
             context * vocabulary + symbols,
             return_index=True, return_inverse=True, return_counts=True,
         )  # fmt: skip
-        if k:  # a gram is one more symbol found before the one that it ends with
-            counts[-1] = np.bincount(below[where], minlength=len(found[-1][0]))
-        found.append((keys, contexts))
+        if k:  # a gram is another symbol before the one that it ends with
+            counts[-1] = np.bincount(below[where], minlength=len(grams_of_order[-1][0]))
+        grams_of_order.append((keys, contexts))
         counts.append(count)
         context, contexts = _contexts(grams, first), len(keys) + 1
     levels = []
-    for (keys, contexts), count in zip(found, counts, strict=True):
+    for (keys, contexts), count in zip(grams_of_order, counts, strict=True):
         owner, taken = keys // vocabulary, discounts(count)
         total = np.bincount(owner, count, contexts)
         rest = np.bincount(owner, taken, contexts)

@@ -27,7 +27,7 @@ class Pair(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Pairs to learn from, to choose by and to test on."""
+    """Training, validation and test set."""
 
     train: tuple[Pair, ...]
     validation: tuple[Pair, ...]
@@ -96,12 +96,12 @@ def check_date(text: str) -> None:
     The day must exist, and fall on the weekday that the text says.
     """
     matches = (re.fullmatch(pattern, text) for pattern in _KOREAN.values())
-    found = next(filter(None, matches), None)
-    if found is None:
+    match = next(filter(None, matches), None)
+    if match is None:
         example = ", ".join(date_text(datetime.date(2024, 3, 5), form, "ko")
                             for form in FORMATS)  # fmt: skip
         raise UserError(f"{text!r} is not written as one of: {example}")
-    year, month, day, *weekday = found.groups()
+    year, month, day, *weekday = match.groups()
     centuries = (19, 20) if len(year) == 2 else ("",)  # the short form has no century
     for century in centuries:
         try:

@@ -11,14 +11,14 @@ from jaxstudy.data.sources import MOBY_DICK, check_folder
 from jaxstudy.text.vocabulary import words
 from jaxstudy.types import UserError
 
-EVERY = 10  # of so many passages one is to choose by and one to test on
+EVERY = 10  # of so many passages one is for validation and one for the test
 LONG, SHORTEST = 1000, 100  # words of a passage where the text has no chapters
 
 Passages = tuple[list[str], ...]
 
 
 class Prose(NamedTuple):
-    """Passages, lists of words, to learn from, to choose by and to test on."""
+    """Training, validation and test set: passages, which are lists of words."""
 
     train: Passages
     validation: Passages
@@ -77,27 +77,27 @@ def read_blocks(path: Path) -> list[list[str]]:
 
     Raises UserError where it cannot be read, is not UTF-8, or has too few words.
     """
-    found = words(_read(path))
-    if len(found) < EVERY * SHORTEST:
+    text = words(_read(path))
+    if len(text) < EVERY * SHORTEST:
         raise UserError(
-            f"{path} has {len(found)} words: {EVERY} passages of {SHORTEST} at least "
-            "are needed, to learn from, to choose by and to test on"
+            f"{path} has {len(text)} words: {EVERY} passages of {SHORTEST} at least "
+            "are needed, for training, validation and test"
         )
-    count = max(EVERY, len(found) // LONG)
-    cuts = [len(found) * i // count for i in range(count + 1)]
-    return [found[a:b] for a, b in itertools.pairwise(cuts)]
+    count = max(EVERY, len(text) // LONG)
+    cuts = [len(text) * i // count for i in range(count + 1)]
+    return [text[a:b] for a, b in itertools.pairwise(cuts)]
 
 
 def split_passages(passages: Sequence[list[str]]) -> Prose:
     """The three sets, the same at every call, from the whole length of the text.
 
-    Of every EVERY passages the fifth is to choose by and the last to test on. Raises
-    UserError where there are too few.
+    Of every EVERY passages the fifth is for validation and the last for the test.
+    Raises UserError where there are too few.
     """
     if len(passages) < EVERY:
         raise UserError(
-            f"{len(passages)} passages are too few: of every {EVERY} one is to choose "
-            "by and one to test on"
+            f"{len(passages)} passages are too few: of every {EVERY} one is for "
+            "validation and one for the test"
         )
     place = {EVERY // 2 - 1: 1, EVERY - 1: 2}
     sets: tuple[list[list[str]], ...] = ([], [], [])

@@ -28,7 +28,7 @@ TEXT = re.compile(r'"[^"\n]*"|![^!\n]*!')  # chord symbols, fingerings, expressi
 
 
 class Verdict(NamedTuple):
-    """What the judge found: the first fault ("" if none), bars, and the wrong ones."""
+    """What the judge says: the first fault ("" if none), bars, and the wrong ones."""
 
     fault: str
     bars: int = 0
@@ -137,19 +137,19 @@ def _header_fault(tokens: Sequence[Any]) -> str:
     """What is missing before the first note, or unknown; "" if nothing."""
     from music21 import abcFormat
 
-    found = {}
+    fields = {}
     for token in tokens:
         if isinstance(token, abcFormat.ABCNote):
             break
         if isinstance(token, abcFormat.ABCMetadata):
-            found[token.tag] = token
+            fields[token.tag] = token
     for tag, name in (("X", "number"), ("M", "metre"), ("K", "key")):
-        if tag not in found:
+        if tag not in fields:
             return f"no {name} ({tag}:)"
-    if found["M"].getTimeSignatureObject() is None:
+    if fields["M"].getTimeSignatureObject() is None:
         return "no metre (M:none)"
-    key = found["K"].data
-    if not re.match("[A-G]", key) or found["K"].getKeySignatureParameters()[1] is None:
+    key = fields["K"].data
+    if not re.match("[A-G]", key) or fields["K"].getKeySignatureParameters()[1] is None:
         return f"unknown key {key}"  # for which music21 would take C
     return ""
 
@@ -226,7 +226,7 @@ def copied_share(tune: str, melodies: str) -> float:
 
 
 def joined_melodies(tunes: Iterable[str]) -> str:
-    """The melodies of tunes in one text, apart: nothing is found across two."""
+    """The melodies of tunes in one text, separated: no copy extends over two."""
     return "|".join(map(melody, tunes))
 
 

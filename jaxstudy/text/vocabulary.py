@@ -47,15 +47,15 @@ class Vocabulary:
         they may become 0.
         """
         numbers = {symbol: number for number, symbol in enumerate(self.symbols, 1)}
-        found = np.array([numbers.get(symbol, 0) for symbol in text], np.int32)
-        if not allow_unknown and not found.all():
+        encoded = np.array([numbers.get(symbol, 0) for symbol in text], np.int32)
+        if not allow_unknown and not encoded.all():
             others = dict.fromkeys(s for s in text if s not in numbers)
             shown = ", ".join(map(repr, list(others)[:8]))
             more = f" and {len(others) - 8} more" if len(others) > 8 else ""
             raise UserError(
                 f"{shown}{more}: not in the vocabulary of the training text"
             )
-        return found
+        return encoded
 
     def decode(self, numbers: Iterable[int]) -> list[str]:
         """The symbols of some numbers, UNKNOWN for 0."""
