@@ -181,7 +181,9 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
             f"network, mean of {config.seeds}": forecasts.mean(0),
         }
         years = series.year[test].tolist()
-        lines = {name: (years, series.sunspots(z)) for name, z in curves.items()}
+        lines = {
+            name: (years, series.sunspots(z).tolist()) for name, z in curves.items()
+        }
         title = f"{kind}, from {config.years} years before"
         panels.append(plots.Panel(title, "year", "sunspots", lines))
     plots.save_lines(run, "sunspots", panels)

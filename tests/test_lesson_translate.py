@@ -24,7 +24,8 @@ def test_a_saved_run_translates_the_same_each_time(
     def ask(text: str) -> tuple[Any, str, str]:
         capsys.readouterr()
         code = run_script("ch3_translate", "--run-dir", folder, "--translate", text)
-        return code, *capsys.readouterr()
+        out, error = capsys.readouterr()
+        return code, out, error
 
     symbols = read_sealed(folder, "messages-ko.json", Vocabulary).symbols
     text = "".join(symbol for symbol in symbols if symbol >= "가")[:5]

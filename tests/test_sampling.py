@@ -104,8 +104,8 @@ def run(prefix: Any, seed: int = 0, **options: Any) -> np.ndarray:
 
 def test_at_temperature_zero_sampling_is_greedy() -> None:
     want = greedy([0, 1, 2, 3], 6)
-    for options in ({"temperature": 0.0}, {"temperature": 1e-6}, {"k": 1}):
-        got = run([[0], [1], [2], [3]], end=END, **options)
+    for temperature, k in ((0.0, None), (1e-6, None), (1.0, 1)):
+        got = run([[0], [1], [2], [3]], end=END, temperature=temperature, k=k)
         np.testing.assert_array_equal(got, want)
 
 
