@@ -2,22 +2,20 @@
 
 The course's recipe, on the tunes of three old collections: (1) the bag of all
 characters that occur; (2) a number for each; (3) the source as numbers. LSTM layers
-read them, and a dense layer with softmax predicts the next one. A new tune is sampled
+read them, a dense layer with softmax predicts the next one, and a new tune is sampled
 from the predictions, character by character.
 
 Backpropagation is truncated: the training text is cut into parallel streams, a step
 sees one window of each, and the states at its end begin the next window, across tunes
-and epochs. A few streams, drawn at every step, begin again from zero states.
-Held-out tunes are read one by one, from zero states, and every character counts, from
-the first "X" to the empty line that ends a tune. Windows of the validation tunes, also
-from zero states, choose the best epoch.
+and epochs. A few streams, drawn at every step, begin again from zero states. Held-out
+tunes are read one by one, from zero states, with the empty line that ends a tune.
+Windows of the validation tunes, also from zero states, choose the best epoch.
 
-Expected (quick, a minute or two): 2.09 bits per character on the validation tunes,
-where the best n-gram takes 2.42, and `xz -9` 2.17 after it has compressed the training
-tunes. music21 accepts about 0.90 of the composed tunes, but in 0.15 only do all bars
-add up, as they do in nine of ten real ones. Expected (full, 21 minutes): 1.69 bits, the
-best n-gram (n = 16) 2.41; on the test tunes 1.67, 2.35, and `xz -9` 2.20. music21
-accepts 0.97 of 200 composed tunes, in 0.76 all bars add up, and one is a copy.
+Expected bits per character (quick, a minute or two), validation tunes: 2.09, the best
+n-gram 2.42, `xz -9` after the training tunes 2.17; music21 accepts 0.90 of the composed
+tunes, and in 0.15 all bars add up, as they do in nine of ten real ones. Expected (full,
+21 minutes): 1.69, 2.41 (n = 16) and 2.17; test tunes 1.67, 2.35 and 2.20; 0.97 of 200
+tunes are accepted, in 0.76 all bars add up, one is a copy.
 Then: ch3_compose.py --compose "X:1\\nM:6/8\\nK:G\\n"
 """
 
@@ -39,14 +37,7 @@ from jaxstudy.models.recurrent import carry_states, first_states, language_model
 from jaxstudy.objectives import supervised
 from jaxstudy.runs.checkpoint import Checkpoints, Keep
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
-from jaxstudy.runs.run import (
-    Options,
-    Run,
-    Saved,
-    load_weights,
-    read_sealed,
-    write_atomically,
-)
+from jaxstudy.runs.run import Options, Run, Saved, load_weights, read_sealed
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.text.abc import (
     TUNE_END,
@@ -243,7 +234,8 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     of_real, _ = judge_tunes("real", real_tunes, melodies)
     readable = list(itertools.compress(composed, accepted))[:SHOWN]
     write_samples(run.folder, "tune", readable)
-    write_atomically(run.folder / "samples" / "all.abc", "\n".join(composed))
+    every = "\n".join(composed)
+    (run.folder / "samples" / "all.abc").write_text(every, encoding="utf-8")
     if readable:
         save_piano_roll(run, "piano_roll", readable)
     return bits | of_composed | of_real

@@ -1,28 +1,22 @@
-"""Lesson 3.1: the next word, by networks that see the order of words or not.
+"""Lesson 3.1: which word comes next, by networks that see the order of words or not.
 
-Words become numbers, and every number a vector that is learned. A dense layer on the
-sum of the last n vectors cannot know their order: a bag of words. On the vectors side
-by side it can, but each place has weights of its own. A recurrent layer reads one word
-after the other with the same weights, and its memory has no last n; an LSTM's lasts
-longer.
+Every word has a vector that is learned. A dense layer on the sum of the last n vectors
+cannot know their order: a bag of words. On the vectors side by side it can, but each
+place has weights of its own. A recurrent layer reads one word after the other with the
+same weights, and its memory has no last n; an LSTM's lasts longer.
 
 Every network predicts the same words of Moby Dick, split by chapter. Held fixed: the
-vocabulary, the size of the vectors, the units of the one hidden layer, the dropout on
-it, the softmax, batches and epochs. Varied: the parameters of the hidden layer, the
-LSTM's rate, and that recurrent networks see more than n words where a window has them.
-All words but the most frequent count as one, "unknown", which is predicted like any
-other, by the n-gram model too: perplexities of every word would be higher.
+vocabulary, the size of the vectors, the units of the hidden layer, its dropout, the
+softmax, batches and epochs. Varied: the hidden layer, the LSTM's rate, and that
+recurrent networks see more than n words where a window has them. All words but the most
+frequent count as one, "unknown", which is predicted like any other. The order test asks
+about the same n words in order and shuffled: the bag answers the same, to the last bit.
 
-The order test asks the trained networks about the same n words in order and shuffled.
-To the bag this makes no difference, to the last bit.
-
-Expected (quick, 50,000 words, one to two minutes): test perplexities of about 185 for
-the LSTM, 200 for words in order, 235 for the simple network, 250 for the bag, and 158
-for the n-gram model, which is best where there is little text. Shuffled, the words cost
-the LSTM a factor of two, and the bag nothing. Expected (full, the whole novel, a
-quarter of an hour, six seeds): 105 for the LSTM, 114 for the simple network, 121 for
-words in order, 203 for the bag, 120 for the n-gram model; shuffled, the words cost all
-but the bag a factor of five. Then: ch3_next_word.py --predict "call me"
+Expected test perplexities (quick, 50,000 words, one to two minutes): LSTM 185, words in
+order 200, simple RNN 235, bag 250, n-gram 158, best where there is little text; words
+that are shuffled cost the LSTM a factor of two. Expected (full, the whole novel, six
+seeds, a quarter of an hour): 105, 121, 114, 203 and 120; shuffled words cost all but
+the bag a factor of five. Then: ch3_next_word.py --predict "call me"
 """
 
 import itertools
@@ -191,10 +185,8 @@ def train(
         split: np.array([r["loss"] for r in fitted.records if r["split"] == split])
         for split in HELD_OUT
     }
-    nats = {
-        f"{split} perplexity": at_best_epoch(-losses["validation"], losses[split])
-        for split in HELD_OUT
-    }
+    chosen = {s: at_best_epoch(-losses["validation"], losses[s]) for s in HELD_OUT}
+    nats = {f"{split} perplexity": values for split, values in chosen.items()}
     rows = config.batch_size * config.window  # one word each
     for order in ORDERS:
         loss = measure(
@@ -243,10 +235,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
 
 
 def predict(saved: Saved[Config], text: str) -> None:
-    """The most probable words after a TEXT, and their probabilities, from a saved run.
-
-    Each network's are the means of its trainings.
-    """
+    """The most probable words after a TEXT, by the mean of each network's seeds."""
     config, prefix = saved.config, words(text)
     vocabulary = read_sealed(saved.folder, VOCABULARY, Vocabulary)
     if not prefix:
@@ -264,9 +253,9 @@ def predict(saved: Saved[Config], text: str) -> None:
 
         p = np.asarray(jax.vmap(probabilities)(weights)).mean(0)
         best = np.argsort(-p)[:MAX_SHOWN].tolist()
-        symbols = [s.replace(UNKNOWN, "(unknown)") for s in vocabulary.decode(best)]
-        shown = [f"{s} {p[i]:.3f}" for i, s in zip(best, symbols, strict=True)]
-        print(f"{name}: {', '.join(shown)}")
+        symbols = zip(best, vocabulary.decode(best), strict=True)
+        shown = ", ".join(f"{symbol} {p[i]:.3f}" for i, symbol in symbols)
+        print(f"{name}: {shown.replace(UNKNOWN, '(unknown)')}")
 
 
 if __name__ == "__main__":

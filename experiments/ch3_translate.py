@@ -1,15 +1,12 @@
 """Lesson 3.1.1: an encoder reads a Korean text, a decoder writes it in English.
 
-Two tasks. Dates, as CLDR writes them in six forms, have one right answer each: the
-network must learn months, weekdays, and which form calls for which. Messages of a
+Dates, as CLDR writes them in six forms, have one right answer each. Messages of a
 program have noise: of a hundred test pairs that we read, some five are translated
 wrongly, and of a fifth the same Korean stands for other English elsewhere, so that no
-model could match all of them exactly.
-
-Without attention all of the source must go through the encoder's last states. With it
-every step of the decoder attends to all of the source; a figure shows the weights.
-Greedy decoding takes the most probable symbol at each step, a beam the best sequence of
-several at once.
+model could match all of them exactly. Without attention all of the source must go
+through the encoder's last states. With it every step of the decoder attends to all of
+the source; a figure shows the weights. Greedy decoding takes the most probable symbol
+at each step, a beam the best sequence of several at once.
 
 Expected (quick, dates alone, one to two minutes): with attention at least 0.99 of the
 test dates exactly right; without it none in so few steps.
@@ -38,7 +35,6 @@ from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.run import Run, Saved, read_sealed
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.text.pairs import (
-    END,
     LONGEST_DATE,
     Pairs,
     check_date,
@@ -48,8 +44,13 @@ from jaxstudy.text.pairs import (
     split_messages,
 )
 from jaxstudy.text.plots import save_attention
-from jaxstudy.text.translation import Alphabets, decoder, score_translations
-from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary, normalise
+from jaxstudy.text.translation import (
+    Alphabets,
+    decoder,
+    fit_alphabets,
+    score_translations,
+)
+from jaxstudy.text.vocabulary import Vocabulary, normalise
 from jaxstudy.training import (
     Replicas,
     fit,
@@ -102,24 +103,15 @@ class Config(Settings):
 
 PRESETS = {
     "smoke": Config(
-        tasks=("messages",),
-        messages=200,
-        longest=(8, 12),
-        units=16,
-        embedding=8,
+        tasks=("messages",), messages=200, longest=(8, 12), units=16, embedding=8,
         message_epochs=2,
     ),
     "quick": Config(),
     "full": Config(
-        tasks=get_args(Task),
-        dates=20_000,
-        units=192,
-        date_epochs=8,
-        message_epochs=10,
-        date_rate=0.003,
-        seeds=6,
+        tasks=get_args(Task), dates=20_000, units=192, date_epochs=8,
+        message_epochs=10, date_rate=0.003, seeds=6,
     ),
-}
+}  # fmt: skip
 
 
 def longest(task: Task, config: Config) -> tuple[int, int]:
@@ -141,9 +133,7 @@ def load(task: Task, config: Config) -> tuple[Pairs, Alphabets]:
             order = np.random.default_rng(0).permutation(len(pairs.train)).tolist()
             few = tuple(pairs.train[i] for i in order[: config.messages])
             pairs = pairs._replace(train=few)
-    source = fit_vocabulary("".join(pair.source for pair in pairs.train))
-    target = fit_vocabulary(END + "".join(pair.target for pair in pairs.train))
-    return pairs, Alphabets(source, target, longest(task, config))
+    return pairs, fit_alphabets(pairs.train, longest(task, config))
 
 
 def build(alphabets: Alphabets, network: str, config: Config) -> Seq2Seq:

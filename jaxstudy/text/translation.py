@@ -12,7 +12,7 @@ from jaxstudy.models.seq2seq import Seq2Seq
 from jaxstudy.runs.statistics import SHARE, Estimate, mean_over_runs
 from jaxstudy.text.decoding import Beams, beam_search
 from jaxstudy.text.pairs import END, Pair, encode_pairs, text_before_end
-from jaxstudy.text.vocabulary import Vocabulary
+from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary
 from jaxstudy.types import Array, PyTree
 
 CHRF = (0.0, 100.0)  # an F-score of n-grams of characters, n to 6 (Popovic 2015)
@@ -40,6 +40,13 @@ class Alphabets(NamedTuple):
     def text(self, tokens: np.ndarray | Array) -> str:
         """The characters before the first END."""
         return text_before_end(np.asarray(tokens), self.target)
+
+
+def fit_alphabets(pairs: Sequence[Pair], longest: tuple[int, int]) -> Alphabets:
+    """The characters of training pairs."""
+    source = fit_vocabulary("".join(pair.source for pair in pairs))
+    target = fit_vocabulary(END + "".join(pair.target for pair in pairs))
+    return Alphabets(source, target, longest)
 
 
 def decoder(network: Seq2Seq, alphabets: Alphabets, width: int) -> Decode:
