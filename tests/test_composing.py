@@ -41,11 +41,6 @@ GOOD = (
     [
         # D, four, two endings of one, B, one, d, two: the upbeats are bars, too
         (GOOD.removeprefix(HEAD), 11, 0),
-        ("GGG GGG|GGG GGG|GGG GGG|\n", 3, 0),
-        ("GGG GGG|GGG GG|GGG GGG|\n", 3, 1),  # too short within
-        ("GGG GGG|GGG GGGG|GGG GGG|\n", 3, 1),  # too long within
-        ("G|GGG GGG|GGG GG|\n", 3, 0),  # upbeat and last bar
-        ("GGG GGGG|GGG GGG|GGG|\n", 3, 1),  # too long at the beginning
         ("GGG GG:|G|GGG GGG|GGG GG||\n", 4, 0),  # in every part the same
         ("GGG GG:|G|GG|GGG GG||\n", 4, 1),
         ("GGG GG|:GGG|GGG GGG|GGG GG||\n", 4, 0),
@@ -69,8 +64,6 @@ def test_bars_are_counted(body: str, bars: int, wrong: int) -> None:
     ("tune", "fault"),
     [
         ("", ""),
-        ("hello, world", ""),
-        ("GGG GGG|GGG GGG|", ""),
         ("X:1\nM:6/8\nL:1/8\nGGG GGG|\n", "no key"),
         ("X:1\nM:6/8\nL:1/8\nGGG GGG|\nK:G\n", "no key"),  # it comes too late
         ("X:1\nL:1/8\nK:G\nGGG GGG|\n", "no metre"),
