@@ -23,6 +23,7 @@ from jaxstudy.models.seq2seq import seq2seq
 from jaxstudy.objectives import sequence_cross_entropy
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import SHARE, Estimate, mean_over_runs
 from jaxstudy.text.pairs import END, Pair, encode_pairs
@@ -36,6 +37,12 @@ from jaxstudy.training import (
     measure,
 )
 from jaxstudy.types import UserError
+
+LESSON = Lesson(
+    number="3.1.1",
+    title="From a sequence to a sequence: sums written digit by digit",
+    headline={"addition: exact match": "sums right"},
+)
 
 BATCH = 32  # sums in a gradient step
 

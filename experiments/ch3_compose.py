@@ -37,6 +37,7 @@ from jaxstudy.models.recurrent import carry_states, first_states, language_model
 from jaxstudy.objectives import supervised
 from jaxstudy.runs.checkpoint import Checkpoints, Keep
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Options, Run, Saved, load_weights, read_sealed
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.text.abc import (
@@ -60,6 +61,24 @@ from jaxstudy.training import (
     make_train_step,
 )
 from jaxstudy.types import Array, Objective, PyTree, UserError
+
+LESSON = Lesson(
+    number="3.2.1",
+    title="Composing: an LSTM over the characters of 4233 tunes, judged by a parser",
+    headline={
+        "LSTM: validation bits per character": "bits per character, validation: LSTM",
+        "n-gram: validation bits per character": "n-gram",
+        "xz -9: validation bits per character": "xz -9",
+        "LSTM: test bits per character": "test: LSTM",
+        "n-gram: test bits per character": "n-gram",
+        "xz -9: test bits per character": "xz -9",
+        "composed: accepted by music21": "music21 accepts, of composed tunes",
+        "real: accepted by music21": "of real ones",
+        "composed: accepted, and all bars add up": "and all bars add up, of composed",
+        "real: accepted, and all bars add up": "of real ones",
+        "composed: copies of a training tune": "copies among the composed",
+    },
+)
 
 VOCABULARY = "vocabulary.json"  # in the run folder
 SHOWN = 4  # tunes that are drawn, and written as MIDI

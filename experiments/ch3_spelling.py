@@ -25,6 +25,7 @@ from jaxstudy.models.recurrent import CELLS, Kind, States, language_model
 from jaxstudy.objectives import sequence_cross_entropy
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import SHARE, Estimate, mean_over_runs
 from jaxstudy.tabular.reading import read_digits
@@ -40,6 +41,15 @@ from jaxstudy.training import (
     measure,
 )
 from jaxstudy.types import Array, Key, PyTree
+
+LESSON = Lesson(
+    number="3.1.1",
+    title="From a vector to a sequence: a digit's image spelled in letters",
+    headline={
+        "spelling: exact match": "names spelled right",
+        "spelling, always one name: exact match": "always one name",
+    },
+)
 
 NAMES = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",

@@ -24,6 +24,7 @@ from jaxstudy.models.recurrent import Kind, sequence_to_vector
 from jaxstudy.objectives import squared_error
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run, SubRun
 from jaxstudy.runs.statistics import NONNEGATIVE, Estimate, mean_over_runs
 from jaxstudy.training import (
@@ -35,6 +36,18 @@ from jaxstudy.training import (
     make_train_step,
 )
 from jaxstudy.types import Array, PyTree, UserError
+
+LESSON = Lesson(
+    number="3.1.1",
+    title="From a sequence to a vector: sunspots forecast from eleven years",
+    headline={
+        "sunspots, simple: error": "root mean squared error: simple",
+        "sunspots, gru: error": "GRU",
+        "sunspots, lstm: error": "LSTM",
+        "sunspots, persistence: error": "persistence (previous year)",
+        "sunspots, linear regression: error": "linear regression",
+    },
+)
 
 LAST_TRAINING_YEAR, LAST_VALIDATION_YEAR = 1900, 1950
 BATCH = 32  # years in a gradient step
