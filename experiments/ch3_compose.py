@@ -40,13 +40,7 @@ from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Options, Run, Saved, load_weights, read_sealed
 from jaxstudy.runs.statistics import Estimate
-from jaxstudy.text.abc import (
-    TUNE_END,
-    Tunes,
-    evenly_spaced_tunes,
-    joined,
-    read_collections,
-)
+from jaxstudy.text import abc
 from jaxstudy.text.compression import compare_bits
 from jaxstudy.text.decoding import language_model_step, sample_texts
 from jaxstudy.text.plots import save_bits, save_piano_roll
@@ -126,24 +120,14 @@ class Config(Settings):
 
 PRESETS = {
     "smoke": Config(
-        tunes=50,
-        units=(8,),
-        epochs=2,
-        orders=(2, 3),
-        composed=4,
-        length=60,
+        tunes=50, units=(8,), epochs=2, orders=(2, 3), composed=4, length=60
     ),
     "quick": Config(),
     "full": Config(
-        units=(256, 256),
-        dropout=0.4,
-        epochs=10,
-        window=50,
-        rate=0.004,
-        orders=(*range(2, 17), 20, 24, 32),
-        composed=200,
+        units=(256, 256), dropout=0.4, epochs=10, window=50, rate=0.004,
+        orders=(*range(2, 17), 20, 24, 32), composed=200,
     ),
-}
+}  # fmt: skip
 
 
 def build(config: Config, symbols: int) -> Model:
@@ -167,10 +151,10 @@ def next_character(model: Model) -> Objective:
     return supervised(model, row_metrics)
 
 
-def train(config: Config, tunes: Tunes, vocabulary: Vocabulary, run: Run) -> PyTree:
+def train(config: Config, tunes: abc.Tunes, vocabulary: Vocabulary, run: Run) -> PyTree:
     """Train every seed, each a replica; the weights [seeds, ...] of the best epoch."""
     train, validation = (
-        vocabulary.encode(joined(part), allow_unknown=True)
+        vocabulary.encode(abc.joined(part), allow_unknown=True)
         for part in (tunes.train, tunes.validation)
     )
     data = parallel_streams(train, config.streams, config.window)
@@ -220,16 +204,16 @@ def continue_tune(
         language_model_step(build(config, len(vocabulary)), weights),
         first_states("lstm", config.units, count),
         vocabulary,
-        TUNE_END + prefix,
+        abc.TUNE_END + prefix,
         jax.random.key(config.seed),
         length=config.length,
         temperature=config.temperature,
         k=config.top_k,
         allow_unknown=config.unknown,
     )
-    ends = [text.find("\n" + TUNE_END, len(prefix)) for text in texts]
+    ends = [text.find("\n" + abc.TUNE_END, len(prefix)) for text in texts]
     return [
-        text[len(TUNE_END) : end + 1 if end >= 0 else None]
+        text[len(abc.TUNE_END) : end + 1 if end >= 0 else None]
         for text, end in zip(texts, ends, strict=True)
     ]
 
@@ -238,8 +222,8 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     """Train, measure in bits, compose and judge."""
     # composing needs the best epoch, so that is kept whatever the options say
     run.options = dataclasses.replace(run.options, keep="best", keep_n=1)
-    tunes = read_collections(config.tunes)
-    vocabulary = fit_vocabulary("".join(tunes.train) + TUNE_END)
+    tunes = abc.read_collections(config.tunes)
+    vocabulary = fit_vocabulary("".join(tunes.train) + abc.TUNE_END)
     run.write_sealed(VOCABULARY, vocabulary)
     params = train(config, tunes, vocabulary, run)
     model = build(config, len(vocabulary))
@@ -249,7 +233,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     composed = continue_tune(config, params, vocabulary, "X:1\n", config.composed)
     melodies = joined_melodies(tunes.train)
     of_composed, accepted = judge_tunes("composed", composed, melodies)
-    real_tunes = evenly_spaced_tunes(tunes.test, config.composed)
+    real_tunes = abc.evenly_spaced_tunes(tunes.test, config.composed)
     of_real, _ = judge_tunes("real", real_tunes, melodies)
     readable = list(itertools.compress(composed, accepted))[:SHOWN]
     write_samples(run.folder, "tune", readable)

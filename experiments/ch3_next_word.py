@@ -80,11 +80,9 @@ LESSON = Lesson(
 
 Name = Literal["bag of words", "words in order", "simple RNN", "LSTM"]
 HIDDEN_LAYERS: dict[Name, HiddenLayer] = {
-    "bag of words": "bag",
-    "words in order": "ordered",
-    "simple RNN": "simple",
+    "bag of words": "bag", "words in order": "ordered", "simple RNN": "simple",
     "LSTM": "lstm",
-}
+}  # fmt: skip
 ORDERS = ("perplexity, last words in order", "perplexity, last words shuffled")
 HELD_OUT = ("validation", "test")
 MAX_SHOWN = 8  # words that may follow
@@ -145,13 +143,9 @@ PRESETS = {
 def build(name: Name, config: Config, vocabulary: int) -> Model:
     """One of the networks: logits [B, T, V] of the word after every n of x."""
     return next_word_model(
-        HIDDEN_LAYERS[name],
-        vocabulary,
-        context=config.context,
-        embedding=config.embedding,
-        units=config.units,
-        dropout=config.dropout,
-    )
+        HIDDEN_LAYERS[name], vocabulary, context=config.context,
+        embedding=config.embedding, units=config.units, dropout=config.dropout,
+    )  # fmt: skip
 
 
 def next_word(model: Model) -> Objective:

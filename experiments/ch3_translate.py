@@ -25,7 +25,6 @@ import numpy as np
 import optax
 import pydantic
 
-from jaxstudy.data.sources import LIBREOFFICE_KO, check_folder
 from jaxstudy.dataset import Dataset, dataset, steps_per_epoch
 from jaxstudy.model import parameter_count
 from jaxstudy.models.seq2seq import Seq2Seq, seq2seq
@@ -40,9 +39,8 @@ from jaxstudy.text.pairs import (
     Pairs,
     check_date,
     date_pairs,
+    message_pairs,
     noise,
-    read_messages,
-    split_messages,
 )
 from jaxstudy.text.plots import save_attention
 from jaxstudy.text.translation import (
@@ -142,19 +140,11 @@ def longest(task: Task, config: Config) -> tuple[int, int]:
 
 
 def load(task: Task, config: Config) -> tuple[Pairs, Alphabets]:
-    """The pairs of a task, and the characters of its training set.
-
-    Raises MissingData where they have not been fetched.
-    """
+    """The pairs of a task, and the characters of its training set."""
     if task == "dates":
         pairs = date_pairs(config.dates)
     else:
-        folder = check_folder(LIBREOFFICE_KO)
-        pairs = split_messages(read_messages(folder, config.longest))
-        if config.messages is not None:
-            order = np.random.default_rng(0).permutation(len(pairs.train)).tolist()
-            few = tuple(pairs.train[i] for i in order[: config.messages])
-            pairs = pairs._replace(train=few)
+        pairs = message_pairs(config.longest, config.messages)
     return pairs, fit_alphabets(pairs.train, longest(task, config))
 
 

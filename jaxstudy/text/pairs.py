@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from babel.dates import format_date, format_skeleton
 
+from jaxstudy.data.sources import LIBREOFFICE_KO, check_folder
 from jaxstudy.dataset import grouped_split
 from jaxstudy.text.vocabulary import Vocabulary, normalise
 from jaxstudy.types import UserError
@@ -164,6 +165,19 @@ def split_messages(pairs: Sequence[Pair], *, held_out: float = 0.1) -> Pairs:
         for pair in pairs
     ]  # fmt: skip
     return _split(pairs, keys, held_out)
+
+
+def message_pairs(longest: tuple[int, int], count: int | None = None) -> Pairs:
+    """The messages of LibreOffice, split, of at most `longest` characters.
+
+    With a `count`, so many of the training set, drawn from all, the same at every call.
+    Raises MissingData where they have not been fetched.
+    """
+    pairs = split_messages(read_messages(check_folder(LIBREOFFICE_KO), longest))
+    if count is None:
+        return pairs
+    order = np.random.default_rng(0).permutation(len(pairs.train)).tolist()
+    return pairs._replace(train=tuple(pairs.train[i] for i in order[:count]))
 
 
 _CODES = re.compile(r"\$\w+|\$\([^)]*\)|%\w+|\d+", re.ASCII)
