@@ -29,12 +29,11 @@ from jaxstudy.runs.statistics import SHARE, Estimate, mean_over_runs
 from jaxstudy.text.pairs import END, Pair, encode_pairs
 from jaxstudy.text.vocabulary import fit_vocabulary
 from jaxstudy.training import (
-    Replicas,
+    Evaluator,
     fit,
     init_replicas,
     make_eval_step,
     make_train_step,
-    measure,
 )
 from jaxstudy.types import UserError
 
@@ -118,17 +117,14 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         init_replicas(network.model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
         train,
-        batch_size=BATCH,
-        epochs=config.epochs,
         key=keys[:, 1],
-        eval_step=eval_step,
-        evaluate_on={"validation": validation},
-        eval_batch_size=500,
+        epochs=config.epochs,
+        batch_size=BATCH,
+        evaluators={"validation": Evaluator(eval_step, validation, 500)},
         evaluate_first=False,
-        replicas=Replicas(),
-        sub_run=run.sub_run("addition"),
+        log=run.sub_run("addition"),
     ).state
-    scores = measure(eval_step, state, test, batch_size=500, replicas=Replicas())
+    scores = Evaluator(eval_step, test, 500)(state)
     plots.save_curves(run, ["addition"], "exact match", "exact match")
     return {
         f"addition: {metric}": mean_over_runs(np.array(scores[metric]), SHARE)

@@ -31,7 +31,7 @@ import jax
 import optax
 import pydantic
 
-from jaxstudy.dataset import Order, dataset
+from jaxstudy.dataset import dataset
 from jaxstudy.model import Model
 from jaxstudy.models.recurrent import carry_states, first_states, language_model
 from jaxstudy.objectives import supervised
@@ -48,7 +48,7 @@ from jaxstudy.text.tune_evaluation import joined_melodies, judge_tunes, write_sa
 from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary, normalise
 from jaxstudy.text.windows import parallel_streams, windows
 from jaxstudy.training import (
-    Replicas,
+    Evaluator,
     fit,
     init_replicas,
     make_eval_step,
@@ -75,7 +75,6 @@ LESSON = Lesson(
 )
 
 VOCABULARY = "vocabulary.json"  # in the run folder
-SHOWN = 4  # tunes that are drawn, and written as MIDI
 
 
 @dataclass(frozen=True)
@@ -158,6 +157,7 @@ def train(config: Config, tunes: abc.Tunes, vocabulary: Vocabulary, run: Run) ->
         for part in (tunes.train, tunes.validation)
     )
     data = parallel_streams(train, config.streams, config.window)
+    held_out = dataset(windows(validation, 512))
     model = build_carrying(config, len(vocabulary))
     objective = next_character(model)
     steps = config.epochs * (len(data.indices) // config.streams)
@@ -170,26 +170,20 @@ def train(config: Config, tunes: abc.Tunes, vocabulary: Vocabulary, run: Run) ->
         init_replicas(model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
         data,
-        batch_size=config.streams,
-        epochs=config.epochs,
         key=keys[:, 1],
-        eval_step=make_eval_step(objective),
-        evaluate_on={"validation": dataset(windows(validation, 512))},
-        eval_batch_size=64,
+        epochs=config.epochs,
+        batch_size=config.streams,
+        evaluators={"validation": Evaluator(make_eval_step(objective), held_out, 64)},
         evaluate_first=False,
-        replicas=Replicas(),
-        sub_run=run.sub_run(),
-        order=Order(shuffle="never"),
+        log=run.sub_run(),
     )
     return best_weights(run.folder, run.options, config, len(vocabulary))
 
 
-def best_weights(
-    folder: Path, options: Options, config: Config, symbols: int
-) -> PyTree:
+def best_weights(folder: Path, options: Options, config: Config, size: int) -> PyTree:
     """The weights [seeds, ...] of the epoch with the lowest mean validation loss."""
     keys = jax.random.split(jax.random.key(0), config.seeds)
-    params, extra = jax.eval_shape(jax.vmap(build_carrying(config, symbols).init), keys)
+    params, extra = jax.eval_shape(jax.vmap(build_carrying(config, size).init), keys)
     keep = Keep("best", monitor=options.monitor, mode=options.mode)
     step = Checkpoints(folder / "checkpoints", keep).best()
     return load_weights(folder, {"params": params, "extra": extra}, step=step)["params"]
@@ -211,11 +205,7 @@ def continue_tune(
         k=config.top_k,
         allow_unknown=config.unknown,
     )
-    ends = [text.find("\n" + abc.TUNE_END, len(prefix)) for text in texts]
-    return [
-        text[len(abc.TUNE_END) : end + 1 if end >= 0 else None]
-        for text, end in zip(texts, ends, strict=True)
-    ]
+    return [abc.cut_at_end(text, len(prefix)).removeprefix("\n") for text in texts]
 
 
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:
@@ -233,12 +223,11 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     composed = continue_tune(config, params, vocabulary, "X:1\n", config.composed)
     melodies = joined_melodies(tunes.train)
     of_composed, accepted = judge_tunes("composed", composed, melodies)
-    real_tunes = abc.evenly_spaced_tunes(tunes.test, config.composed)
-    of_real, _ = judge_tunes("real", real_tunes, melodies)
-    readable = list(itertools.compress(composed, accepted))[:SHOWN]
+    real = abc.evenly_spaced_tunes(tunes.test, config.composed)
+    of_real, _ = judge_tunes("real", real, melodies)
+    readable = list(itertools.compress(composed, accepted))[:4]
     write_samples(run.folder, "tune", readable)
-    every = "\n".join(composed)
-    (run.folder / "samples" / "all.abc").write_text(every, encoding="utf-8")
+    (run.folder / "samples" / "all.abc").write_text("\n".join(composed), "utf-8")
     if readable:
         save_piano_roll(run, "piano_roll", readable)
     return bits | of_composed | of_real
@@ -253,8 +242,7 @@ def compose(saved: Saved[Config], prefix: str) -> None:
     params = best_weights(saved.folder, saved.options, config, len(vocabulary))
     tunes = continue_tune(config, params, vocabulary, prefix, config.continued)
     print("\n".join(tunes), end="")
-    name = f"composed_by_seed_{config.seed}"
-    paths = write_samples(saved.folder, name, tunes)
+    paths = write_samples(saved.folder, f"composed_by_seed_{config.seed}", tunes)
     print(f"written to {paths[0].parent}", file=sys.stderr)
 
 

@@ -41,13 +41,12 @@ from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import NONNEGATIVE, Estimate, mean_over_runs
 from jaxstudy.training import (
-    Replicas,
+    Evaluator,
     TrainState,
     fit,
     init_replicas,
     make_eval_step,
     make_train_step,
-    measure,
 )
 
 LESSON = Lesson(
@@ -150,7 +149,7 @@ def train(
         optax.adam(optax.cosine_decay_schedule(rate, steps)),
     )
     held_out = max(100, config.examples // 10)
-    test = sequences(held_out, length, seed=2)
+    validation, test = (sequences(held_out, length, seed) for seed in (1, 2))
     eval_step = make_eval_step(objective)
     keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
     state = init_replicas(model, optimizer, keys[:, 0])
@@ -159,17 +158,14 @@ def train(
         state,
         make_train_step(objective, optimizer),
         sequences(config.examples, length, seed=0),
-        batch_size=config.batch_size,
-        epochs=config.epochs,
         key=keys[:, 1],
-        eval_step=eval_step,
-        evaluate_on={"validation": sequences(held_out, length, seed=1)},
-        eval_batch_size=500,
-        replicas=Replicas(),
-        sub_run=run.sub_run(f"{kind}_{length}"),
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        evaluators={"validation": Evaluator(eval_step, validation, 500)},
+        log=run.sub_run(f"{kind}_{length}"),
     )
     gradients["after it"] = gradient_norms(model, fitted.state, test)
-    scores = measure(eval_step, fitted.state, test, batch_size=500, replicas=Replicas())
+    scores = Evaluator(eval_step, test, 500)(fitted.state)
     return np.array(scores["loss"]), gradients
 
 

@@ -32,8 +32,8 @@ import pydantic
 
 from jaxstudy.dataset import Dataset, evenly_spaced, steps_per_epoch
 from jaxstudy.model import Model, parameter_count
-from jaxstudy.models.next_word import HiddenLayer, next_word_model
-from jaxstudy.objectives import masked_mean, mean_value
+from jaxstudy.models import next_word
+from jaxstudy.objectives import token_cross_entropy
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.lesson import Lesson
@@ -50,14 +50,13 @@ from jaxstudy.text.prose import first_words, read_prose
 from jaxstudy.text.vocabulary import UNKNOWN, Vocabulary, fit_vocabulary, words
 from jaxstudy.text.windows import passage_windows, shuffled_contexts
 from jaxstudy.training import (
-    Replicas,
+    Evaluator,
     fit,
     init_replicas,
     make_eval_step,
     make_train_step,
-    measure,
 )
-from jaxstudy.types import Array, Batch, Key, Metrics, Objective, PyTree, UserError
+from jaxstudy.types import UserError
 
 LESSON = Lesson(
     number="3.1",
@@ -79,7 +78,7 @@ LESSON = Lesson(
 )
 
 Name = Literal["bag of words", "words in order", "simple RNN", "LSTM"]
-HIDDEN_LAYERS: dict[Name, HiddenLayer] = {
+HIDDEN_LAYERS: dict[Name, next_word.HiddenLayer] = {
     "bag of words": "bag", "words in order": "ordered", "simple RNN": "simple",
     "LSTM": "lstm",
 }  # fmt: skip
@@ -142,26 +141,10 @@ PRESETS = {
 
 def build(name: Name, config: Config, vocabulary: int) -> Model:
     """One of the networks: logits [B, T, V] of the word after every n of x."""
-    return next_word_model(
+    return next_word.next_word_model(
         HIDDEN_LAYERS[name], vocabulary, context=config.context,
         embedding=config.embedding, units=config.units, dropout=config.dropout,
     )  # fmt: skip
-
-
-def next_word(model: Model) -> Objective:
-    """-log softmax(logits)[y] of every real word. Metrics: loss in nats per word."""
-
-    def objective(
-        params: PyTree, extra: PyTree, batch: Batch, key: Key | None
-    ) -> tuple[Array, tuple[PyTree, Metrics]]:
-        logits, extra = model.apply(
-            params, extra, batch["x"], train=key is not None, key=key
-        )
-        nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
-        loss = masked_mean(nats, batch["real"] * batch["mask"][:, None])
-        return mean_value(loss), (extra, {"loss": loss})
-
-    return objective
 
 
 def train(
@@ -172,28 +155,25 @@ def train(
     Those of the validation and the test set are of the epoch that validation chooses,
     those of the order test of the end.
     """
-    objective, data = next_word(model), sets["train"]
-    steps = config.epochs * steps_per_epoch(len(data.indices), config.batch_size)
+    objective, data = token_cross_entropy(model), sets["train"]
+    eval_step, size = make_eval_step(objective), config.batch_size
+    steps = config.epochs * steps_per_epoch(len(data.indices), size)
     rate = config.lstm_rate if name == "LSTM" else config.rate
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adam(optax.cosine_decay_schedule(rate, steps)),
     )
     keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
-    eval_step = make_eval_step(objective)
     fitted = fit(
         init_replicas(model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
         data,
-        batch_size=config.batch_size,
-        epochs=config.epochs,
         key=keys[:, 1],
-        eval_step=eval_step,
-        evaluate_on={split: sets[split] for split in HELD_OUT},
-        eval_batch_size=config.batch_size,
+        epochs=config.epochs,
+        batch_size=size,
+        evaluators={s: Evaluator(eval_step, sets[s], size) for s in HELD_OUT},
         evaluate_first=False,
-        replicas=Replicas(),
-        sub_run=run.sub_run(name.replace(" ", "_")),
+        log=run.sub_run(name.replace(" ", "_")),
     )
     losses = {
         split: np.array([r["loss"] for r in fitted.records if r["split"] == split])
@@ -201,12 +181,9 @@ def train(
     }
     chosen = {s: at_best_epoch(-losses["validation"], losses[s]) for s in HELD_OUT}
     nats = {f"{split} perplexity": values for split, values in chosen.items()}
-    rows = config.batch_size * config.window  # one word each
-    for order in ORDERS:
-        loss = measure(
-            eval_step, fitted.state, sets[order], batch_size=rows, replicas=Replicas()
-        )["loss"]
-        nats[order] = np.array(loss)
+    for order in ORDERS:  # rows of one word each
+        evaluate = Evaluator(eval_step, sets[order], size * config.window)
+        nats[order] = np.array(evaluate(fitted.state)["loss"])
     return {metric: np.exp(values) for metric, values in nats.items()}
 
 
@@ -258,14 +235,8 @@ def predict(saved: Saved[Config], text: str) -> None:
     x = jnp.array([[*start, *vocabulary.encode(prefix)]])
     for name in config.networks:
         model = build(name, config, len(vocabulary))
-        part = name.replace(" ", "_")
-        weights = saved.replica_weights(model, config.seeds, part)["params"]
-
-        def probabilities(params: PyTree, model: Model = model) -> Array:
-            logits, _ = model.apply(params, {}, x, train=False, key=None)
-            return jax.nn.softmax(logits[0, -1])
-
-        p = np.asarray(jax.vmap(probabilities)(weights)).mean(0)
+        weights = saved.replica_weights(model, config.seeds, name.replace(" ", "_"))
+        p = next_word.next_word_probabilities(model, weights["params"], x)
         best = np.argsort(-p)[:MAX_SHOWN].tolist()
         symbols = zip(best, vocabulary.decode(best), strict=True)
         shown = ", ".join(f"{symbol} {p[i]:.3f}" for i, symbol in symbols)

@@ -18,7 +18,8 @@ import numpy as np
 import optax
 import pydantic
 
-from jaxstudy.dataset import Dataset, dataset, random_split, steps_per_epoch, subset
+from jaxstudy.data.splits import random_split
+from jaxstudy.dataset import Dataset, dataset, steps_per_epoch, subset
 from jaxstudy.model import Model
 from jaxstudy.models.mlp import mlp
 from jaxstudy.models.recurrent import CELLS, Kind, States, language_model
@@ -33,12 +34,11 @@ from jaxstudy.text.decoding import Step, language_model_step, sample
 from jaxstudy.text.pairs import END, padded, text_before_end
 from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary
 from jaxstudy.training import (
-    Replicas,
+    Evaluator,
     fit,
     init_replicas,
     make_eval_step,
     make_train_step,
-    measure,
 )
 from jaxstudy.types import Array, Key, PyTree
 
@@ -192,17 +192,14 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         init_replicas(network.model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
         train,
-        batch_size=BATCH,
-        epochs=config.epochs,
         key=keys[:, 1],
-        eval_step=eval_step,
-        evaluate_on={"validation": validation},
-        eval_batch_size=500,
+        epochs=config.epochs,
+        batch_size=BATCH,
+        evaluators={"validation": Evaluator(eval_step, validation, 500)},
         evaluate_first=False,
-        replicas=Replicas(),
-        sub_run=run.sub_run("spelling"),
+        log=run.sub_run("spelling"),
     ).state
-    exact = measure(eval_step, state, test, replicas=Replicas())["exact match"]
+    exact = Evaluator(eval_step, test)(state)["exact match"]
 
     first_seed = jax.tree.map(lambda a: a[0], state.params)
     spelled = spell(network, first_seed, jnp.asarray(x), letters, y.shape[1])

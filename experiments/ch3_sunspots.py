@@ -28,8 +28,8 @@ from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run, SubRun
 from jaxstudy.runs.statistics import NONNEGATIVE, Estimate, mean_over_runs
 from jaxstudy.training import (
+    Evaluator,
     FitResult,
-    Replicas,
     fit,
     init_replicas,
     make_eval_step,
@@ -151,14 +151,12 @@ def forecast(kind: Kind, series: Series, config: Config, run: Run) -> np.ndarray
             init_replicas(model, optimizer, keys[:, 0]),
             train_step,
             train,
-            batch_size=BATCH,
-            epochs=epochs,
             key=keys[:, 1],
-            eval_step=eval_step,
-            evaluate_on={"validation": validation},
+            epochs=epochs,
+            batch_size=BATCH,
+            evaluators={"validation": Evaluator(eval_step, validation)},
             evaluate_first=False,
-            replicas=Replicas(),
-            sub_run=sub_run,
+            log=sub_run,
             # an epoch a chunk: the second training runs the first one's program
             chunk_steps=steps_per_epoch(len(train.indices), BATCH),
         )

@@ -34,6 +34,7 @@ from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run, Saved, read_sealed
 from jaxstudy.runs.statistics import Estimate
+from jaxstudy.text import translation
 from jaxstudy.text.pairs import (
     LONGEST_DATE,
     Pairs,
@@ -43,15 +44,10 @@ from jaxstudy.text.pairs import (
     noise,
 )
 from jaxstudy.text.plots import save_attention
-from jaxstudy.text.translation import (
-    Alphabets,
-    decoder,
-    fit_alphabets,
-    score_translations,
-)
+from jaxstudy.text.translation import Alphabets
 from jaxstudy.text.vocabulary import Vocabulary, normalise
 from jaxstudy.training import (
-    Replicas,
+    Evaluator,
     fit,
     init_replicas,
     make_eval_step,
@@ -145,7 +141,7 @@ def load(task: Task, config: Config) -> tuple[Pairs, Alphabets]:
         pairs = date_pairs(config.dates)
     else:
         pairs = message_pairs(config.longest, config.messages)
-    return pairs, fit_alphabets(pairs.train, longest(task, config))
+    return pairs, translation.fit_alphabets(pairs.train, longest(task, config))
 
 
 def build(alphabets: Alphabets, network: str, config: Config) -> Seq2Seq:
@@ -161,7 +157,7 @@ def train(
     task: Task,
     name: str,
     network: Seq2Seq,
-    sets: tuple[Dataset, Dataset],
+    sets: list[Dataset],
     end: int,
     config: Config,
     run: Run,
@@ -178,26 +174,19 @@ def train(
         optax.adam(optax.cosine_decay_schedule(rate, steps)),
     )
     objective = sequence_cross_entropy(network.model, end)
+    eval_step = make_eval_step(objective)
     keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
     return fit(
         init_replicas(network.model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
         data,
-        batch_size=config.batch_size,
-        epochs=epochs,
         key=keys[:, 1],
-        eval_step=make_eval_step(objective),
-        evaluate_on={"validation": validation},
-        eval_batch_size=250,
+        epochs=epochs,
+        batch_size=config.batch_size,
+        evaluators={"validation": Evaluator(eval_step, validation, 250)},
         evaluate_first=False,
-        replicas=Replicas(),
-        sub_run=run.sub_run(sub_run_name(task, name)),
+        log=run.sub_run(f"{task} {name}".replace(" ", "_")),
     ).state.params
-
-
-def sub_run_name(task: Task, name: str) -> str:
-    """The name of the sub-run of one training."""
-    return f"{task} {name}".replace(" ", "_")
 
 
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:
@@ -212,14 +201,11 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         if task == "messages":
             shares = noise(pairs.test)
             result |= {f"{task}, noise: {name}": shares[name] for name in shares}
-        sets = (
-            dataset(alphabets.arrays(pairs.train)),
-            dataset(alphabets.arrays(pairs.validation)),
-        )
+        sets = [dataset(alphabets.arrays(part)) for part in pairs[:2]]
         for name, attention in NETWORKS.items():
             network = build(alphabets, name, config)
             params = train(task, name, network, sets, alphabets.end, config, run)
-            scores = score_translations(
+            scores = translation.score_translations(
                 network, params, alphabets, pairs.test, config.beam
             )
             result |= {f"{task}, {name}: {score}": v for score, v in scores.items()}
@@ -236,27 +222,24 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
 def translate(saved: Saved[Config], text: str) -> None:
     """English for a Korean TEXT, a date or a message, from the saved run."""
     config, text = saved.config, normalise(text)
-    looks_like_date = re.match(r"\d+ ?[년.]", text)
     task: Task = config.tasks[0]
     if len(config.tasks) > 1:
-        task = "dates" if looks_like_date else "messages"
+        task = "dates" if re.match(r"\d+ ?[년.]", text) else "messages"
     if task == "dates":
         check_date(text)
     names = (f"{task}-{language}.json" for language in ("ko", "en"))
     source, target = (read_sealed(saved.folder, name, Vocabulary) for name in names)
     alphabets = Alphabets(source, target, longest(task, config))
+    most = alphabets.longest[0]
+    if not 0 < len(text) <= most:
+        raise UserError(f"--translate takes 1 to {most} characters, not {len(text)}")
     numbers = source.encode(text)  # which names what is not in it
-    if not 0 < len(numbers) <= alphabets.longest[0]:
-        raise UserError(
-            f"--translate takes 1 to {alphabets.longest[0]} characters, not {len(text)}"
-        )
     for name in NETWORKS:
         network = build(alphabets, name, config)
-        weights = saved.replica_weights(
-            network.model, config.seeds, sub_run_name(task, name)
-        )
+        part = f"{task} {name}".replace(" ", "_")
+        weights = saved.replica_weights(network.model, config.seeds, part)
         params = jax.tree.map(lambda a: a[0], weights["params"])
-        decode = decoder(network, alphabets, config.beam)
+        decode = translation.decoder(network, alphabets, config.beam)
         beams = decode(params, numbers[None], np.array([len(numbers)]))
         for tokens, score in zip(beams.tokens[0], beams.scores[0], strict=True):
             print(f"{name}, probability {np.exp(score):.3f}: {alphabets.text(tokens)}")

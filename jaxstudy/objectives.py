@@ -141,3 +141,22 @@ def sequence_cross_entropy(model: Model, begin: int) -> Objective:
         return mean_value(metrics["loss"]), (extra, metrics)
 
     return objective
+
+
+def token_cross_entropy(model: Model) -> Objective:
+    """-log softmax(logits)[y] of every token y [B, T] that is `real` [B, T].
+
+    Metrics: loss in nats per token.
+    """
+
+    def objective(
+        params: PyTree, extra: PyTree, batch: Batch, key: Key | None
+    ) -> tuple[Array, tuple[PyTree, Metrics]]:
+        logits, extra = model.apply(
+            params, extra, batch["x"], train=key is not None, key=key
+        )
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+        loss = masked_mean(nats, batch["real"] * batch["mask"][:, None])
+        return mean_value(loss), (extra, {"loss": loss})
+
+    return objective

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxstudy.objectives import token_cross_entropy
 from jaxstudy.runs.run import read_sealed
 from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary
 from jaxstudy.text.windows import passage_windows
@@ -99,7 +100,7 @@ def test_what_a_network_sees(name: str) -> None:
     same = [bool(jnp.array_equal(ordered, other)) for other in others]
     assert same == [name == "bag of words"] * 2
 
-    objective = jax.jit(lesson.next_word(model))
+    objective = jax.jit(token_cross_entropy(model))
     data = passage_windows([np.arange(6) % SIZE], 3, 5, SIZE)
     batch = {**data.arrays, "mask": jnp.ones(2)}
     loss, (_, metrics) = objective(params, {}, batch, None)

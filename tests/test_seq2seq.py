@@ -13,7 +13,13 @@ from jaxstudy.dataset import dataset
 from jaxstudy.models.seq2seq import Seq2Seq, seq2seq
 from jaxstudy.objectives import sequence_cross_entropy
 from jaxstudy.text.decoding import beam_search
-from jaxstudy.training import fit, init_state, make_eval_step, make_train_step, measure
+from jaxstudy.training import (
+    Evaluator,
+    fit,
+    init_state,
+    make_eval_step,
+    make_train_step,
+)
 from tests.conftest import assert_rounding
 
 KINDS: list[dict[str, Any]] = [
@@ -112,7 +118,7 @@ def test_it_learns_to_turn_a_sequence_round_and_exact_match_is_greedy_s() -> Non
         state, make_train_step(objective, optimizer), data,
         batch_size=50, epochs=12, key=jax.random.key(1),
     )  # fmt: skip
-    scores = measure(make_eval_step(objective), fitted.state, data)
+    scores = Evaluator(make_eval_step(objective), data)(fitted.state)
     assert scores["exact match"] > 0.5
 
     params = fitted.state.params

@@ -4,6 +4,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxstudy.model import Model
 from jaxstudy.models.mlp import mlp
@@ -71,3 +72,13 @@ def next_word_model(
         return logits.reshape(*h.shape[:2], vocabulary), extra
 
     return Model(init, apply)
+
+
+def next_word_probabilities(model: Model, params: PyTree, x: Array) -> np.ndarray:
+    """Probabilities [V] of the word after x [1, T]: the mean of params [L, ...]."""
+
+    def probabilities(params: PyTree) -> Array:
+        logits, _ = model.apply(params, {}, x, train=False, key=None)
+        return jax.nn.softmax(logits[0, -1])
+
+    return np.asarray(jax.vmap(probabilities)(params)).mean(0)

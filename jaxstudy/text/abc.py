@@ -9,7 +9,7 @@ import numpy as np
 import scipy  # its parts are imported where they are first used
 
 from jaxstudy.data.sources import TUNES, check_folder
-from jaxstudy.dataset import grouped_split
+from jaxstudy.data.splits import grouped_split
 from jaxstudy.text.vocabulary import normalise
 from jaxstudy.types import UserError
 
@@ -181,6 +181,12 @@ def read_collections(limit: int | None = None) -> Tunes:
     return Tunes(
         *(evenly_spaced_tunes(part, max(2, int(len(part) * share))) for part in tunes)
     )
+
+
+def cut_at_end(text: str, start: int) -> str:
+    """A tune up to the empty line that ends it, if one does, from `start` on."""
+    end = text.find("\n" + TUNE_END, start)
+    return text if end < 0 else text[: end + 1]
 
 
 def joined(tunes: Sequence[str]) -> str:

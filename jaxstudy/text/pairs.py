@@ -13,7 +13,7 @@ import numpy as np
 from babel.dates import format_date, format_skeleton
 
 from jaxstudy.data.sources import LIBREOFFICE_KO, check_folder
-from jaxstudy.dataset import grouped_split
+from jaxstudy.data.splits import grouped_split
 from jaxstudy.text.vocabulary import Vocabulary, normalise
 from jaxstudy.types import UserError
 

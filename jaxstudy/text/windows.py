@@ -1,11 +1,12 @@
 """Texts as rows of one length: windows, parallel streams, words and their contexts."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from jaxstudy.dataset import Dataset, dataset
+from jaxstudy.dataset import Dataset, Order, dataset
 from jaxstudy.types import UserError
 
 
@@ -29,7 +30,7 @@ def parallel_streams(numbers: np.ndarray, count: int, length: int) -> Dataset:
     """A text [n] as windows x, y [W count, length], those of all streams in turn.
 
     Row w count + b is window w of stream b: visited in order, a batch of `count` rows
-    has one of each stream, and the batch after it what comes next in each. Streams
+    has one of each stream, and the next batch what comes next in each. Streams
     begin evenly spaced and overlap a little, so that all of the text is in them. Raises
     UserError where it is shorter than one window.
     """
@@ -40,7 +41,8 @@ def parallel_streams(numbers: np.ndarray, count: int, length: int) -> Dataset:
     starts = np.linspace(0, len(numbers) - 1 - steps * length, count).astype(int)
     x = (starts + length * np.arange(steps)[:, None])[..., None] + np.arange(length)
     x = x.reshape(-1, length)
-    return dataset({"x": numbers[x], "y": numbers[x + 1]})
+    data = dataset({"x": numbers[x], "y": numbers[x + 1]})
+    return dataclasses.replace(data, order=Order(shuffle="never"))
 
 
 def passage_windows(
