@@ -13,7 +13,6 @@ learn them to 0.99 in a few epochs, others begin to later.
 from dataclasses import dataclass
 from typing import Annotated
 
-import jax
 import numpy as np
 import optax
 import pydantic
@@ -28,13 +27,7 @@ from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import SHARE, Estimate, mean_over_runs
 from jaxstudy.text.pairs import END, Pair, encode_pairs
 from jaxstudy.text.vocabulary import fit_vocabulary
-from jaxstudy.training import (
-    Evaluator,
-    fit,
-    init_replicas,
-    make_eval_step,
-    make_train_step,
-)
+from jaxstudy.training import Evaluator, make_eval_step, train_seeds
 from jaxstudy.types import UserError
 
 LESSON = Lesson(
@@ -111,13 +104,14 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         optax.clip_by_global_norm(1.0),
         optax.adam(optax.cosine_decay_schedule(config.rate, steps)),
     )
-    keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
     eval_step = make_eval_step(objective)
-    state = fit(
-        init_replicas(network.model, optimizer, keys[:, 0]),
-        make_train_step(objective, optimizer),
+    state = train_seeds(
+        network.model,
+        objective,
+        optimizer,
         train,
-        key=keys[:, 1],
+        seed=config.seed,
+        seeds=config.seeds,
         epochs=config.epochs,
         batch_size=BATCH,
         evaluators={"validation": Evaluator(eval_step, validation, 500)},

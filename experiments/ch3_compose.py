@@ -47,13 +47,7 @@ from jaxstudy.text.plots import save_bits, save_piano_roll
 from jaxstudy.text.tune_evaluation import joined_melodies, judge_tunes, write_samples
 from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary, normalise
 from jaxstudy.text.windows import parallel_streams, windows
-from jaxstudy.training import (
-    Evaluator,
-    fit,
-    init_replicas,
-    make_eval_step,
-    make_train_step,
-)
+from jaxstudy.training import Evaluator, make_eval_step, train_seeds
 from jaxstudy.types import Array, Objective, PyTree, UserError
 
 LESSON = Lesson(
@@ -165,12 +159,13 @@ def train(config: Config, tunes: abc.Tunes, vocabulary: Vocabulary, run: Run) ->
         optax.clip_by_global_norm(config.clip),
         optax.adam(optax.cosine_decay_schedule(config.rate, steps)),
     )
-    keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
-    fit(
-        init_replicas(model, optimizer, keys[:, 0]),
-        make_train_step(objective, optimizer),
+    train_seeds(
+        model,
+        objective,
+        optimizer,
         data,
-        key=keys[:, 1],
+        seed=config.seed,
+        seeds=config.seeds,
         epochs=config.epochs,
         batch_size=config.streams,
         evaluators={"validation": Evaluator(make_eval_step(objective), held_out, 64)},

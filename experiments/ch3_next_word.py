@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -49,13 +48,7 @@ from jaxstudy.text.plots import save_perplexities
 from jaxstudy.text.prose import first_words, read_prose
 from jaxstudy.text.vocabulary import UNKNOWN, Vocabulary, fit_vocabulary, words
 from jaxstudy.text.windows import passage_windows, shuffled_contexts
-from jaxstudy.training import (
-    Evaluator,
-    fit,
-    init_replicas,
-    make_eval_step,
-    make_train_step,
-)
+from jaxstudy.training import Evaluator, make_eval_step, train_seeds
 from jaxstudy.types import UserError
 
 LESSON = Lesson(
@@ -163,12 +156,13 @@ def train(
         optax.clip_by_global_norm(config.clip),
         optax.adam(optax.cosine_decay_schedule(rate, steps)),
     )
-    keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
-    fitted = fit(
-        init_replicas(model, optimizer, keys[:, 0]),
-        make_train_step(objective, optimizer),
+    fitted = train_seeds(
+        model,
+        objective,
+        optimizer,
         data,
-        key=keys[:, 1],
+        seed=config.seed,
+        seeds=config.seeds,
         epochs=config.epochs,
         batch_size=size,
         evaluators={s: Evaluator(eval_step, sets[s], size) for s in HELD_OUT},

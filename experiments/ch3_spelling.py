@@ -33,13 +33,7 @@ from jaxstudy.tabular.reading import read_digits
 from jaxstudy.text.decoding import Step, language_model_step, sample
 from jaxstudy.text.pairs import END, padded, text_before_end
 from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary
-from jaxstudy.training import (
-    Evaluator,
-    fit,
-    init_replicas,
-    make_eval_step,
-    make_train_step,
-)
+from jaxstudy.training import Evaluator, make_eval_step, train_seeds
 from jaxstudy.types import Array, Key, PyTree
 
 LESSON = Lesson(
@@ -186,13 +180,14 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         optax.clip_by_global_norm(1.0),
         optax.adam(optax.cosine_decay_schedule(config.rate, steps)),
     )
-    keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
     eval_step = make_eval_step(objective)
-    state = fit(
-        init_replicas(network.model, optimizer, keys[:, 0]),
-        make_train_step(objective, optimizer),
+    state = train_seeds(
+        network.model,
+        objective,
+        optimizer,
         train,
-        key=keys[:, 1],
+        seed=config.seed,
+        seeds=config.seeds,
         epochs=config.epochs,
         batch_size=BATCH,
         evaluators={"validation": Evaluator(eval_step, validation, 500)},

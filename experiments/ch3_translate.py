@@ -46,13 +46,7 @@ from jaxstudy.text.pairs import (
 from jaxstudy.text.plots import save_attention
 from jaxstudy.text.translation import Alphabets
 from jaxstudy.text.vocabulary import Vocabulary, normalise
-from jaxstudy.training import (
-    Evaluator,
-    fit,
-    init_replicas,
-    make_eval_step,
-    make_train_step,
-)
+from jaxstudy.training import Evaluator, make_eval_step, train_seeds
 from jaxstudy.types import PyTree, UserError
 
 LESSON = Lesson(
@@ -175,12 +169,13 @@ def train(
     )
     objective = sequence_cross_entropy(network.model, end)
     eval_step = make_eval_step(objective)
-    keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
-    return fit(
-        init_replicas(network.model, optimizer, keys[:, 0]),
-        make_train_step(objective, optimizer),
+    return train_seeds(
+        network.model,
+        objective,
+        optimizer,
         data,
-        key=keys[:, 1],
+        seed=config.seed,
+        seeds=config.seeds,
         epochs=epochs,
         batch_size=config.batch_size,
         evaluators={"validation": Evaluator(eval_step, validation, 250)},
