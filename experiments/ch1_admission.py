@@ -21,6 +21,7 @@ import pandas as pd
 import pydantic
 
 from jaxstudy.dataset import Dataset, dataset, kfold, stacked_subsets
+from jaxstudy.messages import warn
 from jaxstudy.model import Model, column_statistics, standardized
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import binary_cross_entropy
@@ -52,7 +53,7 @@ from jaxstudy.training import (
     make_eval_step,
     make_train_step,
 )
-from jaxstudy.types import Array, Key, UserError, warn
+from jaxstudy.types import Array, Key, UserError
 
 FEATURES = 5
 RANGES = {"accuracy": SHARE, "log-loss": NONNEGATIVE}

@@ -30,7 +30,8 @@ from jaxstudy.images.decoding import (
     decode,
     pixels,
 )
-from jaxstudy.types import UserError, usable_cores
+from jaxstudy.parallel import usable_cores
+from jaxstudy.types import UserError
 
 MAX_BYTES = 4 * MAX_PIXELS  # of one file
 MAX_THREADS = 8  # each may hold an image of MAX_PIXELS several times

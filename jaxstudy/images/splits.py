@@ -14,7 +14,8 @@ from jaxstudy.dataset import (
     subset,
 )
 from jaxstudy.images.sets import Images, ImageSet
-from jaxstudy.types import UserError, warn
+from jaxstudy.messages import warn
+from jaxstudy.types import UserError
 
 Rows = Dataset | Streamed
 

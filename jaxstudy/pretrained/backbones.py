@@ -24,11 +24,12 @@ import rich.console
 import rich.progress as rp
 
 from jaxstudy.data.sources import EFFICIENTNET_LITE0, read_bytes
+from jaxstudy.messages import warn
 from jaxstudy.model import Model, Stages, sequential, split_stages
 from jaxstudy.models import efficientnet, inception
 from jaxstudy.pretrained.keras_weights import load_inception_v3
 from jaxstudy.pretrained.torch_weights import read_torch_weights
-from jaxstudy.types import Array, Key, PyTree, UserError, warn
+from jaxstudy.types import Array, Key, PyTree, UserError
 
 BackboneName = Literal["efficientnet_lite0", "inception_v3"]
 

@@ -6,7 +6,6 @@ An experiment is a module with a frozen dataclass of settings, presets of it, an
 
 import contextlib
 import dataclasses
-import difflib
 import errno
 import inspect
 import io
@@ -24,6 +23,8 @@ import rich.table
 import tyro
 
 from jaxstudy.data.sources import MissingData
+from jaxstudy.messages import did_you_mean, warn
+from jaxstudy.parallel import usable_cores
 from jaxstudy.runs.files import Result, read_json
 from jaxstudy.runs.run import (
     Options,
@@ -36,7 +37,7 @@ from jaxstudy.runs.run import (
     read_saved,
 )
 from jaxstudy.runs.statistics import Estimate, values_text
-from jaxstudy.types import UserError, usable_cores, warn
+from jaxstudy.types import UserError
 
 Count = Annotated[int, pydantic.Field(ge=1)]  # a setting that must be 1 or more
 Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
@@ -304,8 +305,7 @@ def _check_values(
             raise UserError(f"{flag} is empty: it takes a path")
         known = choices.get(field)
         if flag.startswith("--") and known and value not in known:
-            near = difflib.get_close_matches(value, known, 1, cutoff=0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(value, known)
             raise UserError(f"{flag} takes {', '.join(known)}, not {value!r}{hint}")
 
 

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from jaxstudy.messages import shortened
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import Estimate
-from jaxstudy.types import shortened
 
 Line = tuple[Sequence[float], Sequence[float] | Sequence[Estimate]]  # x, y
 

@@ -29,7 +29,9 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 import jax
 import pydantic
 
+from jaxstudy.messages import warn
 from jaxstudy.model import Model
+from jaxstudy.parallel import usable_cores
 from jaxstudy.runs.checkpoint import (
     Checkpoints,
     DamagedError,
@@ -50,7 +52,7 @@ from jaxstudy.runs.files import (
     read_json,
     reason,
 )
-from jaxstudy.types import PyTree, Refused, UserError, usable_cores, warn
+from jaxstudy.types import PyTree, Refused, UserError
 
 SCHEMA = 2
 C = TypeVar("C")

@@ -9,7 +9,6 @@ All trials of an optimizer on a problem are replicas of one compiled program, in
 the optimizer is built from traced hyperparameters.
 """
 
-import difflib
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ import rich.progress as rp
 import scipy  # its parts are imported where they are first used
 
 from jaxstudy.dataset import epoch_batches, steps_per_epoch
+from jaxstudy.messages import did_you_mean
 from jaxstudy.optimizers import Optimizer, Space
 from jaxstudy.runs.run import Run, to_json, write_atomically
 from jaxstudy.study import comparison
@@ -549,9 +549,8 @@ def look_up(what: str, name: str, known: Mapping[str, T]) -> T:
     """known[name]; raises UserError with the nearest name where there is none."""
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, 1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UserError(f"no {what} {name!r}; {hint}There are {', '.join(known)}")
+    hint = did_you_mean(name, known)
+    raise UserError(f"no {what} {name!r} among {', '.join(known)}{hint}")
 
 
 def metrics(record: Record) -> dict[str, Any]:
