@@ -399,26 +399,6 @@ def test_holm_by_hand() -> None:
     assert holm(np.array([0.6, 0.7])).tolist() == [1, 1]
 
 
-@some
-@given(
-    st.lists(
-        st.sampled_from([0.0, 0.01, 0.02, 0.2, 0.3, 0.9]) | st.floats(0, 1),
-        min_size=1,
-        max_size=6,
-    )
-)
-def test_holm_is_closed_bonferroni(p: list[float]) -> None:
-    """p_i is adjusted to the largest Bonferroni p of any set of hypotheses with i."""
-    n, got = len(p), holm(np.array(p))
-    subsets = [s for k in range(n) for s in itertools.combinations(range(n), k + 1)]
-    bonferroni = {s: min(1.0, len(s) * min(p[j] for j in s)) for s in subsets}
-    assert got.tolist() == [
-        max(value for s, value in bonferroni.items() if i in s) for i in range(n)
-    ]
-    assert np.all(np.diff(got[np.argsort(p)]) >= 0)
-    assert np.all((got >= p) & (got <= np.minimum(1, n * np.array(p))))
-
-
 @st.composite
 def hits(draw: st.DrawFn) -> np.ndarray:
     """Steps to a target [methods, problems]: few values, some never reached."""

@@ -251,10 +251,10 @@ def holm(p: np.ndarray) -> np.ndarray:
     p = np.asarray(p, np.float64)
     if p.ndim != 1 or not np.all((p >= 0) & (p <= 1)):
         raise ValueError("p values are [n], each from 0 to 1")
-    order = np.argsort(p)
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.maximum.accumulate(np.arange(len(p), 0, -1) * p[order])
-    return np.minimum(adjusted, 1)
+    # imported here, since it takes long and few commands need it
+    from statsmodels.stats.multitest import multipletests
+
+    return np.asarray(multipletests(p, method="holm")[1])
 
 
 def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
