@@ -14,7 +14,6 @@ from jaxstudy.study import comparison
 from jaxstudy.study.comparison import (
     algoperf_target,
     compare,
-    interval_text,
     listing,
     outcome,
     problem_table,
@@ -358,16 +357,6 @@ def test_tables() -> None:
     assert [row[0] for row in summary[1:]] == ["fast", "slow", "wild"]
 
 
-def test_texts() -> None:
-    estimate = {"mean": 0.24913, "low": 0.2391, "high": 0.2568}
-    assert interval_text(estimate) == "0.2491 [0.2391, 0.2568]"
-    assert (
-        interval_text({"mean": 2.0, "low": 2.0, "high": 2.0}) == "2.000 [2.000, 2.000]"
-    )
-    assert (
-        interval_text({"mean": 236.0, "low": 136.0, "high": 336.0}) == "236 [136, 336]"
-    )
-    few = {"mean": 2.0, "low": None, "high": None, "values": [1.5, 2.5]}
-    assert interval_text(few) == "2 (each: 1.5, 2.5)"
+def test_listing() -> None:
     assert listing(["a"]) == "a"
     assert listing(["a", "b", "c"]) == "a, b and c"

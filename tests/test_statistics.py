@@ -22,6 +22,7 @@ from jaxstudy.runs.statistics import (
     Estimate,
     algoperf_score,
     at_best_epoch,
+    estimate_texts,
     frechet_distance,
     holm,
     interquartile_mean,
@@ -30,7 +31,6 @@ from jaxstudy.runs.statistics import (
     mean_over_runs,
     paired_test,
     performance_profile,
-    values_text,
 )
 
 inf, nan = math.inf, math.nan
@@ -114,8 +114,24 @@ def test_an_estimate_in_json() -> None:
         "mean": 1.5, "low": None, "high": None, "n": 2, "of": "seeds",
         "values": [1.0, 2.0],
     }  # fmt: skip
-    assert values_text(few.json()) == "each: 1, 2"
     assert mean_over_cases(np.arange(1000), "rows", REAL).values is None
+
+
+@pytest.mark.parametrize(
+    ("ends", "texts"),
+    [
+        ((0.24913, 0.2391, 0.2568), ("0.2491", "[0.2391, 0.2568]")),
+        ((236.0, 136.0, 1336.0), ("236", "[136, 1,336]")),
+        ((0.5, 0.5, 0.5), ("0.5", "[0.5, 0.5]")),
+        ((1e-9, 0.5e-9, 2e-9), ("1e-09", "[5e-10, 2e-09]")),
+        ((2.0, None, None), ("2", "(each: 1.5, -)")),
+        ((None, None, None), ("not finite", "(each: 1.5, -)")),
+        ((inf, None, None), ("not finite", "(each: 1.5, -)")),
+    ],
+)
+def test_an_estimate_as_text(ends: Any, texts: tuple[str, str]) -> None:
+    fields = dict(zip(("mean", "low", "high"), ends, strict=True))
+    assert estimate_texts({**fields, "values": [1.5, None]}) == texts
 
 
 def assert_covers(intervals: Iterable[Estimate], truth: float) -> None:
