@@ -23,7 +23,7 @@ ORDER = (
     {"pretrained.backbones", "runs.checkpoint", "data.fetch"},
     {"runs.run"},
     {"training", "runs.plots"},
-    {"study.problems", "study.comparison", "gan.step", "gan.evaluation"},
+    {"runs.charts", "study.problems", "study.comparison", "gan.step", "gan.evaluation"},
     {"study.runner", "study.plots", "text.tune_evaluation", "runs.report"},
     {"runs.cli"},
     {"__main__"},
