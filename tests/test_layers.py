@@ -13,7 +13,13 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     {"types", "parallel"},
     {"messages"},
-    {"runs.statistics", "runs.files", "pretrained.hdf5", "pretrained.torch_weights"},
+    {
+        "runs.progress",
+        "runs.statistics",
+        "runs.files",
+        "pretrained.hdf5",
+        "pretrained.torch_weights",
+    },
     {"model", "ops", "optimizers", "dataset", "text.vocabulary", "tabular.features"},
     {"stream", "objectives", "models", "text.decoding"},
     {"models.seq2seq", "models.summary", "data.sources", "images.decoding"},
