@@ -40,6 +40,7 @@ import pydantic
 
 from jaxstudy.data.sources import TUNES, check_folder
 from jaxstudy.dataset import Dataset, Order, dataset
+from jaxstudy.messages import warn
 from jaxstudy.model import Model
 from jaxstudy.models.recurrent import first_states, language_model
 from jaxstudy.objectives import supervised
@@ -79,16 +80,7 @@ from jaxstudy.training import (
     init_replicas,
     make_train_step,
 )
-from jaxstudy.types import (
-    Array,
-    Batch,
-    Key,
-    Metrics,
-    Objective,
-    PyTree,
-    UserError,
-    warn,
-)
+from jaxstudy.types import Array, Batch, Key, Metrics, Objective, PyTree, UserError
 
 END = "\n"  # an empty line ends a tune; another tune's end stands before the first
 VOCABULARY = "vocabulary.json"  # in the run folder
