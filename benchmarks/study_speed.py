@@ -464,7 +464,7 @@ def use_all_cores() -> None:
     """Each core a device of JAX, as this project's command line has it."""
     import jax
 
-    from jaxstudy.types import usable_cores
+    from jaxstudy.parallel import usable_cores
 
     jax.config.update("jax_num_cpu_devices", usable_cores())
 

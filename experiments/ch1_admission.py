@@ -22,6 +22,7 @@ import pydantic
 
 from jaxstudy.data.splits import kfold
 from jaxstudy.dataset import Dataset, dataset, stacked_subsets
+from jaxstudy.messages import warn
 from jaxstudy.model import Model, column_statistics, standardized
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import binary_cross_entropy
@@ -54,7 +55,7 @@ from jaxstudy.training import (
     make_eval_step,
     make_train_step,
 )
-from jaxstudy.types import Array, Key, UserError, warn
+from jaxstudy.types import Array, Key, UserError
 
 LESSON = Lesson(
     number="1.4",

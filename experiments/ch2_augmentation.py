@@ -51,6 +51,7 @@ from jaxstudy.images.splits import (
     nested_subsets,
     sizes_at_most,
 )
+from jaxstudy.messages import warn
 from jaxstudy.model import Model
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
@@ -77,7 +78,7 @@ from jaxstudy.training import (
     make_eval_step,
     make_train_step,
 )
-from jaxstudy.types import Array, Batch, Metrics, UserError, warn
+from jaxstudy.types import Array, Batch, Metrics, UserError
 
 LESSON = Lesson(
     number="2.2.1, 2.2.3",

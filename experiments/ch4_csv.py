@@ -50,6 +50,7 @@ from jaxstudy.dataset import (
     streamed,
     subset,
 )
+from jaxstudy.messages import ValidationErrors, shortened, warn
 from jaxstudy.model import Model
 from jaxstudy.models.mlp import embedding_mlp
 from jaxstudy.objectives import cross_entropy
@@ -102,7 +103,7 @@ from jaxstudy.training import (
     make_eval_step,
     make_train_step,
 )
-from jaxstudy.types import Array, PyTree, UserError, ValidationErrors, shortened, warn
+from jaxstudy.types import Array, PyTree, UserError
 
 LESSON = Lesson(
     number="4",

@@ -64,6 +64,7 @@ from jaxstudy.gan.step import (
 )
 from jaxstudy.images.sets import read_image_folder, read_images
 from jaxstudy.images.splits import at_most, image_splits
+from jaxstudy.messages import warn
 from jaxstudy.model import Model
 from jaxstudy.models.dcgan import discriminator, generate, generator, sample_latent
 from jaxstudy.runs import plots
@@ -79,7 +80,7 @@ from jaxstudy.runs.statistics import (
     mean_over_runs,
 )
 from jaxstudy.training import Evaluator, FitResult, TrainState, fit
-from jaxstudy.types import Array, Key, PyTree, UserError, warn
+from jaxstudy.types import Array, Key, PyTree, UserError
 
 LESSON = Lesson(
     number="5",

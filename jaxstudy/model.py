@@ -1,6 +1,5 @@
 """A model as two pure functions, and the one seam to Flax."""
 
-import difflib
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxstudy.messages import did_you_mean
 from jaxstudy.types import Array, Key, PyTree, UserError
 
 
@@ -144,8 +144,7 @@ def split_stages(stages: Stages, name: str) -> tuple[Stages, Stages]:
     """
     names = [stage.name for stage in stages]
     if name not in names:
-        near = difflib.get_close_matches(name, names, 1, cutoff=0.3)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, names)
         raise UserError(f"no layer {name!r} among {', '.join(names)}{hint}")
     return stages[: names.index(name)], stages[names.index(name) :]
 

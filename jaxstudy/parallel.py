@@ -1,5 +1,6 @@
-"""Replicas: one program for independent trainings, over the devices of this process."""
+"""How one program uses many cores and devices."""
 
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -69,3 +70,10 @@ def put(inputs: PyTree, own: PyTree, mesh: Mesh | None) -> PyTree:
         return jax.device_put(tree, NamedSharding(mesh, spec))
 
     return jax.tree.map(place, own, inputs)
+
+
+def usable_cores() -> int:
+    """How many processor cores this process may use; all, where no system says it."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

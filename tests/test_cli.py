@@ -227,10 +227,10 @@ def test_without_an_interval_the_values_are_printed(
     lines = capsys.readouterr().out.splitlines()
     few, lost = (next(x for x in lines if name in x) for name in metrics)
     assert [c.strip() for c in few.strip("│").split("│")] == [
-        "few", "1.5", "each: 1, 2", "2 seeds"
+        "few", "1.5", "(each: 1, 2)", "2 seeds"
     ]  # fmt: skip
     assert [c.strip() for c in lost.strip("│").split("│")] == [
-        "lost", "not finite", "each: 1, -", "2 seeds"
+        "lost", "not finite", "(each: 1, -)", "2 seeds"
     ]  # fmt: skip
 
 

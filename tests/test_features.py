@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxstudy.messages import ValidationErrors
 from jaxstudy.tabular import features
 from jaxstudy.tabular.features import (
     Bucketized,
@@ -26,7 +27,7 @@ from jaxstudy.tabular.features import (
     fit,
     infer,
 )
-from jaxstudy.types import UserError, ValidationErrors
+from jaxstudy.types import UserError
 from tests.conftest import assert_rounding
 
 TABLE = pd.DataFrame(
@@ -285,7 +286,7 @@ def test_refusing_names_every_row_column_and_value() -> None:
     with pytest.raises(UserError) as error:
         fitted.numbers(bad)
     assert str(error.value).split("\n  ") == [
-        "the table has 5 faults:",
+        "the table has 5 errors:",
         "row 0, column 'age': 'x' is not a number",
         "row 2, column 'age': '1e400' is too large for a 32-bit number",
         "row 1, column 'age': is missing",

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from jaxstudy.messages import MAX_CHARACTERS
 from jaxstudy.runs import cli, plots
 from jaxstudy.runs.run import open_run, read_sealed
 from jaxstudy.runs.statistics import Estimate
@@ -23,7 +24,7 @@ from jaxstudy.tabular.features import (
     fit,
 )
 from jaxstudy.tabular.reading import read_titanic
-from jaxstudy.types import MAX_CHARACTERS, UserError
+from jaxstudy.types import UserError
 from tests.conftest import load
 
 lesson: Any = load("experiments", "ch4_csv")
@@ -213,7 +214,7 @@ def test_all_that_is_wrong_with_a_file_to_predict_is_told(
     code, _, error = ask("--run-dir", saved, "--predict", asked)
     assert code == 2
     assert error.splitlines() == [
-        f"error: {asked} has 3 faults:",
+        f"error: {asked} has 3 errors:",
         "  row 2 (line 3): 2 fields where the header has 3",
         "  row 1 (line 2), column 'x': 'x' is not a number",
         "  row 3 (line 4), column 'x': '1e400' is too large for a 32-bit number",
@@ -537,7 +538,7 @@ def test_all_faults_of_a_table_at_once(ask: Ask, tmp_path: Path) -> None:
     lines[7][3] = ""
     path = written(tmp_path / "t.csv", lines)
     assert fault_of(ask, path).split("\n  ") == [
-        f"{path} has 3 faults:",
+        f"{path} has 3 errors:",
         "row 2 (line 3): 3 fields where the header has 4",
         "row 8 (line 9), column 'bought': is missing",
         "row 5 (line 6), column 'x': 'many' is not a number",

@@ -5,17 +5,16 @@ import json
 import math
 import os
 import shutil
+import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from jaxstudy.runs import report
-from jaxstudy.runs.report import scale_over, value_of, write_report
+from jaxstudy.runs import charts, report
+from jaxstudy.runs.report import value_of, write_report
 from jaxstudy.types import UserError
 
 PNG = b"\x89PNG\r\n\x1a\n not more than a reader of the signature needs"
@@ -89,10 +88,24 @@ class Page(HTMLParser):
             if name == tag and (not cls or cls in attrs.get("class", "").split())
         ]
 
-    def charts(self) -> dict[str, list[list[Any]]]:
-        """The numbers behind every chart, by its label."""
-        charts = self.all("svg", "chart")
-        return {c["aria-label"]: json.loads(c["data-numbers"]) for c in charts}
+    def images(self) -> list[dict[str, str]]:
+        """The images that runs have made."""
+        return [i for i in self.all("img") if "class" not in i]
+
+
+@pytest.fixture(autouse=True)
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[charts.Panel]]:
+    """The panels of every chart of curves; none is drawn before `undo`."""
+    found: list[list[charts.Panel]] = []
+
+    def curves(panels: Any) -> charts.Chart:
+        found.append(panels)
+        names = [curve.name for panel in panels for curve in panel.curves]
+        return {"source": "data:,", "alt": " ".join(names)}
+
+    monkeypatch.setattr(charts, "curves", curves)
+    monkeypatch.setattr(charts, "intervals", lambda _: {"source": "data:,", "alt": ""})
+    return found
 
 
 def make_run(
@@ -129,17 +142,17 @@ def test_shows_each_metric_with_its_interval(tmp_path):
     make_run(tmp_path)
     page = page_of(tmp_path)
     for row in (
-        ["majority", "0.6825", "", "", ""],
-        ["net", "0.693", "0.649 to 0.734", "400 people", ""],
-        ["linear", "0.600", "0.649 to 0.734", "400 people", ""],
-        ["net - linear", "-0.020", "-0.030 to 0.010", "9 pairs", ""],
-        ["verdict", "no better", ""],
-        ["diverged", "not finite", ""],
+        ["majority", "0.6825", "", ""],
+        ["net", "0.693", "[0.649, 0.734]", "400 people"],
+        ["linear", "0.600", "[0.649, 0.734]", "400 people"],
+        ["net - linear", "-0.020", "[-0.030, 0.010]", "9 pairs"],
+        ["verdict", "no better"],
+        ["diverged", "not finite"],
     ):
         assert row in page.rows
     overview = page.rows[1]
     assert overview[:3] == ["ch1_x", "quick", "finished"]
-    assert "accuracy net 0.693 [0.649 to 0.734] linear 0.600" in overview[3]
+    assert "accuracy net 0.693 [0.649, 0.734] linear 0.600" in overview[3]
     assert overview[4:] == ["quick", "0", "3 min 05 s", "cpu", "0123456+"]
     for fact in ("51,000 steps", "1,234,568 examples/s", "Abacus, 2 cores", "9.9.9"):
         assert fact in page.text
@@ -217,11 +230,11 @@ def test_names_cannot_inject_html(tmp_path):
         (folder / "samples" / f"{name}.mid").write_text(EVIL)
         (folder / "samples" / f"{name}.png").write_bytes(PNG)
     page = page_of(tmp_path)
-    assert len(page.all("script")) == 1
-    assert len(page.all("img")) == 2
+    assert not page.all("script")
+    assert len(page.images()) == 2
     assert not [k for _, attrs in page.tags for k in attrs if k.startswith("on")]
     assert page.text.count(EVIL) > 20
-    assert json.loads(page.all("svg", "chart")[0]["data-numbers"])[0][0]
+    assert any(EVIL in chart["alt"] for chart in page.all("img", "chart"))
 
 
 @pytest.mark.parametrize(
@@ -262,7 +275,7 @@ def test_a_damaged_run_is_listed_with_the_reason(tmp_path, file, text, reason):
     status = {row[1]: row[2] for row in page.rows[1:3]}
     assert status == {"whole": "finished", "broken": "damaged"}
     assert page.text.count(reason) == 2  # in the overview and with the run
-    assert ["net", "0.693", "0.649 to 0.734", "400 people", ""] in page.rows
+    assert ["net", "0.693", "[0.649, 0.734]", "400 people"] in page.rows
 
 
 def test_links_out_of_a_run_folder_are_left_out(tmp_path):
@@ -284,7 +297,7 @@ def test_links_out_of_a_run_folder_are_left_out(tmp_path):
     (other / "environment.json").symlink_to(folder / "environment.json")
     page = page_of(tmp_path / "runs")
     assert "a secret" not in page.text
-    assert not page.all("img")
+    assert not page.images()
     assert page.text.count("my own") == 2
     for named in (
         "Not shown here: link.txt (a link out of the run folder)",
@@ -302,9 +315,9 @@ def test_names_that_are_not_utf8(tmp_path):
     (folder / "figures").mkdir()
     (folder / "figures" / f"{name}.png").write_bytes(PNG)
     page = page_of(tmp_path)
-    assert len(page.all("img")) == 1
+    assert len(page.images()) == 1
     for shown in ("\\udcff911", "net\\udcff", "train\\ud800"):
-        assert shown in page.text
+        assert shown in page.source
     ids = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
     assert all(a["href"][1:] in ids for a in page.all("a"))
 
@@ -334,7 +347,7 @@ def test_an_unfinished_run_says_how_far_it_got(tmp_path):
     assert page.text.count("reached epoch 5, step 50") == 2
     assert page.text.count("nothing logged yet") == 2
     assert "the last line of metrics.jsonl is torn and left out" in page.text
-    assert len(page.charts()) == 1
+    assert len(page.all("img", "chart")) == 1
 
 
 def test_without_a_run_there_is_no_report(tmp_path):
@@ -355,91 +368,101 @@ def test_a_run_folder_can_be_the_root(tmp_path):
     assert "1 run of 1 experiment" in page_of(folder).text
 
 
-def test_train_and_validation_share_a_chart(tmp_path):
+def test_train_and_validation_share_a_panel(tmp_path, drawn):
     make_run(tmp_path)
-    charts = page_of(tmp_path).charts()
-    label = "loss: train ends at 0.2000; validation ends at 0.4500"
-    assert list(charts) == [label]
-    epochs, values = [1, 2, 3, 4, 5], [1 / e for e in range(1, 6)]
-    train, validation = charts[label]
-    assert train[:2] == ["train", epochs]
-    assert validation[:2] == ["validation", epochs]
-    assert np.allclose(train[2], values, rtol=1e-4)
-    assert np.allclose(validation[2], np.add(values, 0.25), rtol=1e-4)
+    write_report(tmp_path)
+    (((_, xlabel, (train, validation)),),) = drawn
+    assert (train.name, validation.name, xlabel) == ("train", "validation", "epoch")
+    epochs = np.arange(1.0, 6)
+    assert np.array_equal(train.table[:, :2], np.stack([epochs, 1 / epochs], 1))
+    assert np.array_equal(validation.table[:, 1], 1 / epochs + 0.25)
 
 
-def test_replicas_are_a_median_and_a_band(tmp_path):
+def test_replicas_are_a_median_and_a_band(tmp_path, drawn):
     values = [[float(replica + e) for replica in range(11)] for e in range(3)]
     rows = [{"step": e, "split": "train", "loss": v} for e, v in enumerate(values)]
     make_run(tmp_path, rows=rows)
     page = page_of(tmp_path)
-    ((name, x, middle, low, high),) = next(iter(page.charts().values()))
-    assert name == "train"
-    assert x == [0, 1, 2]
-    assert middle == [5, 6, 7]
-    assert low == [1, 2, 3]
-    assert high == [9, 10, 11]
+    (((_, xlabel, (curve,)),),) = drawn
+    assert curve.table.tolist() == [[0, 5, 1, 9], [1, 6, 2, 10], [2, 7, 3, 11]]
     assert "median of the replicas (up to 11); band: 80 %" in page.text
-    assert page.all("svg", "chart")[0]["data-x"] == "step"  # no epoch was logged
+    assert xlabel == "step"  # no epoch was logged
 
 
-def test_values_that_are_null_are_left_out_and_counted(tmp_path):
+def test_values_that_are_null_are_gaps_and_counted(tmp_path, drawn):
     lists = [[1.0, 2.0, 3.0], [None, 2.0, None], [None] * 3, [4.0, 4.0, None], None]
     rows = [{"step": e, "split": "train", "loss": v, "other": v and v[0]}
             for e, v in enumerate(lists)]  # fmt: skip
     make_run(tmp_path, rows=rows)
     page = page_of(tmp_path)
-    charts = page.charts()
-    assert charts["loss: train ends at not finite"][0][2] == [2, 2, None, 4, None]
-    assert charts["other: train ends at not finite"][0][2] == [1, None, None, 4, None]
+    loss, other = (panel.curves[0].table[:, 1] for panel in drawn[0])
+    assert np.array_equal(loss, [2, 2, math.nan, 4, math.nan], equal_nan=True)
+    assert np.array_equal(other, [1, *[math.nan] * 2, 4, math.nan], equal_nan=True)
     assert "Up to 3 of 3 replicas were not finite." in page.text
-    lines = [
-        a["d"] for t, a in page.tags if t == "path" and "d" in a and "class" not in a
-    ]
-    assert sum(d.count("M") == 2 for d in lines) == 2  # each in two pieces
     assert "nan" not in page.source.lower()
 
 
-def test_a_curve_without_any_finite_value_is_no_error(tmp_path):
+def test_a_curve_without_any_finite_value_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.undo()
     rows = [{"step": e, "split": "train", "loss": [None, None]} for e in range(3)]
     make_run(tmp_path, rows=rows)
-    assert "loss: train ends at not finite" in page_of(tmp_path).charts()
-
-
-def test_long_curves_keep_their_spikes(tmp_path):
-    rows = [{"step": e, "split": "train", "loss": 100.0 if e == 777 else 1.0}
-            for e in range(5000)]  # fmt: skip
-    make_run(tmp_path, rows=rows)
-    (((_, x, middle, _, high),),) = page_of(tmp_path).charts().values()
-    assert len(x) == len(middle) == report.POINTS
-    assert x[-1] == 4999
-    assert max(middle) == 1
-    assert sorted(high)[-2:] == [1, 100]
+    chart = page_of(tmp_path).all("img", "chart")[-1]
+    assert chart["alt"] == "loss: train ends at not finite"
 
 
 @pytest.mark.parametrize(("parts", "together"), [(1, 0), (3, 1), (12, 0)])
-def test_every_part_has_a_chart_and_few_share_one(tmp_path, parts, together):
+def test_every_part_has_a_panel_and_few_share_one(tmp_path, drawn, parts, together):
     rows = [{**row, "part": f"part_{p}"} for p in range(parts) for row in ROWS]
     make_run(tmp_path, rows=rows)
-    page = page_of(tmp_path)
-    assert len(page.charts()) == parts + together
-    for p in range(parts):
-        assert f"part {p}" in page.text
-    assert page.text.count("all parts") == together
+    write_report(tmp_path)
+    titles = [panel.title for panel in drawn[0]]
+    assert len(titles) == parts + together
+    assert all(f"part {p}" in titles[p - parts] for p in range(parts))
+    assert ("all parts, validation" in titles) == together
 
 
-def test_parts_get_a_scale_of_their_own_only_where_a_common_one_flattens(tmp_path):
-    def chart_of(factors):
-        rows = [{**row, "part": f"p{f}", "loss": row["loss"] * f}
-                for f in factors for row in ROWS]  # fmt: skip
-        make_run(tmp_path / str(factors), rows=rows)
-        return page_of(tmp_path / str(factors)).text
+def test_panels_get_a_scale_of_their_own_only_where_a_common_one_flattens():
+    def shared(*factors: float) -> bool:
+        line = np.arange(1.0, 6)[:, None] * np.ones(4)
+        panels = [charts.Panel("", "", [charts.Curve("", 0, f * line)])
+                  for f in factors]  # fmt: skip
+        return charts.have_one_scale(panels)
 
-    assert "one vertical scale" in chart_of([1, 2])
-    assert "each on its own vertical scale" in chart_of([1, 2, 3, 15])
+    assert shared(1, 2)
+    assert not shared(1, 2, 3, 15)
+    assert shared(1, 10, 100, 1000)  # on a logarithmic scale
 
 
-def test_runs_of_an_experiment_are_compared(tmp_path):
+def test_a_chart_is_one_image_for_light_and_dark_pages(monkeypatch):
+    monkeypatch.undo()
+    names = ["$x_", "_", "<&>", "\udcff\0", "\ud55c", "n" * 999, "e", "f", "g", "h"]
+    table = np.array(
+        [[0, 1, 0.5, 2], [1, math.nan, math.nan, math.nan], [2, 9, 1, 1e9]]
+    )
+    curves = [charts.Curve(name, i, table) for i, name in enumerate(names)]
+    estimates = {name: report.Estimate(1.0, 0.5, 2.0, 9, "") for name in names}
+    few = charts.curves([charts.Panel("t", "epoch", curves[:3])] * 2)
+    assert charts.curves([charts.Panel("t", "epoch", curves[:3])] * 2) == few
+    for chart in (few,
+                  charts.curves([charts.Panel("t", "epoch", curves)]),
+                  charts.intervals({"loss": estimates})):  # fmt: skip
+        kind, data = chart["source"].split(",")
+        assert kind == "data:image/svg+xml;base64"
+        source = base64.b64decode(data).decode()
+        svg = ET.fromstring(source)
+        style, *marked = source.split("prefers-color-scheme:dark")
+        assert all(c in style for c in charts.DARK)
+        assert all(c in marked[0] for c in charts.DARK.values())
+        assert not set(charts.DARK) & set(marked[0])  # what is drawn has no colour
+        assert "#000000" not in source
+        texts = " ".join(svg.itertext())
+        assert "$x_" in texts  # no mathematics, and no name is left out
+        assert "<&>" in texts
+    assert "n" * 37 + "..." in texts
+    assert "n" * 38 not in texts
+
+
+def test_runs_of_an_experiment_are_compared(tmp_path, drawn):
     first = METRICS | {"extra": 3, "its own": 5}
     make_run(tmp_path, "ch1_x/new", rate=0.1, metrics=METRICS | {"extra": 4})
     own = [{"step": 1, "epoch": 1.0, "split": "train", "loss": 1.0, "part": "own"}]
@@ -448,21 +471,24 @@ def test_runs_of_an_experiment_are_compared(tmp_path):
     make_run(tmp_path, "ch1_x/begun", rate=0.1, metrics=None)
     make_run(tmp_path, "ch2_y/alone")
     page = page_of(tmp_path)
-    value = "0.693 [0.649 to 0.734]"
+    value = "0.693 [0.649, 0.734]"
     assert page.text.count("runs compared") == 1
-    assert next(r for r in page.rows if r[0] == "net: accuracy")[2:] == [
-        "", value, value, value,
-    ]  # fmt: skip
-    assert next(r for r in page.rows if r[0] == "extra")[2:] == ["", "4", "", "3"]
-    assert [len(row) for row in page.rows if row[0] == "its own"] == [5]  # with its run
+    assert ["net: accuracy", "", value, value, value] in page.rows
+    assert ["extra", "", "4", "", "3"] in page.rows
+    assert [len(row) for row in page.rows if row[0] == "its own"] == [4]  # with its run
     assert ["rate", "0.1", "0.1", "0.1", "0.0123"] in page.rows
     assert not any(row[0] == "seed" for row in page.rows)  # the same in all
-    shared = [c for c in page.charts().values() if [ln[0] for ln in c] ==
-              ["begun", "new", "quick", "slow"]]  # fmt: skip
+    shared = [
+        panel
+        for panels in drawn
+        for panel in panels
+        if [c.name for c in panel.curves] == ["begun", "new", "quick", "slow"]
+    ]
     assert len(shared) == 1
     # the comparison's, three of one part, two parts with one of both, and ch2_y's
-    assert len(page.all("svg", "chart")) == 1 + 3 + 3 + 1
-    assert np.allclose(shared[0][1][2], [1 / e + 0.25 for e in range(1, 6)], rtol=1e-4)
+    assert sum(map(len, drawn)) == 1 + 3 + 3 + 1
+    want = [1 / e + 0.25 for e in range(1, 6)]
+    assert np.allclose(shared[0].curves[1].table[:, 1], want)
 
 
 def test_figures_and_samples_are_inside(tmp_path):
@@ -474,7 +500,7 @@ def test_figures_and_samples_are_inside(tmp_path):
     (folder / "samples" / "tune.abc").write_text("X:1\nK:G")
     (folder / "samples" / "tune.mid").write_bytes(b"MThd")
     page = page_of(tmp_path)
-    images = page.all("img")
+    images = page.images()
     assert [i["alt"] for i in images] == ["Epoch 9", "Epoch 10", "From noise, last"]
     kind, data = images[1]["src"].split(",")
     assert kind == "data:image/png;base64"
@@ -496,19 +522,20 @@ def test_figures_and_samples_are_inside(tmp_path):
         (True, "true", ""),
         (math.nan, "NaN", ""),
         ([1, 2], "[1, 2]", ""),
-        ({"mean": 1234.5, "low": 1000, "high": 1500}, "1,234", "1,000 to 1,500"),
-        ({"mean": 0.5, "low": 0.5, "high": 0.5}, "0.5", "0.5 to 0.5"),
-        ({"mean": 1e-9, "low": 0.5e-9, "high": 2e-9}, "1e-09", "5e-10 to 2e-09"),
+        ({"mean": 1234.5, "low": 1000, "high": 1500}, "1,234", "[1,000, 1,500]"),
+        ({"mean": 0.5, "low": 0.5, "high": 0.5}, "0.5", "[0.5, 0.5]"),
+        ({"mean": 1e-9, "low": 0.5e-9, "high": 2e-9}, "1e-09", "[5e-10, 2e-09]"),
         ({"mean": None, "low": None, "high": None}, "not finite", ""),
-        ({"mean": 2.0, "low": None, "high": None}, "2", "not finite"),
         (
             {"mean": 2.0, "low": None, "high": None, "values": [1.5, 2.5]},
             "2",
-            "each: 1.5, 2.5",
+            "(each: 1.5, 2.5)",
         ),
     ],
 )
 def test_numbers_as_text(value, text, interval):
+    if isinstance(value, dict):
+        value |= {"n": 3, "of": "seeds"}
     assert value_of(value)[:2] == (text, interval)
 
 
@@ -519,32 +546,3 @@ def test_numbers_as_text(value, text, interval):
 )  # fmt: skip
 def test_durations(seconds, text):
     assert report.duration(seconds) == text
-
-
-NUMBERS = st.floats(-1e30, 1e30, allow_subnormal=False)
-
-
-@given(st.lists(NUMBERS, min_size=1, max_size=5), st.integers(3, 8), st.booleans())
-def test_ticks_are_few_in_order_and_on_the_axis(values, about, log):
-    scale = scale_over([report.number_of(v) for v in values], 0.05, log)
-    assert all(0 <= scale(report.number_of(v)) <= 1 for v in values)
-    places = [place for place, _ in scale.ticks(about)]
-    assert places == sorted(set(places))
-    least = 2 if scale.log else about / 2 - 0.99
-    assert least <= len(places) <= about + 1
-    assert -1e-9 <= places[0] <= places[-1] <= 1 + 1e-9
-
-
-def test_a_log_scale_where_values_span_more_than_two_decades():
-    decades = scale_over([0.001, 5.0], 0.05)
-    assert decades.log
-    assert [text for _, text in decades.ticks(5)] == ["0.001", "0.01", "0.1", "1"]
-    assert math.isclose(decades(math.sqrt(0.001 * 5.0)), 0.5)
-    assert not scale_over([0.05, 4.9], 0.05).log
-    assert not scale_over([0.0, 5000.0], 0.05).log
-    linear = [text for _, text in scale_over([0.0, 0.1], 0.0).ticks(4)]
-    assert linear == ["0.000", "0.025", "0.050", "0.075", "0.100"]
-    tenths = [text for _, text in scale_over([0.0, 0.3], 0.0).ticks(4)]
-    assert tenths == ["0.0", "0.1", "0.2", "0.3"]
-    steps = [text for _, text in scale_over([0, 60000], 0.0).ticks(4)]
-    assert steps == ["0", "20k", "40k", "60k"]

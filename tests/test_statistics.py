@@ -22,6 +22,7 @@ from jaxstudy.runs.statistics import (
     Estimate,
     algoperf_score,
     at_best_epoch,
+    estimate_texts,
     frechet_distance,
     holm,
     interquartile_mean,
@@ -30,7 +31,6 @@ from jaxstudy.runs.statistics import (
     mean_over_runs,
     paired_test,
     performance_profile,
-    values_text,
 )
 
 inf, nan = math.inf, math.nan
@@ -114,8 +114,24 @@ def test_an_estimate_in_json() -> None:
         "mean": 1.5, "low": None, "high": None, "n": 2, "of": "seeds",
         "values": [1.0, 2.0],
     }  # fmt: skip
-    assert values_text(few.json()) == "each: 1, 2"
     assert mean_over_cases(np.arange(1000), "rows", REAL).values is None
+
+
+@pytest.mark.parametrize(
+    ("ends", "texts"),
+    [
+        ((0.24913, 0.2391, 0.2568), ("0.2491", "[0.2391, 0.2568]")),
+        ((236.0, 136.0, 1336.0), ("236", "[136, 1,336]")),
+        ((0.5, 0.5, 0.5), ("0.5", "[0.5, 0.5]")),
+        ((1e-9, 0.5e-9, 2e-9), ("1e-09", "[5e-10, 2e-09]")),
+        ((2.0, None, None), ("2", "(each: 1.5, -)")),
+        ((None, None, None), ("not finite", "(each: 1.5, -)")),
+        ((inf, None, None), ("not finite", "(each: 1.5, -)")),
+    ],
+)
+def test_an_estimate_as_text(ends: Any, texts: tuple[str, str]) -> None:
+    fields = dict(zip(("mean", "low", "high"), ends, strict=True))
+    assert estimate_texts({**fields, "values": [1.5, None]}) == texts
 
 
 def assert_covers(intervals: Iterable[Estimate], truth: float) -> None:
@@ -397,26 +413,6 @@ def test_holm_by_hand() -> None:
     got = holm(np.array([0.01, 0.04, 0.03, 0.005]))
     assert got == pytest.approx([0.03, 0.06, 0.06, 0.02], rel=1e-12)
     assert holm(np.array([0.6, 0.7])).tolist() == [1, 1]
-
-
-@some
-@given(
-    st.lists(
-        st.sampled_from([0.0, 0.01, 0.02, 0.2, 0.3, 0.9]) | st.floats(0, 1),
-        min_size=1,
-        max_size=6,
-    )
-)
-def test_holm_is_closed_bonferroni(p: list[float]) -> None:
-    """p_i is adjusted to the largest Bonferroni p of any set of hypotheses with i."""
-    n, got = len(p), holm(np.array(p))
-    subsets = [s for k in range(n) for s in itertools.combinations(range(n), k + 1)]
-    bonferroni = {s: min(1.0, len(s) * min(p[j] for j in s)) for s in subsets}
-    assert got.tolist() == [
-        max(value for s, value in bonferroni.items() if i in s) for i in range(n)
-    ]
-    assert np.all(np.diff(got[np.argsort(p)]) >= 0)
-    assert np.all((got >= p) & (got <= np.minimum(1, n * np.array(p))))
 
 
 @st.composite

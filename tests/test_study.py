@@ -473,11 +473,9 @@ def test_a_protocol_that_cannot_tell_is_refused(changes: dict, reason: str) -> N
 
 
 def test_unknown_names_get_a_suggestion() -> None:
-    with pytest.raises(
-        UserError, match="no optimizer 'rmsprp'; did you mean 'rmsprop'"
-    ):
+    with pytest.raises(UserError, match=r"no optimizer 'rmsprp' among .* 'rmsprop'\?"):
         look_up("optimizer", "rmsprp", OPTIMIZERS)
-    with pytest.raises(UserError, match="no problem 'zzz'; There are a"):
+    with pytest.raises(UserError, match=r"no problem 'zzz' among a$"):
         look_up("problem", "zzz", {"a": 1})
 
 

@@ -13,6 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from jaxstudy.data.sources import ADMISSIONS
+from jaxstudy.messages import MAX_SHOWN, ValidationErrors, shortened
 from jaxstudy.tabular import reading
 from jaxstudy.tabular.reading import (
     Applicant,
@@ -28,7 +29,7 @@ from jaxstudy.tabular.reading import (
     sniff,
     without_formulas,
 )
-from jaxstudy.types import MAX_SHOWN, UserError, ValidationErrors, shortened
+from jaxstudy.types import UserError
 
 COLUMNS = (Category("class", (0, 1)), Numeric("a"), Numeric("b"))
 HEADER = ["class", "a", "b"]
@@ -166,7 +167,7 @@ def test_all_faults_are_told_at_once() -> None:
     with pytest.raises(UserError) as error:
         read_table(as_csv(cells), "t.csv", COLUMNS)
     assert str(error.value).split("\n  ") == [
-        "t.csv has 4 faults:",
+        "t.csv has 4 errors:",
         "row 1 (line 2), column 'class': '2' is none of 0, 1",
         "row 1 (line 2), column 'a': 'x' is not a number",
         "row 1 (line 2), column 'b': '' is blank",
@@ -179,7 +180,7 @@ def test_very_many_faults_are_counted() -> None:
         read_table(as_csv([["1", "x", "y"]] * 80), "t.csv", COLUMNS)
     lines = str(error.value).split("\n  ")
     assert len(lines) == MAX_SHOWN + 2
-    assert lines[0] == "t.csv has 160 faults:"
+    assert lines[0] == "t.csv has 160 errors:"
     assert lines[-1] == "and 60 more"
 
 
@@ -308,7 +309,7 @@ def test_faults_are_told_before_another_error(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         read_table(content, "t.csv", COLUMNS)
     head, *lines, last = str(error.value).splitlines()
-    assert head == "t.csv has 2 faults:"
+    assert head == "t.csv has 2 errors:"
     assert lines == [
         "  row 1 (line 2): 2 fields where the header has 3",
         "  row 2 (line 3), column 'a': 'x' is not a number",

@@ -8,7 +8,6 @@ import hashlib
 import os
 import shutil
 import stat
-import sys
 import tempfile
 import unicodedata
 import warnings
@@ -20,8 +19,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
-import rich.console
-import rich.progress as rp
 
 from jaxstudy.images.decoding import (
     MAX_PIXELS,
@@ -30,7 +27,9 @@ from jaxstudy.images.decoding import (
     decode,
     pixels,
 )
-from jaxstudy.types import UserError, usable_cores
+from jaxstudy.parallel import usable_cores
+from jaxstudy.runs.progress import Bar
+from jaxstudy.types import UserError
 
 MAX_BYTES = 4 * MAX_PIXELS  # of one file
 MAX_THREADS = 8  # each may hold an image of MAX_PIXELS several times
@@ -250,22 +249,17 @@ def _on_all_cores(work: Callable[[A], B], items: Sequence[A], doing: str) -> lis
 
     In threads: PIL decodes and resizes without holding the interpreter.
     """
-    bar = rp.Progress(
-        rp.TextColumn("{task.description}"),
-        rp.BarColumn(),
-        rp.MofNCompleteColumn(),
-        rp.TimeRemainingColumn(),
-        console=rich.console.Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-    )
     threads = min(MAX_THREADS, usable_cores())
     pool = ThreadPoolExecutor(threads)
     # what PIL warns of is a fault here, or nothing
-    with warnings.catch_warnings(), bar:
+    with warnings.catch_warnings(), Bar(len(items), doing) as bar:
         warnings.simplefilter("ignore")
         try:
-            results = pool.map(work, items)
-            return list(bar.track(results, total=len(items), description=doing))
+            results = []
+            for result in pool.map(work, items):
+                results.append(result)
+                bar.update(len(results), f"{len(results)}/{len(items)}")
+            return results
         finally:  # interrupted, it must not first do the rest
             pool.shutdown(cancel_futures=True)
 

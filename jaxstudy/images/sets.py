@@ -4,7 +4,6 @@ TFDS is imported only where its records are read: that takes a second.
 """
 
 import contextlib
-import difflib
 import functools
 import gzip
 import io
@@ -33,7 +32,8 @@ from jaxstudy.data.sources import (
 )
 from jaxstudy.images import folders
 from jaxstudy.images.decoding import DecodeError, decode, pixels
-from jaxstudy.types import UserError, warn
+from jaxstudy.messages import did_you_mean, warn
+from jaxstudy.types import UserError
 
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
@@ -320,13 +320,8 @@ def _tfds_name(spec: str, data_dir: Path) -> str:
     known = (*SPECS, *(f"tfds:{name}" for name in _local_names(data_dir)))
     raise UserError(
         f"{', '.join(SPECS)} and tfds:NAME are image sets, not {spec!r}"
-        + _suggestion(spec, known)
+        + did_you_mean(spec, known)
     )
-
-
-def _suggestion(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _local_names(data_dir: Path) -> list[str]:
@@ -355,7 +350,7 @@ def _tfds_builder(name: str, data_dir: Path) -> Any:
         raise UserError(
             f"TFDS has no data set {name!r}, and in {data_dir} are "
             f"{', '.join(local) or 'none'}"
-            + ("" if short in known else _suggestion(short, known))
+            + ("" if short in known else did_you_mean(short, known))
         ) from None
     except Exception as error:  # what its thousand builders raise
         reason = (

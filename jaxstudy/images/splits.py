@@ -8,7 +8,8 @@ import numpy as np
 from jaxstudy.data.splits import random_split
 from jaxstudy.dataset import Dataset, StreamedDataset, dataset, streamed, subset
 from jaxstudy.images.sets import Images, ImageSet
-from jaxstudy.types import UserError, warn
+from jaxstudy.messages import warn
+from jaxstudy.types import UserError
 
 Rows = Dataset | StreamedDataset
 

@@ -12,23 +12,22 @@ import io
 import json
 import math
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.console
-import rich.progress as rp
 
 from jaxstudy.data.sources import EFFICIENTNET_LITE0, read_bytes
+from jaxstudy.messages import warn
 from jaxstudy.model import Model, Stages, sequential, split_stages
 from jaxstudy.models import efficientnet, inception
 from jaxstudy.pretrained.keras_weights import load_inception_v3
 from jaxstudy.pretrained.torch_weights import read_torch_weights
-from jaxstudy.types import Array, Key, PyTree, UserError, warn
+from jaxstudy.runs.progress import Bar
+from jaxstudy.types import Array, Key, PyTree, UserError
 
 BackboneName = Literal["efficientnet_lite0", "inception_v3"]
 
@@ -289,13 +288,13 @@ def frozen_features(
         return found
     compiled = lowered.compile()
     found = np.empty(shape, one.dtype)
-    with _bar(title, len(inputs)) as advance:
+    with Bar(len(inputs), title) as bar:
         for begin in range(0, len(inputs), batch_size):
             # the last batch is filled up from the first images
             rows = np.arange(begin, begin + batch_size) % len(inputs)
             outputs = np.asarray(compiled(*operands, inputs[rows]))
             found[begin : begin + batch_size] = outputs[: len(inputs) - begin]
-            advance(batch_size)
+            bar.update(begin + batch_size)
     _write(path, found)
     return found
 
@@ -361,16 +360,3 @@ def _write(path: Path, array: np.ndarray) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar, on a terminal only; what it yields counts images."""
-    bar = rp.Progress(
-        *rp.Progress.get_default_columns(),
-        console=rich.console.Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-    )
-    with bar:
-        task = bar.add_task(title, total=total)
-        yield lambda count: bar.advance(task, count)

@@ -6,15 +6,13 @@ An experiment is a module with a frozen dataclass of settings, presets of it, an
 
 import contextlib
 import dataclasses
-import difflib
 import errno
 import inspect
 import io
-import itertools
 import os
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +22,8 @@ import rich.table
 import tyro
 
 from jaxstudy.data.sources import MissingData
+from jaxstudy.messages import did_you_mean, warn
+from jaxstudy.parallel import usable_cores
 from jaxstudy.runs.files import Result, read_json
 from jaxstudy.runs.run import (
     Options,
@@ -35,8 +35,8 @@ from jaxstudy.runs.run import (
     open_run,
     read_saved,
 )
-from jaxstudy.runs.statistics import Estimate, values_text
-from jaxstudy.types import UserError, usable_cores, warn
+from jaxstudy.runs.statistics import Estimate, estimate_texts
+from jaxstudy.types import UserError
 
 Count = Annotated[int, pydantic.Field(ge=1)]  # a setting that must be 1 or more
 Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
@@ -51,10 +51,24 @@ class Settings:
 
 
 Main = Callable[[Any, Run], Mapping[str, Any]]
-Action = Callable[..., None]  # (saved, value) -> None, printing its answer
+Actions = Mapping[str, Callable[..., None]]  # (saved, value) -> None, by option
 
 
-def experiment(main: Main, presets: Mapping[str, Settings], **actions: Action) -> None:
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """What every experiment takes beside its settings."""
+
+    preset: Literal["smoke", "quick", "full"] = "quick"
+    """smoke: seconds. quick: a minute. full: the README's."""
+    run_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """Folder of the run (default: runs/NAME/PRESET)."""
+    resume: bool = False
+    """Go on with the run in RUN_DIR, by its config."""
+    allow_change: bool = False
+    """Resume even if the settings differ."""
+
+
+def experiment(main: Main, presets: Mapping[str, Settings], **actions: Any) -> None:
     """Parse the command line, hold the run folder, run `main`, write its result.
 
     Each action becomes an option that works on a saved run instead of training: its
@@ -139,19 +153,12 @@ def _complain(sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)
 
 
-def _experiment(
-    main: Main, presets: Mapping[str, Settings], actions: Mapping[str, Action]
-) -> None:
+def _experiment(main: Main, presets: Mapping[str, Settings], actions: Actions) -> None:
     module = inspect.getmodule(main)
     assert module is not None
     assert module.__file__ is not None
     name = Path(module.__file__).stem
-    argv = sys.argv[1:]
-    command = _command(name, presets, actions, argv)
-    asked = tyro.cli(
-        command, prog=f"{name}.py", description=module.__doc__ or "", args=argv,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )  # fmt: skip
+    asked = _parse(name, module.__doc__ or "", presets, actions)
     folder = asked.run_dir or _default_folder(name, asked.preset, asked.settings.seed)
     for action_name, action in actions.items():
         value = getattr(asked, action_name)
@@ -202,111 +209,77 @@ def _default_folder(name: str, preset: str, seed: int) -> Path:
     return Path("runs") / name / (preset if seed == 0 else f"{preset}-seed{seed}")
 
 
-def _command(
-    name: str,
-    presets: Mapping[str, Settings],
-    actions: Mapping[str, Action],
-    argv: list[str],
+def _parse(
+    name: str, description: str, presets: Mapping[str, Settings], actions: Actions
 ) -> Any:
-    """The dataclass whose fields are the options, with the right defaults.
+    """What the command line asks for: a `Command`, with a field for each action.
 
     Defaults come from the preset asked for, or, to resume or to act on one, from the
     saved run.
     """
-    first_look = dataclasses.make_dataclass(
-        "FirstLook",
-        [
-            ("preset", str, "quick"),
-            ("run_dir", Path | None, None),
-            ("resume", bool, False),
-            ("seed", int, 0),
-        ],
-    )
-    _check_values(presets, actions, argv)
-    quiet = [a for a in argv if a not in ("-h", "--help")]
-    try:
-        seen, _ = tyro.cli(
-            first_look, args=quiet, return_unknown_args=True, console_outputs=False,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )  # fmt: skip
-    except SystemExit:  # the whole parser says what is wrong
-        seen = first_look()
-    preset = seen.preset if seen.preset in presets else "quick"
-    settings, options = presets[preset], Options()
-    flags = {"--" + action.replace("_", "-") for action in actions}
-    acting = any(arg.partition("=")[0] in flags for arg in argv)
-    if seen.resume or (acting and quiet == argv):
-        folder = seen.run_dir or _default_folder(name, preset, seen.seed)
-        saved: Saved[Any] = read_saved(folder, type(settings), name)
-        preset, settings, options = saved.preset, saved.config, saved.options
-    fields: list[Any] = [
-        (
-            "preset",
-            Annotated[
-                Literal[tuple(presets)],  # type: ignore[valid-type]
-                tyro.conf.arg(
-                    help="smoke: seconds. quick: a minute. full: the README's"
-                ),
-            ],
-            preset,
-        ),
-        (
-            "run_dir",
-            _option(
-                Path | None, "Folder of the run (default: runs/NAME/PRESET)", "PATH"
-            ),
-            None,
-        ),
-        (
-            "resume",
-            _option(bool, "Go on with the run in RUN_DIR, by its config"),
-            False,
-        ),
-        ("allow_change", _option(bool, "Resume even if the settings differ"), False),
-    ]
+    argv = sys.argv[1:]
+    takes = {
+        action_name: list(typing.get_type_hints(action).values())[1]
+        for action_name, action in actions.items()
+    }
+    kind = type(presets["quick"])
+    given = _given(argv)
+    hints = takes.copy()
+    for options in (Command, kind, Options):
+        hints |= typing.get_type_hints(options)
+    _check_values(given, hints)
+    preset = given.get("preset", "quick")
+    settings, saving = presets[preset], Options()
+    wants_help = bool({"-h", "--help"} & set(argv))
+    if "resume" in given or (actions.keys() & given.keys() and not wants_help):
+        seed = given.get("seed", "")
+        folder = given.get("run_dir") or _default_folder(
+            name, preset, int(seed) if seed.isdecimal() else 0
+        )
+        saved: Saved[Any] = read_saved(Path(folder), kind, name)
+        preset, settings, saving = saved.preset, saved.config, saved.options
+    fields: list[Any] = [("settings", kind, settings), ("saving", Options, saving)]
     for action_name, action in actions.items():
-        hints = typing.get_type_hints(action, include_extras=True)
-        value_type = list(hints.values())[1]
         help_text = inspect.getdoc(action) or ""
-        metavar = " ".join(word for word in help_text.split() if word.isupper())
-        option = _option(value_type | None, help_text, metavar or None)
-        fields.append((action_name, option, None))
-    fields.append(("settings", tyro.conf.OmitArgPrefixes[type(settings)], settings))
-    fields.append(("saving", tyro.conf.OmitArgPrefixes[Options], options))
-    return dataclasses.make_dataclass("Command", fields)
+        words = (word.rstrip(",") for word in help_text.removesuffix(".").split())
+        names = [word for word in words if word.isupper()]
+        option = tyro.conf.arg(help=help_text, metavar=" ".join(names) or None)
+        fields.append((action_name, Annotated[takes[action_name] | None, option], None))
+    command = dataclasses.make_dataclass("_", fields, bases=(Command,), frozen=True)
+    return tyro.cli(
+        command,
+        prog=f"{name}.py",
+        description=description,
+        default=command(preset=preset),
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+    )
 
 
-def _option(kind: Any, help_text: str, metavar: str | None = None) -> Any:
-    return Annotated[kind, tyro.conf.arg(help=help_text, metavar=metavar)]
+def _given(argv: Sequence[str]) -> dict[str, str]:
+    """The options of a command line by field, each with the word after it."""
+    words: list[str] = []
+    for word in argv:
+        words += word.split("=", 1) if word.startswith("--") else [word]
+    return {
+        flag[2:].replace("-", "_"): value
+        for flag, value in zip(words, [*words[1:], ""], strict=True)
+        if flag.startswith("--")
+    }
 
 
-def _check_values(
-    presets: Mapping[str, Settings], actions: Mapping[str, Action], argv: list[str]
-) -> None:
+def _check_values(given: Mapping[str, str], hints: Mapping[str, Any]) -> None:
     """Name the nearest choice where an option got an unknown one; refuse no path.
 
     An empty one, of a variable that is not set, would be the folder one works in.
     """
-    choices: dict[str, tuple[str, ...]] = {"preset": tuple(presets)}
-    paths = {"run_dir"}
-    hints = {k: list(typing.get_type_hints(a).values())[1] for k, a in actions.items()}
-    for kind in (type(next(iter(presets.values()))), Options):
-        hints |= typing.get_type_hints(kind)
-    for field, hint in hints.items():
-        if typing.get_origin(hint) is Literal:
-            choices[field] = typing.get_args(hint)
-        if Path in (hint, *typing.get_args(hint)):
-            paths.add(field)
-    words = [word for arg in argv for word in arg.split("=", 1)]
-    for flag, value in itertools.pairwise(words):
-        field = flag.removeprefix("--").replace("-", "_")
-        if flag.startswith("--") and field in paths and not value:
+    for field, value in given.items():
+        hint, flag = hints.get(field), "--" + field.replace("_", "-")
+        if not value and Path in (hint, *typing.get_args(hint)):
             raise UserError(f"{flag} is empty: it takes a path")
-        known = choices.get(field)
-        if flag.startswith("--") and known and value not in known:
-            near = difflib.get_close_matches(value, known, 1, cutoff=0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"{flag} takes {', '.join(known)}, not {value!r}{hint}")
+        choices = typing.get_args(hint)
+        if typing.get_origin(hint) is Literal and value not in choices:
+            listed = f"{flag} takes {', '.join(choices)}, not {value!r}"
+            raise UserError(listed + did_you_mean(value, choices))
 
 
 def _validate(*records: Any) -> None:
@@ -359,12 +332,8 @@ def print_result(name: str, result: Mapping[str, Any]) -> None:
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     for metric, value in result["metrics"].items():
         if isinstance(value, dict):
-            interval = values_text(value)
-            if value["low"] is not None:
-                interval = f"{value['low']:.4g} to {value['high']:.4g}"
             over = f"{value['n']} {value['of']}"
-            mean = "not finite" if value["mean"] is None else f"{value['mean']:.4g}"
-            table.add_row(metric, mean, interval, over)
+            table.add_row(metric, *estimate_texts(value), over)
         elif isinstance(value, float):
             table.add_row(metric, f"{value:.6g}", "", "")
         else:

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from jaxstudy.messages import shortened
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import Estimate
-from jaxstudy.types import shortened
 
 Line = tuple[Sequence[float], Sequence[float] | Sequence[Estimate]]  # x, y
 
@@ -43,16 +43,22 @@ def save(figure: Figure, run: Run, name: str) -> None:
     figure.savefig(run.figures / f"{name}.png", dpi=110, bbox_inches="tight")
 
 
-def curve(rows: Sequence[Mapping[str, Any]], split: str, name: str) -> np.ndarray:
-    """The logged values of one split: columns epoch, median, 10 %, 90 % of replicas."""
+def curve(
+    rows: Sequence[Mapping[str, Any]], split: str, name: str, x: str = "epoch"
+) -> np.ndarray:
+    """The logged values of one split: columns x, median, 10 %, 90 % of replicas.
+
+    Of the finite ones; where there is none, NaN, which is drawn as a gap.
+    """
     table = []
     for row in rows:
-        if row["split"] == split:
-            values = np.atleast_1d(np.array(row.get(name), float))
-            values = values[np.isfinite(values)]
-            if len(values):
-                table.append([row["epoch"], *np.quantile(values, [0.5, 0.1, 0.9])])
-    return np.array(table).reshape(-1, 4)
+        if row["split"] == split and name in row:
+            values = np.atleast_1d(np.array(row[name], float))
+            finite = values[np.isfinite(values)]
+            if not len(finite):
+                finite = np.array([np.nan])
+            table.append([row[x], *np.quantile(finite, [0.5, 0.1, 0.9])])
+    return np.array(table, float).reshape(-1, 4)
 
 
 def save_curves(

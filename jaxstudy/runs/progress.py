@@ -1,46 +1,39 @@
-"""Progress of long work: on a terminal only."""
+"""The progress bar, on standard error and on a terminal only."""
 
 import sys
-from collections.abc import Sequence
-from typing import Any
+from typing import Self
 
-import numpy as np
 import rich.console
 import rich.progress as rp
 
-from jaxstudy.training import Advance
-
 
 class Bar:
-    """A training: epoch, loss (of replicas the median), steps/s and the time left."""
+    """How much of `total` is done, and the time left.
 
-    def __init__(self, name: str) -> None:
-        self.bar = rp.Progress(
+        with Bar(total=100, name="training") as bar:
+            bar.update(7, "loss 0.5")
+
+    Where `shown` is false nothing is, as without a terminal.
+    """
+
+    def __init__(self, total: float, name: str = "", shown: bool = True) -> None:
+        self._bar = rp.Progress(
             rp.TextColumn("{task.description}"),
             rp.BarColumn(),
-            rp.TextColumn("epoch {task.fields[epoch]}  loss {task.fields[loss]}"),
-            rp.TextColumn("{task.fields[speed]} steps/s"),
-            rp.TimeRemainingColumn(),
+            rp.TextColumn("{task.percentage:.0f} %  {task.fields[text]}"),
+            rp.TimeRemainingColumn(elapsed_when_finished=True),
             console=rich.console.Console(stderr=True),
-            disable=not sys.stderr.isatty(),
+            disable=not (shown and sys.stderr.isatty()),
         )
-        self.task = self.bar.add_task(name, epoch="", loss="", speed="")
+        self._task = self._bar.add_task(name, total=total, text="")
 
-    def advance(self, chunk: Advance, records: Sequence[dict[str, Any]]) -> None:
-        """Show what a chunk of a training reached."""
-        self.bar.start()
-        last = [record["loss"] for record in records if record["split"] == "train"][-1]
-        values = np.atleast_1d(np.array(last, float))
-        finite = values[np.isfinite(values)]
-        self.bar.update(
-            self.task,
-            total=chunk.total,
-            completed=chunk.step,
-            epoch=f"{chunk.step / chunk.per_epoch:.4g}",
-            loss=f"{np.median(finite) if finite.size else np.nan:.4f}",
-            speed=f"{chunk.steps / chunk.seconds:,.0f}",
-        )
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
 
-    def stop(self) -> None:
-        """Leave the terminal as it was."""
-        self.bar.stop()
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def update(self, done: float, text: str = "", name: str | None = None) -> None:
+        """So much is done in all; `text` is how it goes, `name` what is done now."""
+        self._bar.update(self._task, completed=done, text=text, description=name)

@@ -2,7 +2,7 @@
 
 Made from the JSON files alone, with the images of the runs inside it: the same runs
 give the same bytes, and the page needs no network. This module reads the runs and
-works out every number and coordinate; report.html.jinja next to it draws them.
+puts their numbers into words; charts.py draws, report.html.jinja lays out.
 """
 
 import base64
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jinja2
-import numpy as np
 
+from jaxstudy.runs import charts
 from jaxstudy.runs.files import (
     Description,
     Object,
@@ -32,7 +32,9 @@ from jaxstudy.runs.files import (
     read_file,
     reason,
 )
+from jaxstudy.runs.plots import curve
 from jaxstudy.runs.run import write_atomically
+from jaxstudy.runs.statistics import Estimate, estimate_texts
 from jaxstudy.study import comparison
 from jaxstudy.types import UserError
 
@@ -47,8 +49,7 @@ INSIDE = ("checkpoints", "figures", "samples", "tensorboard", "trainings")
 IMAGES = {".png": (b"\x89PNG\r\n", "image/png"), ".gif": (b"GIF8", "image/gif")}
 TEXTS = (".txt", ".abc")
 STUDY_PARTS = ("tune ", "report ")  # of a study: trainings by the hundred
-POINTS = 160  # of a drawn line
-TOGETHER = 8  # lines in one chart: as many as the style sheet has colours
+TOGETHER = len(charts.COLOURS)  # parts in one chart
 
 
 def write_report(root: Path) -> Path:
@@ -135,9 +136,11 @@ class Run:
         return measure if colon else "", chosen
 
     @property
-    def results(self) -> list[Drawn]:
-        """The metrics as tables."""
-        return tabulate(self.metrics)
+    def results(self) -> Drawn:
+        """The metrics as tables, and a chart of those with several estimates."""
+        tables = tabulate(self.metrics)
+        drawn = {title: _estimates(rows) for title, rows in tables.items() if title}
+        return {"tables": tables, "chart": _intervals(drawn)}
 
     @property
     def drawn_parts(self) -> dict[str, list[Row]]:
@@ -383,262 +386,123 @@ def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 class Value(NamedTuple):
-    """A metric as text, and as (mean, low, high) where it can be drawn."""
+    """A metric as text, and as an estimate where it can be drawn."""
 
     text: str
     interval: str = ""
     over: str = ""
-    point: tuple[float, ...] | None = None
+    estimate: Estimate | None = None
 
 
 def value_of(value: Any) -> Value:
-    """Format a metric; a mean to two digits of its interval's half-width."""
-    interval = isinstance(value, dict) and {"mean", "low", "high"} <= value.keys()
-    keys = ("mean", "low", "high")
-    point = tuple(number_of(value[k] if interval else value) for k in keys)
-    over = f"{value.get('n', '')} {value.get('of', '')}".strip() if interval else ""
-    if math.isnan(point[0]):
-        empty = value is None or interval
-        return Value("not finite" if empty else plain(value), over=over)
-    if not interval:
-        return Value(plain(value), point=point)
-    if math.isnan(sum(point)):
-        values = value.get("values")  # few: they stand in the place of an interval
-        listed = ", ".join(map(plain, values)) if isinstance(values, list) else ""
-        each = f"each: {listed}" if listed else "not finite"
-        return Value(plain(point[0]), each, over, (point[0],) * 3)
-    half = (point[2] - point[1]) / 2
-    digits = max(0, 1 - math.floor(math.log10(half))) if half > 0 else 99
-    texts = [f"{v:,.{digits}f}" if digits <= 6 else plain(v) for v in point]
-    return Value(texts[0], f"{texts[1]} to {texts[2]}", over, point)
+    """A metric of a result; a number that has no interval is an estimate of n = 1."""
+    if not isinstance(value, dict):
+        mean, text = _finite(value), "not finite" if value is None else plain(value)
+        drawn = None if mean is None else Estimate(mean, None, None, 1, "")
+        return Value(text, estimate=drawn)
+    mean, low, high = (_finite(value[name]) for name in ("mean", "low", "high"))
+    values = [v for v in map(_finite, value.get("values", ())) if v is not None]
+    texts = estimate_texts({**value, "mean": mean, "low": low, "high": high})
+    over, drawn = f"{value['n']} {value['of']}", None
+    if mean is not None:
+        drawn = Estimate(mean, low, high, value["n"], value["of"], tuple(values))
+    return Value(*texts, over, drawn)
 
 
-# Scales
-
-
-class Scale(NamedTuple):
-    """Maps values to 0..1, by their logarithm where they span over two decades."""
-
-    low: float
-    high: float
-    log: bool
-
-    def __call__(self, value: float) -> float:
-        """Where a value lies: 0 at low, 1 at high."""
-        if self.log:
-            return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
-
-    def ticks(self, about: int) -> list[tuple[float, str]]:
-        """Round values as text, with their places; between about / 2 and about + 1."""
-        if self.log:
-            first = math.ceil(math.log10(self.low))
-            last = math.floor(math.log10(self.high))
-            skip = max(1, math.ceil((last - first) / about))
-            decades = [10.0**e for e in range(first, last + 1, skip)]
-            return [(self(v), f"{v:g}" if v < 1e4 else f"{v:.0e}") for v in decades]
-        raw = (self.high - self.low) / about
-        exponent = math.floor(math.log10(raw))
-        unit = 10.0**exponent
-        factor = next(f for f in (1, 2, 2.5, 5, 10) if f * unit >= 0.999 * raw)
-        step = factor * unit
-        digits = max(0, (factor == 2.5) - exponent - (factor == 10))
-        first = math.ceil(self.low / step - 1e-9)
-        numbers = range(first, math.floor(self.high / step + 1e-9) + 1)
-        return [(self(n * step), _tick(n * step, digits)) for n in numbers]
-
-
-def _tick(value: float, digits: int) -> str:
-    if digits == 0 and abs(value) >= 1e4:
-        return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k"
-    return f"{value:.{digits}f}" if digits <= 4 or abs(value) > 0.1 else f"{value:.3g}"
-
-
-def scale_over(values: Iterable[float], room: float, log: bool = True) -> Scale:
-    """The scale that holds all the finite values, with some room at both ends."""
-    finite = [v for v in values if not math.isnan(v)] or [0.0, 1.0]
-    low, high = min(finite), max(finite)
-    if log and low > 0 and high / low > 100:
-        factor = (high / low) ** room
-        return Scale(low / factor, high * factor, True)
-    same = high - low <= 1e-9 * max(abs(low), abs(high))
-    margin = (abs(low) * 0.05 or 0.5) if same else (high - low) * room
-    return Scale(low - margin, high + margin, False)
+def _finite(value: Any) -> float | None:
+    number = number_of(value)
+    return None if math.isnan(number) else number
 
 
 # Curves
 
 
-class Line(NamedTuple):
-    """A curve: table [points, 4] of x, median, 10 % and 90 % of the replicas."""
-
-    name: str
-    colour: int
-    split: str
-    x_label: str
-    table: np.ndarray
-    replicas: int
-    lost: int  # the most replicas that were not finite at one time
-
-
-def line_of(rows: Iterable[Row], metric: str, name: str, colour: int) -> Line | None:
-    """The curve of a metric, None without one; of several splits, validation's."""
-    splits = _by((row for row in rows if metric in row), "split")
-    if not splits:
-        return None
-    split = "validation" if "validation" in splits else min(splits, key=_split_order)
-    chosen = splits[split]
-    in_epochs = not any(math.isnan(number_of(row.get("epoch"))) for row in chosen)
-    x_label = "epoch" if in_epochs else "step"
-    table, replicas, lost = [], 1, 0
-    for row in chosen:
-        values = row[metric] if isinstance(row[metric], list) else [row[metric]]
-        finite = [v for v in map(number_of, values) if not math.isnan(v)]
-        replicas, lost = (
-            max(replicas, len(values)),
-            max(lost, len(values) - len(finite)),
-        )
-        three = np.quantile(finite, [0.5, 0.1, 0.9]) if len(finite) > 1 else 3 * finite
-        table.append([number_of(row[x_label]), *(three if finite else [math.nan] * 3)])
-    return Line(name, colour, split, x_label, np.array(table), replicas, lost)
-
-
 def curves(series: Sequence[Series], least: int = 1) -> list[Drawn]:
-    """The charts of every metric that have `least` lines: a group of panels each."""
+    """The charts of all metrics that have `least` lines.
+
+    One for each metric with several panels, and one for all others together.
+    """
     tags = ("part", "step", "epoch", "split")
-    metrics = dict.fromkeys(m for *_, rows in series for row in rows for m in row)
-    groups = []
-    for metric in sorted(
-        metrics.keys() - tags, key=lambda m: (m != "loss", _natural(m))
-    ):
-        panels: dict[str, list[Line]] = {}
-        for title, name, colour, rows in series:
-            line = line_of(rows, metric, name.replace("_", " "), colour)
-            if line is not None:
-                panels.setdefault(title.replace("_", " "), []).append(line)
-        panels = {
-            title: lines for title, lines in panels.items() if len(lines) >= least
-        }
-        groups += [_group(metric, panels)] if panels else []
+    metrics = {m for *_, rows in series for row in rows for m in row if m not in tags}
+    groups: list[Drawn] = []
+    single: list[charts.Panel] = []
+    notes: list[str] = []
+    for metric in sorted(metrics, key=lambda m: (m != "loss", _natural(m))):
+        kept = [(a, b, c, _numbers(rows, metric)) for a, b, c, rows in series]
+        titles = dict.fromkeys(title for title, _, _, rows in kept if rows)
+        panels = [
+            _panel(title, metric, [line for line in kept if line[0] == title])
+            for title in titles
+        ]
+        panels = [panel for panel in panels if len(panel.curves) >= least]
+        note = _note([row[metric] for *_, rows in kept for row in rows])
+        name = metric.replace("_", " ")
+        if len(panels) > 1:
+            groups.append(_group(name, panels, [note]))
+        elif panels:
+            title = ", ".join(filter(None, (name, panels[0].title)))
+            single.append(panels[0]._replace(title=title))
+            notes.append(note)
+    if single:
+        groups.append(_group("metrics of one part" if groups else "", single, notes))
     return groups
 
 
-def _group(metric: str, panels: Mapping[str, Sequence[Line]]) -> Drawn:
-    """The panels of one metric, on one vertical scale unless it flattened half."""
-    values = [_y_values(lines) for lines in panels.values()]
-    every = [line for lines in panels.values() for line in lines]
-    common = scale_over([v for panel in values for v in panel], 0.05)
-    spans = [common(max(v)) - common(min(v)) for v in values if len({*v}) > 1]
-    shared = not spans or float(np.quantile(spans, 0.25)) > 0.12
-    dense = len(panels) > TOGETHER + 1
-    replicas, lost = (
-        max(getattr(ln, key) for ln in every) for key in ("replicas", "lost")
-    )
-    notes = []
-    if replicas > 1:
-        band = "; band: 80 % of them" if any(map(_banded, panels.values())) else ""
-        notes.append(f"Line: median of the replicas (up to {replicas}){band}.")
-    if lost:
-        of = (
-            f"Up to {lost} of {replicas} replicas were"
-            if replicas > 1
-            else "Gaps: it was"
-        )
-        notes.append(f"{of} not finite.")
-    if max(len(line.table) for line in every) > POINTS:
-        notes.append(f"Long curves: {POINTS} bins, their medians and extremes.")
-    drawn = [
-        draw(metric, title, lines, common if shared else scale_over(v, 0.05), dense)
-        for (title, lines), v in zip(panels.items(), values, strict=True)
+def _numbers(rows: Sequence[Row], metric: str) -> list[Row]:
+    """The records that have a metric, with the numbers of its replicas, or NaN."""
+    return [
+        {**row, metric: [*map(number_of, v if isinstance(v, list) else [v])]}
+        for row in rows
+        if (v := row.get(metric, row)) is not row
     ]
-    return {"metric": metric, "panels": drawn, "notes": notes, "shared": shared,
-            "dense": dense}  # fmt: skip
 
 
-def _banded(lines: Sequence[Line]) -> bool:
-    return len(lines) <= 3  # more bands than that hide each other
+def _panel(title: str, metric: str, lines: Sequence[Series]) -> charts.Panel:
+    """The curves of a metric; where a line has several splits, validation's."""
+    drawn, splits, x = [], {}, "epoch"
+    for _, name, colour, rows in lines:
+        if not rows:
+            continue
+        there = _by(rows, "split")
+        split = "validation" if "validation" in there else min(there, key=_split_order)
+        if any(math.isnan(number_of(row.get("epoch"))) for row in there[split]):
+            x = "step"
+        if name != split:
+            splits[split] = None
+        drawn.append((name.replace("_", " "), colour, there[split], split))
+    title = ", ".join(filter(None, (title.replace("_", " "), *splits)))
+    found = [
+        charts.Curve(name, colour, curve(rows, split, metric, x))
+        for name, colour, rows, split in drawn
+    ]
+    return charts.Panel(title, x, found)
 
 
-def _y_values(lines: Sequence[Line]) -> list[float]:
-    columns = slice(1, 4) if _banded(lines) else slice(1, 2)
-    values = np.concatenate([line.table[:, columns].ravel() for line in lines])
-    return values[~np.isnan(values)].tolist()
+def _note(values: Sequence[Sequence[float]]) -> str:
+    """What stands under a chart of replicas, or of values that are not finite."""
+    replicas = max(map(len, values))
+    lost = max(sum(map(math.isnan, v)) for v in values)
+    text = ""
+    if replicas > 1:
+        text = f"Line: median of the replicas (up to {replicas}); band: 80 % of them."
+    if lost:
+        of = f"Up to {lost} of {replicas} replicas were"
+        text += f" {of if replicas > 1 else 'Gaps: it was'} not finite."
+    return text
 
 
-def draw(
-    metric: str, title: str, lines: Sequence[Line], scale: Scale, dense: bool
-) -> Drawn:
-    """Work out one chart: ticks, and each line as an SVG path and as numbers."""
-    width, height = (208, 158) if dense else (360, 226)
-    left, top, right, bottom = 40, 18, width - 8, height - 32
-    across = np.concatenate([line.table[:, 0] for line in lines])
-    xs = scale_over(across.tolist(), 0.02, log=False)
-
-    def at(x: float, y: float) -> str:
-        px, py = left + xs(x) * (right - left), bottom - scale(y) * (bottom - top)
-        return f"{px:.1f} {py:.1f}"
-
-    drawn, numbers = [], []
-    for line in lines:
-        table = _binned(line.table)
-        gaps = np.split(table, np.flatnonzero(np.isnan(table[:, 1])))
-        pieces = [p[~np.isnan(p[:, 1])].tolist() for p in gaps]
-        path = "".join("M" + "L".join(at(x, y) for x, y, *_ in p) for p in pieces if p)
-        band = ""
-        if _banded(lines) and np.nanmax(table[:, 3] - table[:, 2], initial=0) > 0:
-            for p in filter(None, pieces):
-                edge = [at(r[0], r[2]) for r in p] + [at(r[0], r[3]) for r in p[::-1]]
-                band += f"M{'L'.join(edge)}Z"
-        dots = [at(x, y).split() for p in pieces for x, y, *_ in p
-                if len(table) <= 12 or len(p) == 1]  # fmt: skip
-        last = table[-1, 1]
-        text = "not finite" if np.isnan(last) else f"{last:#.4g}"
-        facts = {"name": line.name, "colour": line.colour, "last": text}
-        drawn.append({**facts, "path": path, "band": band, "dots": dots})
-        columns = table.T.tolist()[: 4 if band else 2]
-        numbers.append([line.name, *([_short(v) for v in c] for c in columns)])
-    splits = dict.fromkeys(line.split for line in lines if line.name != line.split)
-    return {
-        "title": title,
-        "split": ", ".join(splits),
-        "metric": metric,
-        "size": (width, height),
-        "box": (left, top, right, bottom),
-        "x_label": lines[0].x_label,
-        "x_ticks": [(round(left + f * (right - left), 1), text)
-                    for f, text in xs.ticks(4 if dense else 6)],
-        "y_ticks": [(round(bottom - f * (bottom - top), 1), text)
-                    for f, text in scale.ticks(4 if dense else 6)],
-        "log": scale.log,
-        "lines": drawn,
-        "numbers": json.dumps(numbers, separators=(",", ":")),
-        "axis": json.dumps([xs.low, xs.high, left, right, width]),
-    }  # fmt: skip
-
-
-def _binned(table: np.ndarray) -> np.ndarray:
-    """At most POINTS rows: medians and the extremes, so that no spike is lost."""
-    if len(table) <= POINTS:
-        return table
-    out = np.full((POINTS, 4), math.nan)
-    for i, rows in enumerate(np.array_split(table, POINTS)):
-        good = rows[~np.isnan(rows[:, 1])]
-        out[i, 0] = np.median(rows[:, 0])
-        if len(good):
-            middle = np.median(good[:, 1])
-            out[i, 1:] = middle, good[:, 2].min(), good[:, 3].max()
-    out[-1, :2] = table[-1, :2]
-    return out
-
-
-def _short(value: float) -> float | None:
-    return None if math.isnan(value) else float(f"{value:.5g}")
+def _group(name: str, panels: Sequence[charts.Panel], notes: Iterable[str]) -> Drawn:
+    chart = charts.curves(panels)
+    alt = f"{name}: {chart['alt']}" if name else chart["alt"]
+    shared = charts.have_one_scale(panels)
+    return {"name": name, "chart": {**chart, "alt": alt}, "count": len(panels),
+            "notes": dict.fromkeys(filter(None, notes)), "shared": shared}  # fmt: skip
 
 
 # Results
 
 
-def tabulate(metrics: Mapping[str, Value]) -> list[Drawn]:
+def tabulate(metrics: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
     """Tables of "variant: measure" by measure, of "a - b: measure" apart, of others."""
     tables: dict[str, dict[str, Value]] = {"": {}}
     for name, value in metrics.items():
@@ -649,28 +513,21 @@ def tabulate(metrics: Mapping[str, Value]) -> list[Drawn]:
             tables.setdefault(title, {})[variant] = value
         else:
             tables[""][name] = value
-    return [_table(title, rows, bool(title)) for title, rows in tables.items() if rows]
+    return {title: rows for title, rows in tables.items() if rows}
 
 
-def _table(title: str, rows: Mapping[str, Value], on_scale: bool = True) -> Drawn:
-    """Rows of (name, value, places in %), the axis' ticks, and the place of zero."""
-    points = [v.point if on_scale else None for v in rows.values()]
-    known = [v for p in points if p for v in p]
-    zero = [0.0] if title.startswith("difference in ") else []
-    scale = scale_over([*zero, *known], 0.06)
+def _estimates(rows: Mapping[str, Value]) -> dict[str, Estimate]:
+    return {name: value.estimate for name, value in rows.items() if value.estimate}
 
-    def place(value: float) -> float:
-        return round(100 * scale(value), 2)
 
-    places = [tuple(map(place, p)) if p else None for p in points]
-    return {
-        "title": title,
-        "rows": list(zip(rows, rows.values(), places, strict=True)),
-        "axis": [(round(100 * f, 2), text) for f, text in scale.ticks(4)],
-        "drawn": len({*zero, *known}) > 1,
-        "zero": place(0.0) if not scale.log and scale.low < 0 < scale.high else None,
-        "log": scale.log,
+def _intervals(tables: Mapping[str, dict[str, Estimate]]) -> Drawn | None:
+    """A chart of the tables with several estimates that are not all the same."""
+    drawn = {
+        title: rows
+        for title, rows in tables.items()
+        if len({v for e in rows.values() for v in e[:3]} - {None}) > 1
     }
+    return charts.intervals(drawn) if drawn else None
 
 
 def compare(experiment: str, runs: Sequence[Run]) -> Drawn:
@@ -683,12 +540,14 @@ def compare(experiment: str, runs: Sequence[Run]) -> Drawn:
         texts = [fact.get(name, "") for fact in facts]
         if len(set(texts)) > 1:
             out["differ"][name] = texts
-    results = [run.metrics for run in runs]
-    for name in dict.fromkeys(name for metrics in results for name in metrics):
-        values = [metrics.get(name, Value("")) for metrics in results]
-        if sum(name in metrics for metrics in results) > 1:
-            rows = {run.path: value for run, value in zip(runs, values, strict=True)}
-            out["metrics"].append(_table(name, rows))
+    results = {run.name: run.metrics for run in runs}
+    drawn = {}
+    for name in dict.fromkeys(name for metrics in results.values() for name in metrics):
+        rows = {run: m.get(name, Value("")) for run, m in results.items()}
+        if sum(name in metrics for metrics in results.values()) > 1:
+            out["metrics"].append((name, rows.values()))
+            drawn[name] = _estimates(rows)
+    out["chart"] = _intervals(drawn)
     series: list[Series] = []
     for i, run in enumerate(runs):
         parts = run.drawn_parts

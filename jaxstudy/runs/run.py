@@ -27,9 +27,12 @@ from types import FrameType
 from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
 import jax
+import numpy as np
 import pydantic
 
+from jaxstudy.messages import warn
 from jaxstudy.model import Model
+from jaxstudy.parallel import usable_cores
 from jaxstudy.runs.checkpoint import (
     Checkpoints,
     DamagedError,
@@ -52,7 +55,7 @@ from jaxstudy.runs.files import (
 )
 from jaxstudy.runs.progress import Bar
 from jaxstudy.training import Advance, Log, Timing, TrainState
-from jaxstudy.types import PyTree, Refused, UserError, usable_cores, warn
+from jaxstudy.types import PyTree, Refused, UserError
 
 SCHEMA = 2
 C = TypeVar("C")
@@ -191,8 +194,8 @@ class SubRun(Log):
         self.run, self.name = run, name
         self.checkpoint_at_end, self.temporary = checkpoint_at_end, temporary
         self.on_epoch = on_epoch
-        self.bar = Bar(name) if on_chunk is None else None
-        self.on_chunk = self.bar.advance if self.bar else on_chunk
+        self.on_chunk, self.bar = on_chunk or self._show, contextlib.ExitStack()
+        self.shown: Bar | None = None
         self.checkpoints = _checkpoints(
             run.folder, run.options, run.experiment, run.id, name
         )
@@ -236,8 +239,7 @@ class SubRun(Log):
     ) -> None:
         """Write the records, and a checkpoint where one is due. Raises Stopped."""
         super().advanced(state, chunk, records)
-        if self.on_chunk is not None:
-            self.on_chunk(chunk, records)
+        self.on_chunk(chunk, records)
         epoch, within = divmod(chunk.step, chunk.per_epoch)
         if self.on_epoch is not None and not within:
             self.on_epoch(epoch, state)
@@ -255,8 +257,19 @@ class SubRun(Log):
 
     def ended(self) -> None:
         """Leave the terminal as it was."""
-        if self.bar:
-            self.bar.stop()
+        self.bar.close()
+        self.shown = None
+
+    def _show(self, chunk: Advance, records: list[dict[str, Any]]) -> None:
+        """Epoch, training loss (the median of replicas) and speed, in a bar."""
+        if self.shown is None:
+            self.shown = self.bar.enter_context(Bar(chunk.total, self.name))
+        losses = [r["loss"] for r in records if r["split"] == "train"][-1]
+        finite = [v for v in np.ravel(losses) if v is not None]
+        loss = np.median(finite) if finite else np.nan
+        epoch, speed = chunk.step / chunk.per_epoch, chunk.steps / chunk.seconds
+        text = f"epoch {epoch:.4g}  loss {loss:.4f}  {speed:,.0f} steps/s"
+        self.shown.update(chunk.step, text)
 
     @property
     def records(self) -> list[dict[str, Any]]:

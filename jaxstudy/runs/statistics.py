@@ -60,6 +60,25 @@ def values_text(estimate: Mapping[str, Any]) -> str:
     return "each: " + ", ".join("-" if v is None else f"{v:.4g}" for v in values)
 
 
+def estimate_texts(estimate: Mapping[str, Any]) -> tuple[str, str]:
+    """An estimate in result.json as it is shown: ("0.693", "[0.650, 0.733]").
+
+    Mean and interval, to two digits of the interval's half-width; where there is none,
+    the values that were averaged.
+    """
+    mean, low, high = (
+        v if v is not None and math.isfinite(v) else None
+        for v in (estimate[name] for name in ("mean", "low", "high"))
+    )
+    if mean is None or low is None or high is None:
+        each = f"({values_text(estimate)})" if estimate.get("values") else ""
+        return "not finite" if mean is None else f"{mean:.4g}", each
+    half = (high - low) / 2
+    digits = max(0, 1 - math.floor(math.log10(half))) if half > 0 else math.inf
+    form = f",.{digits}f" if digits <= 6 else ".4g"
+    return format(mean, form), f"[{low:{form}}, {high:{form}}]"
+
+
 def mean_over_runs(values: np.ndarray, within: Range, of: str = "seeds") -> Estimate:
     """Mean of a metric over independent runs [n], with Student's t interval.
 
@@ -251,10 +270,10 @@ def holm(p: np.ndarray) -> np.ndarray:
     p = np.asarray(p, np.float64)
     if p.ndim != 1 or not np.all((p >= 0) & (p <= 1)):
         raise ValueError("p values are [n], each from 0 to 1")
-    order = np.argsort(p)
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.maximum.accumulate(np.arange(len(p), 0, -1) * p[order])
-    return np.minimum(adjusted, 1)
+    # imported here, since it takes long and few commands need it
+    from statsmodels.stats.multitest import multipletests
+
+    return np.asarray(multipletests(p, method="holm")[1])
 
 
 def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:

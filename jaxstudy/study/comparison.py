@@ -10,12 +10,12 @@ from jaxstudy.runs.statistics import (
     NONNEGATIVE,
     SHARE,
     algoperf_score,
+    estimate_texts,
     holm,
     interquartile_mean,
     interquartile_mean_over_seeds,
     mean_over_runs,
     paired_test,
-    values_text,
 )
 
 SCHEMA = 2  # of study.json
@@ -348,8 +348,8 @@ def summary_table(record: Record) -> list[list[str]]:
             test_text(found["optimizers"][name])
             for found in comparison["problems"].values()
         ]
-        both = f"{overall['algoperf']:.2f}", interval_text(overall["score"])
-        rows.append([name, *cells, *both])
+        score = " ".join(estimate_texts(overall["score"]))
+        rows.append([name, *cells, f"{overall['algoperf']:.2f}", score])
     return rows
 
 
@@ -394,14 +394,4 @@ def test_text(row: Mapping[str, Any]) -> str:
     """A test loss with its interval, or how many runs diverged."""
     if row["test"] is None:
         return f"diverged in {row['diverged']} of {row['runs']}"
-    return interval_text(row["test"])
-
-
-def interval_text(estimate: Mapping[str, Any]) -> str:
-    """ "0.2491 [0.2391, 0.2568]", to two digits of the interval's half-width."""
-    if estimate["low"] is None:
-        return f"{estimate['mean']:.4g} ({values_text(estimate)})"
-    half = (estimate["high"] - estimate["low"]) / 2
-    digits = max(0, 1 - math.floor(math.log10(half))) if half > 0 else 3
-    mean, low, high = (f"{estimate[k]:.{digits}f}" for k in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    return " ".join(estimate_texts(row["test"]))

@@ -9,9 +9,7 @@ All trials of an optimizer on a problem are replicas of one compiled program, in
 the optimizer is built from traced hyperparameters.
 """
 
-import difflib
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -19,13 +17,13 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.console
-import rich.progress as rp
 import scipy  # its parts are imported where they are first used
 
 from jaxstudy.dataset import epoch_batches, steps_per_epoch
+from jaxstudy.messages import did_you_mean
 from jaxstudy.optimizers import Optimizer, Space
 from jaxstudy.parallel import Mode, map_replicas
+from jaxstudy.runs.progress import Bar
 from jaxstudy.runs.run import Run, to_json, write_atomically
 from jaxstudy.study import comparison
 from jaxstudy.study.comparison import SCHEMA, compare
@@ -258,38 +256,6 @@ class Trained(NamedTuple):
     test: np.ndarray | None
 
 
-class StudyBar:
-    """How far a study is, and the time left: on a terminal only."""
-
-    def __init__(self, blocks: int) -> None:
-        self.bar = rp.Progress(
-            rp.TextColumn("{task.description}"),
-            rp.BarColumn(),
-            rp.TextColumn("{task.percentage:.0f} %"),
-            rp.TimeRemainingColumn(elapsed_when_finished=True),
-            console=rich.console.Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-        )
-        self.task = self.bar.add_task("", total=blocks)
-        self.begun = -1
-
-    def __enter__(self) -> "StudyBar":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
-
-    def begin(self, name: str) -> None:
-        """The next block begins."""
-        self.begun += 1
-        self.bar.update(self.task, completed=self.begun, description=name)
-
-    def within(self, share: float) -> None:
-        """So much of the block is done."""
-        self.bar.update(self.task, completed=self.begun + share)
-
-
 @dataclass(frozen=True)
 class Cell:
     """One optimizer on one problem."""
@@ -301,6 +267,8 @@ class Cell:
     common: Common
     protocol: Protocol
     run: Run
+    number: int = 0
+    """How many cells of the study are before it."""
 
     def train(
         self,
@@ -308,18 +276,19 @@ class Cell:
         numbers: Sequence[int],
         stage: str,
         functions: StepFunctions,
-        bar: StudyBar,
+        bar: Bar,
     ) -> Trained:
         """Train every point from every seed, unless the run has done so already.
 
         Only the stage "report" ever evaluates the test set, when training is over.
         """
         name = f"{stage} {self.problem_name} {self.candidate_name}"
-        bar.begin(name)
+        begun = 2 * self.number + (stage == "report")
+        bar.update(begun, name=name)
         sub_run = self.run.sub_run(
             name,
             checkpoint_at_end=False,
-            on_chunk=lambda chunk, _: bar.within(chunk.step / chunk.total),
+            on_chunk=lambda chunk, _: bar.update(begun + chunk.step / chunk.total),
         )
         last = "test" if stage == "report" else "validation"
         shape = (len(next(iter(at.values()))), len(numbers))
@@ -431,14 +400,15 @@ def run_study(
             for name, problem in problems.items()
         }
     cells = []
-    with StudyBar(2 * len(problems) * len(candidates)) as bar:
+    with Bar(2 * len(problems) * len(candidates)) as bar:
         for name, problem in problems.items():
             common = make_common(problem)
             check_order(problem, seed_keys(protocol, [0, 1])[1])
             for candidate_name, candidate in candidates.items():
                 cell = Cell(
-                    name, problem, candidate_name, candidate, common, protocol, run
-                )
+                    name, problem, candidate_name, candidate, common, protocol, run,
+                    number=len(cells),
+                )  # fmt: skip
                 cells.append(run_cell(cell, bar))
     record = {
         "schema": SCHEMA,
@@ -478,7 +448,7 @@ def step_times(record: Record, run: Run) -> dict[str, dict[str, float]]:
     return out
 
 
-def run_cell(cell: Cell, bar: StudyBar) -> Record:
+def run_cell(cell: Cell, bar: Bar) -> Record:
     """Tune, choose, report: what study.json says of one optimizer on one problem."""
     protocol, problem = cell.protocol, cell.problem
     tuning_seeds = range(protocol.tuning_seeds)
@@ -550,9 +520,8 @@ def look_up(what: str, name: str, known: Mapping[str, T]) -> T:
     """known[name]; raises UserError with the nearest name where there is none."""
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, 1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UserError(f"no {what} {name!r}; {hint}There are {', '.join(known)}")
+    hint = did_you_mean(name, known)
+    raise UserError(f"no {what} {name!r} among {', '.join(known)}{hint}")
 
 
 def metrics(record: Record) -> dict[str, Any]:

@@ -14,7 +14,6 @@ of numbers; in others they are words.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import itertools
 import math
@@ -30,16 +29,11 @@ import numpy as np
 import pandas as pd
 import pydantic
 
-from jaxstudy.types import (
-    FLOAT32_MAX,
-    UNNAMED,
-    Array,
-    UserError,
-    ValidationErrors,
-    enumerated,
-    shortened,
-)
+from jaxstudy.messages import ValidationErrors, did_you_mean, enumerated, shortened
+from jaxstudy.types import Array, UserError
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+UNNAMED = "Unnamed: "  # and its place from 0: how pandas names a blank header cell
 SAMPLE = 100_000  # values that quantiles are of: all, or as many drawn from all
 MOST_WORDS = 1_000_000  # in one vocabulary: more belong into hash buckets
 MISSING, UNKNOWN = 0, 1  # numbers of a category that is not there, or not known
@@ -823,8 +817,7 @@ def check_columns(table: pd.DataFrame, names: Iterable[str]) -> None:
         if counts[name]:
             raise UserError(f"column {shortened(repr(name))} occurs more than once")
         known = [str(column) for column in table.columns]
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else f" from {enumerated(known)}"
+        hint = did_you_mean(name, known) or f" from {enumerated(known)}"
         raise UserError(f"column {name!r} is missing{hint}")
 
 

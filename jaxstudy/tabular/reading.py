@@ -16,15 +16,10 @@ import numpy as np
 import pandas as pd
 
 from jaxstudy.data.sources import ADMISSIONS, TITANIC, read_bytes
+from jaxstudy.messages import ValidationErrors, enumerated, shortened
+from jaxstudy.tabular.features import FLOAT32_MAX, UNNAMED
 from jaxstudy.text.vocabulary import normalise
-from jaxstudy.types import (
-    FLOAT32_MAX,
-    UNNAMED,
-    UserError,
-    ValidationErrors,
-    enumerated,
-    shortened,
-)
+from jaxstudy.types import UserError
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxstudy.messages import warn
 from jaxstudy.runs.run import write_atomically
 from jaxstudy.runs.statistics import SHARE, Estimate, mean_over_cases
 from jaxstudy.text.abc import melody
-from jaxstudy.types import UserError, warn
+from jaxstudy.types import UserError
 
 # Letters that stand before a note or in its place and are not sung: fermata, trill,
 # bows, space and so on; music21 passes over most of them.
