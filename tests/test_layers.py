@@ -12,7 +12,12 @@ ROOT = Path(__file__).parent.parent
 # a folder stands for its modules that have no line of their own.
 ORDER = (
     {"types"},
-    {"runs.statistics", "runs.files", "pretrained.hdf5", "pretrained.torch_weights"},
+    {
+        "runs.statistics",
+        "runs.files",
+        "pretrained.keras_index",
+        "pretrained.torch_weights",
+    },
     {"model", "ops", "optimizers", "dataset", "text.vocabulary", "tabular.features"},
     {"stream", "objectives", "models", "text.decoding"},
     {"models.seq2seq", "models.summary", "data.sources", "images.decoding"},
