@@ -129,41 +129,10 @@ class FolderSource:
 # ------------------------------------------------------------------ reading
 
 
-def load_folder(
-    folder: Path | Audit,
-    *,
-    image_size: tuple[int, int],
-    channels: int = 3,
-    subset: Literal["training", "validation"] | None = None,
-    validation_split: float | None = None,
-    seed: int = 0,
-    group_of: Callable[[Path], str] | None = None,
-    strict: bool = False,
-) -> ImageFolder:
-    """The images of a folder, or of its audit, in memory, ordered by class and name.
-
-    As Keras's image_dataset_from_directory, with the class names in order as labels
-    and images brought to (height, width) without regard to their proportions. It
-    differs where Keras loses something: shrinking averages (an antialiased bilinear
-    filter; Keras skips pixels), transparency shows white (Keras shows the hidden
-    colour), photographs stand upright (EXIF), 16-bit grey keeps its upper byte, and
-    the split is stratified (`stratified_split`). Of an animation it is the first frame.
-
-    Faulty files are left out, and stand in `.audit.faults`; with `strict` they are
-    refused. Raises UserError for that, for settings out of range, and where no image is
-    usable or the split leaves a class without examples.
-    """
-    source = folder_source(
-        folder,
-        image_size=image_size,
-        channels=channels,
-        subset=subset,
-        validation_split=validation_split,
-        seed=seed,
-        group_of=group_of,
-        strict=strict,
-    )
-    x = np.empty((len(source), *image_size, channels), np.uint8)
+def load_folder(folder: Path | Audit, **settings: Any) -> ImageFolder:
+    """The images of a folder, or of its audit, in memory: all of `folder_source`."""
+    source = folder_source(folder, **settings)
+    x = np.empty((len(source), *source.image_size, source.channels), np.uint8)
 
     def read(row: int) -> None:
         x[row] = source[row]["x"]
@@ -183,7 +152,19 @@ def folder_source(
     group_of: Callable[[Path], str] | None = None,
     strict: bool = False,
 ) -> FolderSource:
-    """The images that `load_folder` would read, to be read one by one."""
+    """The images of a folder, or of its audit, one by one, ordered by class and name.
+
+    As Keras's image_dataset_from_directory, with the class names in order as labels
+    and images brought to (height, width) without regard to their proportions. It
+    differs where Keras loses something: shrinking averages (an antialiased bilinear
+    filter; Keras skips pixels), transparency shows white (Keras shows the hidden
+    colour), photographs stand upright (EXIF), 16-bit grey keeps its upper byte, and
+    the split is stratified (`stratified_split`). Of an animation it is the first frame.
+
+    Faulty files are left out, and stand in `.audit.faults`; with `strict` they are
+    refused. Raises UserError for that, for settings out of range, and where no image is
+    usable or the split leaves a class without examples.
+    """
     _check_settings(image_size, channels, subset, validation_split)
     audited = folder if isinstance(folder, Audit) else audit(folder)
     if audited.faults and (strict or not audited.paths):
@@ -570,31 +551,19 @@ def _check_target(target: Path, labels: set[str]) -> None:
             raise UserError(f"{target / label} is not a folder to copy into")
 
 
-# Names that some system reserves: a data set should be able to move there.
-RESERVED = {"con", "prn", "aux", "nul"} | {
-    f"{port}{n}" for port in ("com", "lpt") for n in "0123456789¹²³"
-}
-
-
 def _label_problem(label: Any) -> str | None:
-    """Why a label is no plain folder name on some system."""
+    """Why a label cannot be the name of a class folder."""
     if not isinstance(label, str):
         return "is no text"
-    if not label:
-        return "is empty"
-    if label.startswith("."):
-        return "begins with a dot"
-    if label != label.strip() or label.endswith("."):
-        return "begins or ends with a space, or ends with a dot"
-    if _control_characters(label):
-        return "holds control characters"
-    if set(label) & set('/\\<>:"|?*'):
-        return 'holds one of / \\ < > : " | ? *'
-    if label.partition(".")[0].rstrip().casefold() in RESERVED or not _visible([label]):
-        return "is reserved"
-    if len(label.encode()) > 255:
-        return "is longer than 255 bytes"
-    return None
+    problems = {
+        "is empty": not label,
+        "begins with a dot": label.startswith("."),
+        "holds a slash": "/" in label,
+        "holds control characters": _control_characters(label),
+        "is reserved": not _visible([label]),
+        "is longer than 255 bytes": len(label.encode(errors="replace")) > 255,
+    }
+    return next((problem for problem, found in problems.items() if found), None)
 
 
 def _check_same(source: Path, copies: dict[str, Path]) -> None:
@@ -628,14 +597,7 @@ def _copy(source: Path, target: Path) -> None:
     os.close(handle)
     try:
         shutil.copy2(source, name)
-        try:
-            os.link(name, target)  # unlike a rename, this never overwrites
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without hard links
-            if os.path.lexists(target):
-                raise
-            os.rename(name, target)
+        os.link(name, target)  # unlike a rename, this never overwrites
     finally:
         Path(name).unlink(missing_ok=True)
 
