@@ -628,7 +628,7 @@ def listed(sizes: list[int]) -> Audit:
     return Audit(Path("x"), classes, tuple(paths), tuple(labels), ())
 
 
-pure = settings(max_examples=60, deadline=None)
+pure = settings(max_examples=25, deadline=None)
 shares = st.floats(0.1, 0.9)
 seeds = st.integers(0, 2**32 - 1)
 class_sizes = st.lists(st.integers(10, 40), min_size=1, max_size=5)

@@ -64,9 +64,10 @@ def prepare(name: str, data_dir: Path) -> None:
     """
     recipe = IMAGE_SETS[name]
     tfds.disable_progress_bar()
-    # TFDS takes the name and the version from the class
-    versions = {"name": name, "VERSION": tfds.core.Version(recipe.version)}
-    kind = type(name, (_Builder,), versions, skip_registration=True)
+    # TFDS takes these from the class
+    version = tfds.core.Version(recipe.version)
+    own = {"name": name, "VERSION": version, "__module__": __name__}
+    kind = type(name, (_Builder,), own, skip_registration=True)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints where it writes
         kind(data_dir=data_dir, file_format="array_record").download_and_prepare()
     seal = records_seal(data_dir / name, recipe.version, recipe.sources)
