@@ -119,12 +119,6 @@ class FolderSource:
         """The images as "CLASS/FILE"."""
         return tuple(self.audit.paths[row] for row in self.rows)
 
-    @property
-    def nbytes(self) -> int:
-        """What all its pixels take in memory."""
-        height, width = self.image_size
-        return len(self) * height * width * self.channels
-
 
 # ------------------------------------------------------------------ reading
 
@@ -179,10 +173,7 @@ def folder_source(
 
 
 def _check_settings(
-    image_size: tuple[int, int],
-    channels: int,
-    subset: str | None,
-    validation_split: float | None,
+    image_size: tuple[int, int], channels: int, subset: str | None, share: float | None
 ) -> None:
     if not all(1 <= side <= MAX_SIDE for side in image_size):
         raise UserError(f"image sides go from 1 to {MAX_SIDE}, not {image_size}")
@@ -190,13 +181,13 @@ def _check_settings(
         raise UserError(f"images have 1 or 3 channels, not {channels}")
     if subset not in (None, "training", "validation"):
         raise UserError(f"a subset is 'training' or 'validation', not {subset!r}")
-    if (subset is None) != (validation_split is None):
+    if (subset is None) != (share is None):
         raise UserError(
             "a subset needs a validation split, and the other way round; here the "
-            f"subset is {subset} and the validation split {validation_split}"
+            f"subset is {subset} and the validation split {share}"
         )
-    if validation_split is not None:
-        _check_share(validation_split)
+    if share is not None:
+        _check_share(share)
 
 
 def read_image(path: Path, image_size: tuple[int, int]) -> np.ndarray:
@@ -284,9 +275,15 @@ def stratified_split(
                 missing[label] -= n
     held = np.isin(np.arange(len(audited.paths)), validation)
     training_rows, validation_rows = np.flatnonzero(~held), np.flatnonzero(held)
-    _check_parts(
-        audited, {"training": training_rows, "validation": validation_rows}, sizes
-    )
+    lacking = [
+        f"no {part} example of class {_printable(audited.classes[label])!r} "
+        f"({sizes[label]} in all)"
+        for part, rows in (("training", training_rows), ("validation", validation_rows))
+        for label in sorted(sizes.keys() - {audited.labels[row] for row in rows})
+    ]
+    if lacking:
+        more = f", and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        raise UserError(f"this validation split leaves {', '.join(lacking[:3])}{more}")
     return training_rows, validation_rows
 
 
@@ -301,20 +298,6 @@ def _rank(name: str, seed: int) -> tuple[bytes, str]:
     """A place in an order that looks random and is the same on every machine."""
     text = f"{seed}\0{name}".encode("utf-8", "surrogateescape")
     return hashlib.sha256(text).digest(), name
-
-
-def _check_parts(
-    audited: Audit, parts: dict[str, np.ndarray], sizes: Counter[int]
-) -> None:
-    lacking = [
-        f"no {part} example of class {_printable(audited.classes[label])!r} "
-        f"({sizes[label]} in all)"
-        for part, rows in parts.items()
-        for label in sorted(sizes.keys() - {audited.labels[row] for row in rows})
-    ]
-    if lacking:
-        more = f", and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-        raise UserError(f"this validation split leaves {', '.join(lacking[:3])}{more}")
 
 
 # ------------------------------------------------------------------ auditing
@@ -359,7 +342,11 @@ def audit(folder: Path) -> Audit:
     faults += filter(None, found)
     good = {path for path, fault in zip(every, found, strict=True) if fault is None}
     usable = {name: [p for p in paths if p in good] for name, paths in files.items()}
-    faults += filter(None, (_few(n, usable[n], len(files[n])) for n in files))
+    for name, paths in usable.items():
+        if len(paths) < 2:  # too few to learn from
+            detail = f"{len(paths)} usable of {len(files[name])} files"
+            kind: Kind = "single image" if paths else "empty class"
+            faults.append(Fault(_printable(name), kind, detail))
     classes = tuple(name for name in files if usable[name])
     return Audit(
         folder,
@@ -432,14 +419,6 @@ def _file_fault(folder: Path, name: str, root: str) -> Fault | None:
     except DecodeError as bad:
         return Fault(shown, bad.kind, _printable(bad.detail))
     return None
-
-
-def _few(name: str, usable: Sequence[str], files: int) -> Fault | None:
-    """The fault of a class with too few images to learn from."""
-    if len(usable) > 1:
-        return None
-    kind: Kind = "single image" if usable else "empty class"
-    return Fault(_printable(name), kind, f"{len(usable)} usable of {files} files")
 
 
 def _case_clashes(prefix: str, names: Iterable[str]) -> list[Fault]:
@@ -580,12 +559,8 @@ def _check_same(source: Path, copies: dict[str, Path]) -> None:
 def _same(one: Path, other: Path) -> bool:
     """Whether the other is a file, not a link, of the same content."""
     try:
-        status = os.lstat(other)
-        return (
-            stat.S_ISREG(status.st_mode)
-            and status.st_size == one.stat().st_size
-            and one.read_bytes() == other.read_bytes()
-        )
+        is_file = other.is_file() and not other.is_symlink()
+        return is_file and one.read_bytes() == other.read_bytes()
     except OSError as error:
         shown = _printable(str(other))
         raise UserError(f"{shown} cannot be compared: {error.strerror}") from error
@@ -593,13 +568,11 @@ def _same(one: Path, other: Path) -> bool:
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a file under another name first, so that nobody ever sees half of it."""
-    handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=target.parent)
-    os.close(handle)
-    try:
-        shutil.copy2(source, name)
-        os.link(name, target)  # unlike a rename, this never overwrites
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with tempfile.NamedTemporaryFile(
+        prefix=".", suffix=".part", dir=target.parent
+    ) as part:
+        shutil.copy2(source, part.name)
+        os.link(part.name, target)  # unlike a rename, this never overwrites
 
 
 # ------------------------------------------------------------------ names
