@@ -360,7 +360,7 @@ MANY = (2**20, 2**20)
 NO_FLOATS = "vars/1, there are no floating-point numbers"
 ELSEWHERE = "vars/1, values are compressed, in chunks, or in another file"
 NO_NAMES = "layer_names of / is no list of names"
-FAULTS: dict[str, tuple[Change, str]] = {
+PROBLEMS: dict[str, tuple[Change, str]] = {
     "missing": (lambda path: path.with_name("none"), "none: it is missing"),
     "folder": (lambda path: path.parent, "it is no file"),
     "pipe": (a_pipe, "it is no file"),
@@ -403,16 +403,16 @@ FAULTS: dict[str, tuple[Change, str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_said_and_nothing_else_happens(
-    fault: str, small: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_a_problem_is_named_and_nothing_else_happens(
+    problem: str, small: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "files"
     folder.mkdir()
     path = folder / "new.weights.h5"
     small.save_weights(path)
-    inject, message = FAULTS[fault]
+    inject, message = PROBLEMS[problem]
     path = inject(path)
     before = contents(tmp_path)
     with pytest.raises(UserError, match=f"^no Keras weights can .*{message}") as info:

@@ -117,7 +117,7 @@ def _in_either_order(
     layers: Sequence[KerasLayer], include_top: bool, classes: int
 ) -> list[tuple[KerasLayer, _Slot]]:
     """`_matched` in the model's order, or that of making: shapes fit one of them."""
-    faults = []
+    errors = []
     for order in (keras_order, creation_order):
         slots = _slots(order, classes)
         try:
@@ -125,8 +125,8 @@ def _in_either_order(
                 layers, slots if include_top else slots[:-1], exactly=include_top
             )
         except ValueError as error:
-            faults.append(error)
-    raise faults[0]
+            errors.append(error)
+    raise errors[0]
 
 
 def keras_order(stages: Stages) -> list[Where]:
