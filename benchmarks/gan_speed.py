@@ -2,35 +2,17 @@
 
     dcgan    D on 64 real images, D on 64 generated ones, G through D
 
-How it is measured is in contest.py.
+How it is measured is in harness.py.
 
     make bench                                          writes benchmarks/results/
-    gan_speed.py --workload dcgan --contestant torch    what each of the processes runs
+    gan_speed.py --workload dcgan --candidate torch    what each of the processes runs
 """
 
-import sys
-from pathlib import Path
 from typing import Any
 
+import harness
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent))
-from contest import (
-    EPOCHS,
-    EPS,
-    OURS,
-    Arrays,
-    Command,
-    Contestant,
-    Measured,
-    Workload,
-    main,
-    on_keras,
-    on_torch,
-    trained,
-    tree,
-)
-from study_speed import OURS_PACKAGES
+from harness import Arrays, Job, Measured, Workload, on_keras, on_torch, ours
 
 BATCH, NOISE = 64, 100
 RATE, B1 = 2e-4, 0.5
@@ -49,7 +31,7 @@ def gan_data() -> dict[str, np.ndarray]:
     from jaxstudy.images.sets import read_fashion_mnist
     from jaxstudy.models.dcgan import discriminator, generator
 
-    rows = slice(WORKLOADS["dcgan"].steps * BATCH)
+    rows = slice(WORKLOADS["dcgan"].length * BATCH)
     x = resized(read_fashion_mnist()["train"].x[rows, ..., None], 64)
     arrays = {"x": x}
     for number, (name, model) in enumerate(
@@ -83,26 +65,25 @@ def part(data: Arrays, name: str) -> Arrays:
     return {k.removeprefix(start): a for k, a in data.items() if k.startswith(start)}
 
 
-def gan_jaxstudy(data: Arrays, steps: int) -> Measured:
+def gan_jaxstudy(job: Job) -> Measured:
     """`fit`, a chunk for each epoch."""
+    data, steps, *_ = job
     import jax
     import optax
 
-    from jaxstudy.dataset import Order, dataset
     from jaxstudy.gan.step import init_gan_state, make_gan_step
     from jaxstudy.models.dcgan import discriminator, generator
-    from jaxstudy.training import fit
 
     d, g = discriminator(), generator()
-    tx = optax.adam(RATE, B1, eps=EPS)
+    tx = optax.adam(RATE, B1, eps=harness.EPS)
     state = init_gan_state(d, g, tx, tx, jax.random.key(0))
     d_arrays, g_arrays = part(data, "d"), part(data, "g")
     state = state._replace(
         params={
-            "discriminator": tree(d_arrays, "params"),
-            "generator": tree(g_arrays, "params"),
+            "discriminator": harness.tree(d_arrays, "params"),
+            "generator": harness.tree(g_arrays, "params"),
         },
-        extra={"discriminator": {}, "generator": tree(g_arrays, "extra")},
+        extra={"discriminator": {}, "generator": harness.tree(g_arrays, "extra")},
     )
 
     def apply(model: Any, name: str, x: Any) -> np.ndarray:
@@ -112,18 +93,12 @@ def gan_jaxstudy(data: Arrays, steps: int) -> Measured:
     first = before(
         apply(d, "discriminator", batches(data, 1)[0]), apply(g, "generator", data["z"])
     )
-    rates: list[float] = []
-    fitted = fit(
-        state,
-        make_gan_step(d, g, tx, tx, use_running_stats=True),
-        dataset({"x": data["x"][: steps * BATCH]}),
-        batch_size=BATCH, epochs=1 + EPOCHS, key=jax.random.key(1),
-        order=Order(shuffle="never"), chunk_steps=steps,
-        progress=lambda step, rate, rows: rates.append(rate),
+    figures, records = harness.fit_epochs(
+        state, make_gan_step(d, g, tx, tx, use_running_stats=True), {"x": data["x"]},
+        BATCH, steps,
     )  # fmt: skip
-    losses = [[row[f"loss{i}"] for i in (1, 2, 3)] for row in fitted.records]
-    step_ms = float(np.mean(1e3 / np.array(rates[1:])))
-    return Measured(step_ms, {"loss": np.array(losses), **first})
+    losses = [[record[f"loss{i}"] for i in (1, 2, 3)] for record in records]
+    return Measured(figures, {"loss": np.array(losses), **first})
 
 
 def before(logits: Any, images: Any) -> Arrays:
@@ -137,14 +112,15 @@ def batches(data: Arrays, steps: int) -> list[np.ndarray]:
     return np.split(x, steps)
 
 
-def gan_keras(data: Arrays, steps: int) -> Measured:
+def gan_keras(job: Job) -> Measured:
     """`predict_on_batch` and `train_on_batch`, as the course has it."""
+    data, steps, *_ = job
     import keras
 
     layers = keras.layers
 
     def made(model: Any) -> Any:
-        adam = keras.optimizers.Adam(RATE, beta_1=B1, epsilon=EPS)
+        adam = keras.optimizers.Adam(RATE, beta_1=B1, epsilon=harness.EPS)
         model.compile(adam, keras.losses.BinaryCrossentropy(from_logits=True))
         return model
 
@@ -186,8 +162,8 @@ def gan_keras(data: Arrays, steps: int) -> Measured:
                 model.reset_metrics()
         return (total / steps).tolist()
 
-    step_ms, results = trained(lambda n: [epoch() for _ in range(n)], steps)
-    return Measured(step_ms, {**results, **first})
+    figures, results = harness.trained(lambda n: [epoch() for _ in range(n)], steps)
+    return Measured(figures, {**results, **first})
 
 
 def g_order() -> list[str]:
@@ -201,8 +177,9 @@ def g_order() -> list[str]:
     return names
 
 
-def gan_torch(data: Arrays, steps: int, compiled: bool = False) -> Measured:
+def gan_torch(job: Job, compiled: bool = False) -> Measured:
     """A plain loop, channels last, the fused Adam."""
+    data, steps, *_ = job
     import torch  # pyright: ignore[reportMissingImports]
 
     nn = torch.nn
@@ -237,12 +214,10 @@ def gan_torch(data: Arrays, steps: int, compiled: bool = False) -> Measured:
     g_arrays[0] = g_arrays[0].reshape(NOISE, -1)
     g_arrays[1] = g_arrays[1].reshape(4, 4, 256).transpose(2, 0, 1).reshape(-1)
     for model, arrays in ((d, d_arrays), (g, g_arrays)):
-        for parameter, array in zip(model.parameters(), arrays, strict=True):
-            axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[array.ndim]
-            parameter.data.copy_(torch.tensor(array.transpose(axes).copy()))
+        harness.set_torch_weights(model, arrays)
         model.to(memory_format=torch.channels_last)
     optimizers = [
-        torch.optim.Adam(m.parameters(), RATE, (B1, 0.999), EPS, fused=True)
+        torch.optim.Adam(m.parameters(), RATE, (B1, 0.999), harness.EPS, fused=True)
         for m in (d, g)
     ]
     judge, make = (torch.compile(m) if compiled else m for m in (d, g))
@@ -282,8 +257,8 @@ def gan_torch(data: Arrays, steps: int, compiled: bool = False) -> Measured:
             total += torch.stack(losses)
         return (total / steps).tolist()
 
-    step_ms, results = trained(lambda n: [epoch() for _ in range(n)], steps)
-    return Measured(step_ms, {**results, **first})
+    figures, results = harness.trained(lambda n: [epoch() for _ in range(n)], steps)
+    return Measured(figures, {**results, **first})
 
 
 WORKLOADS: dict[str, Workload] = {
@@ -291,23 +266,20 @@ WORKLOADS: dict[str, Workload] = {
         "a step of the GAN of lesson 5 at 64 by 64 pixels, batch 64, Adam: the "
         "discriminator on real and on generated images, then the generator",
         "All begin with the same weights and see the same images in the same order, in "
-        "epochs of {steps} steps, of which `fit` of this project makes one compiled "
+        "epochs of {length} steps, of which `fit` of this project makes one compiled "
         "chunk each; untrained, they make the same images of the same noise and say "
         "the same of real ones; but each draws its own noise and dropout, so that "
-        "losses are alike and not equal",
-        gan_data, gan_operations,
+        "losses are alike and not equal.",
+        gan_data,
         {
-            OURS: Contestant("this project, `fit`", gan_jaxstudy, OURS_PACKAGES),
+            **ours("`fit`", gan_jaxstudy),
             **on_keras(gan_keras, "`train_on_batch`", "`train_on_batch`"),
             **on_torch(gan_torch, "a plain loop, channels last"),
         },
-        steps=8, tolerances={"logits": 1e-3, "images": 1e-3, "loss": 0.15},
-        targets={"best peer": 1},
+        8, operations=gan_operations,
+        tolerances={"logits": 1e-3, "images": 1e-3, "loss": 0.15},
     ),
 }  # fmt: skip
 
 if __name__ == "__main__":
-    import tyro
-
-    command = tyro.cli(Command, description=__doc__)
-    sys.exit(main(command, WORKLOADS, Path(__file__)))
+    harness.main(WORKLOADS, __file__, __doc__)

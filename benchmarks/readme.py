@@ -13,9 +13,7 @@ from typing import Any
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parent))
-import contest
-import speed
-import study_speed
+import harness
 
 from jaxstudy.runs.lesson import find_lessons
 from jaxstudy.runs.run import write_atomically
@@ -156,16 +154,7 @@ def lessons_table() -> str:
 def speed_table() -> str:
     """The tables of benchmarks/results/*.json."""
     files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
-    results = [json.loads(path.read_text()) for path in files]
-    tables = {
-        None: speed.table,
-        "images": contest.table,
-        "sequences": contest.table,
-        "gan": contest.table,
-    }
-    return "\n\n".join(
-        tables.get(result.get("kind"), study_speed.table)(result) for result in results
-    )
+    return "\n\n".join(harness.table(json.loads(path.read_text())) for path in files)
 
 
 def fill(text: str, name: str, table: str) -> str:
