@@ -5,9 +5,6 @@
 Every candidate trains the same network on the same rows in the same way: same initial
 distribution, batches of the same size (the last one partly filled), rows shuffled anew
 in every epoch, same loss. Without evaluation. How it is measured is in harness.py.
-
-    make bench                                     writes benchmarks/results/
-    admission_speed.py --workload admission --candidate torch    one of the processes
 """
 
 import itertools

@@ -2,10 +2,7 @@
 
     dcgan    D on 64 real images, D on 64 generated ones, G through D
 
-How it is measured is in harness.py.
-
-    make bench                                          writes benchmarks/results/
-    gan_speed.py --workload dcgan --candidate torch    what each of the processes runs
+How it is measured, and the command line, are in harness.py.
 """
 
 from typing import Any
@@ -45,18 +42,17 @@ def gan_data() -> dict[str, np.ndarray]:
 
 
 def gan_operations() -> float:
-    """Two for each product of numbers: D thrice forward, G twice, and the gradients."""
-    first, second = 32 * 32 * 64 * 9, 16 * 16 * 64 * 9 * 64
-    d = first + second + 16 * 16 * 64
-    side, channels, sizes = 4, 256, [NOISE * 4 * 4 * 256]
-    for larger, filters in ENLARGED:
-        sizes.append(side * side * 9 * channels * filters)
-        side, channels = larger, filters
-    g = sum(sizes)
-    # D's own two updates need no gradient of the pixels; G's needs none of D's weights
-    of_d = 2 * (3 * d - first) + 2 * d
-    of_g = g + 3 * g - sizes[0]  # nor any gradient of the noise
-    return 2.0 * BATCH * (of_d + of_g)
+    """D thrice forward, G twice, and the gradients."""
+    from jaxstudy.models.dcgan import discriminator, generator
+
+    products = harness.products
+    of_d = products(discriminator(), {"conv_1": 32**2, "conv_2": 16**2, "output": 1})
+    sides = {f"enlarging_{i}": (2 ** (i + 1)) ** 2 for i in (1, 2, 3, 4)}
+    of_g = products(generator(), {"dense": 1, **sides})
+    d, g = sum(of_d.values()), sum(of_g.values())
+    # D's own two updates need no gradient of the pixels, G's none of D's weights, nor
+    # of the noise
+    return 2.0 * BATCH * (8 * d - 2 * of_d["conv_1"] + 4 * g - of_g["dense"])
 
 
 def part(data: Arrays, name: str) -> Arrays:

@@ -163,6 +163,17 @@ def tree(arrays: Arrays, name: str) -> Any:
     return unflatten_dict(found, sep="/")[name]
 
 
+def products(model: Any, places: Mapping[str, int]) -> dict[str, int]:
+    """Products of numbers in layers of a model, each weight used once at every place.
+
+    Each is two of a workload's operations.
+    """
+    import jax
+
+    params, _ = jax.eval_shape(model.init, jax.random.key(0))
+    return {n: k * math.prod(params[n]["kernel"].shape) for n, k in places.items()}
+
+
 def run_fit(state: Any, train_step: Any, rows: Any, **options: Any) -> Any:
     """`fit` without a progress bar: its records, and steps per second of each chunk."""
     from jaxstudy.training import fit

@@ -4,10 +4,7 @@
     inception      features of InceptionV3, 150 by 150 pixels, no gradients
     augmentation   flip, rotation, zoom and translation of 64 images
 
-How it is measured is in harness.py.
-
-    make bench                                          all; writes benchmarks/results/
-    images_speed.py --workload cnn --candidate torch   what each of the processes runs
+How it is measured, and the command line, are in harness.py.
 """
 
 import math
@@ -43,10 +40,12 @@ def cnn_data() -> dict[str, np.ndarray]:
 
 
 def cnn_operations() -> float:
-    """Two for each product of numbers, forward and for both gradients."""
-    first = 28 * 28 * 32 * 9  # whose inputs, the pixels, need no gradient
-    others = 14 * 14 * 64 * 9 * 32 + 7 * 7 * 64 * 64 + 64 * 10
-    return 2.0 * BATCH * (2 * first + 3 * others)
+    """Forward, and for both gradients; but the inputs, the pixels, need none."""
+    from jaxstudy.models.cnn import cnn
+
+    places = {"conv_1": 28 * 28, "conv_2": 14 * 14, "hidden_1": 1, "output": 1}
+    forward = harness.products(cnn((28, 28, 1), 10), places)
+    return 2.0 * BATCH * (3 * sum(forward.values()) - forward["conv_1"])
 
 
 def cnn_jaxstudy(job: Job) -> Measured:

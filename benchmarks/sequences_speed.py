@@ -3,10 +3,7 @@
     lstm       training a model of the next character
     sampling   drawing characters from it
 
-How it is measured is in harness.py.
-
-    make bench                                          all; writes benchmarks/results/
-    sequences_speed.py --workload lstm --candidate torch   what each process runs
+How it is measured, and the command line, are in harness.py.
 """
 
 from collections.abc import Callable
@@ -115,14 +112,15 @@ def lstm_data() -> dict[str, np.ndarray]:
     return {"x": found[:, :-1], "y": found[:, 1:], **weights()}
 
 
-def lstm_operations() -> float:
-    """Two for each product of numbers, forward and for both gradients.
+def products(name: str) -> int:
+    """Products of numbers of a step, of one row, by an array of the weights."""
+    return weights()[name].size
 
-    The inputs need no gradient, and the first h is zero.
-    """
-    gates = 4 * UNITS
-    products = LENGTH * (2 * VOCABULARY * gates + 3 * UNITS * VOCABULARY)
-    return 2.0 * BATCH * (products + 3 * (LENGTH - 1) * UNITS * gates)
+
+def lstm_operations() -> float:
+    """Forward and for both gradients; the inputs need none, and the first h is zero."""
+    whole = LENGTH * sum(map(products, (KERNEL, RECURRENT, OUTPUT)))
+    return 2.0 * BATCH * (3 * (whole - products(RECURRENT)) - LENGTH * products(KERNEL))
 
 
 def lstm_jaxstudy(job: Job) -> Measured:
@@ -157,10 +155,12 @@ def sampling_data() -> dict[str, np.ndarray]:
 
 
 def sampling_operations() -> float:
-    """Two for each product of numbers; logits of the last of the prefix and later."""
-    gates, steps = 4 * UNITS, PREFIX + DRAWN - 1
-    products = steps * VOCABULARY * gates + (steps - 1) * UNITS * gates
-    return 2.0 * BATCH * (products + DRAWN * UNITS * VOCABULARY)
+    """Logits of the last of the prefix and later; the first h is zero."""
+    steps = PREFIX + DRAWN - 1
+    recurrent = (steps - 1) * products(RECURRENT)
+    return (
+        2.0 * BATCH * (steps * products(KERNEL) + recurrent + DRAWN * products(OUTPUT))
+    )
 
 
 def sampled(

@@ -6,9 +6,6 @@
 
 Without evaluation. The clock starts when the libraries are imported. How it is measured
 is in harness.py.
-
-    make bench                                            writes benchmarks/results/
-    study_speed.py --workload study --candidate torch     what each process runs
 """
 
 import time
