@@ -34,7 +34,7 @@ def gan_data() -> dict[str, np.ndarray]:
     for number, (name, model) in enumerate(
         {"d": discriminator(), "g": generator()}.items()
     ):
-        params, extra = model.init(jax.random.key(number))
+        params, extra = jax.jit(model.init)(jax.random.key(number))
         paths: Any = flatten_dict({"params": params, "extra": extra}, sep="/")
         arrays |= {f"{name}/{k}": np.asarray(a) for k, a in paths.items()}
     rng = np.random.default_rng(0)
@@ -83,8 +83,8 @@ def gan_jaxstudy(job: Job) -> Measured:
     )
 
     def apply(model: Any, name: str, x: Any) -> np.ndarray:
-        weights = state.params[name], state.extra[name]
-        return np.asarray(model.apply(*weights, x, train=False, key=None)[0])
+        forward = jax.jit(lambda *args: model.apply(*args, train=False, key=None)[0])
+        return np.asarray(forward(state.params[name], state.extra[name], x))
 
     first = before(
         apply(d, "discriminator", batches(data, 1)[0]), apply(g, "generator", data["z"])

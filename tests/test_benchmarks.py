@@ -305,14 +305,14 @@ def test_admission_is_trained_alike_and_its_first_step_timed() -> None:
     assert np.allclose([data["x"].mean(0), data["x"].std(0) - 1], 0, atol=1e-6)
     assert data["y"].sum() == 127
     ours, peer = (
-        [train(data, 5, seed) for seed in (0, 1, 2)]
+        [train(data, 5, seed) for seed in (0, 1)]
         for train in (admission.train_jaxstudy, admission.train_keras)
     )
     for trained in (*ours, *peer):
         assert trained.steps == 65  # 12 full batches and a half
         assert min(trained.preparing_s, trained.train_s) > 0
     losses = np.array([[trained.loss for trained in each] for each in (ours, peer)])
-    assert len(np.unique(losses)) == 6
+    assert len(np.unique(losses)) == 4
     assert np.ptp(losses.mean(1)) < 0.02
 
     job = Job(data, 5, started=time.time() - 100)
@@ -349,12 +349,12 @@ def test_this_project_and_keras_train_the_same_cnn(monkeypatch: Patch) -> None:
 
 
 def test_this_project_and_keras_train_the_same_gan(monkeypatch: Patch) -> None:
-    """Two steps on batches of 4 images of noise."""
+    """A step an epoch on 4 images of noise."""
     x = np.random.default_rng(0).integers(0, 256, (8, 28, 28)).astype(np.uint8)
     made = {"train": Images(x, np.zeros(8, np.int32))}
     monkeypatch.setattr(gan, "BATCH", 4)
     monkeypatch.setattr("jaxstudy.images.sets.read_fashion_mnist", lambda: made)
-    job = Job(gan.gan_data(), 2)
+    job = Job(gan.gan_data(), 1)
     ours, peer = gan.gan_jaxstudy(job), gan.gan_keras(job)
     assert min(ours.figures["step_ms"], peer.figures["step_ms"]) > 0
     assert ours.results["loss"].shape == (1 + harness.EPOCHS, 3)
