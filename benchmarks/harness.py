@@ -176,14 +176,15 @@ def products(model: Any, places: Mapping[str, int]) -> dict[str, int]:
 
 def run_fit(state: Any, train_step: Any, rows: Any, **options: Any) -> Any:
     """`fit` without a progress bar: its records, and steps per second of each chunk."""
-    from jaxstudy.training import fit
+    from jaxstudy.training import Log, fit
 
     rates: list[float] = []
-    fitted = fit(
-        state, train_step, rows, progress=lambda _, rate, __: rates.append(rate),
-        **options,
-    )  # fmt: skip
-    return fitted.records, rates
+
+    class Rates(Log):
+        def advanced(self, state: Any, chunk: Any, records: Any) -> None:
+            rates.append(chunk.steps / chunk.seconds)
+
+    return fit(state, train_step, rows, log=Rates(), **options).records, rates
 
 
 def fit_epochs(
@@ -196,8 +197,9 @@ def fit_epochs(
 
     rows = dataset({name: a[: steps * batch_size] for name, a in arrays.items()})
     records, rates = run_fit(
-        state, train_step, rows, batch_size=batch_size, epochs=1 + EPOCHS,
-        key=jax.random.key(1), order=Order(shuffle="never"), chunk_steps=steps,
+        state, train_step, replace(rows, order=Order(shuffle="never")),
+        key=jax.random.key(1), epochs=1 + EPOCHS, batch_size=batch_size,
+        chunk_steps=steps,
     )  # fmt: skip
     return {"step_ms": float(np.mean(1e3 / np.array(rates[1:])))}, records
 

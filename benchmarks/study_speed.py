@@ -227,6 +227,8 @@ def quadratic_jaxstudy(job: Job) -> Measured:
         problem, runner.Candidate(OPTIMIZERS["sgd"], {})
     )
 
+    count = len(QUADRATIC_RATES) * QUADRATIC_SEEDS
+
     def train() -> list[float]:
         start, order = runner.seed_keys(protocol, range(QUADRATIC_SEEDS))
         replicas = runner.as_replicas(
@@ -235,7 +237,7 @@ def quadratic_jaxstudy(job: Job) -> Measured:
         records, _ = harness.run_fit(
             runner.start_replicas(common, functions, start, replicas),
             functions.train_step, problem.train, batch_size=problem.batch_size,
-            epochs=job.length, key=order, replicas=replicas, order=problem.order,
+            epochs=job.length, key=runner.tile(order, count), replicas=replicas,
             chunk_steps=10**9,
         )  # fmt: skip
         return records[-1]["loss"]

@@ -22,7 +22,8 @@ import numpy as np
 import optax
 import pydantic
 
-from jaxstudy.dataset import Dataset, dataset, random_split, subset
+from jaxstudy.data.splits import random_split
+from jaxstudy.dataset import Dataset, dataset, subset
 from jaxstudy.model import Model
 from jaxstudy.models.mlp import ACTIVATIONS, mlp
 from jaxstudy.objectives import cross_entropy
@@ -34,6 +35,7 @@ from jaxstudy.runs.statistics import NONNEGATIVE, Estimate, mean_over_runs
 from jaxstudy.tabular.reading import read_digits
 from jaxstudy.training import (
     EvalStep,
+    Evaluator,
     Replicas,
     TrainState,
     TrainStep,
@@ -41,7 +43,6 @@ from jaxstudy.training import (
     init_replicas,
     make_eval_step,
     make_train_step,
-    measure,
 )
 from jaxstudy.types import Array, Batch, Mean, Metrics
 
@@ -202,13 +203,14 @@ def train_depth(config: Config, depth: int, data: Data, run: Run) -> Outcome:
         init_replicas(model, optax.sgd(0.1), seeds[:, 0]),
         train_step,
         data.train,
-        batch_size=config.batch_size,
-        epochs=config.epochs,
         key=seeds[:, 1],
-        eval_step=probe,
-        evaluate_on={"validation": data.validation},
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        evaluators={
+            "validation": Evaluator(probe, data.validation, args=replicas.args)
+        },
         replicas=replicas,
-        sub_run=run.sub_run(f"depth {depth}"),
+        log=run.sub_run(f"depth {depth}"),
     )
 
     def worst_if_none(values: list) -> np.ndarray:
@@ -231,7 +233,11 @@ def train_depth(config: Config, depth: int, data: Data, run: Run) -> Outcome:
     rows = np.asarray(data.test.arrays["x"], np.float64)[data.test.indices]
     return Outcome(
         np.array(config.rates)[best],
-        reported(measure(plain, fitted.state, data.test, replicas=replicas)["loss"]),
+        reported(
+            Evaluator(plain, data.test, args=replicas.args, mode=replicas.mode)(
+                fitted.state
+            )["loss"]
+        ),
         {name: reported(looks[0][name]) for name in names},
         {name: reported(looks[-1][name]) for name in names},
         affine_difference(params, depth, config.width, rows),

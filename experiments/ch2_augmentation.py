@@ -68,6 +68,7 @@ from jaxstudy.runs.statistics import (
     mean_over_runs,
 )
 from jaxstudy.training import (
+    Evaluator,
     Replicas,
     TrainState,
     TrainStep,
@@ -248,16 +249,17 @@ def train(
     fitted = fit(
         state,
         train_step,
-        data.train._replace(indices=rows, mask=jnp.ones(rows.shape, bool)),
-        batch_size=config.batch_size,
-        epochs=config.epochs,
+        dataclasses.replace(data.train, indices=rows, mask=jnp.ones(rows.shape, bool)),
         key=keys,
-        eval_step=make_eval_step(cross_entropy(model)),
-        evaluate_on=few,
-        eval_batch_size=500,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        evaluators={
+            name: Evaluator(make_eval_step(cross_entropy(model)), held_out, 500)
+            for name, held_out in few.items()
+        },
         replicas=Replicas((jnp.arange(len(rows)) % len(ARMS),)),
-        sub_run=run.sub_run(),
         evaluate_first=False,
+        log=run.sub_run(),
     )
     accuracy = {name: [] for name in ("train", *few)}
     for row in fitted.records:

@@ -35,7 +35,7 @@ import numpy as np
 import optax
 import pydantic
 
-from jaxstudy.dataset import dataset, evenly_spaced
+from jaxstudy.dataset import dataset, evenly_spaced, take
 from jaxstudy.images.augment import Flip, Rotation, Translation, Zoom, augmented
 from jaxstudy.images.folders import read_image
 from jaxstudy.images.sets import read_image_folder, read_images
@@ -63,9 +63,8 @@ from jaxstudy.runs.statistics import (
     at_best_epoch,
     mean_over_runs,
 )
-from jaxstudy.stream import take
 from jaxstudy.training import (
-    Replicas,
+    Evaluator,
     TrainState,
     fit,
     init_replicas,
@@ -244,20 +243,22 @@ def train(
     """Train with every size and seed, each a replica of one program."""
     data = {name: dataset(fields) for name, fields in images.sets.items()}
     rows = jnp.asarray(images.indices.reshape(-1, images.indices.shape[-1]))
-    own = data["train"]._replace(indices=rows, mask=jnp.ones(rows.shape, bool))
+    own = dataclasses.replace(
+        data["train"], indices=rows, mask=jnp.ones(rows.shape, bool)
+    )
     fitted = fit(
         state,
         make_train_step(objective, tx),
         own,
-        batch_size=config.batch_size,
-        epochs=epochs,
         key=keys(config)[:, 1],
-        eval_step=make_eval_step(objective),
-        evaluate_on={name: data[name] for name in ("validation", "test")},
-        eval_batch_size=500,
+        epochs=epochs,
+        batch_size=config.batch_size,
+        evaluators={
+            name: Evaluator(make_eval_step(objective), data[name], 500)
+            for name in ("validation", "test")
+        },
         evaluate_first=False,
-        replicas=Replicas(),
-        sub_run=run.sub_run(arm),
+        log=run.sub_run(arm),
     )
     shape = (-1, *images.indices.shape[:2])
     accuracy = {

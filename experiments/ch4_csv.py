@@ -44,7 +44,7 @@ import pydantic
 
 from jaxstudy.dataset import (
     Dataset,
-    Streamed,
+    StreamedDataset,
     dataset,
     stacked_subsets,
     streamed,
@@ -95,7 +95,7 @@ from jaxstudy.tabular.reading import (
     without_formulas,
 )
 from jaxstudy.training import (
-    Replicas,
+    Evaluator,
     TrainState,
     fit,
     init_replicas,
@@ -268,8 +268,8 @@ class Trained(NamedTuple):
 
 def train(
     model: Model,
-    data: Dataset | Streamed,
-    validation: Dataset | Streamed | None,
+    data: Dataset | StreamedDataset,
+    validation: Dataset | StreamedDataset | None,
     replicas: int,
     config: Config,
     run: Run,
@@ -287,13 +287,13 @@ def train(
         init_replicas(model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
         data,
-        batch_size=config.batch_size,
-        epochs=config.epochs,
         key=keys[:, 1],
-        eval_step=make_eval_step(objective),
-        evaluate_on={} if validation is None else {"validation": validation},
-        replicas=Replicas(),
-        sub_run=run.sub_run(name),
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        evaluators={}
+        if validation is None
+        else {"validation": Evaluator(make_eval_step(objective), validation)},
+        log=run.sub_run(name),
     )
     return Trained(model, fitted.state)
 

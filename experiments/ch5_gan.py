@@ -42,7 +42,7 @@ import pydantic
 from jax import lax
 
 from jaxstudy import ops
-from jaxstudy.dataset import Dataset, dataset, evenly_spaced, steps_per_epoch
+from jaxstudy.dataset import Dataset, dataset, evenly_spaced, steps_per_epoch, take
 from jaxstudy.gan.evaluation import (
     classifier_features,
     classifier_metrics,
@@ -78,8 +78,7 @@ from jaxstudy.runs.statistics import (
     frechet_distance,
     mean_over_runs,
 )
-from jaxstudy.stream import take
-from jaxstudy.training import FitResult, Replicas, TrainState, fit
+from jaxstudy.training import Evaluator, FitResult, TrainState, fit
 from jaxstudy.types import Array, Key, PyTree, UserError, warn
 
 LESSON = Lesson(
@@ -260,15 +259,18 @@ def train(config: Config, data: Data, run: Run) -> FitResult:
         state,
         make_gan_step(*both),
         data.train,
-        batch_size=config.batch_size,
-        epochs=config.epochs,
         key=order_key,
-        eval_step=make_gan_eval_step(d, g, key_for(config, "evaluation")),
-        evaluate_on={"validation": data.held_out},
-        eval_batch_size=250,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        evaluators={
+            "validation": Evaluator(
+                make_gan_eval_step(d, g, key_for(config, "evaluation")),
+                data.held_out,
+                250,
+            )
+        },
         evaluate_first=False,
-        sub_run=run.sub_run("gan"),
-        on_epoch=write_samples,
+        log=run.sub_run("gan", on_epoch=write_samples),
     )
     frames = sorted(samples(run.folder).glob("epoch_*.png"))
     plots.save_animation(samples(run.folder) / "training.gif", frames)
@@ -328,15 +330,16 @@ def train_variant(
             *both, orders.get(name, alternating), use_running_stats="predicted" in name
         ),
         learnt,
-        batch_size=config.batch_size,
-        epochs=config.variant_epochs,
         key=keys[:, 1],
-        eval_step=make_gan_eval_step(d, g, key_for(config, "evaluation")),
-        evaluate_on={"validation": held_out},
-        eval_batch_size=250,
+        epochs=config.variant_epochs,
+        batch_size=config.batch_size,
+        evaluators={
+            "validation": Evaluator(
+                make_gan_eval_step(d, g, key_for(config, "evaluation")), held_out, 250
+            )
+        },
         evaluate_first=False,
-        replicas=Replicas(),
-        sub_run=run.sub_run(name.replace(" ", "_"), temporary=True),
+        log=run.sub_run(name.replace(" ", "_"), temporary=True),
     )
     return g, fitted
 

@@ -488,13 +488,13 @@ def test_numpy_and_this_project_agree_on_the_quadratic() -> None:
     replicas = runner.as_replicas({"rate": rates}, 2, runner.Protocol(mode="vmap"))
     records, _ = harness.run_fit(
         runner.start_replicas(runner.make_common(problem), functions, keys, replicas),
-        functions.train_step, problem.train, batch_size=128, epochs=3, key=keys,
-        replicas=replicas, order=problem.order, chunk_steps=10**9,
+        functions.train_step, problem.train, batch_size=128, epochs=3,
+        key=runner.tile(keys, 4), replicas=replicas, chunk_steps=10**9,
     )  # fmt: skip
     ours = np.array([record["loss"] for record in records]).reshape(3, 2, 2)
-    train, order = problem.train, problem.order
+    train = problem.train
     orders = np.array([
-        [np.ravel(epoch_batches(train, 128, key, e, order).indices) for key in keys]
+        [np.ravel(epoch_batches(train, 128, key, e).indices) for key in keys]
         for e in jnp.arange(3)
     ])  # fmt: skip
     got = study.sgd_on_quadratic(study.quadratic_data(), rates, orders, 128)
