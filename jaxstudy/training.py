@@ -401,6 +401,28 @@ def fit(
     return FitResult(state, records)
 
 
+def train_seeds(
+    model: Model,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    data: AnyDataset,
+    *,
+    seed: int,
+    seeds: int,
+    **options: Any,
+) -> FitResult:
+    """`fit` from so many seeds, each a replica: weights and order are independent.
+
+    seed: fixes them all; options: of `fit`, `key` apart.
+    """
+    keys = jax.random.split(jax.random.key(seed), (seeds, 2))
+    state, train_step = (
+        init_replicas(model, tx, keys[:, 0]),
+        make_train_step(objective, tx),
+    )
+    return fit(state, train_step, data, key=keys[:, 1], **options)
+
+
 HEAD = ("step", "epoch", "split")
 
 
