@@ -29,6 +29,7 @@ from jaxstudy.models.mlp import ACTIVATIONS, mlp
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import NONNEGATIVE, Estimate, mean_over_runs
 from jaxstudy.tabular.reading import read_digits
@@ -44,6 +45,18 @@ from jaxstudy.training import (
     make_train_step,
 )
 from jaxstudy.types import Array, Batch, Mean, Metrics
+
+LESSON = Lesson(
+    number="1.2",
+    title="Six activations, 1 to 16 layers: who still learns, where the gradient goes",
+    headline={
+        "none, 4 hidden: test log-loss": "test log-loss at 4 hidden layers: none",
+        "sigmoid, 4 hidden: test log-loss": "sigmoid",
+        "tanh, 4 hidden: test log-loss": "tanh",
+        "relu, 4 hidden: test log-loss": "relu",
+        "none = one affine map: largest difference": "none is one affine map to",
+    },
+)
 
 NAMES = tuple(ACTIVATIONS)
 

@@ -29,6 +29,7 @@ from jaxstudy.objectives import binary_cross_entropy
 from jaxstudy.optimizers import OPTIMIZERS
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run, Saved
 from jaxstudy.runs.statistics import (
     NONNEGATIVE,
@@ -55,6 +56,17 @@ from jaxstudy.training import (
     make_train_step,
 )
 from jaxstudy.types import Array, Key, UserError
+
+LESSON = Lesson(
+    number="1.4",
+    title="400 real admissions: a network, cross-validated beside logistic regression",
+    headline={
+        "network: accuracy": "accuracy: network",
+        "logistic regression: accuracy": "logistic regression",
+        "majority class: accuracy": "majority class",
+        "network - logistic regression: log-loss": "log-loss, network minus regression",
+    },
+)
 
 FEATURES = 5
 RANGES = {"accuracy": SHARE, "log-loss": NONNEGATIVE}

@@ -24,8 +24,19 @@ from jaxstudy.models.mlp import ACTIVATIONS, mlp
 from jaxstudy.objectives import squared_error
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Positive, Settings, experiment
+from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.types import PyTree
+
+LESSON = Lesson(
+    number="1.1",
+    title="A 3-2-1 network by hand: every product, every gradient, three ways",
+    headline={
+        "forward: largest difference": "by hand - `Model.apply`",
+        "jax.grad - chain rule: largest difference": "chain rule - `jax.grad`",
+        "finite differences - chain rule: largest": "chain rule - differences",
+    },
+)
 
 MONTHS = ("June", "September", "October")
 Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]

@@ -26,6 +26,7 @@ import optax
 from jaxstudy.optimizers import OPTIMIZERS, Log, Optimizer
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.study.comparison import cell_of
 from jaxstudy.study.plots import look, save_study
@@ -34,6 +35,21 @@ from jaxstudy.study.runner import Candidate, Protocol, look_up, metrics, run_stu
 from jaxstudy.tabular.reading import read_digits
 from jaxstudy.training import TrainState, TrainStep, fit, init_state, make_train_step
 from jaxstudy.types import Array, Batch, Mean, Metrics
+
+LESSON = Lesson(
+    number="1.3",
+    title="Eight optimizers, each at its best rate; their paths, how long a step is",
+    headline={
+        "sgd: test loss on digits": "test log-loss on the digits: sgd",
+        "momentum: test loss on digits": "momentum",
+        "nesterov: test loss on digits": "nesterov",
+        "adagrad: test loss on digits": "adagrad",
+        "rmsprop: test loss on digits": "rmsprop",
+        "adadelta: test loss on digits": "adadelta",
+        "adam: test loss on digits": "adam",
+        "adamw: test loss on digits": "adamw",
+    },
+)
 
 NAMES = (
     "sgd",

@@ -36,6 +36,7 @@ from jaxstudy.objectives import cross_entropy
 from jaxstudy.ops import Padding
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import SHARE, Estimate, mean_over_runs
 from jaxstudy.training import (
@@ -48,6 +49,19 @@ from jaxstudy.training import (
     make_train_step,
 )
 from jaxstudy.types import Array, Batch, Metrics
+
+LESSON = Lesson(
+    number="2.0, 2.1",
+    title="A flattened image against convolutions, on images shifted by 0 to 6 "
+    "pixels; pooling, padding, feature maps",
+    headline={
+        "flatten: test accuracy": "test accuracy: flattened",
+        "max pooling: test accuracy": "convolutions, max pooling",
+        "flatten: accuracy, shifted by 3 pixels": "shifted by 3 pixels: flattened",
+        "max pooling: accuracy, shifted by 3 pixels": "max pooling",
+        "no pooling: accuracy, shifted by 3 pixels": "no pooling",
+    },
+)
 
 Name = Literal[
     "flatten", "max pooling", "average pooling", "no pooling", "max pooling, valid"

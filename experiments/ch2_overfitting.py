@@ -33,6 +33,7 @@ from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import SHARE, SHARE_DIFFERENCE, Estimate, mean_over_runs
 from jaxstudy.training import (
@@ -41,6 +42,23 @@ from jaxstudy.training import (
     init_replicas,
     make_eval_step,
     make_train_step,
+)
+
+LESSON = Lesson(
+    number="2.1.2",
+    title="Overfitting: what another dense layer, a convolution and dropout are worth",
+    headline={
+        "base: test accuracy": "test accuracy: base",
+        "+ dense: test accuracy": "+ dense",
+        "+ convolution: test accuracy": "+ convolution",
+        "+ dropout: test accuracy": "+ dropout",
+        "all: test accuracy": "all of it",
+        "all, every image: test accuracy": "and 54,000 images for 10,000",
+        "base: generalization gap": "generalization gap in accuracy: base",
+        "+ dropout: generalization gap": "with dropout",
+        "all: generalization gap": "all of it",
+        "all, every image: generalization gap": "and 54,000 images",
+    },
 )
 
 Name = Literal[

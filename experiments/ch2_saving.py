@@ -35,6 +35,7 @@ from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Options, Run, SubRun, open_run, read_saved
 from jaxstudy.training import (
     Evaluator,
@@ -45,6 +46,20 @@ from jaxstudy.training import (
     make_train_step,
 )
 from jaxstudy.types import Array, PyTree, UserError
+
+LESSON = Lesson(
+    number="2.2.2",
+    title="Every way to save and load, each checked",
+    headline={
+        "resume: stopped half-way and gone on, the same bits": (
+            "promises kept: resumed, the same bits"
+        ),
+        "a flipped bit is noticed, not loaded": "a flipped bit is noticed",
+        "every: MiB on the disk": "checkpoints, MiB: every epoch's",
+        "last: MiB on the disk": "last",
+        "params: MiB on the disk": "weights alone",
+    },
+)
 
 NAME = "ch2_saving"
 

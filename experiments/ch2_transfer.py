@@ -54,6 +54,7 @@ from jaxstudy.objectives import cross_entropy
 from jaxstudy.pretrained import backbones
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run, Saved, read_sealed, write_atomically
 from jaxstudy.runs.statistics import (
     SHARE,
@@ -71,6 +72,24 @@ from jaxstudy.training import (
     make_train_step,
 )
 from jaxstudy.types import Array, Objective, PyTree, UserError
+
+LESSON = Lesson(
+    number="2.3",
+    title="Transfer: a regression on the frozen features of EfficientNet, fine-"
+    "tuning, and starting from scratch, by the number of images",
+    headline={
+        "100 images, pixels: test accuracy": "test accuracy with 100 images: pixels",
+        "100 images, scratch: test accuracy": "scratch",
+        "100 images, frozen: test accuracy": "frozen",
+        "100 images, fine-tuned: test accuracy": "fine-tuned",
+        "2286 images, pixels: test accuracy": "with all 2286: pixels",
+        "2286 images, scratch: test accuracy": "scratch",
+        "2286 images, scratch, augmented: test accuracy": "scratch, augmented",
+        "2286 images, frozen: test accuracy": "frozen",
+        "2286 images, fine-tuned: test accuracy": "fine-tuned",
+        "majority class: test accuracy": "majority class",
+    },
+)
 
 ARMS = ("pixels", "scratch", "scratch, augmented", "frozen", "fine-tuned")
 LAYERS = (Flip(), Rotation(0.05), Zoom(0.2), Translation(0.1, 0.1))

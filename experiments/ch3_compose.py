@@ -47,6 +47,7 @@ from jaxstudy.objectives import supervised
 from jaxstudy.runs import plots
 from jaxstudy.runs.checkpoint import Checkpoints, Keep
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import (
     Options,
     Run,
@@ -81,6 +82,24 @@ from jaxstudy.training import (
     make_train_step,
 )
 from jaxstudy.types import Array, Batch, Key, Metrics, Objective, PyTree, UserError
+
+LESSON = Lesson(
+    number="3.2.1",
+    title="Composing: an LSTM over the characters of 4233 tunes, judged by a parser",
+    headline={
+        "LSTM: validation bits per character": "bits per character, validation: LSTM",
+        "n-gram: validation bits per character": "n-gram",
+        "xz -9: validation bits per character": "xz -9",
+        "LSTM: test bits per character": "test: LSTM",
+        "n-gram: test bits per character": "n-gram",
+        "xz -9: test bits per character": "xz -9",
+        "composed: accepted by music21": "music21 accepts, of composed tunes",
+        "real: accepted by music21": "of real ones",
+        "composed: accepted, and all bars add up": "and all bars add up, of composed",
+        "real: accepted, and all bars add up": "of real ones",
+        "composed: copies of a training tune": "copies among the composed",
+    },
+)
 
 END = "\n"  # an empty line ends a tune; another tune's end stands before the first
 VOCABULARY = "vocabulary.json"  # in the run folder

@@ -37,6 +37,7 @@ from jaxstudy.models.recurrent import Kind, sequence_to_vector
 from jaxstudy.objectives import squared_error
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import NONNEGATIVE, Estimate, mean_over_runs
 from jaxstudy.training import (
@@ -46,6 +47,25 @@ from jaxstudy.training import (
     init_replicas,
     make_eval_step,
     make_train_step,
+)
+
+LESSON = Lesson(
+    number="3.1.2, 3.2",
+    title="The vanishing gradient: adding two of T numbers with SimpleRNN, GRU and "
+    "LSTM",
+    headline={
+        "simple, T = 200: squared error": "squared error at T = 200: SimpleRNN",
+        "gru, T = 200: squared error": "GRU",
+        "lstm, T = 200: squared error": "LSTM",
+        "simple, T = 400: squared error": "at T = 400: SimpleRNN",
+        "gru, T = 400: squared error": "GRU",
+        "lstm, T = 400: squared error": "LSTM",
+        "always the mean: squared error": "always the mean",
+        "simple, T = 200: gradient at the first step / the last": (
+            "untrained gradient at the first of 200 steps / the last: SimpleRNN"
+        ),
+        "lstm, T = 200: gradient at the first step / the last": "LSTM",
+    },
 )
 
 SOLVED = 0.01  # a squared error below it: the sum is known to 0.1

@@ -45,6 +45,7 @@ from jaxstudy.models.recurrent import Kind, Recurrent, small_uniform
 from jaxstudy.objectives import masked_mean, mean_value
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run, Saved, read_sealed
 from jaxstudy.runs.statistics import (
     NONNEGATIVE,
@@ -63,6 +64,25 @@ from jaxstudy.training import (
     make_train_step,
 )
 from jaxstudy.types import Array, Batch, Key, Metrics, Objective, PyTree, UserError
+
+LESSON = Lesson(
+    number="3.1",
+    title="The next word of Moby Dick: a bag of the last words, the words in order, "
+    "a simple RNN, an LSTM, n-grams; and the same words shuffled",
+    headline={
+        "bag of words: test perplexity": "test perplexity: bag of words",
+        "words in order: test perplexity": "words in order",
+        "simple RNN: test perplexity": "simple RNN",
+        "LSTM: test perplexity": "LSTM",
+        "n-gram: test perplexity": "n-gram",
+        "LSTM: perplexity, last words in order": (
+            "of the last 8 words alone, in order: LSTM"
+        ),
+        "LSTM: perplexity, last words shuffled": "shuffled",
+        "bag of words: perplexity, last words in order": "the bag, in order",
+        "bag of words: perplexity, last words shuffled": "shuffled",
+    },
+)
 
 Name = Literal["bag of words", "words in order", "simple RNN", "LSTM"]
 KINDS: dict[Name, Kind] = {"simple RNN": "simple", "LSTM": "lstm"}

@@ -49,6 +49,7 @@ from jaxstudy.models.seq2seq import seq2seq
 from jaxstudy.objectives import sequence_cross_entropy, squared_error
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run, SubRun
 from jaxstudy.runs.statistics import NONNEGATIVE, SHARE, Estimate, mean_over_runs
 from jaxstudy.tabular.reading import read_digits
@@ -66,6 +67,21 @@ from jaxstudy.training import (
     make_train_step,
 )
 from jaxstudy.types import Array, Key, Objective, PyTree, UserError
+
+LESSON = Lesson(
+    number="3.1.1",
+    title="Three shapes: a digit's image spelled in letters, sunspots forecast, "
+    "sums written digit by digit",
+    headline={
+        "spelling: exact match": "names spelled right",
+        "sunspots, simple: error": "sunspots, root mean squared error: simple",
+        "sunspots, gru: error": "GRU",
+        "sunspots, lstm: error": "LSTM",
+        "sunspots, persistence: error": "persistence (previous year)",
+        "sunspots, linear regression: error": "linear regression",
+        "addition: exact match": "sums right",
+    },
+)
 
 NAMES = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",

@@ -39,6 +39,7 @@ from jaxstudy.models.seq2seq import Seq2Seq, seq2seq
 from jaxstudy.objectives import sequence_cross_entropy
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run, Saved, read_sealed
 from jaxstudy.runs.statistics import SHARE, Estimate, mean_over_runs
 from jaxstudy.text.decoding import Beams, beam_search
@@ -64,6 +65,27 @@ from jaxstudy.training import (
     make_train_step,
 )
 from jaxstudy.types import Array, PyTree, UserError
+
+LESSON = Lesson(
+    number="3.1.1",
+    title="An encoder-decoder from Korean to English, dates and messages, with and "
+    "without attention, greedy and by beam",
+    headline={
+        "dates, attention: exact match, greedy": (
+            "exact match on dates, greedy: attention"
+        ),
+        "dates, no attention: exact match, greedy": "no attention",
+        "messages, attention: exact match, beam of 4": (
+            "on messages, beam of 4: attention"
+        ),
+        "messages, no attention: exact match, beam of 4": "no attention",
+        "messages, attention: chrF, beam of 4": "chrF: attention",
+        "messages, no attention: chrF, beam of 4": "no attention",
+        "messages, noise: several English": (
+            "share of messages whose Korean has other English too"
+        ),
+    },
+)
 
 Task = Literal["dates", "messages"]
 NETWORKS = {"attention": True, "no attention": False}

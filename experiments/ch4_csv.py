@@ -56,6 +56,7 @@ from jaxstudy.models.mlp import embedding_mlp
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run, Saved, read_sealed, write_atomically
 from jaxstudy.runs.statistics import (
     NONNEGATIVE,
@@ -103,6 +104,28 @@ from jaxstudy.training import (
     make_train_step,
 )
 from jaxstudy.types import Array, PyTree, UserError
+
+LESSON = Lesson(
+    number="4",
+    title="Columns of a table scaled, bucketed, embedded, hashed, crossed: who "
+    "survived the Titanic, beside logistic regression on the same folds; the "
+    "effect of target leakage",
+    headline={
+        "network: accuracy": "cross-validated accuracy: network",
+        "logistic regression: accuracy": "logistic regression",
+        "network - logistic regression: accuracy": "network less that",
+        "network - logistic regression, all columns: accuracy": (
+            "network less one that gets all columns"
+        ),
+        "network - logistic regression, all columns: log-loss": (
+            "log-loss, network less that"
+        ),
+        "with boat and body (a leak): accuracy": "with a leak",
+        "log-loss when sex is shuffled: increase": (
+            "log-loss when sex is shuffled: increase"
+        ),
+    },
+)
 
 CLASS = Category("pclass")
 SEX, TITLE = Category("sex"), Category("title", min_count=3)

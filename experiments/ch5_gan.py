@@ -69,6 +69,7 @@ from jaxstudy.model import Model
 from jaxstudy.models.dcgan import discriminator, generate, generator, sample_latent
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run, Saved
 from jaxstudy.runs.statistics import (
     NONNEGATIVE,
@@ -80,6 +81,31 @@ from jaxstudy.runs.statistics import (
 )
 from jaxstudy.training import Evaluator, FitResult, TrainState, fit
 from jaxstudy.types import Array, Key, PyTree, UserError
+
+LESSON = Lesson(
+    number="5",
+    title="A GAN of the course's two networks: samples after every epoch, what a "
+    "CNN sees in them, whether they copy; real images first, alternating and "
+    "mixed",
+    headline={
+        "generated images: Frechet distance of this CNN's features": (
+            "Frechet distance of a CNN's features to test images': generated"
+        ),
+        "new images: Frechet distance of this CNN's features": "new real ones",
+        "untrained generator: Frechet distance of this CNN's features": (
+            "untrained generator"
+        ),
+        "noise: Frechet distance of this CNN's features": "noise",
+        "generated images: classes with over 2 %": "classes with over 2 % of them",
+        "generated images: top probability": "top probability, generated",
+        "test images: top probability": "test images",
+        "alternating: Frechet distance": "distance in small: alternating",
+        "real first: Frechet distance": "real first",
+        "mixed: Frechet distance": "mixed",
+        "alternating, no BatchNorm: Frechet distance": "no BatchNorm",
+        "alternating, predicted: Frechet distance": "running BatchNorm statistics",
+    },
+)
 
 Name = Literal[
     "alternating", "real first", "mixed", "alternating, no BatchNorm",
