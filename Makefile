@@ -51,11 +51,7 @@ torture: .venv/installed-test  ## kill a run at 24 random moments; the end must 
 	$(BIN)/python tests/torture.py --kills 24
 
 bench: .venv-bench/installed  ## speed beside Keras and PyTorch
-	.venv-bench/bin/python benchmarks/speed.py
-	.venv-bench/bin/python benchmarks/study_speed.py
-	.venv-bench/bin/python benchmarks/images_speed.py
-	.venv-bench/bin/python benchmarks/sequences_speed.py
-	.venv-bench/bin/python benchmarks/gan_speed.py
+	for script in benchmarks/*_speed.py; do .venv-bench/bin/python $$script || exit 1; done
 
 clean:  ## remove the environments (runs stay)
 	rm -rf .venv .venv-bench

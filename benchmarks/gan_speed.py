@@ -2,36 +2,14 @@
 
     dcgan    D on 64 real images, D on 64 generated ones, G through D
 
-How it is measured is in contest.py.
-
-    make bench                                          writes benchmarks/results/
-    gan_speed.py --workload dcgan --contestant torch    what each of the processes runs
+How it is measured, and the command line, are in harness.py.
 """
 
-import sys
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+import harness
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent))
-from contest import (
-    EPOCHS,
-    EPS,
-    OURS,
-    Arrays,
-    Command,
-    Contestant,
-    Measured,
-    Workload,
-    main,
-    on_keras,
-    on_torch,
-    trained,
-    tree,
-)
-from study_speed import OURS_PACKAGES
+from harness import Arrays, Job, Measured, Workload, on_keras, on_torch, ours
 
 BATCH, NOISE = 64, 100
 RATE, B1 = 2e-4, 0.5
@@ -50,13 +28,13 @@ def gan_data() -> dict[str, np.ndarray]:
     from jaxstudy.images.sets import read_fashion_mnist
     from jaxstudy.models.dcgan import discriminator, generator
 
-    rows = slice(WORKLOADS["dcgan"].steps * BATCH)
+    rows = slice(WORKLOADS["dcgan"].length * BATCH)
     x = resized(read_fashion_mnist()["train"].x[rows, ..., None], 64)
     arrays = {"x": x}
     for number, (name, model) in enumerate(
         {"d": discriminator(), "g": generator()}.items()
     ):
-        params, extra = model.init(jax.random.key(number))
+        params, extra = jax.jit(model.init)(jax.random.key(number))
         paths: Any = flatten_dict({"params": params, "extra": extra}, sep="/")
         arrays |= {f"{name}/{k}": np.asarray(a) for k, a in paths.items()}
     rng = np.random.default_rng(0)
@@ -64,18 +42,17 @@ def gan_data() -> dict[str, np.ndarray]:
 
 
 def gan_operations() -> float:
-    """Two for each product of numbers: D thrice forward, G twice, and the gradients."""
-    first, second = 32 * 32 * 64 * 9, 16 * 16 * 64 * 9 * 64
-    d = first + second + 16 * 16 * 64
-    side, channels, sizes = 4, 256, [NOISE * 4 * 4 * 256]
-    for larger, filters in ENLARGED:
-        sizes.append(side * side * 9 * channels * filters)
-        side, channels = larger, filters
-    g = sum(sizes)
-    # D's own two updates need no gradient of the pixels; G's needs none of D's weights
-    of_d = 2 * (3 * d - first) + 2 * d
-    of_g = g + 3 * g - sizes[0]  # nor any gradient of the noise
-    return 2.0 * BATCH * (of_d + of_g)
+    """D thrice forward, G twice, and the gradients."""
+    from jaxstudy.models.dcgan import discriminator, generator
+
+    products = harness.products
+    of_d = products(discriminator(), {"conv_1": 32**2, "conv_2": 16**2, "output": 1})
+    sides = {f"enlarging_{i}": (2 ** (i + 1)) ** 2 for i in (1, 2, 3, 4)}
+    of_g = products(generator(), {"dense": 1, **sides})
+    d, g = sum(of_d.values()), sum(of_g.values())
+    # D's own two updates need no gradient of the pixels, G's none of D's weights, nor
+    # of the noise
+    return 2.0 * BATCH * (8 * d - 2 * of_d["conv_1"] + 4 * g - of_g["dense"])
 
 
 def part(data: Arrays, name: str) -> Arrays:
@@ -84,51 +61,40 @@ def part(data: Arrays, name: str) -> Arrays:
     return {k.removeprefix(start): a for k, a in data.items() if k.startswith(start)}
 
 
-def gan_jaxstudy(data: Arrays, steps: int) -> Measured:
+def gan_jaxstudy(job: Job) -> Measured:
     """`fit`, a chunk for each epoch."""
+    data, steps, *_ = job
     import jax
     import optax
 
-    from jaxstudy.dataset import Order, dataset
     from jaxstudy.gan.step import init_gan_state, make_gan_step
     from jaxstudy.models.dcgan import discriminator, generator
-    from jaxstudy.training import fit
 
     d, g = discriminator(), generator()
-    tx = optax.adam(RATE, B1, eps=EPS)
+    tx = optax.adam(RATE, B1, eps=harness.EPS)
     state = init_gan_state(d, g, tx, tx, jax.random.key(0))
     d_arrays, g_arrays = part(data, "d"), part(data, "g")
     state = state._replace(
         params={
-            "discriminator": tree(d_arrays, "params"),
-            "generator": tree(g_arrays, "params"),
+            "discriminator": harness.tree(d_arrays, "params"),
+            "generator": harness.tree(g_arrays, "params"),
         },
-        extra={"discriminator": {}, "generator": tree(g_arrays, "extra")},
+        extra={"discriminator": {}, "generator": harness.tree(g_arrays, "extra")},
     )
 
     def apply(model: Any, name: str, x: Any) -> np.ndarray:
-        weights = state.params[name], state.extra[name]
-        return np.asarray(model.apply(*weights, x, train=False, key=None)[0])
+        forward = jax.jit(lambda *args: model.apply(*args, train=False, key=None)[0])
+        return np.asarray(forward(state.params[name], state.extra[name], x))
 
     first = before(
         apply(d, "discriminator", batches(data, 1)[0]), apply(g, "generator", data["z"])
     )
-    rates: list[float] = []
-    fitted = fit(
-        state,
-        make_gan_step(d, g, tx, tx, use_running_stats=True),
-        replace(
-            dataset({"x": data["x"][: steps * BATCH]}), order=Order(shuffle="never")
-        ),
-        key=jax.random.key(1),
-        epochs=1 + EPOCHS,
-        batch_size=BATCH,
-        chunk_steps=steps,
-        progress=lambda step, rate, rows: rates.append(rate),
-    )
-    losses = [[row[f"loss{i}"] for i in (1, 2, 3)] for row in fitted.records]
-    step_ms = float(np.mean(1e3 / np.array(rates[1:])))
-    return Measured(step_ms, {"loss": np.array(losses), **first})
+    figures, records = harness.fit_epochs(
+        state, make_gan_step(d, g, tx, tx, use_running_stats=True), {"x": data["x"]},
+        BATCH, steps,
+    )  # fmt: skip
+    losses = [[record[f"loss{i}"] for i in (1, 2, 3)] for record in records]
+    return Measured(figures, {"loss": np.array(losses), **first})
 
 
 def before(logits: Any, images: Any) -> Arrays:
@@ -142,14 +108,15 @@ def batches(data: Arrays, steps: int) -> list[np.ndarray]:
     return np.split(x, steps)
 
 
-def gan_keras(data: Arrays, steps: int) -> Measured:
+def gan_keras(job: Job) -> Measured:
     """`predict_on_batch` and `train_on_batch`, as the course has it."""
+    data, steps, *_ = job
     import keras
 
     layers = keras.layers
 
     def made(model: Any) -> Any:
-        adam = keras.optimizers.Adam(RATE, beta_1=B1, epsilon=EPS)
+        adam = keras.optimizers.Adam(RATE, beta_1=B1, epsilon=harness.EPS)
         model.compile(adam, keras.losses.BinaryCrossentropy(from_logits=True))
         return model
 
@@ -191,8 +158,8 @@ def gan_keras(data: Arrays, steps: int) -> Measured:
                 model.reset_metrics()
         return (total / steps).tolist()
 
-    step_ms, results = trained(lambda n: [epoch() for _ in range(n)], steps)
-    return Measured(step_ms, {**results, **first})
+    figures, results = harness.trained(lambda n: [epoch() for _ in range(n)], steps)
+    return Measured(figures, {**results, **first})
 
 
 def g_order() -> list[str]:
@@ -206,8 +173,9 @@ def g_order() -> list[str]:
     return names
 
 
-def gan_torch(data: Arrays, steps: int, compiled: bool = False) -> Measured:
+def gan_torch(job: Job, compiled: bool = False) -> Measured:
     """A plain loop, channels last, the fused Adam."""
+    data, steps, *_ = job
     import torch  # pyright: ignore[reportMissingImports]
 
     nn = torch.nn
@@ -242,12 +210,10 @@ def gan_torch(data: Arrays, steps: int, compiled: bool = False) -> Measured:
     g_arrays[0] = g_arrays[0].reshape(NOISE, -1)
     g_arrays[1] = g_arrays[1].reshape(4, 4, 256).transpose(2, 0, 1).reshape(-1)
     for model, arrays in ((d, d_arrays), (g, g_arrays)):
-        for parameter, array in zip(model.parameters(), arrays, strict=True):
-            axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[array.ndim]
-            parameter.data.copy_(torch.tensor(array.transpose(axes).copy()))
+        harness.set_torch_weights(model, arrays)
         model.to(memory_format=torch.channels_last)
     optimizers = [
-        torch.optim.Adam(m.parameters(), RATE, (B1, 0.999), EPS, fused=True)
+        torch.optim.Adam(m.parameters(), RATE, (B1, 0.999), harness.EPS, fused=True)
         for m in (d, g)
     ]
     judge, make = (torch.compile(m) if compiled else m for m in (d, g))
@@ -287,8 +253,8 @@ def gan_torch(data: Arrays, steps: int, compiled: bool = False) -> Measured:
             total += torch.stack(losses)
         return (total / steps).tolist()
 
-    step_ms, results = trained(lambda n: [epoch() for _ in range(n)], steps)
-    return Measured(step_ms, {**results, **first})
+    figures, results = harness.trained(lambda n: [epoch() for _ in range(n)], steps)
+    return Measured(figures, {**results, **first})
 
 
 WORKLOADS: dict[str, Workload] = {
@@ -296,23 +262,20 @@ WORKLOADS: dict[str, Workload] = {
         "a step of the GAN of lesson 5 at 64 by 64 pixels, batch 64, Adam: the "
         "discriminator on real and on generated images, then the generator",
         "All begin with the same weights and see the same images in the same order, in "
-        "epochs of {steps} steps, of which `fit` of this project makes one compiled "
+        "epochs of {length} steps, of which `fit` of this project makes one compiled "
         "chunk each; untrained, they make the same images of the same noise and say "
         "the same of real ones; but each draws its own noise and dropout, so that "
-        "losses are alike and not equal",
-        gan_data, gan_operations,
+        "losses are alike and not equal.",
+        gan_data,
         {
-            OURS: Contestant("this project, `fit`", gan_jaxstudy, OURS_PACKAGES),
+            **ours("`fit`", gan_jaxstudy),
             **on_keras(gan_keras, "`train_on_batch`", "`train_on_batch`"),
             **on_torch(gan_torch, "a plain loop, channels last"),
         },
-        steps=8, tolerances={"logits": 1e-3, "images": 1e-3, "loss": 0.15},
-        targets={"best peer": 1},
+        8, operations=gan_operations,
+        tolerances={"logits": 1e-3, "images": 1e-3, "loss": 0.15},
     ),
 }  # fmt: skip
 
 if __name__ == "__main__":
-    import tyro
-
-    command = tyro.cli(Command, description=__doc__)
-    sys.exit(main(command, WORKLOADS, Path(__file__)))
+    harness.main(WORKLOADS, __file__, __doc__)

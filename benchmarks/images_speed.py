@@ -4,41 +4,17 @@
     inception      features of InceptionV3, 150 by 150 pixels, no gradients
     augmentation   flip, rotation, zoom and translation of 64 images
 
-How it is measured is in contest.py.
-
-    make bench                                          all; writes benchmarks/results/
-    images_speed.py --workload cnn --contestant torch   what each of the processes runs
+How it is measured, and the command line, are in harness.py.
 """
 
 import math
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
+import harness
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent))
-from contest import (
-    OURS,
-    Arrays,
-    Command,
-    Contestant,
-    Measured,
-    Workload,
-    keras_function,
-    main,
-    on_keras,
-    on_torch,
-    random_weights,
-    timed,
-    training_jaxstudy,
-    training_keras,
-    training_torch,
-    tree,
-)
-from study_speed import OURS_PACKAGES
+from harness import Arrays, Candidate, Job, Measured, Workload, on_keras, on_torch, ours
 
 LAYERED = "jaxstudy-layers"
 
@@ -58,27 +34,30 @@ def cnn_data() -> dict[str, np.ndarray]:
     from jaxstudy.models.cnn import cnn
 
     images: Any = read_images("fashion_mnist").splits["train"]
-    rows = slice(WORKLOADS["cnn"].steps * BATCH)
-    weights = random_weights(cnn((28, 28, 1), 10))
+    rows = slice(WORKLOADS["cnn"].length * BATCH)
+    weights = harness.random_weights(cnn((28, 28, 1), 10))
     return {"x": images.x[rows], "y": images.y[rows], **weights}
 
 
 def cnn_operations() -> float:
-    """Two for each product of numbers, forward and for both gradients."""
-    first = 28 * 28 * 32 * 9  # whose inputs, the pixels, need no gradient
-    others = 14 * 14 * 64 * 9 * 32 + 7 * 7 * 64 * 64 + 64 * 10
-    return 2.0 * BATCH * (2 * first + 3 * others)
+    """Forward, and for both gradients; but the inputs, the pixels, need none."""
+    from jaxstudy.models.cnn import cnn
+
+    places = {"conv_1": 28 * 28, "conv_2": 14 * 14, "hidden_1": 1, "output": 1}
+    forward = harness.products(cnn((28, 28, 1), 10), places)
+    return 2.0 * BATCH * (3 * sum(forward.values()) - forward["conv_1"])
 
 
-def cnn_jaxstudy(data: Arrays, steps: int) -> Measured:
+def cnn_jaxstudy(job: Job) -> Measured:
     """`fit`, a chunk for each epoch."""
     from jaxstudy.models.cnn import cnn
 
-    return training_jaxstudy(cnn((28, 28, 1), 10), data, steps, BATCH)
+    return harness.training_jaxstudy(cnn((28, 28, 1), 10), job, BATCH)
 
 
-def cnn_keras(data: Arrays, steps: int) -> Measured:
+def cnn_keras(job: Job) -> Measured:
     """`Model.fit`, on pixels that are floats between 0 and 1 already."""
+    data, steps, *_ = job
     import keras
 
     layers = keras.layers
@@ -91,11 +70,12 @@ def cnn_keras(data: Arrays, steps: int) -> Measured:
     model.set_weights([data[name] for name in CNN_WEIGHTS])
     x = data["x"][: steps * BATCH].astype(np.float32) / 255
 
-    return training_keras(model, x, data["y"][: len(x)], steps, BATCH)
+    return harness.training_keras(model, x, data["y"][: len(x)], steps, BATCH)
 
 
-def cnn_torch(data: Arrays, steps: int, compiled: bool = False) -> Measured:
+def cnn_torch(job: Job, compiled: bool = False) -> Measured:
     """A plain loop over slices of tensors, channels last, the fused Adam."""
+    data, steps, *_ = job
     import torch  # pyright: ignore[reportMissingImports]
 
     nn = torch.nn
@@ -107,14 +87,12 @@ def cnn_torch(data: Arrays, steps: int, compiled: bool = False) -> Measured:
     weights = [data[name] for name in CNN_WEIGHTS]
     hidden = weights[4].reshape(7, 7, 64, 64)  # flattened, channels come first here
     weights[4] = hidden.transpose(2, 0, 1, 3).reshape(-1, 64)
-    for parameter, array in zip(model.parameters(), weights, strict=True):
-        axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[array.ndim]
-        parameter.data.copy_(torch.tensor(array.transpose(axes)))
+    harness.set_torch_weights(model, weights)
     model = model.to(memory_format=torch.channels_last)
     x = torch.tensor(data["x"][: steps * BATCH]).permute(0, 3, 1, 2) / 255
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.tensor(data["y"][: len(x)]).long()
-    return training_torch(model, x, y, steps, BATCH, compiled)
+    return harness.training_torch(model, x, y, steps, BATCH, compiled)
 
 
 # Features: InceptionV3 without top
@@ -125,7 +103,7 @@ def inception_data() -> dict[str, np.ndarray]:
     from jaxstudy.models.inception import inception_v3
 
     x = np.random.default_rng(1).uniform(-1, 1, (32, 150, 150, 3)).astype(np.float32)
-    return {"x": x, **random_weights(inception_v3(include_top=False))}
+    return {"x": x, **harness.random_weights(inception_v3(include_top=False))}
 
 
 def inception_operations() -> float:
@@ -141,21 +119,24 @@ def inception_operations() -> float:
     return sum(2.0 * r.trainable * math.prod(r.shapes[0][:3]) for r in convolutions)
 
 
-def inception_jaxstudy(data: Arrays, steps: int) -> Measured:
+def inception_jaxstudy(job: Job) -> Measured:
+    data, steps, *_ = job
     import jax
 
     from jaxstudy.models.inception import inception_v3
 
     images = jax.device_put(data["x"])
     model = inception_v3(images.shape[1:3], include_top=False)
-    weights = tree(data, "params"), tree(data, "extra")
+    weights = harness.tree(data, "params"), harness.tree(data, "extra")
     apply = jax.jit(lambda w, x: model.apply(*w, x, train=False, key=None)[0])
-    step_ms = timed(lambda _: apply(weights, images), jax.block_until_ready, steps)
-    return Measured(step_ms, {"features": np.asarray(apply(weights, images))})
+    finish = jax.block_until_ready
+    figures = harness.timed(lambda _: apply(weights, images), steps, finish)
+    return Measured(figures, {"features": np.asarray(apply(weights, images))})
 
 
-def inception_keras(data: Arrays, steps: int) -> Measured:
+def inception_keras(job: Job) -> Measured:
     """The model of keras.applications, compiled."""
+    data, steps, *_ = job
     import keras
 
     from jaxstudy.models.inception import inception_stages
@@ -172,9 +153,9 @@ def inception_keras(data: Arrays, steps: int) -> Measured:
         convolution.set_weights([data[f"params/{at}/conv/kernel"]])
         statistics = [data[f"extra/batch_stats/{at}/bn/{a}"] for a in ("mean", "var")]
         norm.set_weights([data[f"params/{at}/bn/bias"], *statistics])
-    features, images = keras_function(model, False), keras.ops.array(data["x"])
-    step_ms = timed(lambda _: features(images), lambda y: y, steps)
-    return Measured(step_ms, {"features": np.asarray(features(images))})
+    features, images = harness.keras_function(model, False), keras.ops.array(data["x"])
+    figures = harness.timed(lambda _: features(images), steps)
+    return Measured(figures, {"features": np.asarray(features(images))})
 
 
 def torch_inception(torch: Any, weights: Arrays) -> Any:
@@ -214,16 +195,17 @@ def torch_inception(torch: Any, weights: Arrays) -> Any:
     return nn.Sequential(*(module(make, name) for name, make in stages)).eval()
 
 
-def inception_torch(data: Arrays, steps: int, compiled: bool = False) -> Measured:
+def inception_torch(job: Job, compiled: bool = False) -> Measured:
+    data, steps, *_ = job
     import torch  # pyright: ignore[reportMissingImports]
 
     model = torch_inception(torch, data).to(memory_format=torch.channels_last)
     images = torch.tensor(data["x"]).permute(0, 3, 1, 2)  # which is channels last
     features = torch.compile(model) if compiled else model
     with torch.inference_mode():
-        step_ms = timed(lambda _: features(images), lambda y: y, steps)
+        figures = harness.timed(lambda _: features(images), steps)
         found = features(images).permute(0, 2, 3, 1).numpy()
-    return Measured(step_ms, {"features": found})
+    return Measured(figures, {"features": found})
 
 
 # Augmentation
@@ -258,14 +240,15 @@ def augmented(
     data: Arrays, steps: int, random: Callable[[int], Any], fixed: Any, finish: Any
 ) -> Measured:
     """Time random(i); compare what is fixed, and by how much random batches differ."""
-    step_ms = timed(random, finish, steps)
+    figures = harness.timed(random, steps, finish)
     change = [np.abs(np.asarray(random(i)) - data["x"]).mean() for i in range(SAMPLE)]
     results = {"picture": np.asarray(fixed), "mean change": np.array(np.mean(change))}
-    return Measured(step_ms, results)
+    return Measured(figures, results)
 
 
-def augmentation_jaxstudy(data: Arrays, steps: int, layered: bool = False) -> Measured:
+def augmentation_jaxstudy(job: Job, layered: bool = False) -> Measured:
     """All layers in one resampling, or one resampling for each."""
+    data, steps, *_ = job
     import jax
 
     from jaxstudy.images import augment
@@ -286,8 +269,9 @@ def augmentation_jaxstudy(data: Arrays, steps: int, layered: bool = False) -> Me
     return augmented(data, steps, lambda i: jitted(i, x, RANDOM), fixed, finish)
 
 
-def augmentation_keras(data: Arrays, steps: int) -> Measured:
+def augmentation_keras(job: Job) -> Measured:
     """The layers, compiled; on TensorFlow in the `map` of a tf.data set."""
+    data, steps, *_ = job
     import keras
 
     keras.utils.set_random_seed(0)
@@ -300,7 +284,7 @@ def augmentation_keras(data: Arrays, steps: int) -> Measured:
         model.add(layers.RandomZoom(zoom))
         model.add(layers.RandomTranslation(down, right))
         model.build(data["x"].shape)
-        return keras_function(model, True)
+        return harness.keras_function(model, True)
 
     x = keras.ops.array(data["x"])
     fixed, random = versions(FIXED)(x), versions(RANDOM)
@@ -314,8 +298,9 @@ def augmentation_keras(data: Arrays, steps: int) -> Measured:
     return augmented(data, steps, lambda _: next(batches), fixed, lambda y: y)
 
 
-def augmentation_torch(data: Arrays, steps: int, compiled: bool = False) -> Measured:
+def augmentation_torch(job: Job, compiled: bool = False) -> Measured:
     """`affine_grid` and `grid_sample`: all layers in one resampling."""
+    data, steps, *_ = job
     import torch  # pyright: ignore[reportMissingImports]
 
     torch.manual_seed(0)
@@ -353,29 +338,27 @@ WORKLOADS: dict[str, Workload] = {
         "training a network of 3x3 convolutions 32 and 64, each with ReLU and 2x2 "
         "max-pooling, and dense layers 64 and 10 on Fashion-MNIST, batch 128, Adam",
         "All begin with the same weights and see the same batches in the same order, "
-        "the peers as floats made before, in epochs of {steps} steps, of which `fit` "
-        "of this project makes one compiled chunk each",
-        cnn_data, cnn_operations,
+        "the peers as floats made before, in epochs of {length} steps, of which `fit` "
+        "of this project makes one compiled chunk each.",
+        cnn_data,
         {
-            OURS: Contestant(
-                "this project, `fit`", cnn_jaxstudy, OURS_PACKAGES
-            ),
+            **ours("`fit`", cnn_jaxstudy),
             **on_keras(cnn_keras, "`fit`", "`fit`"),
             **on_torch(cnn_torch, "a plain loop, channels last"),
         },
-        steps=25, tolerances={"loss": 2e-3}, targets={"best peer": 1},
+        25, tolerances={"loss": 2e-3}, operations=cnn_operations,
     ),
     "inception": Workload(
         "features of 32 images of 150 by 150 pixels by InceptionV3 without top",
         "All have the same random weights; there are no gradients, and every step is "
-        "finished before the next begins",
-        inception_data, inception_operations,
+        "finished before the next begins.",
+        inception_data,
         {
-            OURS: Contestant("this project, jitted", inception_jaxstudy, OURS_PACKAGES),
+            **ours("jitted", inception_jaxstudy),
             **on_keras(inception_keras, "`tf.function`", "jitted"),
             **on_torch(inception_torch, "channels last"),
         },
-        steps=4, tolerances={"features": 1e-3}, targets={"best peer": 1},
+        4, tolerances={"features": 1e-3}, operations=inception_operations,
     ),
     "augmentation": Workload(
         "random flip, rotation 0.1, zoom 0.2 and translation 0.1 of 64 images of 64 by "
@@ -383,27 +366,21 @@ WORKLOADS: dict[str, Workload] = {
         "This project and PyTorch multiply the maps and interpolate once, where each "
         "layer of Keras, and this project's layer after layer, interpolates for "
         "itself; what is compared are pictures for fixed parameters among those that "
-        "do alike, and by how much random ones differ from their originals",
-        augmentation_data, None,
+        "do alike, and by how much random ones differ from their originals.",
+        augmentation_data,
         {
-            OURS: Contestant(
-                "this project, jitted", augmentation_jaxstudy, OURS_PACKAGES
-            ),
-            LAYERED: Contestant(
+            **ours("jitted", augmentation_jaxstudy),
+            LAYERED: Candidate(
                 "this project, layer after layer",
                 partial(augmentation_jaxstudy, layered=True),
-                OURS_PACKAGES, LAYERED, counted=False,
+                ("jaxstudy", "jax"), LAYERED, counted=False,
             ),
             **on_keras(augmentation_keras, "`Dataset.map`", "jitted", LAYERED),
             **on_torch(augmentation_torch, "`grid_sample`"),
         },
-        steps=24, tolerances={"picture": 1e-3, "mean change": 0.03},
-        targets={"best peer": 1},
+        24, harness.PLAIN, tolerances={"picture": 1e-3, "mean change": 0.03},
     ),
 }  # fmt: skip
 
 if __name__ == "__main__":
-    import tyro
-
-    command = tyro.cli(Command, description=__doc__)
-    sys.exit(main(command, WORKLOADS, Path(__file__)))
+    harness.main(WORKLOADS, __file__, __doc__)

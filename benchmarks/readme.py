@@ -13,9 +13,7 @@ from typing import Any
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parent))
-import contest
-import speed
-import study_speed
+import harness
 
 from jaxstudy.runs.lesson import find_lessons
 from jaxstudy.runs.run import write_atomically
@@ -60,39 +58,38 @@ def shown(value: Any) -> str:
     return f"**{value:.3g}**" if isinstance(value, float) else f"**{value}**"
 
 
-def store(runs: Path, experiment: str) -> None:
-    """Copy what a full run wrote into results/, if there is one."""
-    folder = runs / experiment / "full"
-    if (folder / "result.json").exists():
-        names = ("config", "environment", "result")
-        content = {n: json.loads((folder / f"{n}.json").read_text()) for n in names}
-        text = json.dumps(content, indent=1) + "\n"
-        write_atomically(ROOT / "results" / f"{experiment}.json", text)
-
-
-def store_optimizers(runs: Path) -> None:
-    """Copy what the full benchmark of optimizers found, and its figures."""
-    folder = runs / "optimizers" / "full"
+def stored(folder: Path) -> dict[str, Any] | None:
+    """What a full run wrote, if there is one."""
     if not (folder / "result.json").exists():
-        return
-    content = {
-        name: json.loads((folder / f"{name}.json").read_text())
-        for name in ("config", "environment", "result")
-    }
-    record = json.loads((folder / "study.json").read_text())
-    targets = {
-        name: comparison.algoperf_target(record, name, problems.REFERENCES)
-        for name in record["problems"]
-    }
-    kept = ("schema", "protocol", "problems", "optimizers")
-    found = {"comparison": comparison.compare(record)}
-    content["study"] = {name: record[name] for name in kept} | found
-    content["targets of AlgoPerf"] = targets
-    text = json.dumps(content, indent=1) + "\n"
-    write_atomically(ROOT / "results" / "optimizers.json", text)
-    for name in ("sensitivity", "reached"):
-        image = (folder / "figures" / f"{name}.png").read_bytes()
-        (ROOT / "results" / f"optimizers_{name}.png").write_bytes(image)
+        return None
+    names = ("config", "environment", "result")
+    return {n: json.loads((folder / f"{n}.json").read_text()) for n in names}
+
+
+def store(runs: Path) -> None:
+    """Copy into results/ what full runs wrote, and the figures of the optimizers'."""
+    scripts = [path.stem for path in (ROOT / "experiments").glob("ch*.py")]
+    for name in (*scripts, "optimizers"):
+        folder = runs / name / "full"
+        content = stored(folder)
+        if content is None:
+            continue
+        if name == "optimizers":
+            record = json.loads((folder / "study.json").read_text())
+            kept = ("schema", "protocol", "problems", "optimizers")
+            found = {"comparison": comparison.compare(record)}
+            content["study"] = {key: record[key] for key in kept} | found
+            content["targets of AlgoPerf"] = {
+                problem: comparison.algoperf_target(
+                    record, problem, problems.REFERENCES
+                )
+                for problem in record["problems"]
+            }
+            for figure in ("sensitivity", "reached"):
+                image = (folder / "figures" / f"{figure}.png").read_bytes()
+                (ROOT / "results" / f"optimizers_{figure}.png").write_bytes(image)
+        text = json.dumps(content, indent=1) + "\n"
+        write_atomically(ROOT / "results" / f"{name}.json", text)
 
 
 def optimizers_table() -> str:
@@ -156,16 +153,7 @@ def lessons_table() -> str:
 def speed_table() -> str:
     """The tables of benchmarks/results/*.json."""
     files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
-    results = [json.loads(path.read_text()) for path in files]
-    tables = {
-        None: speed.table,
-        "images": contest.table,
-        "sequences": contest.table,
-        "gan": contest.table,
-    }
-    return "\n\n".join(
-        tables.get(result.get("kind"), study_speed.table)(result) for result in results
-    )
+    return "\n\n".join(harness.table(json.loads(path.read_text())) for path in files)
 
 
 def fill(text: str, name: str, table: str) -> str:
@@ -193,9 +181,7 @@ def main(command: Command) -> int:
     readme = ROOT / "README.md"
     if not command.check:
         (ROOT / "results").mkdir(exist_ok=True)
-        for script in (ROOT / "experiments").glob("ch*.py"):
-            store(command.runs, script.stem)
-        store_optimizers(command.runs)
+        store(command.runs)
     text = readme.read_text()
     new = rendered(text)
     if command.check:

@@ -3,40 +3,16 @@
     lstm       training a model of the next character
     sampling   drawing characters from it
 
-How it is measured is in contest.py.
-
-    make bench                                          all; writes benchmarks/results/
-    sequences_speed.py --workload lstm --contestant torch   what each process runs
+How it is measured, and the command line, are in harness.py.
 """
 
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import harness
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent))
-from contest import (
-    OURS,
-    Arrays,
-    Command,
-    Contestant,
-    Measured,
-    Workload,
-    keras_function,
-    main,
-    on_keras,
-    on_torch,
-    random_weights,
-    timed,
-    training_jaxstudy,
-    training_keras,
-    training_torch,
-    tree,
-)
-from study_speed import OURS_PACKAGES
+from harness import Arrays, Job, Measured, Workload, on_keras, on_torch, ours
 
 # The model: characters as one-hot vectors, an LSTM, and a dense layer at every step.
 # Not an embedding: in Keras on TensorFlow, Adam adds up the squares of the gradients of
@@ -61,7 +37,7 @@ def model_jaxstudy() -> Any:
 
 def weights() -> dict[str, np.ndarray]:
     """Random ones, so large that what comes next depends on what came before."""
-    arrays = random_weights(model_jaxstudy())
+    arrays = harness.random_weights(model_jaxstudy())
     arrays[KERNEL] *= 8  # a character is one row of it
     arrays[OUTPUT] *= 4
     return arrays
@@ -132,34 +108,37 @@ def model_torch(data: Arrays) -> Any:
 
 def lstm_data() -> dict[str, np.ndarray]:
     """x and y [N, T], and the weights; y is x one character later."""
-    found = text(WORKLOADS["lstm"].steps * BATCH)
+    found = text(WORKLOADS["lstm"].length * BATCH)
     return {"x": found[:, :-1], "y": found[:, 1:], **weights()}
 
 
+def products(name: str) -> int:
+    """Products of numbers of a step, of one row, by an array of the weights."""
+    return weights()[name].size
+
+
 def lstm_operations() -> float:
-    """Two for each product of numbers, forward and for both gradients.
-
-    The inputs need no gradient, and the first h is zero.
-    """
-    gates = 4 * UNITS
-    products = LENGTH * (2 * VOCABULARY * gates + 3 * UNITS * VOCABULARY)
-    return 2.0 * BATCH * (products + 3 * (LENGTH - 1) * UNITS * gates)
+    """Forward and for both gradients; the inputs need none, and the first h is zero."""
+    whole = LENGTH * sum(map(products, (KERNEL, RECURRENT, OUTPUT)))
+    return 2.0 * BATCH * (3 * (whole - products(RECURRENT)) - LENGTH * products(KERNEL))
 
 
-def lstm_jaxstudy(data: Arrays, steps: int) -> Measured:
-    return training_jaxstudy(model_jaxstudy(), data, steps, BATCH)
+def lstm_jaxstudy(job: Job) -> Measured:
+    return harness.training_jaxstudy(model_jaxstudy(), job, BATCH)
 
 
-def lstm_keras(data: Arrays, steps: int) -> Measured:
+def lstm_keras(job: Job) -> Measured:
+    data, steps, *_ = job
     x, y = (data[name][: steps * BATCH] for name in ("x", "y"))
-    return training_keras(model_keras(data), x, y, steps, BATCH)
+    return harness.training_keras(model_keras(data), x, y, steps, BATCH)
 
 
-def lstm_torch(data: Arrays, steps: int, compiled: bool = False) -> Measured:
+def lstm_torch(job: Job, compiled: bool = False) -> Measured:
+    data, steps, *_ = job
     import torch  # pyright: ignore[reportMissingImports]
 
     x, y = (torch.tensor(data[n][: steps * BATCH]).long() for n in ("x", "y"))
-    return training_torch(model_torch(data), x, y, steps, BATCH, compiled)
+    return harness.training_torch(model_torch(data), x, y, steps, BATCH, compiled)
 
 
 # Sampling
@@ -176,17 +155,16 @@ def sampling_data() -> dict[str, np.ndarray]:
 
 
 def sampling_operations() -> float:
-    """Two for each product of numbers; logits of the last of the prefix and later."""
-    gates, steps = 4 * UNITS, PREFIX + DRAWN - 1
-    products = steps * VOCABULARY * gates + (steps - 1) * UNITS * gates
-    return 2.0 * BATCH * (products + DRAWN * UNITS * VOCABULARY)
+    """Logits of the last of the prefix and later; the first h is zero."""
+    steps = PREFIX + DRAWN - 1
+    recurrent = (steps - 1) * products(RECURRENT)
+    return (
+        2.0 * BATCH * (steps * products(KERNEL) + recurrent + DRAWN * products(OUTPUT))
+    )
 
 
 def sampled(
-    data: Arrays,
-    steps: int,
-    drawing: Callable[[float], Draw],
-    logits: Callable[[np.ndarray], Any],
+    job: Job, drawing: Callable[[float], Draw], logits: Callable[[np.ndarray], Any]
 ) -> Measured:
     """Time drawing at TEMPERATURE; compare what rounding and chance leave alone.
 
@@ -197,9 +175,9 @@ def sampled(
     """
     from scipy.special import log_softmax
 
-    draw, prefix = drawing(TEMPERATURE), data["x"][:, :PREFIX]
-    step_ms = timed(draw, lambda y: y, steps)
-    drawn = draw(-1)
+    data, draw = job.data, drawing(TEMPERATURE)
+    figures = harness.timed(draw, job.length)
+    drawn, prefix = draw(-1), data["x"][:, :PREFIX]
     whole = np.concatenate([prefix, drawn], 1)[:, :-1]
     after = np.asarray(logits(whole))[:, PREFIX - 1 :] / TEMPERATURE
     chances = np.take_along_axis(log_softmax(after, -1), drawn[..., None], -1)
@@ -208,17 +186,18 @@ def sampled(
         "greedy characters": drawing(0.0)(0),
         "nats of drawn ones": -chances.mean(),
     }
-    return Measured(step_ms, results)
+    return Measured(figures, results)
 
 
-def sampling_jaxstudy(data: Arrays, steps: int) -> Measured:
+def sampling_jaxstudy(job: Job) -> Measured:
     """`sample`, which is one compiled scan."""
+    data = job.data
     import jax
 
     from jaxstudy.models.recurrent import first_states
     from jaxstudy.text.decoding import sample
 
-    model, params = model_jaxstudy(), tree(data, "params")
+    model, params = model_jaxstudy(), harness.tree(data, "params")
     prefix = jax.numpy.asarray(data["x"][:, :PREFIX])
     begin = first_states("lstm", (UNITS,), len(prefix))
 
@@ -235,16 +214,15 @@ def sampling_jaxstudy(data: Arrays, steps: int) -> Measured:
         return sample(step, begin, prefix, key, length=DRAWN, temperature=temperature)
 
     logits = jax.jit(lambda x: model.apply(params, {}, x, train=False, key=None)[0])
-    return sampled(
-        data, steps, lambda t: lambda i: np.asarray(drawn(params, i, t)), logits
-    )
+    return sampled(job, lambda t: lambda i: np.asarray(drawn(params, i, t)), logits)
 
 
-def sampling_keras(data: Arrays, steps: int, loop: bool = False) -> Measured:
+def sampling_keras(job: Job, loop: bool = False) -> Measured:
     """A compiled function of one character of all rows, called in a loop.
 
     Or, as KerasHub samples, the `loop` compiled too.
     """
+    data = job.data
     import keras
 
     whole, ops = model_keras(data), keras.ops
@@ -298,7 +276,7 @@ def sampling_keras(data: Arrays, steps: int, loop: bool = False) -> Measured:
         characters = [ops.array(column) for column in prefix]
         model = Step(temperature)
         model((characters[0], [zeros, zeros]))
-        step = keras_function(model, False, wait=False)
+        step = harness.keras_function(model, False, wait=False)
 
         def draw(number: int) -> np.ndarray:
             states, found = [zeros, zeros], []
@@ -315,14 +293,15 @@ def sampling_keras(data: Arrays, steps: int, loop: bool = False) -> Measured:
         given = ops.array(np.pad(prefix, ((0, DRAWN), (0, 0)), constant_values=-1))
         model = Loop(temperature)
         model(given)
-        function = keras_function(model, False)
+        function = harness.keras_function(model, False)
         return lambda number: np.asarray(function(given))[PREFIX:].T
 
-    return sampled(data, steps, looping if loop else stepping, whole)
+    return sampled(job, looping if loop else stepping, whole)
 
 
-def sampling_torch(data: Arrays, steps: int, compiled: bool = False) -> Measured:
+def sampling_torch(job: Job, compiled: bool = False) -> Measured:
     """One character of all rows is a function, called in a loop."""
+    data = job.data
     import torch  # pyright: ignore[reportMissingImports]
 
     torch.manual_seed(0)
@@ -360,7 +339,7 @@ def sampling_torch(data: Arrays, steps: int, compiled: bool = False) -> Measured
     def logits(x: np.ndarray) -> np.ndarray:
         return model(torch.tensor(x).long()).numpy()
 
-    return sampled(data, steps, drawing, logits)
+    return sampled(job, drawing, logits)
 
 
 # Who takes part
@@ -370,15 +349,15 @@ WORKLOADS: dict[str, Workload] = {
         "training a model of the next of 64 characters, one-hot vectors, an LSTM of "
         "256 units and a dense layer, batch 64, 64 characters a row, Adam",
         "All begin with the same weights and see the same batches in the same order, "
-        "in epochs of {steps} steps, of which `fit` of this project makes one compiled "
-        "chunk each; the second bias of PyTorch's LSTM is 0 and not trained",
-        lstm_data, lstm_operations,
+        "in epochs of {length} steps, of which `fit` of this project makes one "
+        "compiled chunk each; the second bias of PyTorch's LSTM is 0 and not trained.",
+        lstm_data,
         {
-            OURS: Contestant("this project, `fit`", lstm_jaxstudy, OURS_PACKAGES),
+            **ours("`fit`", lstm_jaxstudy),
             **on_keras(lstm_keras, "`fit`", "`fit`"),
             **on_torch(lstm_torch, "a plain loop"),
         },
-        steps=25, tolerances={"loss": 5e-4}, targets={"best peer": 1},
+        25, tolerances={"loss": 5e-4}, operations=lstm_operations,
     ),
     "sampling": Workload(
         "drawing 64 rows of 256 characters at temperature 0.8, after prefixes of 8, "
@@ -388,16 +367,14 @@ WORKLOADS: dict[str, Workload] = {
         "but with `while_loop` all steps are one compiled function as here. What is "
         "compared are the logits of a given text, the share of greedy characters that "
         "differ, since rounding may decide between two as good as equal, and the mean "
-        "nats of the characters drawn",
-        sampling_data, sampling_operations,
+        "nats of the characters drawn.",
+        sampling_data,
         {
-            OURS: Contestant(
-                "this project, `sample`", sampling_jaxstudy, OURS_PACKAGES
-            ),
+            **ours("`sample`", sampling_jaxstudy),
             **on_keras(sampling_keras, "a loop of `tf.function`", "a loop, jitted"),
             **{
-                f"{name}-loop": contestant
-                for name, contestant in on_keras(
+                f"{name}-loop": candidate
+                for name, candidate in on_keras(
                     partial(sampling_keras, loop=True),
                     "`keras.ops.while_loop` in a `tf.function`",
                     "`keras.ops.while_loop`, jitted",
@@ -405,17 +382,14 @@ WORKLOADS: dict[str, Workload] = {
             },
             **on_torch(sampling_torch, "a loop"),
         },
-        steps=5,
+        5,
+        {"characters per second": "made_per_s", **harness.SHARE, **harness.FASTER_BY},
         tolerances={
             "logits": 1e-4, "greedy characters": 0.1, "nats of drawn ones": 0.03
         },
-        targets={"best peer": 1}, makes=("characters", BATCH * DRAWN),
+        operations=sampling_operations, makes=BATCH * DRAWN,
     ),
 }  # fmt: skip
 
-
 if __name__ == "__main__":
-    import tyro
-
-    command = tyro.cli(Command, description=__doc__)
-    sys.exit(main(command, WORKLOADS, Path(__file__)))
+    harness.main(WORKLOADS, __file__, __doc__)

@@ -1,172 +1,503 @@
-"""benchmarks/speed.py: what it computes and writes; how fast anything is, is not."""
+"""benchmarks/: that all do the same work, what is written and shown; not how fast.
+
+TensorFlow and PyTorch are not in the tests' environment: this project, numpy and Keras
+on JAX are run here, with few steps on small or made-up data.
+"""
+
+# pyright: reportMissingImports=false
 
 import copy
 import json
 import math
-import subprocess
 import sys
+import time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from jaxstudy.data.sources import MissingData
+from jaxstudy.dataset import epoch_batches
+from jaxstudy.images.sets import Images
+from jaxstudy.models.cnn import cnn
+from jaxstudy.optimizers import OPTIMIZERS
+from jaxstudy.study import problems, runner
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import speed  # noqa: E402  # pyright: ignore[reportMissingImports]
+import admission_speed as admission  # noqa: E402
+import gan_speed as gan  # noqa: E402
+import harness  # noqa: E402
+import images_speed as images  # noqa: E402
+import readme  # noqa: E402
+import sequences_speed as sequences  # noqa: E402
+import study_speed as study  # noqa: E402
 
-from jaxstudy.study.problems import TARGETS  # noqa: E402
+Job, OURS = harness.Job, harness.OURS
+Patch = pytest.MonkeyPatch
+WORKLOADS = {}
+for script in (admission, gan, images, sequences, study):
+    WORKLOADS |= script.WORKLOADS
+SAMPLING = sequences.WORKLOADS["sampling"].tolerances
+TOLERANCES = {"loss": 0.01, "picture": 0.1}
+TIMES = {OURS: [10.0, 20.0, 40.0], "peer": [20.0, 80.0, 40.0], "slow": [1e3] * 3,
+         "slower": [2e3] * 3, "extra": [1.0] * 3}  # fmt: skip
+TARGET = {"best peer": 3.0, "slow": 40.0}
 
 
-def made_up() -> dict[str, Any]:
-    """A result with round figures: 100, 300, 200 steps/s beside 10, 10, 40 and 1."""
+def made_up(noise: bool = False) -> dict[str, Any]:
+    """Ours takes 10, 20 and 40; a peer 20, 80 and 40: 2, 4 and 1 times as long."""
 
-    def rounds(rates: list[float], **more: float) -> list[dict[str, float]]:
-        return [
-            {
-                "steps_per_s": rate, "preparing_s": 0.5, "total_s": 1.5,
-                "loss": 0.5, "first_step_s": 2.0 + i, **more,
-            }
-            for i, rate in enumerate(rates)
-        ]  # fmt: skip
+    def figures(i: int, took: float) -> dict[str, Any]:
+        if noise:
+            return {"step_ms": took, "losses": {"a": [0.5 + i / 100], "b": [300.0]}}
+        apart = {f"{what} apart": tolerance for what, tolerance in TOLERANCES.items()}
+        return {"step_ms": took, "peak_share": 0.25, "loss": 0.5, **apart}
 
-    contestants = {
-        speed.OURS: ("ours", False, rounds([100, 300, 200], first_step_cached_s=0.25)),
-        "peer": ("A | peer", True, rounds([10, 10, 40])),
-        "slow": ("Slow", True, rounds([1, 1, 1])),
-        "extra": ("Extra", False, rounds([1000, 1000, 1000])),
-    }
     result = {
-        "schema": speed.SCHEMA,
-        "workload": "admission",
-        "title": "some work",
-        "epochs": 7,
-        "rounds": 3,
-        "tolerance": 0.02,
-        "environment": {"cores": 2, "processor": "a processor", "python": "3.11"},
-        "versions": {"jax": "1.2.3"},
-        "contestants": {
-            name: {"label": label, "counted": counted, "rounds": each}
-            for name, (label, counted, each) in contestants.items()
+        "columns": {"ms": "step_ms", "share": "peak_share", "by": "times_as_fast",
+                    "cached": "first_step_cached_s", "loss": "loss"},
+        "about": "What was measured.",
+        "time": "step_ms",
+        "tolerances": {} if noise else TOLERANCES,
+        "floor": 0.01,
+        "candidates": {
+            name: {"label": name, "counted": name not in (OURS, "extra"),
+                   "rounds": [figures(i, took) for i, took in enumerate(each)]}
+            for name, each in TIMES.items()
         },
-    }
-    return speed.summarised(result, {"best peer": 8, "slow": 1000})
+    }  # fmt: skip
+    return harness.summarised(result, TARGET)
 
 
-def test_ratios_are_of_the_same_round_and_the_best_peer_is_one_that_counts() -> None:
+def test_ratios_are_of_the_same_round_to_the_best_that_counts() -> None:
     result = made_up()
-    ratio = result["contestants"]["peer"]["times_as_fast"]
-    assert ratio == {"median": 10, "low": 5, "high": 30}  # of 10, 30 and 5
+    ratio = result["candidates"]["peer"]["figures"]["times_as_fast"]
+    assert ratio == {"median": 2, "low": 1, "high": 4}
     assert result["best_peer"] == "peer"
-    assert result["targets"] == {
-        "best peer": {"at_least": 8, "measured": 10},
-        "slow": {"at_least": 1000, "measured": 200},
-    }
+    assert harness.verdicts(result) == [
+        "2 times as fast as best peer; aim: 3, MISSED",
+        "50 times as fast as slow; aim: 40, reached",  # not 100: the faster of two
+    ]
 
 
-def test_table_shows_medians_and_ratios_and_depends_on_the_result_alone() -> None:
+def test_table_depends_on_the_result_alone() -> None:
     result = made_up()
-    before = copy.deepcopy(result)
-    table = speed.table(result)
-    assert result == before
-    assert table == speed.table(json.loads(json.dumps(result)))
-    lines = table.splitlines()
-    columns = {line.count("|") - line.count("\\|") for line in lines[:6]}
-    assert columns == {8}  # 7 cells in every row: the label's bar is escaped
-    assert "**ours**" in lines[2]
-    assert "200 (100 to 300)" in lines[2]
-    assert "0.25 (0.25 to 0.25)" in lines[2]
-    assert "A \\| peer" in lines[3]
-    assert "| 10.0 (10.0 to 40.0) | 10.0 (5.00 to 30.0) x |" in lines[3]
-    assert "3.00 (2.00 to 4.00)" in lines[3]
-    assert "(for comparison)" in lines[5]
-    assert "7 epochs, s" in lines[0]
-    assert "jax 1.2.3" in lines[-1]
+    lines = harness.table(json.loads(json.dumps(result))).splitlines()
+    assert lines[:2] == [
+        "|  | ms | share | by | cached | loss |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    assert lines[2] == (
+        "| **jaxstudy** | **20.0 (10.0 to 40.0)** | **25.0 (25.0 to 25.0)** |  |  "
+        "| 0.5000 |"
+    )
+    assert "| 2.00 (1.00 to 4.00) x |" in lines[3]
+    assert lines[6].startswith("| extra (for comparison) |")
+    assert lines[7:] == ["", "What was measured."]
+    figure = {"median": 1234.0, "low": 99.96, "high": 28437.0}
+    assert harness.median_range(figure) == "1,230 (100.0 to 28,400)"
+
+
+@pytest.mark.parametrize("found", [0.11, math.inf, math.nan])
+def test_results_apart_in_one_round_are_a_disagreement(found: float) -> None:
+    result = made_up()
+    assert harness.disagreement(result) is None
+    for what in TOLERANCES:
+        wrong = copy.deepcopy(result)
+        wrong["candidates"]["slow"]["rounds"][1][f"{what} apart"] = found
+        assert str(harness.disagreement(wrong)).startswith(f"slow: {what}")
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"),
-    [(28437.0, "28,400"), (160.26, "160"), (99.96, "100.0"), (12.34, "12.3"),
-     (1.234, "1.23"), (0.5, "0.50")],
+    ("name", "group", "shift", "agrees"),
+    [("slow", "a", 0.0099, True), ("slow", "a", 0.0101, False),
+     ("peer", "a", -0.0101, False), ("slow", "b", 2.9, True), ("slow", "b", 3.5, False),
+     ("slow", "a", math.nan, False), (OURS, "a", math.nan, False)],
 )  # fmt: skip
-def test_figures_have_about_three_digits(value: float, shown: str) -> None:
-    figure = speed.spread([value])
-    assert speed._range(figure) == f"{shown} ({shown} to {shown})"
-
-
-@pytest.mark.parametrize("loss", [0.53, 0.47, math.nan])
-def test_other_losses_are_a_disagreement(loss: float) -> None:
-    result = made_up()
-    assert speed.disagreement(result) is None
-    result["contestants"]["slow"]["figures"]["loss"]["median"] = loss
-    message = speed.disagreement(result)
-    assert message is not None
-    assert str(loss) in message
-
-
-def test_admission_rows_are_standardised_and_a_file_without_objects(
-    tmp_path: Path,
+def test_losses_may_differ_by_the_noise_of_the_seeds(
+    name: str, group: str, shift: float, agrees: bool
 ) -> None:
-    data = speed.admission_data()
-    assert data["x"].shape == (400, 3)
-    assert data["x"].dtype == data["y"].dtype == np.float32
-    assert np.allclose(data["x"].mean(0), 0, atol=1e-6)
-    assert np.allclose(data["x"].std(0), 1, atol=1e-6)
-    assert data["y"].sum() == 127
-    np.savez(tmp_path / "data.npz", **data)
-    again = np.load(tmp_path / "data.npz", allow_pickle=False)
-    assert all(np.array_equal(again[name], data[name]) for name in data)
+    result = made_up(noise=True)
+    error = 0.01 * math.sqrt(1 / 3 + 1 / 3)  # ours in a: 0.50, 0.51, 0.52
+    noise = math.copysign(4 * error, shift) if group == "a" else 0.0
+    for figures in result["candidates"][name]["rounds"]:
+        figures["losses"][group][0] += shift + noise
+    message = harness.disagreement(result)
+    assert (message is None) == agrees
+    assert agrees or f"{group}: mean final loss" in str(message)
 
 
-def test_this_project_trains_as_asked() -> None:
-    work = speed.WORKLOADS["admission"]
-    data = work.data()
-    train = work.contestants[speed.OURS].train
-    trained = train(work, data, 2, 0, None)
-    assert trained.steps == trained.timed_steps == 26  # 12 full batches and a half
-    assert 0.3 < trained.loss < 0.8
-    assert trained.preparing_s > 0
-    assert trained.train_s > 0
-    told: list[str] = []
-    again = train(work, data, 2, 0, lambda: told.append("told"))
-    assert told == ["told"]
-    assert again.loss == trained.loss
-    assert train(work, data, 2, 1, None).loss != trained.loss
+def test_apart_is_relative_to_the_largest_number() -> None:
+    like = np.array([1.0, -4.0])
+    assert harness.apart(np.array([1.0, -3.0]), like) == 0.25
+    assert harness.apart(like[:1], like) == math.inf
+    assert math.isnan(harness.apart(np.array([1.0, np.nan]), like))
+    symbols = np.array([7, 7, 7, 9])
+    assert harness.apart(np.array([7, 7, 8, 9]), symbols) == 0.25
 
 
-def test_a_process_says_when_its_first_step_is_finished() -> None:
-    line = [sys.executable, str(ROOT / "benchmarks" / "speed.py")]
-    line += ["--contestant", speed.OURS, "--first-step-only"]
-    done = subprocess.run(line, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{speed.FIRST_STEP}\n"
+def test_steps_are_timed_after_some_that_are_not() -> None:
+    seen: list[int] = []
+    assert harness.timed(seen.append, 4)["step_ms"] >= 0
+    assert seen == list(range(harness.WARM_UP + 4))
 
 
-@pytest.mark.parametrize("option", ["--workload", "--contestant"])
-def test_an_unknown_name_gets_the_known_ones(option: str) -> None:
-    command = speed.Command(**{option.removeprefix("--"): "nothing"})
-    with pytest.raises(SystemExit) as stopped:
-        speed.main(command)
-    assert "admission" in str(stopped.value) or "keras-jax" in str(stopped.value)
+def test_rounds_are_rotated_and_have_peaks_of_their_own(monkeypatch: Patch) -> None:
+    """The loop of all rounds, with processes made up."""
+    never: Any = None
+    work = harness.Workload(
+        "a title", "Of {length} steps.", lambda: {"x": np.zeros(1)},
+        {OURS: harness.Candidate("ours", never, ("numpy",), cached=True),
+         "peer": harness.Candidate("Peer", never, ("numpy",))},
+        5, tolerances={"loss": 0.1}, operations=lambda: 4e9, makes=40,
+    )  # fmt: skip
+    order: list[str] = []
+    caches: list[Path | None] = []
+
+    def run_process(script: Path, command: Any, cache: Path | None) -> dict[str, Any]:
+        assert (script, command.workload) == (Path("x"), "cnn")
+        who, r = str(command.candidate), command.seed
+        if command.first_step_only:
+            caches.append(cache)
+            return {"first_step_s": 1.0 + len(caches)}
+        order.append(who)
+        if who == harness.PEAK:
+            return {"gflops": [100.0, 50.0][r]}
+        losses = np.array(2.0 if who == OURS else 2.5 - r)
+        np.savez(command.folder / "results.npz", loss=losses)
+        environment = {"cores": 2, "processor": "a processor", "python": "3.11"}
+        own = {"environment": environment} if who == OURS else {}
+        return {"step_ms": 80.0 if who == OURS else 160.0, **own}
+
+    monkeypatch.setattr(harness, "run_process", run_process)
+    result = harness.measure("cnn", work, harness.Command(rounds=2), Path("x"))
+    names = [OURS, "peer", harness.PEAK]
+    assert order == [*names, *names[1:], names[0]]
+    assert len(set(caches)) == 1  # a folder of its own, filled before the rounds
+    assert None not in caches
+    assert result["peaks"] == [100, 50]
+    ours, peer = (result["candidates"][n]["rounds"] for n in names[:2])
+    assert [r["first_step_cached_s"] for r in ours] == [3, 4]
+    assert [r["made_per_s"] for r in peer] == [250, 250]
+    assert [r["peak_share"] for r in ours] == pytest.approx([0.5, 1.0])
+    assert [r["loss apart"] for r in ours] == [0, 0]
+    assert [r["loss apart"] for r in peer] == [0.25, 0.25]
+    assert "0.25 apart" in str(harness.disagreement(result))
+    for part in (
+        "A title. Medians (and ranges) of 2 rounds", "Of 5 steps.",
+        "the largest number: loss 0.1.", "take 4 GFLOP; the peak, 75.0 (50.0 to 100)",
+        "2 cores, a processor; Python 3.11, numpy",
+    ):  # fmt: skip
+        assert part in result["about"]
 
 
-def test_every_workload_has_a_committed_result_of_its_contestants() -> None:
-    for name, work in speed.WORKLOADS.items():
-        path = ROOT / "benchmarks" / "results" / f"{name}.json"
-        result = json.loads(path.read_text())
-        assert result["schema"] == speed.SCHEMA
-        assert result["workload"] == name
-        assert result["rounds"] >= 5
-        assert list(result["contestants"]) == list(work.contestants)
-        assert speed.disagreement(result) is None
-        summary = speed.summarised(copy.deepcopy(result), work.targets)
-        assert summary == result  # medians and ratios are those of the rounds
-        assert "this project" in speed.table(result)
+def test_a_workload_is_measured_written_and_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """End to end, each candidate in its process, but tiny."""
+    command = harness.Command("quadratic", rounds=1, length=2, out=tmp_path)
+    script = ROOT / "benchmarks" / "study_speed.py"
+    assert harness.run(command, study.WORKLOADS, script) == 0
+    result = json.loads((tmp_path / "quadratic.json").read_text())
+    assert list(result["candidates"]) == [OURS, "numpy", "numpy-1-thread"]
+    figures = result["candidates"][OURS]["figures"]
+    assert figures["preparing_s"]["median"] > figures["total_s"]["median"] > 0
+    assert result["environment"]["python"]
+    assert "2 epochs, s" in result["columns"]
+    assert harness.table(result) in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"nobody failed(.|\n)*numpy-1-thread"):
+        harness.run_process(
+            script, harness.Command("quadratic", candidate="nobody"), None
+        )
+
+
+def test_nothing_is_written_when_results_disagree(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    result = made_up()
+    monkeypatch.setattr(harness, "measure", lambda *_: result)
+    command = harness.Command("cnn", out=tmp_path)
+    assert harness.run(command, images.WORKLOADS, Path()) == 0
+    assert json.loads((tmp_path / "cnn.json").read_text()) == result
+    (tmp_path / "cnn.json").unlink()
+    result["candidates"]["slow"]["rounds"][0]["loss apart"] = 0.5
+    with pytest.raises(SystemExit, match="nothing is written"):
+        harness.run(command, images.WORKLOADS, Path())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "found", "sentence"),
+    [({}, MissingData("`make data` brings them"), "make data"),
+     ({}, PackageNotFoundError("torch"), "no torch here; `make bench`"),
+     ({"candidate": "torch"}, None, "--candidate takes one of --workload"),
+     ({"workload": "cnn", "candidate": "nobody"}, None, "torch-compile, peak"),
+     ({"workload": "nothing"}, None, "--workload takes cnn"),
+     ({"rounds": 0}, None, "at least 1 round"), ({"length": 1}, None, "a length of 2")],
+)  # fmt: skip
+def test_what_cannot_be_done_is_one_sentence(
+    command: dict[str, Any], found: Any, sentence: str, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(harness, "measure", Mock(side_effect=found))
+    with pytest.raises(SystemExit, match=sentence):
+        harness.run(harness.Command(**command), images.WORKLOADS, Path())
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_committed_result_is_of_these_candidates(name: str) -> None:
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    result = json.loads(path.read_text())
+    work = WORKLOADS[name]
+    assert (result["schema"], result["workload"]) == (harness.SCHEMA, name)
+    assert result["rounds"] >= 5
+    assert list(result["candidates"]) == list(work.candidates)
+    assert (result["tolerances"], result["floor"]) == (work.tolerances, work.floor)
+    assert result["operations"] == (work.operations() if work.operations else None)
+    assert harness.disagreement(result) is None
+    again = harness.summarised(copy.deepcopy(result), work.targets)
+    assert harness.table(again) in (ROOT / "README.md").read_text()
+    for key in ("targets", "best_peer"):
+        assert again[key] == result[key]
+    for n, candidate in again["candidates"].items():
+        for figure, values in candidate["figures"].items():
+            stored = result["candidates"][n]["figures"][figure]
+            assert values == pytest.approx(stored, rel=1e-12)
 
 
 def test_targets_are_those_that_the_full_benchmark_measured() -> None:
     """By its tuning seeds; so a change that moves them is seen when it is run again."""
     stored = json.loads((ROOT / "results" / "optimizers.json").read_text())
     for name, target in stored["targets of AlgoPerf"].items():
-        assert pytest.approx(target, rel=5e-4) == TARGETS[name]
-        assert stored["study"]["problems"][name]["target"] == TARGETS[name]
+        assert pytest.approx(target, rel=5e-4) == problems.TARGETS[name]
+        assert stored["study"]["problems"][name]["target"] == problems.TARGETS[name]
+
+
+def test_a_lesson_is_one_script(tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "ch9_toy.py").write_text(
+        "from jaxstudy.runs.lesson import Lesson\n"
+        "LESSON = Lesson(number='9', title='A toy', headline={'loss': 'its loss'})\n"
+    )
+    row = "| 9 | A toy | `python experiments/ch9_toy.py --preset full` |"
+    assert f"{row} not measured yet |  |  |" in readme.lessons_table()
+    result = {"metrics": {"loss": 0.5}, "wall_s": 2.0}
+    stored = {"result": result, "environment": {"cores": 2, "processor": "X"}}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "ch9_toy.json").write_text(json.dumps(stored))
+    assert f"{row} its loss **0.5** | 2 s | 2 cores, X |" in readme.lessons_table()
+
+
+# Each workload: the same work
+
+
+def test_admission_is_trained_alike_and_its_first_step_timed() -> None:
+    data = admission.admission_data()
+    assert data["x"].shape == (400, 3)
+    assert data["x"].dtype == data["y"].dtype == np.float32
+    assert np.allclose([data["x"].mean(0), data["x"].std(0) - 1], 0, atol=1e-6)
+    assert data["y"].sum() == 127
+    ours, peer = (
+        [train(data, 5, seed) for seed in (0, 1)]
+        for train in (admission.train_jaxstudy, admission.train_keras)
+    )
+    for trained in (*ours, *peer):
+        assert trained.steps == 65  # 12 full batches and a half
+        assert min(trained.preparing_s, trained.train_s) > 0
+    losses = np.array([[trained.loss for trained in each] for each in (ours, peer)])
+    assert len(np.unique(losses)) == 4
+    assert np.ptp(losses.mean(1)) < 0.02
+
+    job = Job(data, 5, started=time.time() - 100)
+    run = admission.WORKLOADS["admission"].candidates[OURS].run
+    first, _ = run(job._replace(first_step_only=True))
+    assert set(first) == {"first_step_s"}
+    assert 100 < first["first_step_s"] < 200
+    figures, results = admission.measured(job, admission.train_jaxstudy, long_epochs=6)
+    assert figures["loss"] == results["loss"] == ours[0].loss
+    assert figures["total_s"] > figures["preparing_s"] > 0
+    assert figures["step_ms"] > 0
+
+
+def same_training(ours: Any, peer: Any, tolerance: float) -> None:
+    """Both learn, with the same losses in every epoch."""
+    loss = ours.results["loss"]
+    assert loss.shape == (1 + harness.EPOCHS,)
+    assert loss[-1] < loss[0] - 0.1
+    assert harness.apart(peer.results["loss"], loss) < tolerance
+    assert min(ours.figures["step_ms"], peer.figures["step_ms"]) > 0
+
+
+def test_this_project_and_keras_train_the_same_cnn(monkeypatch: Patch) -> None:
+    """On made-up digits, learnable, in smaller batches."""
+    monkeypatch.setattr(images, "BATCH", 16)
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 10, 10 * 16).astype(np.int32)
+    x = rng.integers(0, 100, (len(y), 28, 28, 1)).astype(np.uint8)
+    x[np.arange(len(y)), 2 * y] = 255
+    weights = harness.random_weights(cnn((28, 28, 1), 10))
+    assert len({a.ravel()[:8].tobytes() for a in weights.values()}) == 2 * 4  # differ
+    job = Job({"x": x, "y": y, **weights}, 10)
+    same_training(images.cnn_jaxstudy(job), images.cnn_keras(job), 1e-4)
+
+
+def test_this_project_and_keras_train_the_same_gan(monkeypatch: Patch) -> None:
+    """A step an epoch on 4 images of noise."""
+    x = np.random.default_rng(0).integers(0, 256, (8, 28, 28)).astype(np.uint8)
+    made = {"train": Images(x, np.zeros(8, np.int32))}
+    monkeypatch.setattr(gan, "BATCH", 4)
+    monkeypatch.setattr("jaxstudy.images.sets.read_fashion_mnist", lambda: made)
+    job = Job(gan.gan_data(), 1)
+    ours, peer = gan.gan_jaxstudy(job), gan.gan_keras(job)
+    assert min(ours.figures["step_ms"], peer.figures["step_ms"]) > 0
+    assert ours.results["loss"].shape == (1 + harness.EPOCHS, 3)
+    assert ours.results["images"].shape == (4, 64, 64, 1)
+    for what in ("logits", "images"):
+        assert harness.apart(peer.results[what], ours.results[what]) < 1e-5
+    # of few images: what each draws for itself shows in the losses
+    assert harness.apart(peer.results["loss"], ours.results["loss"]) < 0.5
+
+
+def test_augmentation_at_once_differs_only_at_borders(monkeypatch: Patch) -> None:
+    """On a part of each picture, for speed; of as many, for the mean change."""
+    job = Job({"x": images.augmentation_data()["x"][:, :24, :24]}, 2)
+    ours = images.augmentation_jaxstudy(job)
+    layered = images.augmentation_jaxstudy(job, layered=True).results
+    assert ours.figures["step_ms"] > 0
+    inner = (slice(None), slice(8, 16), slice(8, 16))
+    one, other = (m["picture"][inner] for m in (ours.results, layered))
+    assert harness.apart(one, other) < 0.02  # each interpolation blurs a little
+    assert harness.apart(one, job.data["x"][inner]) > 0.2
+    tolerance = images.WORKLOADS["augmentation"].tolerances["mean change"]
+    change = layered["mean change"]
+    assert harness.apart(ours.results["mean change"], change) < tolerance
+    random = images.RANDOM
+    for lost in ({"turn": (0.0, 0.0)}, {"flip": False}):  # a layer that is missing
+        monkeypatch.setattr(images, "RANDOM", random._replace(**lost))
+        found = images.augmentation_jaxstudy(job).results["mean change"]
+        assert harness.apart(found, change) > tolerance
+
+
+@pytest.fixture
+def small(monkeypatch: Patch) -> None:
+    for name, size in {"VOCABULARY": 12, "UNITS": 16, "BATCH": 8, "LENGTH": 10}.items():
+        monkeypatch.setattr(sequences, name, size)
+
+
+@pytest.mark.usefixtures("small")
+def test_this_project_and_keras_train_the_same_lstm() -> None:
+    data = sequences.lstm_data()
+    x, y = data["x"], data["y"]
+    assert x.shape == (sequences.WORKLOADS["lstm"].length * 8, 10)
+    assert np.array_equal(x[:, 1:], y[:, :-1])  # y is x one character later
+    pairs = {(int(a), int(b)) for a, b in zip(x.ravel(), y.ravel(), strict=True)}
+    assert {a for a, _ in pairs} == set(range(12))
+    assert len(pairs) <= 12 * sequences.FOLLOWERS  # it can be learned
+    ours = sequences.lstm_jaxstudy(Job(data, 10))
+    same_training(ours, sequences.lstm_keras(Job(data, 10)), 1e-5)
+    other = {**data, sequences.RECURRENT: 1.1 * data[sequences.RECURRENT]}
+    loss = sequences.lstm_keras(Job(other, 10)).results["loss"]
+    tolerance = sequences.WORKLOADS["lstm"].tolerances["loss"]
+    assert harness.apart(loss, ours.results["loss"]) > tolerance
+
+
+@pytest.mark.usefixtures("small")
+def test_this_project_and_keras_draw_from_the_same_chances() -> None:
+    data = sequences.sampling_data()
+    assert set(data) == {"x", *sequences.WEIGHTS}
+    ours = sequences.sampling_jaxstudy(Job(data, 1))
+    greedy = ours.results["greedy characters"]
+    assert ours.figures["step_ms"] > 0
+    assert greedy.shape == (8, sequences.DRAWN)
+    assert len(np.unique(greedy)) > 6  # so that it takes more than luck
+    for loop in (False, True):
+        peer = sequences.sampling_keras(Job(data, 1), loop=loop)
+        assert peer.figures["step_ms"] > 0
+        assert np.array_equal(peer.results["greedy characters"], greedy)
+        assert harness.apart(peer.results["logits"], ours.results["logits"]) < 1e-5
+        nats = [m.results["nats of drawn ones"] for m in (peer, ours)]
+        assert harness.apart(*nats) < 2 * SAMPLING["nats of drawn ones"]  # of few rows
+    other = {**data, sequences.RECURRENT: 1.1 * data[sequences.RECURRENT]}
+    results = sequences.sampling_jaxstudy(Job(other, 1)).results
+    for what in ("logits", "greedy characters"):
+        assert harness.apart(results[what], ours.results[what]) > SAMPLING[what]
+
+
+def test_nats_show_another_temperature(monkeypatch: Patch) -> None:
+    """Scored as if by the right one; of as many rows, so that chance is small."""
+    monkeypatch.setattr(sequences, "UNITS", 32)
+    job, sampled = Job(sequences.sampling_data(), 1), sequences.sampled
+
+    def nats(temperature: float) -> np.ndarray:
+        at = {0.0: 0.0, sequences.TEMPERATURE: temperature}
+        monkeypatch.setattr(
+            sequences, "sampled",
+            lambda job, drawing, logits: sampled(job, lambda t: drawing(at[t]), logits),
+        )  # fmt: skip
+        return sequences.sampling_jaxstudy(job).results["nats of drawn ones"]
+
+    right = nats(sequences.TEMPERATURE)
+    for wrong in (0.7, 0.9):
+        assert harness.apart(nats(wrong), right) > SAMPLING["nats of drawn ones"]
+
+
+def test_a_peer_is_timed_on_a_sample_and_scaled(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(study, "SAMPLE", 6)
+    trained: list[Any] = []
+
+    def train(data: Any, replica: Any, epochs: int) -> float:
+        trained.append(replica)
+        time.sleep(0.2 if len(trained) == 1 else 0.002)  # the first is not timed
+        return float(replica.rate)
+
+    figures, results = study.peer(train, Job({}, 1))
+    assert len(trained) == 1 + 36
+    assert figures["total_s"] == figures["replica_s"] * 360
+    assert 0.002 <= figures["replica_s"] < 0.2
+    losses = {name: values.tolist() for name, values in results.items()}
+    assert losses == {n: [i] * 5 for n, i in study.COMPARED.items()}
+    assert {replica.seed for replica in study.sampled(1, 3)} == {15}  # of round 3
+    everything = study.sampled(60, 0)
+    assert len(set(everything)) == len(everything) == study.REPLICAS == 360
+
+
+def test_every_replica_of_this_projects_study_trains(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(study, "use_all_cores", lambda: None)  # JAX runs already
+    monkeypatch.setattr(study, "COMPARED", {"momentum": 6, "adam": 3})
+    figures, results = study.study_jaxstudy(Job(admission.admission_data(), 1))
+    assert set(results) == set(study.COMPARED)
+    for losses in results.values():
+        assert len(set(losses)) == study.SEEDS
+        assert all(0.5 < loss < 0.8 for loss in losses)
+    assert 0 < figures["preparing_s"] < figures["total_s"]
+
+
+def test_numpy_and_this_project_agree_on_the_quadratic() -> None:
+    """Each epoch's loss, replica by replica, given the same batches."""
+    problem, rates = problems.quadratic(), np.array([1e-4, 1e-2], np.float32)
+    keys = jax.random.split(jax.random.key(1), 2)
+    candidate = runner.Candidate(OPTIMIZERS["sgd"], {})
+    functions = runner.make_step_functions(problem, candidate)
+    replicas = runner.as_replicas({"rate": rates}, 2, runner.Protocol(mode="vmap"))
+    records, _ = harness.run_fit(
+        runner.start_replicas(runner.make_common(problem), functions, keys, replicas),
+        functions.train_step, problem.train, batch_size=128, epochs=3,
+        key=runner.tile(keys, 4), replicas=replicas, chunk_steps=10**9,
+    )  # fmt: skip
+    ours = np.array([record["loss"] for record in records]).reshape(3, 2, 2)
+    train = problem.train
+    orders = np.array([
+        [np.ravel(epoch_batches(train, 128, key, e).indices) for key in keys]
+        for e in jnp.arange(3)
+    ])  # fmt: skip
+    got = study.sgd_on_quadratic(study.quadratic_data(), rates, orders, 128)
+    assert got.shape == ours.shape
+    assert len(np.unique(ours)) == ours.size
+    assert np.allclose(got, ours, rtol=1e-5)

@@ -14,7 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxstudy.data import builders, sources
+from jaxstudy.data import fetch
 from jaxstudy.data.builders import prepare
 from jaxstudy.data.sources import MissingData, Source, folder_sha256
 from jaxstudy.images import sets
@@ -76,8 +76,9 @@ def emoji(tmp_path_factory: pytest.TempPathFactory, patch: Any) -> Prepared:
                 drawn[path] = pixels(decode(content), (64, 64), 3)
     digest = folder_sha256(folder / "emoji")
     source = Source(folder / "emoji", digest, "a licence", "make data")
-    patch.setattr(builders, "EMOJI_FOLDERS", source)
-    patch.setitem(sources.RECORDS, "emoji", ("1.0.0", (source,)))
+    patch.setattr(sets, "EMOJI_FOLDERS", source)
+    recipe = dataclasses.replace(sets.IMAGE_SETS["emoji"], sources=(source,))
+    patch.setitem(sets.IMAGE_SETS, "emoji", recipe)
     prepare("emoji", folder / "tfds")
     return folder / "tfds", drawn
 
@@ -159,10 +160,55 @@ def test_preparing_says_nothing(
 def test_changed_folders_are_not_prepared(
     emoji: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrong = dataclasses.replace(builders.EMOJI_FOLDERS, sha256="0" * 64)
-    monkeypatch.setattr(builders, "EMOJI_FOLDERS", wrong)
+    wrong = dataclasses.replace(sets.EMOJI_FOLDERS, sha256="0" * 64)
+    monkeypatch.setattr(sets, "EMOJI_FOLDERS", wrong)
     with pytest.raises(MissingData, match="make data"):
         prepare("emoji", tmp_path)
+
+
+def test_an_image_set_is_one_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fetching, preparing, sealing, reading and messages find it by its name."""
+    (tmp_path / "toy").write_bytes(b"made from this")
+    digest = hashlib.sha256(b"made from this").hexdigest()
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    splits = {
+        split: [
+            {"image": Image.fromarray(image + i), "label": i % 2, "note": "x"}
+            for i in range(count)
+        ]
+        for split, count in (("train", 5), ("test", 2))
+    }
+    toy = sets.Recipe(
+        "2.0.0",
+        (Source(tmp_path / "toy", digest, "", "make data"),),
+        ("Moby Dick",),
+        lambda: sets.Examples("A toy.", splits, (4, 4, 3), ("a", "b"), {"note": None}),
+    )
+    monkeypatch.setitem(sets.IMAGE_SETS, "toy", toy)
+    step = fetch.all_steps()[-1]
+    assert (step.title, step.needs) == ("toy for TFDS", ("Moby Dick",))
+    with pytest.raises(UserError, match=r"emoji, toy and tfds:NAME.*mean 'toy'\?"):
+        read_images("toi", data_dir=tmp_path)
+
+    step = fetch.records_step("toy", tmp_path / "tfds")
+    with pytest.raises(MissingData, match=r"toy is missing.*make data"):
+        read_images("toy", data_dir=tmp_path / "tfds")
+    assert fetch.fetch([step], tmp_path / "data") == {}
+    found = read_images("toy", data_dir=tmp_path / "tfds")
+    assert found.classes == ("a", "b")
+    train, test = found.splits["train"], found.splits["test"]
+    assert isinstance(train, Images)
+    assert isinstance(test, Images)
+    np.testing.assert_array_equal(train.x, [image + i for i in range(5)])
+    assert train.y.tolist() == [0, 1, 0, 1, 0]
+    assert len(test.x) == 2
+    monkeypatch.setitem(
+        sets.IMAGE_SETS, "toy", dataclasses.replace(toy, version="2.0.1")
+    )
+    with pytest.raises(MissingData, match="out of date"):
+        read_images("toy", data_dir=tmp_path / "tfds")
 
 
 # ------------------------------------------------------------------ one by one

@@ -112,33 +112,29 @@ def test_a_changed_folder_is_found(folder: Source, change: str) -> None:
         check_folder(folder)
 
 
-def test_changed_records_are_found(
-    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sources, "RECORDS", {"mine": ("1.0.0", (source,))})
-    record = tmp_path / "mine" / "1.0.0" / "data"
+def test_changed_records_are_found(tmp_path: Path, source: Source) -> None:
+    place = tmp_path / "mine"
+    record = place / "1.0.0" / "data"
     record.parent.mkdir(parents=True)
 
-    def found_wrong() -> bool:
+    def found_wrong(version: str = "1.0.0", source: Source = source) -> bool:
         try:
-            check_records("mine", tmp_path)
+            check_records(place, version, [source])
         except MissingData as error:
             return "make data" in str(error)
         return False
 
     record.write_text("some records")
     assert found_wrong()  # not sealed, as when their writing was stopped
-    (tmp_path / "mine" / "SHA256").write_text(records_seal("mine", tmp_path))
+    (place / "SHA256").write_text(records_seal(place, "1.0.0", [source]))
     assert not found_wrong()
     record.write_text("same records")
     assert found_wrong()
     record.write_text("some records")
     assert not found_wrong()
+    assert found_wrong("1.0.1")  # by an older builder
     other = dataclasses.replace(source, sha256="0" * 64)
-    monkeypatch.setattr(sources, "RECORDS", {"mine": ("1.0.0", (other,))})
-    assert found_wrong()  # made from something else
-    monkeypatch.setattr(sources, "RECORDS", {"mine": ("1.0.1", (source,))})
-    assert found_wrong()  # by an older builder
+    assert found_wrong(source=other)  # made from something else
 
 
 def test_what_is_missing_is_noted_where_somebody_asked(

@@ -34,7 +34,7 @@ def labels(splits: ImageSplits) -> dict[str, list[int]]:
     return found
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=10)
 @given(n=st.integers(26, 200), limit=st.integers(1, 15), more=st.integers(0, 5))
 def test_what_is_missing_is_drawn_from_train(n: int, limit: int, more: int) -> None:
     whole = ImageSet({"train": images(n)}, ("a",))

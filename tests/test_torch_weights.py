@@ -1,12 +1,10 @@
 """PyTorch's files: what is read, what is refused, and that nothing in them runs."""
 
 import base64
-import io
 import re
 import struct
 import subprocess
 import sys
-import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,15 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstudy.pretrained import torch_weights
 from jaxstudy.pretrained.torch_weights import read_torch_weights
 from jaxstudy.types import UserError
 
-# What PyTorch 2.13's torch.save wrote, in either format, of the state dict
+# What PyTorch 2.13's torch.save wrote, in the older format, of the state dict
 #   across: torch.arange(6.).reshape(2, 3).t(), tail: the last 2 values of the same,
 #   half: torch.tensor([[0.5, -1.5]], dtype=torch.float16), count: torch.tensor(7)
-WRITTEN = {
-    "legacy": (
+WRITTEN = zlib.decompress(
+    base64.b64decode(
         b"eNptkstu1DAUhh0nM0MDLeVOuZZ7BqRRL6PJdEUXqEIyt4aNNyhKE9MEmXhO7FQCaaTZdAQ8AwuW"
         b"PAXvwyMgseAkGQqVxvJFOT7+v985ntAvrvz9defX6rvvr1Z6E/r8p43zGIjHlwkho0IZFSsZHohC"
         b"ZyoHCxP4Iu7IzBgpQpEnWZQD/cRdDJoPIxHq7KPQYI/B8XgLgzpVhYEWo9zGryw30GYOdyoNle9D"
@@ -35,25 +32,8 @@ WRITTEN = {
         b"i43SzPNTDB1ZvvRPfG3oo/5g0IfLKE5RfKWyalVWrzDKrClcbQDXDFwP4EZdj1iVWIObxwjPsBJH"
         b"hNVjhDV/gCvcQoKFhNtI6HYb1TsG7gZwrxzDfb6AR8L3wkRJZCJ4UO97HIMEumN4WNfi7yN6xCyt"
         b"9R4W/U310ObQrHmXpPN+qy16FmlaZ7bS2UqG5Eeb/N8mj3Haxo5jguPb9h8N38Fj"
-    ),
-    "zip": (
-        b"eNqllU1PE0EYx2e37bZUKS++8KLiuxSDpd0WWkCFbMyqWRNLfUnDpVnahW5Yujy7U4wmJEQDiTe9"
-        b"eTJ+CcNNP4MejAdvxqAnTyYendkty+6SUoRJp5Pszv///GbmeWbzUiCIUCSCdrVO1I1ko1xVV5SR"
-        b"iozlxPKiJgoxNOtpa2y5rGuaUsaqXjOj942KYiiVW2oZRwENFYCJFzliJpcN3TSBLWOdWCZKdaxq"
-        b"ZrRkKHN1VauUsFIzdaO0wkchEI8Xw0RhkpnyggJBWxIVNV3GD+yHUQgVGTInCVwxQMbych3CEoch"
-        b"MiMhKSCxG9AmMVJgA6Ivq5TiCIajBWgvkqUiLKsaxKokTjVYDVW5qqXsmJGCErsOnRKzDl22qhvD"
-        b"sQIct1RVWZuHE7aqQXSHPHKATlpAKeghdiyGXgrCUJA+iZWYDei3LU9hOF2AM8UQpdbrNQwDHs97"
-        b"em3B8TxrefJwjngyGM4Tz6Eh2+cChosFuFRfhcvFNjKptKRgmZ4SXLHeDxbpEUJ8FYas3VxRDJMc"
-        b"EFyVGNM05xJ5KRyZWLz7fJNEoD3fNA16UNBJg8S8bizJuNRwEwWyYuq0+fvbC4pKe3OnfpTdcWoc"
-        b"b0nW1IXaklLDopD2pda+2liGAkw9gV8sCcHuCdCFphyAuadY0WmyisLkQeJuN03FWFMow/qN7300"
-        b"1bk9GWLopqeqRpKiMHEIANt1bYr8TZMf6Wukv5umRD2vtl73khe9LYiGvUQpUYjvmwjl0Aca6+Of"
-        b"H4O0ToItYk17Y/GicP0w2z8bbjhThuUvWzoNGtmToQNNOgxOImcPCpGO0sif3i48ap1/A4jfKQBr"
-        b"+aZiqKQCnsn09iypFVFI/CdIMpcZz+RyuUx2fGw0mcll06PJ1GgqPZ7kMzyfGstmSOPTaUr5Rmh/"
-        b"HycccYuSobAOp/sy6NxF7v8O+NXuC6DHowyzqNn14TdxF3G/x2TGbbLr5vD7uAuxy+Pz2eXjXAB+"
-        b"ubtqYh754wDy1a5f664Cr/anX5vya93Z69U+DPq0vF/rzr8Oj/arS9tk391pMeARF0KoRcLmJY4b"
-        b"3k7vwDVH2eYbb7P2+De0Xa6cVblTDQb7yxHibE2bNd+e+w84deNR"
-    ),
-}
+    )
+)
 
 # Pickles put together by hand: importing the module that makes and loads them is
 # forbidden here, and it would refuse to make the hostile ones.
@@ -85,9 +65,11 @@ def numbers(values: tuple[int, ...]) -> bytes:
     return group(*map(number, values))
 
 
-def storage(kind: str, key: str, size: int, *view: bytes) -> bytes:
+def storage(
+    kind: str = "Float", key: str = "0", size: int = 6, view: bytes = b"N"
+) -> bytes:
     name = b"ctorch\n" + kind.encode() + b"Storage\n"
-    parts = text("storage"), name, text(key), text("cpu"), number(size), *view
+    parts = text("storage"), name, text(key), text("cpu"), number(size), view
     return group(*parts) + b"Q"
 
 
@@ -104,45 +86,28 @@ def state_dict(entries: Mapping[str, bytes]) -> bytes:
 
 
 SYSTEM = program(b"}(" + text("little_endian") + b"\x88u")
+ONE = np.arange(6, dtype=np.float32)
 
 
-def legacy(
-    entries: bytes, values: Mapping[str, np.ndarray], system: bytes = SYSTEM
+def file(
+    entries: bytes,
+    values: Mapping[str, np.ndarray] | None = None,
+    system: bytes = SYSTEM,
 ) -> bytes:
+    values = {"0": ONE} if values is None else values
     keys = b"](" + b"".join(map(text, values)) + b"e"
     contents = [struct.pack("<q", v.size) + v.tobytes() for v in values.values()]
     return LEGACY + system + program(entries) + program(keys) + b"".join(contents)
 
 
-def zipped(
-    entries: bytes,
-    values: Mapping[str, np.ndarray],
-    *,
-    compression: int = zipfile.ZIP_STORED,
-    more: Mapping[str, bytes] | None = None,
-) -> bytes:
-    files = {f"any/data/{key}": value.tobytes() for key, value in values.items()}
-    files |= {"any/data.pkl": program(entries), **(more or {})}
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", compression) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return stream.getvalue()
-
-
-ONE = np.arange(6, dtype=np.float32)
-
-
-def matrix(size: int = 6, *view: bytes, **changed: object) -> bytes:
+def matrix(source: bytes | None = None, **changed: object) -> bytes:
     """The state dict of one 2x3 matrix of six values, or what is changed of it."""
     fields = {"offset": 0, "shape": (2, 3), "strides": (3, 1)} | changed
-    return state_dict({"m": tensor(storage("Float", "0", size, *view), **fields)})  # type: ignore[arg-type]
+    return state_dict({"m": tensor(source or storage(), **fields)})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("form", WRITTEN)
-def test_what_pytorch_wrote_is_read(form: str) -> None:
-    content = zlib.decompress(base64.b64decode(WRITTEN[form]))
-    read = read_torch_weights(content, "file")
+def test_what_pytorch_wrote_is_read() -> None:
+    read = read_torch_weights(WRITTEN, "file")
     expected = {
         "across": np.arange(6, dtype=np.float32).reshape(2, 3).T,
         "tail": np.array([4, 5], np.float32),
@@ -157,23 +122,14 @@ def test_what_pytorch_wrote_is_read(form: str) -> None:
     assert np.shares_memory(read["across"], read["tail"])
 
 
-KINDS = {
-    "Double": np.float64,
-    "Float": np.float32,
-    "Half": np.float16,
-    "Long": np.int64,
-    "Int": np.int32,
-    "Short": np.int16,
-    "Char": np.int8,
-    "Byte": np.uint8,
-}
+KINDS = {"Float": np.float32, "Half": np.float16, "Long": np.int64}
 
 
 @st.composite
 def saved(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, str, int]:
     """An array somewhere in a storage, in any order of its axes; both, kind, offset."""
     kind = draw(st.sampled_from(sorted(KINDS)))
-    shape = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3)
+    shape = hnp.array_shapes(min_dims=0, max_dims=4, min_side=1, max_side=3)
     array = draw(hnp.arrays(KINDS[kind], shape))
     axes = draw(st.permutations(range(array.ndim)))
     before, after = draw(st.integers(0, 3)), draw(st.integers(0, 3))
@@ -182,18 +138,18 @@ def saved(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, str, int]:
     return inside.transpose(axes), values, kind, before
 
 
-@given(st.lists(saved(), max_size=3), st.booleans())
+@settings(max_examples=50)
+@given(st.lists(saved(), max_size=3))
 def test_what_was_written_is_read(
-    arrays: list[tuple[np.ndarray, np.ndarray, str, int]], is_zip: bool
+    arrays: list[tuple[np.ndarray, np.ndarray, str, int]],
 ) -> None:
     entries, values = {}, {}
     for i, (array, whole, kind, offset) in enumerate(arrays):
         strides = tuple(s // array.itemsize for s in array.strides)
-        source = storage(kind, str(i), whole.size, *([] if is_zip else [b"N"]))
+        source = storage(kind, str(i), whole.size)
         entries[f"t{i}"] = tensor(source, offset, array.shape, strides)
         values[str(i)] = whole
-    write = zipped if is_zip else legacy
-    read = read_torch_weights(write(state_dict(entries), values), "file")
+    read = read_torch_weights(file(state_dict(entries), values), "file")
     assert list(read) == list(entries)
     for i, (array, *_) in enumerate(arrays):
         assert (read[f"t{i}"].dtype, read[f"t{i}"].shape) == (array.dtype, array.shape)
@@ -217,12 +173,11 @@ def hostile(path: Path) -> dict[str, bytes]:
 
 
 PLACES: dict[str, Callable[[bytes], bytes]] = {
-    "first": lambda value: program(value) + legacy(matrix(), {"0": ONE}),
-    "system": lambda value: legacy(matrix(), {"0": ONE}, program(value)),
-    "whole": lambda value: legacy(value, {}),
-    "entry": lambda value: legacy(state_dict({"m": value}), {}),
+    "first": lambda value: program(value) + file(matrix()),
+    "system": lambda value: file(matrix(), system=program(value)),
+    "whole": lambda value: file(value, {}),
+    "entry": lambda value: file(state_dict({"m": value}), {}),
     "keys": lambda value: LEGACY + SYSTEM + program(matrix()) + program(value),
-    "zip": lambda value: zipped(state_dict({"m": value}), {}),
 }
 
 
@@ -245,191 +200,118 @@ def test_a_hostile_file_is_refused_and_does_not_run(
         assert re.search(said, str(info.value)), place
 
 
-NO_LIST = LEGACY + SYSTEM + program(matrix(6, b"N")) + program(b"}")
-BOMB = b")q\x00" + b"h\x00h\x00\x86q\x00" * 100  # 2^100 empty tuples, one in memory
+NO_LIST = LEGACY + SYSTEM + program(matrix()) + program(b"}")
+ESCAPE = b"cos\nsys\\q\n"
+BIG_ENDIAN = program(b"}(" + text("little_endian") + b"\x89u")
+TWICE = {kind: tensor(storage(kind), 0, (), ()) for kind in ("Float", "Long")}
+SHARED = b")q\x00" + b"h\x00h\x00\x86q\x00" * 100  # 2^100 empty tuples
+TABLE = b"Nr\xff\xff\xff\xff"  # a memo of 2^32 values
+ATTRIBUTES = b"}" + text("__defaults__") + number(1) + b"s"
+TOO_MANY = "more than 20000 instructions"
+NO_TENSOR = "calls something in a way that no tensor needs"
 
 REFUSED: dict[str, tuple[bytes, str]] = {
     "empty": (b"", r"begins with b''"),
     "no such file": (b"\x89HDF\r\n", r"begins with b'\\x89HDF'"),
-    "big-endian": (
-        legacy(matrix(), {"0": ONE}, program(b"}(" + text("little_endian") + b"\x89u")),
-        "not little-endian",
-    ),
-    "big-endian zip": (
-        zipped(matrix(), {"0": ONE}, more={"any/byteorder": b"big"}),
-        "not little-endian",
-    ),
-    "no dict": (legacy(number(3), {}), "holds no dict of tensors"),
-    "a number": (legacy(state_dict({"m": number(3)}), {}), "entry 'm' is no tensor"),
-    "a dict in a dict": (legacy(state_dict({"m": matrix()}), {"0": ONE}), "'m' is no"),
-    "a module": (legacy(b"cmy\nNet\n)\x81", {}), "asks for 'my.Net'"),
-    "an escape that is none": (legacy(b"cos\nsys\\q\n", {}), "which is not admitted"),
-    "other numbers": (
-        legacy(state_dict({"m": storage("Bool", "0", 1)}), {}),
-        "asks for 'torch.BoolStorage'",
-    ),
-    "a view of a storage": (
-        legacy(matrix(6, group(text("1"), number(0), number(6))), {"0": ONE}),
-        "no plain storage",
-    ),
-    "a storage too many": (
-        legacy(matrix(6, b"N"), {"0": ONE, "1": ONE}),
-        "other storages than its tensors need",
-    ),
-    "a storage missing": (legacy(matrix(6, b"N"), {}), "other storages than"),
+    "the zip format": (b"PK\3\4", "begins with"),
+    "big-endian": (file(matrix(), system=BIG_ENDIAN), "not little-endian"),
+    "no dict": (file(number(3), {}), "holds no dict of tensors"),
+    "a number": (file(state_dict({"m": number(3)}), {}), "is no named tensor"),
+    "a dict in a dict": (file(state_dict({"m": matrix()})), "is no named tensor"),
+    "a number as key": (file(b"}" + number(1) + b"Ns", {}), "is no named tensor"),
+    "a module": (file(b"cmy\nNet\n)R", {}), "asks for my.'Net'"),
+    "an escape that is none": (file(ESCAPE, {}), "which is not admitted"),
+    "other numbers": (file(matrix(storage("Bool"))), "asks for torch.'BoolStorage'"),
+    "a view": (file(matrix(storage(view=group(text("1"))))), "no plain storage"),
+    "a storage too many": (file(matrix(), {"0": ONE, "1": ONE}), "other storages"),
+    "a storage missing": (file(matrix(), {}), "other storages than its tensors need"),
     "no list of storages": (NO_LIST, "list of storages is damaged"),
-    "a storage of another size": (
-        legacy(matrix(5, b"N"), {"0": ONE}),
-        "storage '0' has not 5 values",
+    "another size": (file(matrix(storage(size=5))), "'0' has not 5 values"),
+    "a claim": (file(matrix(storage(size=2**39))), f"'0' has not {2**39} values"),
+    "a storage larger than any": (file(matrix(storage(size=2**62))), "no plain stor"),
+    "a negative storage": (file(matrix(storage(size=-1))), "no plain storage"),
+    "a storage twice": (file(state_dict(TWICE)), "declares storage '0' twice"),
+    "more values": (file(matrix(shape=(3, 3))), "'m' reaches outside the 6 values"),
+    "a long stride": (file(matrix(strides=(4, 1))), "reaches outside"),
+    "a huge stride": (file(matrix(strides=(2**39, 1))), "reaches outside"),
+    "a stride that wraps": (file(matrix(strides=(2**60, 1))), NO_TENSOR),
+    "a stride of none": (file(matrix(shape=(2**39,), strides=(0,))), "reaches outside"),
+    "a huge shape": (file(matrix(shape=(2**39,) * 2)), "reaches outside"),
+    "no values": (file(matrix(shape=(0, 2**39))), "reaches outside"),
+    "a late offset": (file(matrix(offset=1)), "reaches outside"),
+    "a negative offset": (file(matrix(offset=-1)), NO_TENSOR),
+    "a negative stride": (file(matrix(strides=(-3, 1))), NO_TENSOR),
+    "fewer strides": (file(matrix(strides=(1,))), NO_TENSOR),
+    "too many axes": (file(matrix(shape=(1,) * 99, strides=(1,) * 99)), "dimension"),
+    "bytes after the end": (file(matrix()) + b"x", "1 bytes follow its last storage"),
+    "values cut off": (file(matrix())[:-1], "it is truncated"),
+    "a bomb": (file(SHARED, {}), "uses a tuple twice"),
+    "a bomb as key": (file(b"}" + SHARED + b"Ns", {}), "uses a tuple twice"),
+    "one put twice": (
+        file(b"})q\x00\x80\x02q\x01h\x01h\x01\x86Ns"),
+        "uses a tuple twice",
     ),
-    "another size in the zip": (zipped(matrix(7), {"0": ONE}), "'0' has not 7 values"),
-    "a storage declared twice": (
-        zipped(
-            state_dict(
-                {k: tensor(storage(k, "0", 6), 0, (), ()) for k in ("Float", "Int")}
-            ),
-            {"0": ONE},
-        ),
-        "declares storage '0' twice",
-    ),
-    "a storage as large as claimed": (
-        legacy(matrix(2**39, b"N"), {"0": ONE}),
-        f"ends before the {2**39} values of storage '0'",
-    ),
-    "a storage larger than any": (
-        legacy(matrix(2**62), {"0": ONE}),
-        "no plain storage",
-    ),
-    "a negative storage": (legacy(matrix(-1), {"0": ONE}), "no plain storage"),
-    "more values": (zipped(matrix(shape=(3, 3)), {"0": ONE}), "'m' reaches outside"),
-    "a long stride": (zipped(matrix(strides=(4, 1)), {"0": ONE}), "reaches outside"),
-    "a huge stride": (
-        zipped(matrix(strides=(2**39, 1)), {"0": ONE}),
-        "reaches outside",
-    ),
-    "a stride that wraps": (
-        zipped(matrix(shape=(5, 1), strides=(2**60, 1)), {"0": ONE}),
-        "calls something in a way",
-    ),
-    "a stride of none": (
-        zipped(matrix(shape=(2**39,), strides=(0,)), {"0": ONE}),
-        "reaches outside",
-    ),
-    "a late offset": (zipped(matrix(offset=1), {"0": ONE}), "reaches outside"),
-    "a negative offset": (zipped(matrix(offset=-1), {"0": ONE}), "calls something"),
-    "a negative stride": (zipped(matrix(strides=(-3, 1)), {"0": ONE}), "calls some"),
-    "fewer strides": (zipped(matrix(strides=(1,)), {"0": ONE}), "calls something"),
-    "too many axes": (
-        zipped(matrix(shape=(1,) * 33, strides=(1,) * 33), {"0": ONE}),
-        "calls something",
-    ),
-    "bytes after the end": (
-        legacy(matrix(6, b"N"), {"0": ONE}) + b"x",
-        "1 bytes follow its last storage",
-    ),
-    "a compressed zip": (
-        zipped(matrix(), {"0": ONE}, compression=zipfile.ZIP_DEFLATED),
-        "its zip file is compressed",
-    ),
-    "no pickle in the zip": (
-        zipped(matrix(), {}).replace(b"data.pkl", b"data.pkx"),
-        "has 0 files data.pkl",
-    ),
-    "two in the zip": (
-        zipped(matrix(), {"0": ONE}, more={"other/data.pkl": b""}),
-        "has 2 files data.pkl",
-    ),
-    "a number as key": (legacy(b"}" + number(1) + b"Ns", {}), "not all strings"),
-    "a bomb": (legacy(BOMB, {}), "holds no dict"),
-    "a bomb as key": (legacy(b"}" + BOMB + b"Ns", {}), "not all strings"),
-    "a bomb as shape": (
-        zipped(state_dict({"m": REBUILD + group(BOMB, BOMB, BOMB) + b"R"}), {}),
-        "calls something",
-    ),
-    "a deep list": (legacy(b"]" * 50_000 + b"a" * 49_999, {}), "holds no dict"),
-    "a list in itself": (legacy(b"]q\x00h\x00a", {}), "holds no dict"),
-    "an empty stack": (legacy(b"", {}), "instructions are damaged"),
-    "no mark": (legacy(b"NNt", {}), "instructions are damaged"),
-    "an unknown memo": (legacy(b"h\x07", {}), "instructions are damaged"),
-    "a key without a value": (legacy(b"}(" + text("a") + b"u", {}), "is shorter"),
-    "appending to a dict": (legacy(b"}Na", {}), "no list"),
-    "attributes of a number": (legacy(b"NNb", {}), "attributes"),
+    "a deep key": (file(b"})" + b"\x85" * 50_000 + b"Ns", {}), TOO_MANY),
+    "a deep list": (file(b"(" * 50_000, {}), TOO_MANY),
+    "a large table": (file(TABLE, {}), TOO_MANY),
+    "a large array": (file(b"\x96" + b"\xff" * 7 + b"\0"), "BYTEARRAY8|expected"),
+    "a large dict": (file(DICT + group(b"}") + b"R", {}), "instructions are damaged"),
+    "an empty stack": (file(b"", {}), "instructions are damaged"),
+    "no mark": (file(b"NNt", {}), "instructions are damaged"),
+    "an unknown memo": (file(b"h\x07", {}), "instructions are damaged"),
+    "a key without a value": (file(b"}(" + text("a") + b"u", {}), "damaged|odd"),
+    "appending to a dict": (file(b"}(Ne", {}), "instructions are damaged"),
+    **{
+        f"attributes of {what!r}": (
+            file(what + b"N" + ATTRIBUTES + b"\x86b", {}),
+            "instructions are damaged",
+        )
+        for what in (b"N", DICT, REBUILD, b"ctorch\nFloatStorage\n")
+    },
 }
 
 
-@pytest.mark.parametrize("fault", REFUSED)
-def test_a_file_that_is_refused_is_named(fault: str) -> None:
-    content, reason = REFUSED[fault]
+@pytest.mark.parametrize("problem", REFUSED)
+def test_a_file_that_is_refused_is_named(problem: str) -> None:
+    content, reason = REFUSED[problem]
     with pytest.raises(UserError, match=f"^the-file is no file of PyTorch.*{reason}"):
         read_torch_weights(content, "the-file")
 
 
-def test_a_zip_whose_entries_share_bytes_is_refused() -> None:
-    """As bombs do: many names, each of all that is there."""
-    content = zipped(matrix(), {"0": ONE})
-    begin = content.index(b"PK\x01\x02")  # the central directory: size at 24
-    claimed = content[: begin + 24] + struct.pack("<I", 2**31) + content[begin + 28 :]
-    with pytest.raises(UserError, match="claims more bytes than it has"):
-        read_torch_weights(claimed, "file")
+def read_or_refuse(content: bytes) -> None:
+    try:
+        read = read_torch_weights(content, "file")
+    except UserError:
+        return
+    assert all(isinstance(array, np.ndarray) for array in read.values())
 
 
-def test_the_number_of_instructions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    content = zipped(matrix(), {"0": ONE})
+def test_a_file_that_ends_early_is_refused() -> None:
+    content = file(matrix())
     read_torch_weights(content, "file")
-    monkeypatch.setattr(torch_weights, "_INSTRUCTIONS", 20)
-    with pytest.raises(UserError, match="more than 20 instructions"):
-        read_torch_weights(content, "file")
-
-
-GOOD = {
-    "legacy": legacy(matrix(6, b"N"), {"0": ONE}),
-    "zip": zipped(matrix(), {"0": ONE}),
-}
-
-
-@pytest.mark.parametrize("form", GOOD)
-def test_a_file_that_ends_early_is_refused(form: str) -> None:
-    read_torch_weights(GOOD[form], "file")
-    for end in range(len(GOOD[form])):
+    for end in range(len(content)):
         with pytest.raises(UserError):
-            read_torch_weights(GOOD[form][:end], "file")
+            read_torch_weights(content[:end], "file")
 
 
-@settings(max_examples=300)
-@given(st.sampled_from(sorted(GOOD)), st.data())
-def test_a_damaged_file_is_read_or_refused(form: str, data: st.DataObject) -> None:
-    content = bytearray(GOOD[form])
+@given(st.data())
+def test_a_damaged_file_is_read_or_refused(data: st.DataObject) -> None:
+    content = bytearray(file(matrix()))
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(content) - 1))
         content[at : at + data.draw(st.integers(0, 4))] = data.draw(
             st.binary(max_size=4)
         )
-    try:
-        read = read_torch_weights(bytes(content), "file")
-    except UserError:
-        return
-    assert all(isinstance(array, np.ndarray) for array in read.values())
+    read_or_refuse(bytes(content))
 
 
 PARTS = (
     *(bytes([i]) for i in b"NMK\x88\x89)]}(tabeusR0Q\x85\x86\x87h\x00q\x012"),
-    DICT,
-    REBUILD,
-    text("0"),
-    number(2),
-    number(2**39),
-    numbers((2, 3)),
-    storage("Float", "0", 6),
-    tensor(storage("Float", "0", 6), 0, (2, 3), (3, 1)),
-    matrix(),
-)
+    DICT, REBUILD, text("0"), number(2), number(2**39), numbers((2, 3)), storage(),
+    tensor(storage(), 0, (2, 3), (3, 1)), matrix(),
+)  # fmt: skip
 
 
-@settings(max_examples=300)
 @given(st.lists(st.sampled_from(PARTS), max_size=20).map(b"".join))
 def test_any_program_is_read_or_refused(value: bytes) -> None:
-    try:
-        read = read_torch_weights(zipped(value, {"0": ONE}), "file")
-    except UserError:
-        return
-    assert all(isinstance(array, np.ndarray) for array in read.values())
+    read_or_refuse(file(value))

@@ -64,15 +64,15 @@ def test_features_are_computed_once_and_kept_by_content(cache: Path) -> None:
     assert len(list(cache.iterdir())) == 4
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
-def test_a_damaged_file_is_computed_anew(cache: Path, damage: str) -> None:
+def test_a_damaged_file_is_computed_anew(cache: Path) -> None:
     first = frozen_features(FIRST, weights(), IMAGES)
     (file,) = cache.iterdir()
     content = file.read_bytes()
     flipped = content[:200] + bytes([content[200] ^ 1]) + content[201:]
-    file.write_bytes({"flip": flipped, "cut": content[:-9], "empty": b""}[damage])
-    np.testing.assert_array_equal(frozen_features(FIRST, weights(), IMAGES), first)
-    assert file.read_bytes() == content
+    for damaged in (flipped, content[:-9], b""):
+        file.write_bytes(damaged)
+        np.testing.assert_array_equal(frozen_features(FIRST, weights(), IMAGES), first)
+        assert file.read_bytes() == content
 
 
 def test_more_than_the_limit_is_refused(cache: Path) -> None:

@@ -34,11 +34,11 @@ from jaxstudy.data.sources import (
     MissingData,
     Package,
     check_folder,
-    check_records,
     read_bytes,
 )
 from jaxstudy.images.emoji import emoji_label
 from jaxstudy.images.folders import sort_into_folders
+from jaxstudy.images.sets import IMAGE_SETS
 from jaxstudy.types import UserError
 
 
@@ -307,8 +307,8 @@ def _sort_emoji(folder: Path) -> None:
     _put(made, EMOJI_FOLDERS.path)
 
 
-def records_step(name: str, needs: Sequence[str], data_dir: Path = TFDS) -> Step:
-    """The step that prepares one of RECORDS."""
+def records_step(name: str, data_dir: Path = TFDS) -> Step:
+    """The step that prepares one of IMAGE_SETS."""
 
     def bring(folder: Path) -> None:
         from jaxstudy.data.builders import prepare  # imports TFDS, which takes a second
@@ -319,22 +319,23 @@ def records_step(name: str, needs: Sequence[str], data_dir: Path = TFDS) -> Step
     return Step(
         f"{name} for TFDS",
         f"array_record, in {data_dir / name}",
-        lambda: check_records(name, data_dir),
+        lambda: IMAGE_SETS[name].check(data_dir / name),
         bring,
-        tuple(needs),
+        IMAGE_SETS[name].needs,
     )
 
 
-_FASHION, *_EMOJI = (package.title for package in PACKAGES[: 1 + len(EMOJI)])
-STEPS = (
-    *map(package_step, PACKAGES),
-    Step(
+def all_steps() -> tuple[Step, ...]:
+    """The packages, the emoji sorted into folders, and the records of image sets."""
+    drawings = {source.path for source in EMOJI.values()}
+    emoji = Step(
         "emoji in folders",
         f"by category, in {EMOJI_FOLDERS.path}",
         lambda: check_folder(EMOJI_FOLDERS),
         _sort_emoji,
-        tuple(_EMOJI),
-    ),
-    records_step("fashion_mnist", [_FASHION]),
-    records_step("emoji", ["emoji in folders"]),
-)
+        tuple(package.title for package in PACKAGES if package.place in drawings),
+    )
+    return *map(package_step, PACKAGES), emoji, *map(records_step, IMAGE_SETS)
+
+
+STEPS = all_steps()

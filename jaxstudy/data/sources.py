@@ -3,7 +3,7 @@
 import hashlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -231,11 +231,6 @@ SUNSPOTS = Source(
 )
 
 TFDS = DATA / "tfds"
-# Version and sources of what `make data` prepares as records, TFDS/NAME/VERSION.
-RECORDS = {
-    "fashion_mnist": ("3.0.1", tuple(FASHION_MNIST.values())),
-    "emoji": ("1.0.0", (EMOJI_FOLDERS,)),
-}
 
 PACKAGES = (
     Package(
@@ -364,15 +359,14 @@ def check_folder(source: Source) -> Path:
     return source.path
 
 
-def check_records(name: str, data_dir: Path = TFDS) -> None:
-    """Raise MissingData unless the records of one of RECORDS are as they were written.
+def check_records(place: Path, version: str, sources: Sequence[Source]) -> None:
+    """Raise MissingData unless the records in PLACE/VERSION are as they were written.
 
     Beside them lies `records_seal`: their bytes are not the same with every version of
     the libraries that write them.
     """
-    place = data_dir / name
     try:
-        good = (place / "SHA256").read_text() == records_seal(name, data_dir)
+        good = (place / "SHA256").read_text() == records_seal(place, version, sources)
     except (OSError, UnicodeDecodeError):
         good = False
     if not good:
@@ -381,13 +375,12 @@ def check_records(name: str, data_dir: Path = TFDS) -> None:
         )
 
 
-def records_seal(name: str, data_dir: Path) -> str:
-    """The SHA-256 of the records of one of RECORDS, and of what they are made from.
+def records_seal(place: Path, version: str, sources: Sequence[Source]) -> str:
+    """The SHA-256 of the records in PLACE/VERSION, and of what they are made from.
 
     Raises OSError where they cannot be read.
     """
-    version, sources = RECORDS[name]
-    made = folder_sha256(data_dir / name / version)
+    made = folder_sha256(place / version)
     return "\n".join([made, *(source.sha256 for source in sources)]) + "\n"
 
 

@@ -118,51 +118,14 @@ class FolderSource:
         """The images as "CLASS/FILE"."""
         return tuple(self.audit.paths[row] for row in self.rows)
 
-    @property
-    def nbytes(self) -> int:
-        """What all its pixels take in memory."""
-        height, width = self.image_size
-        return len(self) * height * width * self.channels
-
 
 # ------------------------------------------------------------------ reading
 
 
-def load_folder(
-    folder: Path | Audit,
-    *,
-    image_size: tuple[int, int],
-    channels: int = 3,
-    subset: Literal["training", "validation"] | None = None,
-    validation_split: float | None = None,
-    seed: int = 0,
-    group_of: Callable[[Path], str] | None = None,
-    strict: bool = False,
-) -> ImageFolder:
-    """The images of a folder, or of its audit, in memory, ordered by class and name.
-
-    As Keras's image_dataset_from_directory, with the class names in order as labels
-    and images brought to (height, width) without regard to their proportions. It
-    differs where Keras loses something: shrinking averages (an antialiased bilinear
-    filter; Keras skips pixels), transparency shows white (Keras shows the hidden
-    colour), photographs stand upright (EXIF), 16-bit grey keeps its upper byte, and
-    the split is stratified (`stratified_split`). Of an animation it is the first frame.
-
-    Faulty files are left out, and stand in `.audit.faults`; with `strict` they are
-    refused. Raises UserError for that, for settings out of range, and where no image is
-    usable or the split leaves a class without examples.
-    """
-    source = folder_source(
-        folder,
-        image_size=image_size,
-        channels=channels,
-        subset=subset,
-        validation_split=validation_split,
-        seed=seed,
-        group_of=group_of,
-        strict=strict,
-    )
-    x = np.empty((len(source), *image_size, channels), np.uint8)
+def load_folder(folder: Path | Audit, **settings: Any) -> ImageFolder:
+    """The images of a folder, or of its audit, in memory: all of `folder_source`."""
+    source = folder_source(folder, **settings)
+    x = np.empty((len(source), *source.image_size, source.channels), np.uint8)
 
     def read(row: int) -> None:
         x[row] = source[row]["x"]
@@ -182,7 +145,19 @@ def folder_source(
     group_of: Callable[[Path], str] | None = None,
     strict: bool = False,
 ) -> FolderSource:
-    """The images that `load_folder` would read, to be read one by one."""
+    """The images of a folder, or of its audit, one by one, ordered by class and name.
+
+    As Keras's image_dataset_from_directory, with the class names in order as labels
+    and images brought to (height, width) without regard to their proportions. It
+    differs where Keras loses something: shrinking averages (an antialiased bilinear
+    filter; Keras skips pixels), transparency shows white (Keras shows the hidden
+    colour), photographs stand upright (EXIF), 16-bit grey keeps its upper byte, and
+    the split is stratified (`stratified_split`). Of an animation it is the first frame.
+
+    Faulty files are left out, and stand in `.audit.faults`; with `strict` they are
+    refused. Raises UserError for that, for settings out of range, and where no image is
+    usable or the split leaves a class without examples.
+    """
     _check_settings(image_size, channels, subset, validation_split)
     audited = folder if isinstance(folder, Audit) else audit(folder)
     if audited.faults and (strict or not audited.paths):
@@ -197,10 +172,7 @@ def folder_source(
 
 
 def _check_settings(
-    image_size: tuple[int, int],
-    channels: int,
-    subset: str | None,
-    validation_split: float | None,
+    image_size: tuple[int, int], channels: int, subset: str | None, share: float | None
 ) -> None:
     if not all(1 <= side <= MAX_SIDE for side in image_size):
         raise UserError(f"image sides go from 1 to {MAX_SIDE}, not {image_size}")
@@ -208,13 +180,13 @@ def _check_settings(
         raise UserError(f"images have 1 or 3 channels, not {channels}")
     if subset not in (None, "training", "validation"):
         raise UserError(f"a subset is 'training' or 'validation', not {subset!r}")
-    if (subset is None) != (validation_split is None):
+    if (subset is None) != (share is None):
         raise UserError(
             "a subset needs a validation split, and the other way round; here the "
-            f"subset is {subset} and the validation split {validation_split}"
+            f"subset is {subset} and the validation split {share}"
         )
-    if validation_split is not None:
-        _check_share(validation_split)
+    if share is not None:
+        _check_share(share)
 
 
 def read_image(path: Path, image_size: tuple[int, int]) -> np.ndarray:
@@ -297,9 +269,15 @@ def stratified_split(
                 missing[label] -= n
     held = np.isin(np.arange(len(audited.paths)), validation)
     training_rows, validation_rows = np.flatnonzero(~held), np.flatnonzero(held)
-    _check_parts(
-        audited, {"training": training_rows, "validation": validation_rows}, sizes
-    )
+    lacking = [
+        f"no {part} example of class {_printable(audited.classes[label])!r} "
+        f"({sizes[label]} in all)"
+        for part, rows in (("training", training_rows), ("validation", validation_rows))
+        for label in sorted(sizes.keys() - {audited.labels[row] for row in rows})
+    ]
+    if lacking:
+        more = f", and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        raise UserError(f"this validation split leaves {', '.join(lacking[:3])}{more}")
     return training_rows, validation_rows
 
 
@@ -314,20 +292,6 @@ def _rank(name: str, seed: int) -> tuple[bytes, str]:
     """A place in an order that looks random and is the same on every machine."""
     text = f"{seed}\0{name}".encode("utf-8", "surrogateescape")
     return hashlib.sha256(text).digest(), name
-
-
-def _check_parts(
-    audited: Audit, parts: dict[str, np.ndarray], sizes: Counter[int]
-) -> None:
-    lacking = [
-        f"no {part} example of class {_printable(audited.classes[label])!r} "
-        f"({sizes[label]} in all)"
-        for part, rows in parts.items()
-        for label in sorted(sizes.keys() - {audited.labels[row] for row in rows})
-    ]
-    if lacking:
-        more = f", and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-        raise UserError(f"this validation split leaves {', '.join(lacking[:3])}{more}")
 
 
 # ------------------------------------------------------------------ auditing
@@ -372,7 +336,11 @@ def audit(folder: Path) -> Audit:
     faults += filter(None, found)
     good = {path for path, fault in zip(every, found, strict=True) if fault is None}
     usable = {name: [p for p in paths if p in good] for name, paths in files.items()}
-    faults += filter(None, (_few(n, usable[n], len(files[n])) for n in files))
+    for name, paths in usable.items():
+        if len(paths) < 2:  # too few to learn from
+            detail = f"{len(paths)} usable of {len(files[name])} files"
+            kind: Kind = "single image" if paths else "empty class"
+            faults.append(Fault(_printable(name), kind, detail))
     classes = tuple(name for name in files if usable[name])
     return Audit(
         folder,
@@ -445,14 +413,6 @@ def _file_fault(folder: Path, name: str, root: str) -> Fault | None:
     except DecodeError as bad:
         return Fault(shown, bad.kind, _printable(bad.detail))
     return None
-
-
-def _few(name: str, usable: Sequence[str], files: int) -> Fault | None:
-    """The fault of a class with too few images to learn from."""
-    if len(usable) > 1:
-        return None
-    kind: Kind = "single image" if usable else "empty class"
-    return Fault(_printable(name), kind, f"{len(usable)} usable of {files} files")
 
 
 def _case_clashes(prefix: str, names: Iterable[str]) -> list[Fault]:
@@ -564,31 +524,19 @@ def _check_target(target: Path, labels: set[str]) -> None:
             raise UserError(f"{target / label} is not a folder to copy into")
 
 
-# Names that some system reserves: a data set should be able to move there.
-RESERVED = {"con", "prn", "aux", "nul"} | {
-    f"{port}{n}" for port in ("com", "lpt") for n in "0123456789¹²³"
-}
-
-
 def _label_problem(label: Any) -> str | None:
-    """Why a label is no plain folder name on some system."""
+    """Why a label cannot be the name of a class folder."""
     if not isinstance(label, str):
         return "is no text"
-    if not label:
-        return "is empty"
-    if label.startswith("."):
-        return "begins with a dot"
-    if label != label.strip() or label.endswith("."):
-        return "begins or ends with a space, or ends with a dot"
-    if _control_characters(label):
-        return "holds control characters"
-    if set(label) & set('/\\<>:"|?*'):
-        return 'holds one of / \\ < > : " | ? *'
-    if label.partition(".")[0].rstrip().casefold() in RESERVED or not _visible([label]):
-        return "is reserved"
-    if len(label.encode()) > 255:
-        return "is longer than 255 bytes"
-    return None
+    problems = {
+        "is empty": not label,
+        "begins with a dot": label.startswith("."),
+        "holds a slash": "/" in label,
+        "holds control characters": _control_characters(label),
+        "is reserved": not _visible([label]),
+        "is longer than 255 bytes": len(label.encode(errors="replace")) > 255,
+    }
+    return next((problem for problem, found in problems.items() if found), None)
 
 
 def _check_same(source: Path, copies: dict[str, Path]) -> None:
@@ -605,12 +553,8 @@ def _check_same(source: Path, copies: dict[str, Path]) -> None:
 def _same(one: Path, other: Path) -> bool:
     """Whether the other is a file, not a link, of the same content."""
     try:
-        status = os.lstat(other)
-        return (
-            stat.S_ISREG(status.st_mode)
-            and status.st_size == one.stat().st_size
-            and one.read_bytes() == other.read_bytes()
-        )
+        is_file = other.is_file() and not other.is_symlink()
+        return is_file and one.read_bytes() == other.read_bytes()
     except OSError as error:
         shown = _printable(str(other))
         raise UserError(f"{shown} cannot be compared: {error.strerror}") from error
@@ -618,20 +562,11 @@ def _same(one: Path, other: Path) -> bool:
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a file under another name first, so that nobody ever sees half of it."""
-    handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=target.parent)
-    os.close(handle)
-    try:
-        shutil.copy2(source, name)
-        try:
-            os.link(name, target)  # unlike a rename, this never overwrites
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without hard links
-            if os.path.lexists(target):
-                raise
-            os.rename(name, target)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with tempfile.NamedTemporaryFile(
+        prefix=".", suffix=".part", dir=target.parent
+    ) as part:
+        shutil.copy2(source, part.name)
+        os.link(part.name, target)  # unlike a rename, this never overwrites
 
 
 # ------------------------------------------------------------------ names

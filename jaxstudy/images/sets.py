@@ -15,23 +15,30 @@ import sys
 import urllib.parse
 import urllib.request
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from jaxstudy.data.sources import (
+    EMOJI,
+    EMOJI_FOLDERS,
     FASHION_MNIST,
     TFDS,
     MissingData,
+    Source,
+    check_folder,
     check_records,
     read_bytes,
 )
 from jaxstudy.images import folders
 from jaxstudy.images.decoding import DecodeError, decode, pixels
+from jaxstudy.images.emoji import emoji_group, emoji_splits
 from jaxstudy.messages import did_you_mean, warn
 from jaxstudy.types import UserError
 
@@ -180,7 +187,41 @@ def read_fashion_mnist() -> dict[str, Images]:
 
 # ------------------------------------------------------------------ by name
 
-SPECS = ("fashion_mnist", "emoji")
+
+class Examples(NamedTuple):
+    """What the records of a set are made from.
+
+    splits: by name, for each image its "image" (of PIL), "label" (a number or a name)
+    and what else is kept of it.
+    shape: (height, width, channels) of all images. more: the features besides image and
+    label, as the names of classes, or None for a text.
+    """
+
+    description: str
+    splits: Mapping[str, Iterable[Mapping[str, Any]]]
+    shape: tuple[int, int, int]
+    classes: Sequence[str]
+    more: Mapping[str, Sequence[str] | None] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An image set of this project; whatever needs its name finds it in IMAGE_SETS.
+
+    version: of its records. sources: what they are made from. needs: the titles of what
+    `make data` brings before. examples: what the records hold. read: reads the set at
+    an image size and number of channels without records, where there is a quicker way.
+    """
+
+    version: str
+    sources: Sequence[Source]
+    needs: tuple[str, ...]
+    examples: Callable[[], Examples]
+    read: Callable[[tuple[int, int] | None, int | None], ImageSet] | None = None
+
+    def check(self, place: Path) -> None:
+        """Raise MissingData unless its records lie in a folder as they should be."""
+        check_records(place, self.version, self.sources)
 
 
 def read_images(
@@ -193,11 +234,10 @@ def read_images(
 ) -> ImageSet:
     """An image-classification set by name, with the splits that it comes with.
 
-    "fashion_mnist" is read from the IDX files (train and test), "emoji" from the
-    records that `make data` prepares (train, validation and test), "tfds:NAME" from
-    those under `data_dir` or, where they are not there, from what TFDS downloads and
-    prepares there. A split of more than `resident_bytes` of pixels comes as
-    RecordImages.
+    Those of IMAGE_SETS are read as they say, or from the records that `make data`
+    prepares; "tfds:NAME" from those under `data_dir` or, where they are not there, from
+    what TFDS downloads and prepares there. A split of more than `resident_bytes` of
+    pixels comes as RecordImages.
 
     image_size (height, width): what images are brought to, by PIL's bilinear filter;
     it may be left out where all have one size. channels: 1 or 3, by default as they
@@ -208,13 +248,12 @@ def read_images(
     where there is no such data and it cannot be had.
     """
     _check_form(image_size, channels)
-    if spec == "fashion_mnist":
-        return _fashion(image_size, channels)
-    if spec == "emoji":
-        check_records("emoji", data_dir)
-        builder = _tfds_builder("emoji", data_dir)
-    else:
-        builder = _tfds_builder(_tfds_name(spec, data_dir), data_dir)
+    recipe = IMAGE_SETS.get(spec)
+    if recipe and recipe.read:
+        return recipe.read(image_size, channels)
+    if recipe:
+        recipe.check(data_dir / spec)
+    builder = _tfds_builder(spec if recipe else _tfds_name(spec, data_dir), data_dir)
     with _quiet():
         image, label = _image_and_label(builder)
         shape = builder.info.features[image].shape
@@ -251,33 +290,6 @@ def _check_form(image_size: tuple[int, int] | None, channels: int | None) -> Non
         raise UserError(f"an image size is 1 or more by 1 or more, not {image_size}")
     if channels not in (None, 1, 3):
         raise UserError(f"images have 1 or 3 channels, not {channels}")
-
-
-def _fashion(image_size: tuple[int, int] | None, channels: int | None) -> ImageSet:
-    size, channels = image_size or (28, 28), channels or 1
-    splits = {}
-    for split, images in read_fashion_mnist().items():
-        x = images.x if size == (28, 28) else _grey_resized(images.x, size)
-        splits[split] = Images(np.stack([x] * channels, -1), images.y)
-    return ImageSet(splits, FASHION_CLASSES)
-
-
-def _grey_resized(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Grey images [N, h, w] at another size, by the filter of `pixels`.
-
-    It treats rows and columns apart; those of all images in one call take less than
-    half the time. Which come first may differ, and show by rounding: 1 in 255.
-    """
-
-    def one_axis(x: np.ndarray, size: int) -> np.ndarray:
-        rows = np.ascontiguousarray(x.reshape(-1, x.shape[-1]))
-        wide = Image.fromarray(rows).resize(
-            (size, len(rows)), Image.Resampling.BILINEAR
-        )
-        return np.asarray(wide).reshape(*x.shape[:-1], size)
-
-    height, width = size
-    return one_axis(one_axis(x, width).swapaxes(1, 2), height).swapaxes(1, 2)
 
 
 def _all_of(source: RecordImages) -> Images:
@@ -317,9 +329,9 @@ def _tfds_name(spec: str, data_dir: Path) -> str:
     kind, _, name = spec.partition(":")
     if kind == "tfds" and re.fullmatch(r"\w+(/[\w.+-]+)?(:\d+\.\d+\.\d+)?", name):
         return name
-    known = (*SPECS, *(f"tfds:{name}" for name in _local_names(data_dir)))
+    known = (*IMAGE_SETS, *(f"tfds:{name}" for name in _local_names(data_dir)))
     raise UserError(
-        f"{', '.join(SPECS)} and tfds:NAME are image sets, not {spec!r}"
+        f"{', '.join(IMAGE_SETS)} and tfds:NAME are image sets, not {spec!r}"
         + did_you_mean(spec, known)
     )
 
@@ -423,3 +435,96 @@ def _first(error: Exception) -> str:
     """The first line of what an exception says."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+# ------------------------------------------------------------------ the sets
+
+
+def _fashion(image_size: tuple[int, int] | None, channels: int | None) -> ImageSet:
+    size, channels = image_size or (28, 28), channels or 1
+    splits = {}
+    for split, images in read_fashion_mnist().items():
+        x = images.x if size == (28, 28) else _grey_resized(images.x, size)
+        splits[split] = Images(np.stack([x] * channels, -1), images.y)
+    return ImageSet(splits, FASHION_CLASSES)
+
+
+def _grey_resized(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Grey images [N, h, w] at another size, by the filter of `pixels`.
+
+    It treats rows and columns apart; those of all images in one call take less than
+    half the time. Which come first may differ, and show by rounding: 1 in 255.
+    """
+
+    def one_axis(x: np.ndarray, size: int) -> np.ndarray:
+        rows = np.ascontiguousarray(x.reshape(-1, x.shape[-1]))
+        wide = Image.fromarray(rows).resize(
+            (size, len(rows)), Image.Resampling.BILINEAR
+        )
+        return np.asarray(wide).reshape(*x.shape[:-1], size)
+
+    height, width = size
+    return one_axis(one_axis(x, width).swapaxes(1, 2), height).swapaxes(1, 2)
+
+
+def _fashion_examples() -> Examples:
+    """In the order of the IDX files, as TFDS's own builder has them."""
+    splits = {
+        split: [
+            {"image": Image.fromarray(x), "label": int(y)}
+            for x, y in zip(images.x, images.y, strict=True)
+        ]
+        for split, images in read_fashion_mnist().items()
+    }
+    about = (
+        "60,000 images to train on and 10,000 to test on: articles of clothing, 28x28, "
+        f"grey. {next(iter(FASHION_MNIST.values())).origin}."
+    )
+    return Examples(about, splits, (28, 28, 1), FASHION_CLASSES)
+
+
+def _emoji_examples() -> Examples:
+    """Nine categories of emoji, as Google and Twitter draw them, on white."""
+    folder = check_folder(EMOJI_FOLDERS)
+    every = [path.relative_to(folder).as_posix() for path in folder.glob("*/*.png")]
+    splits = emoji_splits(every)
+    counts = {
+        split: dict(Counter(path.partition("/")[0] for path in paths))
+        for split, paths in splits.items()
+    }
+    about = (
+        "Emoji without skin tones, 64x64, drawn by Google and by Twitter; the label is "
+        "the category. `group`: what is shown; no group is in two splits. Images by "
+        f"split and category: {counts}. "
+        + " ".join(f"{source.origin}." for source in EMOJI.values())
+    )
+
+    def example(path: str) -> dict[str, Any]:
+        category, file = path.split("/")
+        return {
+            "image": decode((folder / path).read_bytes()),
+            "label": category,
+            "group": emoji_group(Path(path)),
+            "vendor": file.partition("-")[0],
+            "file": path,
+        }
+
+    return Examples(
+        about,
+        {split: map(example, paths) for split, paths in splits.items()},
+        (64, 64, 3),
+        sorted({path.partition("/")[0] for path in every}),
+        {"group": None, "vendor": sorted(EMOJI), "file": None},
+    )
+
+
+IMAGE_SETS: dict[str, Recipe] = {
+    "fashion_mnist": Recipe(
+        "3.0.1",
+        tuple(FASHION_MNIST.values()),
+        ("Fashion-MNIST",),
+        _fashion_examples,
+        _fashion,
+    ),
+    "emoji": Recipe("1.0.0", (EMOJI_FOLDERS,), ("emoji in folders",), _emoji_examples),
+}

@@ -11,12 +11,15 @@ matched by what they hold and by their order, and every shape is checked.
 
 import functools
 import io
-import re
+import json
+import os
 import struct
+import subprocess
+import sys
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +27,12 @@ import numpy as np
 
 from jaxstudy.model import Stages
 from jaxstudy.models.inception import Conv, Fork, Make, inception_stages, inception_v3
-from jaxstudy.pretrained import hdf5
 from jaxstudy.types import PyTree, UserError
 
 _MEMBER = "model.weights.h5"  # of a .keras file
 _ZIP = b"PK\x03\x04"
-_DEPTH = 8  # of models inside models; a damaged file may lead back to itself
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_SECONDS = 60  # that the HDF5 library may take; a file of InceptionV3 takes one
 
 Where = tuple[str, ...]  # a path in the trees of parameters and statistics
 
@@ -64,10 +67,9 @@ def read_keras_layers(path: str | Path) -> list[KerasLayer]:
     damaged, or not as Keras would have written it.
     """
     try:
-        layers = list(_layers(hdf5.root(_read(Path(path)))))
+        return _layers(_read(Path(path)))
     except ValueError as error:
         raise UserError(f"no Keras weights can be read from {path}: {error}") from error
-    return [layer for layer in layers if layer.arrays]
 
 
 def load_inception_v3(
@@ -115,7 +117,7 @@ def _in_either_order(
     layers: Sequence[KerasLayer], include_top: bool, classes: int
 ) -> list[tuple[KerasLayer, _Slot]]:
     """`_matched` in the model's order, or that of making: shapes fit one of them."""
-    faults = []
+    errors = []
     for order in (keras_order, creation_order):
         slots = _slots(order, classes)
         try:
@@ -123,8 +125,8 @@ def _in_either_order(
                 layers, slots if include_top else slots[:-1], exactly=include_top
             )
         except ValueError as error:
-            faults.append(error)
-    raise faults[0]
+            errors.append(error)
+    raise errors[0]
 
 
 def keras_order(stages: Stages) -> list[Where]:
@@ -174,12 +176,16 @@ def _distances(
 
 
 @functools.cache  # tracing takes a second
-def _slots(order: Callable[[Stages], list[Where]], classes: int) -> Sequence[_Slot]:
-    """What InceptionV3 has to be filled with, in one order; last of all the top."""
+def _expected_shapes(classes: int) -> dict[Where, tuple[int, ...]]:
     model = inception_v3(classes=classes)
     params, extra = jax.eval_shape(model.init, jax.random.key(0))
     leaves = jax.tree.leaves_with_path({"params": params, "extra": extra})
-    shapes = {tuple(part.key for part in path): leaf.shape for path, leaf in leaves}
+    return {tuple(part.key for part in path): leaf.shape for path, leaf in leaves}
+
+
+def _slots(order: Callable[[Stages], list[Where]], classes: int) -> list[_Slot]:
+    """What InceptionV3 has to be filled with, in one order; last of all the top."""
+    shapes = _expected_shapes(classes)
 
     def slot(*wheres: Where) -> _Slot:
         return _Slot(wheres, [shapes[where] for where in wheres])
@@ -293,65 +299,41 @@ def _read(path: Path) -> bytes:
         raise ValueError(f"its zip file is damaged ({error})") from error
 
 
-def _layers(file: hdf5.Group) -> Iterator[KerasLayer]:
-    """All layers, also those that hold nothing."""
-    # of a whole model, they are one level down
-    old = file.group("model_weights") if "model_weights" in file else file
-    names = _names(old, "layer_names")
-    if names:  # lists of names give the order
-        for name in names:
-            yield from _old_layers(name, old.group(name))
-    elif "layers" in file:
-        yield from _new_layers(file.group("layers"))
-    else:
-        raise ValueError("it holds no layers of Keras")
+def _layers(content: bytes) -> list[KerasLayer]:
+    """The layers of an HDF5 file, whose arrays are views of its bytes."""
+    if not content.startswith(_HDF5):
+        raise ValueError("it is not an HDF5 file")
+    index = _index(content)
+    if "error" in index:
+        raise ValueError(index["error"])
+    return [
+        KerasLayer(name, [_array(content, *place) for place in arrays])
+        for name, arrays in index["layers"]
+        if arrays
+    ]
 
 
-def _old_layers(name: str, group: hdf5.Group) -> Iterator[KerasLayer]:
-    """A layer, or those of a model inside the model.
-
-    Of these the list has what is trained before what is not: their numbers give the
-    order.
-    """
-    inner: dict[str, list[str]] = {}
-    for array in _names(group, "weight_names"):  # LAYER/VARIABLE
-        inner.setdefault(array.rpartition("/")[0], []).append(array)
-    if len(inner) > 1:
-        for layer in sorted(inner, key=_counter):
-            yield _layer(layer, group, inner[layer])
-    else:
-        yield _layer(name, group, next(iter(inner.values()), []))
-
-
-def _new_layers(group: hdf5.Group, depth: int = 0) -> Iterator[KerasLayer]:
-    """The layers of a model, with those of models inside it.
-
-    dense, dense_1, ... are the dense layers in order.
-    """
-    if depth > _DEPTH:
-        raise ValueError(f"models are nested more than {_DEPTH} deep")
-    for name in sorted(group, key=_counter):
-        layer = group.group(name)
-        if "vars" in layer:
-            arrays = layer.group("vars")
-            yield _layer(name, arrays, sorted(arrays, key=_counter))
-        if "layers" in layer:
-            yield from _new_layers(layer.group("layers"), depth + 1)
+def _index(content: bytes) -> dict[str, Any]:
+    """What the program `keras_index` prints about a file."""
+    program = Path(__file__).with_name("keras_index.py")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", str(program)],
+            # threads reserve memory, which is limited there
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+            input=content, capture_output=True, timeout=_SECONDS, check=True,
+        )  # fmt: skip
+    except subprocess.CalledProcessError as error:
+        raise ValueError("it is damaged (the HDF5 library crashes)") from error
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(
+            f"it is damaged (the HDF5 library takes over {_SECONDS} s)"
+        ) from error
+    return json.loads(done.stdout)
 
 
-def _layer(name: str, group: hdf5.Group, arrays: Sequence[str]) -> KerasLayer:
-    return KerasLayer(name, [group.array(array) for array in arrays])
-
-
-def _counter(name: str) -> tuple[str, int]:
-    """conv2d_10 after conv2d_9, and that after conv2d."""
-    counted = re.fullmatch(r"(.*?)_?([0-9]{1,9})", name)
-    return (counted[1], int(counted[2])) if counted else (name, 0)
-
-
-def _names(group: hdf5.Group, attribute: str) -> list[str]:
-    """A list of names; Keras cuts a long one into attribute0, attribute1, ..."""
-    pieces = [group.texts(attribute)]
-    while pieces[-1] is not None or len(pieces) == 1:
-        pieces.append(group.texts(f"{attribute}{len(pieces) - 1}"))
-    return [name for piece in pieces if piece for name in piece]
+def _array(content: bytes, dtype: str, shape: Sequence[int], offset: int) -> np.ndarray:
+    try:
+        return np.ndarray(shape, dtype, content, offset)
+    except TypeError as error:  # numpy checks that it lies inside
+        raise ValueError("an array reaches beyond its end") from error
