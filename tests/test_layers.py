@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 # a folder stands for its modules that have no line of their own.
 ORDER = (
     {"types", "runs.lesson"},
-    {"messages", "parallel", "runs.progress", "runs.statistics", "runs.files"},
-    {"pretrained.keras_index", "pretrained.torch_weights", "data.splits"},
+    {"messages", "parallel", "runs.progress", "runs.statistics"},
+    {"runs.files", "pretrained.keras_index", "pretrained.torch_weights", "data.splits"},
     {"model", "ops", "optimizers", "dataset"},
     {"objectives", "text.vocabulary", "tabular.features", "data.sources"},
     {"training", "models", "text.decoding"},
