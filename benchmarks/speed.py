@@ -92,7 +92,7 @@ HIDDEN = (64, 128)
 
 def admission_data() -> dict[str, np.ndarray]:
     """x [400, 3]: gre, gpa and rank, standardised; y [400]."""
-    from jaxstudy.tabular.reading import read_admissions
+    from jaxstudy.tabular.sets import read_admissions
 
     table = read_admissions()
     x = table[["gre", "gpa", "rank"]].to_numpy(np.float64)

@@ -30,7 +30,7 @@ from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import NONNEGATIVE, Estimate, mean_over_runs
-from jaxstudy.tabular.reading import read_digits
+from jaxstudy.tabular.sets import read_digits
 from jaxstudy.training import (
     EvalStep,
     Replicas,

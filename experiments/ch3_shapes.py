@@ -56,7 +56,7 @@ from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.run import Run, SubRun
 from jaxstudy.runs.statistics import NONNEGATIVE, SHARE, Estimate, mean_over_runs
-from jaxstudy.tabular.reading import read_digits
+from jaxstudy.tabular.sets import read_digits
 from jaxstudy.text.decoding import Step, sample
 from jaxstudy.text.pairs import END, Pair, encode_pairs
 from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary

@@ -11,10 +11,6 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import pandas as pd
 import pytest
-
-from jaxstudy.runs import cli, plots
-from jaxstudy.runs.run import open_run, read_sealed
-from jaxstudy.runs.statistics import Estimate
 from jaxstudy.tabular.features import (
     Category,
     Features,
@@ -22,7 +18,11 @@ from jaxstudy.tabular.features import (
     Numeric,
     fit,
 )
-from jaxstudy.tabular.reading import read_titanic
+
+from jaxstudy.runs import cli, plots
+from jaxstudy.runs.run import open_run, read_sealed
+from jaxstudy.runs.statistics import Estimate
+from jaxstudy.tabular.sets import read_titanic
 from jaxstudy.types import MAX_CHARACTERS, UserError
 from tests.conftest import load
 

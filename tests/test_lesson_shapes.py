@@ -12,7 +12,7 @@ import pytest
 
 from jaxstudy.data.sources import SUNSPOTS, read_bytes
 from jaxstudy.runs import cli
-from jaxstudy.tabular.reading import read_digits
+from jaxstudy.tabular.sets import read_digits
 from jaxstudy.text.pairs import END
 from jaxstudy.types import UserError
 from tests.conftest import Smoke, load
