@@ -33,6 +33,7 @@ ORDER = (
         "study.problems",
         "study.comparison",
         "gan.step",
+        "gan.images",
         "gan.evaluation",
         "tabular.comparison",
         "tabular.figures",
