@@ -22,7 +22,6 @@ import numpy as np
 import optax
 import pydantic
 
-from jaxstudy.dataset import Dataset, dataset, random_split, subset
 from jaxstudy.model import Model
 from jaxstudy.models.mlp import ACTIVATIONS, mlp
 from jaxstudy.objectives import cross_entropy
@@ -30,7 +29,7 @@ from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import NONNEGATIVE, Estimate, mean_over_runs
-from jaxstudy.tabular.sets import read_digits
+from jaxstudy.tabular.sets import DigitSets, digit_sets
 from jaxstudy.training import (
     EvalStep,
     Replicas,
@@ -74,25 +73,6 @@ PRESETS = {
     "quick": Config(),
     "full": Config(tuning_seeds=5, seeds=10, epochs=30),
 }
-
-
-class Data(NamedTuple):
-    """The three sets: test is the half that other hands wrote."""
-
-    train: Dataset
-    validation: Dataset
-    test: Dataset
-
-
-def load() -> Data:
-    """The first half of the digits to learn from, a fifth of it to choose by."""
-    digits = read_digits()
-    half = len(digits["y"]) // 2
-    train, validation = random_split(half, (0.8, 0.2), seed=0)
-    rest = np.arange(half, len(digits["y"]))
-    mean, scale = digits["x"][train].mean(), digits["x"][train].std()
-    scaled = dataset({"x": (digits["x"] - mean) / scale, "y": digits["y"]})
-    return Data(*(subset(scaled, rows) for rows in (train, validation, rest)))
 
 
 def build(depth: int, width: int) -> tuple[TrainStep, EvalStep, EvalStep]:
@@ -176,7 +156,7 @@ def choose(losses: np.ndarray, tuning_seeds: int) -> np.ndarray:
     return np.argmin(np.mean(losses[..., :tuning_seeds], axis=-1), axis=1)
 
 
-def train_depth(config: Config, depth: int, data: Data, run: Run) -> Outcome:
+def train_depth(config: Config, depth: int, data: DigitSets, run: Run) -> Outcome:
     """Train every activation at every rate with every seed, choose rates, and test."""
     shape = (len(NAMES), len(config.rates), config.tuning_seeds + config.seeds)
     which, rate, seed = (jnp.asarray(i.ravel()) for i in np.indices(shape))
@@ -227,7 +207,7 @@ def train_depth(config: Config, depth: int, data: Data, run: Run) -> Outcome:
 
 def main(config: Config, run: Run) -> dict[str, Estimate | float | str]:
     """Every depth in turn; the table and the figures."""
-    data = load()
+    data = digit_sets()
     outcomes = {d: train_depth(config, d, data, run) for d in config.depths}
     result: dict[str, Estimate | float | str] = {}
     for i, name in enumerate(NAMES):
@@ -268,28 +248,21 @@ def draw(run: Run, outcomes: dict[int, Outcome], result: dict) -> None:
         title: str, ylabel: str, line: Callable[[str], plots.Line]
     ) -> plots.Panel:
         by_layer = ylabel.startswith("gradient")
-        xlabel, scales = "hidden layers", ("log", "linear")
-        if by_layer:
-            xlabel, scales = f"layer of {deepest}", ("linear", "log")
+        xlabel = f"layer of {deepest}" if by_layer else "hidden layers"
+        scales = ("linear", "log") if by_layer else ("log", "linear")
         return plots.Panel(title, xlabel, ylabel, {n: line(n) for n in NAMES}, scales)
 
     start, end = outcomes[deepest].start, outcomes[deepest].end
-    plots.save_lines(
-        run,
-        "depth",
-        [
-            panel("test", "log-loss [nats]", loss),
-            panel("after training", "share of dead units", dead),
-        ],
-    )
-    plots.save_lines(
-        run,
-        "gradients",
-        [
-            panel("at the start", "gradient norm", lambda n: gradient(n, start)),
-            panel("after training", "gradient norm", lambda n: gradient(n, end)),
-        ],
-    )
+    panels = [
+        panel("test", "log-loss [nats]", loss),
+        panel("after training", "share of dead units", dead),
+    ]
+    plots.save_lines(run, "depth", panels)
+    panels = [
+        panel("at the start", "gradient norm", lambda n: gradient(n, start)),
+        panel("after training", "gradient norm", lambda n: gradient(n, end)),
+    ]
+    plots.save_lines(run, "gradients", panels)
 
 
 if __name__ == "__main__":

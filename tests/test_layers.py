@@ -33,7 +33,7 @@ ORDER = (
         "images.subsets",
         "images.folder_sets",
     },
-    {"runs.run", "pretrained.features"},
+    {"runs.run", "runs.promises", "pretrained.features"},
     {"training", "runs.plots", "tabular.prediction"},
     {
         "study.problems",

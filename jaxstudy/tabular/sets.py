@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from jaxstudy.data.sources import ADMISSIONS, TITANIC, read_bytes
+from jaxstudy.dataset import Dataset, dataset, random_split, subset
 from jaxstudy.tabular.columns import check_columns
 from jaxstudy.tabular.reading import (
     ClassField,
@@ -153,3 +154,22 @@ def read_digits() -> dict[str, np.ndarray]:
         "x": (digits.data / 16).astype(np.float32),
         "y": digits.target.astype(np.int32),
     }
+
+
+class DigitSets(NamedTuple):
+    """The three sets: test is the half that other hands wrote."""
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+
+
+def digit_sets() -> DigitSets:
+    """The first half of the digits to learn from, a fifth of it to choose by."""
+    digits = read_digits()
+    half = len(digits["y"]) // 2
+    train, validation = random_split(half, (0.8, 0.2), seed=0)
+    rest = np.arange(half, len(digits["y"]))
+    mean, scale = digits["x"][train].mean(), digits["x"][train].std()
+    scaled = dataset({"x": (digits["x"] - mean) / scale, "y": digits["y"]})
+    return DigitSets(*(subset(scaled, rows) for rows in (train, validation, rest)))
