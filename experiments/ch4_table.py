@@ -45,7 +45,11 @@ from jaxstudy.tabular.comparison import (
     score_estimates,
     train_ensemble,
 )
-from jaxstudy.tabular.cross_validation import encode_in_parts, stratified_splits
+from jaxstudy.tabular.cross_validation import (
+    encode_in_parts,
+    held_out_split,
+    stratified_splits,
+)
 from jaxstudy.tabular.fitting import fit_columns
 from jaxstudy.tabular.inference import class_numbers, infer_table
 from jaxstudy.tabular.prediction import (
@@ -211,9 +215,7 @@ def hold_out(
     """
     if n < 5:  # an interval takes two
         raise UserError(f"{config.csv} has {n} rows: 5 are needed to learn and to test")
-    order = np.random.default_rng(config.seed).permutation(n)
-    tenth = max(n // 10, 2)
-    test, validation, training = np.split(order, [tenth, 2 * tenth])
+    test, validation, training = held_out_split(n, config.seed)
     folder = run.folder / "rows"
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
     tables = functools.partial(parts, config, errors)

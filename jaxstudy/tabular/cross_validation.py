@@ -154,6 +154,13 @@ def stratified_splits(
     ]
 
 
+def held_out_split(n: int, seed: int) -> list[np.ndarray]:
+    """Rows of a test, a validation (a tenth each, two at least) and a training set."""
+    order = np.random.default_rng(seed).permutation(n)
+    tenth = max(n // 10, 2)
+    return np.split(order, [tenth, 2 * tenth])
+
+
 class EncodedRows:
     """Encoded rows in files of a folder, to be read where they are needed."""
 
