@@ -22,20 +22,20 @@ Then: ch2_transfer.py --predict FILE [FILE ...]
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pydantic
 
-from jaxstudy.images.augment import Flip, Rotation, Translation, Zoom, augmented
+from jaxstudy.images.augment import Flip, Layer, Rotation, Translation, Zoom, augmented
 from jaxstudy.images.figures import draw_predictions
-from jaxstudy.images.sets import read_image_folder, read_images
-from jaxstudy.images.subsets import ImageSubsets, image_subsets
+from jaxstudy.images.subsets import ImageSubsets, read_image_subsets
 from jaxstudy.model import Model, compose
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
@@ -53,9 +53,8 @@ from jaxstudy.training import (
     make_eval_step,
     make_train_step,
 )
-from jaxstudy.types import Array, Objective
+from jaxstudy.types import Array
 
-ARMS = ("pixels", "scratch", "scratch, augmented", "frozen", "fine-tuned")
 LAYERS = (Flip(), Rotation(0.05), Zoom(0.2), Translation(0.1, 0.1))
 
 
@@ -113,12 +112,11 @@ PRESETS = {
 
 
 def read(config: Config, size: int) -> ImageSubsets:
-    """The images with so many pixels a side, as subsets of every size."""
-    if config.folder is None:
-        images = read_images(config.data, image_size=(size, size), channels=3)
-    else:
-        images = read_image_folder(config.folder, image_size=(size, size), channels=3)
-    return image_subsets(images, config.sizes, config.seeds, config.seed)
+    """The images with so many pixels a side, as subsets of every count."""
+    return read_image_subsets(
+        config.data, config.folder, size, counts=config.sizes, seeds=config.seeds,
+        seed=config.seed,
+    )  # fmt: skip
 
 
 def backbone(config: Config) -> backbones.Backbone:
@@ -139,90 +137,62 @@ def keys(config: Config) -> Array:
     return jnp.tile(by_seed, (len(config.sizes), 1))
 
 
-class Trained(NamedTuple):
-    """The weights at the end, and the accuracy on each set after each epoch.
-
-    state: one replica for each size and seed; accuracy [epochs, sizes, seeds] by set.
-    """
-
-    state: TrainState
-    accuracy: dict[str, np.ndarray]
-
-
 def train(
     arm: str,
-    objective: Objective,
+    model: Model,
     tx: optax.GradientTransformation,
-    state: TrainState,
     images: ImageSubsets,
     config: Config,
     epochs: int,
     run: Run,
-) -> Trained:
+    *,
+    layers: Sequence[Layer] = (),
+    begin: Callable[[TrainState], TrainState] = lambda state: state,
+) -> sizes.Trained:
     """Train with every size and seed, each a replica of one program."""
+    plain = cross_entropy(model)
     data, held_out = images.datasets()
     fitted = fit(
-        state,
-        make_train_step(objective, tx),
+        begin(init_replicas(model, tx, keys(config)[:, 0])),
+        make_train_step(augmented(plain, layers) if layers else plain, tx),
         data,
         batch_size=config.batch_size,
         epochs=epochs,
         key=keys(config)[:, 1],
-        eval_step=make_eval_step(objective),
+        eval_step=make_eval_step(plain),
         evaluate_on=held_out,
         eval_batch_size=500,
         evaluate_first=False,
         replicas=Replicas(),
         sub_run=run.sub_run(arm),
     )
-    return Trained(
-        fitted.state, sizes.accuracies(fitted.records, images.indices.shape[:2])
-    )
+    accuracy = sizes.accuracies(fitted.records, images.indices.shape[:2])
+    return sizes.Trained(fitted.state, accuracy)
 
 
 def train_regression(
     arm: str, images: ImageSubsets, config: Config, run: Run
-) -> Trained:
+) -> sizes.Trained:
     """The regression on x [N, D], standardised by what each run learns from."""
     x, epochs = jnp.asarray(images.sets["train"]["x"]), config.regression_epochs
     model = tuning.regression(x.shape[1], len(images.classes))
-    rate = schedule(config, epochs, config.rate)
-    tx = optax.adamw(rate, weight_decay=config.decay)
-    state = init_replicas(model, tx, keys(config)[:, 0])
-    state = tuning.with_statistics(state, x, images.rows)
-    return train(arm, cross_entropy(model), tx, state, images, config, epochs, run)
-
-
-def train_scratch(images: ImageSubsets, config: Config, run: Run) -> dict[str, Trained]:
-    """A CNN trained from scratch, on the images and on random versions of them."""
-    shape, epochs = images.sets["train"]["x"].shape[1:], config.epochs
-    model = cnn(shape, len(images.classes), filters=config.filters)
-    tx, plain = optax.adam(schedule(config, epochs, config.rate)), cross_entropy(model)
-    trained = {}
-    for arm, objective in (
-        ("scratch", plain),
-        ("scratch, augmented", augmented(plain, LAYERS)),
-    ):
-        state = init_replicas(model, tx, keys(config)[:, 0])
-        trained[arm] = train(arm, objective, tx, state, images, config, epochs, run)
-    return trained
+    tx = optax.adamw(schedule(config, epochs, config.rate), weight_decay=config.decay)
+    begin = functools.partial(tuning.with_statistics, x=x, rows=images.rows)
+    return train(arm, model, tx, images, config, epochs, run, begin=begin)
 
 
 def fine_tune(
     rest: Model, frozen: TrainState, images: ImageSubsets, config: Config, run: Run
-) -> Trained:
+) -> sizes.Trained:
     """The backbone's last layers and the regression, from where the latter ended."""
     epochs = config.tuning_epochs
-    tx = optax.adamw(
-        schedule(config, epochs, config.tuning_rate),
-        weight_decay=config.decay,
-        mask={"first": False, "second": True},  # as the regression had it
-    )
+    rate = schedule(config, epochs, config.tuning_rate)
+    decayed = {"first": False, "second": True}  # as the regression had it
+    tx = optax.adamw(rate, weight_decay=config.decay, mask=decayed)
     _, inputs, classes = frozen.params["output"]["kernel"].shape
     model = compose(rest, tuning.regression(inputs, classes))
-    state = tuning.with_regression(init_replicas(model, tx, keys(config)[:, 0]), frozen)
-    objective = cross_entropy(model)
-    return train("fine-tuned", objective, tx, state, images, config, epochs, run)
+    begin = functools.partial(tuning.with_regression, trained=frozen)
+    return train("fine-tuned", model, tx, images, config, epochs, run, begin=begin)
 
 
 class Trainings(NamedTuple):
@@ -245,10 +215,14 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     run.write_sealed("images.json", Trainings(tuple(images.classes), images.sizes))
     print(text)
 
-    trained = {
-        "pixels": train_regression("pixels", small.flat(), config, run),
-        **train_scratch(small, config, run),
-    }
+    trained = {"pixels": train_regression("pixels", small.flat(), config, run)}
+    shape = (config.small_size, config.small_size, 3)
+    model = cnn(shape, len(images.classes), filters=config.filters)
+    tx = optax.adam(schedule(config, config.epochs, config.rate))
+    for arm, layers in (("scratch", ()), ("scratch, augmented", LAYERS)):
+        trained[arm] = train(
+            arm, model, tx, small, config, config.epochs, run, layers=layers
+        )
     whole = backbones.pooled_features(network.stages, image)
     sets = features.features_of_sets(images.sets, network, whole, "features")
     frozen = train_regression("frozen", images._replace(sets=sets), config, run)

@@ -1,13 +1,14 @@
 """Training subsets of several sizes, the same images for every arm of a comparison."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxstudy.dataset import Dataset, dataset, evenly_spaced
-from jaxstudy.images.sets import ImageSet
+from jaxstudy.images.sets import read_image_folder, read_images
 from jaxstudy.images.splits import image_splits, nested_subsets, sizes_at_most
 from jaxstudy.stream import take
 from jaxstudy.types import UserError
@@ -62,21 +63,39 @@ class ImageSubsets(NamedTuple):
         return train._replace(indices=rows, mask=jnp.ones(rows.shape, bool)), sets
 
 
-def image_subsets(
-    images: ImageSet, sizes: Sequence[int], seeds: int, seed: int
+def read_image_subsets(
+    data: str,
+    folder: Path | None,
+    size: int,
+    *,
+    counts: Sequence[int],
+    seeds: int,
+    seed: int,
 ) -> ImageSubsets:
-    """Subsets of an image set for each size and seed; reads no more than is used.
+    """Subsets of coloured images for each count and seed; no more than used is read.
+
+    Args:
+        data: the name of an image set.
+        folder: a folder of images, FOLDER/CLASS/FILE, in its place.
+        size: height and width that images are brought to.
+        counts: how many images to learn from, at most as many as there are.
+        seeds: how many subsets of each count.
+        seed: draws them.
 
     Raises UserError where all images are of one class.
     """
+    if folder is None:
+        images = read_images(data, image_size=(size, size), channels=3)
+    else:
+        images = read_image_folder(folder, image_size=(size, size), channels=3)
     if len(images.classes) < 2:
         raise UserError("the images are of one class: there is nothing to tell apart")
-    data = image_splits(images)
-    sizes = sizes_at_most(sizes, len(data.train.indices))
-    rows = nested_subsets(data.train, sizes, seeds, seed)
+    splits = image_splits(images)
+    counts = sizes_at_most(counts, len(splits.train.indices))
+    rows = nested_subsets(splits.train, counts, seeds, seed)
     used, indices = np.unique(rows, return_inverse=True)
-    sets = {"train": take(data.train, used)}
-    for name, part in (("validation", data.validation), ("test", data.test)):
+    sets = {"train": take(splits.train, used)}
+    for name, part in (("validation", splits.validation), ("test", splits.test)):
         sets[name] = take(part, np.asarray(evenly_spaced(part, EVALUATED).indices))
-    shape = len(sizes), seeds, -1
-    return ImageSubsets(sets, indices.reshape(shape), sizes, data.classes)
+    shape = len(counts), seeds, -1
+    return ImageSubsets(sets, indices.reshape(shape), counts, splits.classes)

@@ -1,7 +1,7 @@
 """Arms of a comparison by the number of training examples, and by epoch."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from jaxstudy.runs.statistics import (
     at_best_epoch,
     mean_over_runs,
 )
+from jaxstudy.training import TrainState
 
 
 def accuracies(
@@ -28,6 +29,16 @@ def accuracies(
     for record in records:
         values.setdefault(record["split"], []).append(record["accuracy"])
     return {split: np.reshape(v, (-1, *shape)) for split, v in values.items()}
+
+
+class Trained(NamedTuple):
+    """The weights of every size and seed, and the accuracy after each epoch.
+
+    accuracy [epochs, sizes, seeds], by set.
+    """
+
+    state: TrainState
+    accuracy: dict[str, np.ndarray]
 
 
 def best_test(
