@@ -145,11 +145,16 @@ def training_jaxstudy(
     fitted = fit(
         init_state(given, optimizer, jax.random.key(0)),
         make_train_step(supervised(model, loss_of_rows), optimizer),
-        dataset({name: data[name][: steps * batch_size] for name in ("x", "y")}),
-        batch_size=batch_size, epochs=1 + EPOCHS, key=jax.random.key(1),
-        order=Order(shuffle="never"), chunk_steps=steps,
+        replace(
+            dataset({name: data[name][: steps * batch_size] for name in ("x", "y")}),
+            order=Order(shuffle="never"),
+        ),
+        key=jax.random.key(1),
+        epochs=1 + EPOCHS,
+        batch_size=batch_size,
+        chunk_steps=steps,
         progress=lambda step, rate, rows: rates.append(rate),
-    )  # fmt: skip
+    )
     loss = np.array([row["loss"] for row in fitted.records])
     return Measured(float(np.mean(1e3 / np.array(rates[1:]))), {"loss": loss})
 

@@ -9,6 +9,7 @@ How it is measured is in contest.py.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +117,15 @@ def gan_jaxstudy(data: Arrays, steps: int) -> Measured:
     fitted = fit(
         state,
         make_gan_step(d, g, tx, tx, use_running_stats=True),
-        dataset({"x": data["x"][: steps * BATCH]}),
-        batch_size=BATCH, epochs=1 + EPOCHS, key=jax.random.key(1),
-        order=Order(shuffle="never"), chunk_steps=steps,
+        replace(
+            dataset({"x": data["x"][: steps * BATCH]}), order=Order(shuffle="never")
+        ),
+        key=jax.random.key(1),
+        epochs=1 + EPOCHS,
+        batch_size=BATCH,
+        chunk_steps=steps,
         progress=lambda step, rate, rows: rates.append(rate),
-    )  # fmt: skip
+    )
     losses = [[row[f"loss{i}"] for i in (1, 2, 3)] for row in fitted.records]
     step_ms = float(np.mean(1e3 / np.array(rates[1:])))
     return Measured(step_ms, {"loss": np.array(losses), **first})

@@ -22,12 +22,12 @@ from typing import Annotated, Any
 import pydantic
 
 from jaxstudy.optimizers import OPTIMIZERS, Log
+from jaxstudy.parallel import Mode
 from jaxstudy.runs.cli import Count, Settings, experiment
 from jaxstudy.runs.run import Run
 from jaxstudy.study.plots import save_study
 from jaxstudy.study.problems import PROBLEMS
 from jaxstudy.study.runner import Candidate, Protocol, look_up, metrics, run_study
-from jaxstudy.training import Mode
 from jaxstudy.types import UserError
 
 

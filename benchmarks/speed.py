@@ -120,8 +120,8 @@ def admission_jaxstudy(
     from jaxstudy.models.mlp import mlp
     from jaxstudy.objectives import binary_cross_entropy
     from jaxstudy.optimizers import OPTIMIZERS
-    from jaxstudy.runs.run import Timing, open_run
-    from jaxstudy.training import fit, init_state, make_train_step
+    from jaxstudy.runs.run import open_run
+    from jaxstudy.training import Timing, fit, init_state, make_train_step
 
     model = mlp(data["x"].shape[1], HIDDEN, 1)
     optimizer = OPTIMIZERS["adam"].make(work.rate, eps=work.adam_eps)
@@ -138,9 +138,15 @@ def admission_jaxstudy(
             run = stack.enter_context(open_run(folder, "speed", "", settings))
             sub_run = run.sub_run()
         fitted = fit(
-            state, train_step, rows, batch_size=work.batch_size, epochs=epochs,
-            key=order_key, sub_run=sub_run, chunk_steps=10**9,
-        )  # fmt: skip
+            state,
+            train_step,
+            rows,
+            key=order_key,
+            epochs=epochs,
+            batch_size=work.batch_size,
+            chunk_steps=10**9,
+            log=sub_run,
+        )
     if signal is not None:
         signal()
     timing = sub_run.timing if sub_run is not None else Timing()

@@ -156,12 +156,12 @@ def study_jaxstudy(command: Command, data: Arrays) -> Figures:
             start_replicas(common, functions, start, replicas),
             functions.train_step,
             rows,
-            batch_size=BATCH,
-            epochs=epochs,
             key=tile(order, len(RATES) * SEEDS),
+            epochs=epochs,
+            batch_size=BATCH,
             replicas=replicas,
             progress=lambda step, rate, _: stepping.append(replica_steps / rate),
-            chunk_steps=10**9,  # all of it in one dispatch, so `progress` hears once
+            chunk_steps=10**9,
         )
         final = np.array(fitted.records[-1]["loss"], float).reshape(len(RATES), SEEDS)
         losses[name] = final[COMPARED[name]].tolist()
@@ -331,13 +331,12 @@ def quadratic_jaxstudy(command: Command, data: Arrays) -> Figures:
         fitted = fit(
             start_replicas(common, functions, start, replicas),
             functions.train_step,
-            problem.train,
-            batch_size=problem.batch_size,
-            epochs=command.epochs or PARTS["quadratic"].epochs,
+            replace(problem.train, order=problem.order),
             key=order,
+            epochs=command.epochs or PARTS["quadratic"].epochs,
+            batch_size=problem.batch_size,
             replicas=replicas,
             progress=lambda *_: None,
-            order=problem.order,
             chunk_steps=10**9,
         )
         return fitted.records[-1]["loss"]

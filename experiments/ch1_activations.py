@@ -32,6 +32,7 @@ from jaxstudy.runs.statistics import NONNEGATIVE, Estimate, mean_over_runs
 from jaxstudy.tabular.sets import DigitSets, digit_sets
 from jaxstudy.training import (
     EvalStep,
+    Evaluator,
     Replicas,
     TrainState,
     TrainStep,
@@ -39,7 +40,6 @@ from jaxstudy.training import (
     init_replicas,
     make_eval_step,
     make_train_step,
-    measure,
 )
 from jaxstudy.types import Array, Batch, Mean, Metrics
 
@@ -160,7 +160,7 @@ def train_depth(config: Config, depth: int, data: DigitSets, run: Run) -> Outcom
     """Train every activation at every rate with every seed, choose rates, and test."""
     shape = (len(NAMES), len(config.rates), config.tuning_seeds + config.seeds)
     which, rate, seed = (jnp.asarray(i.ravel()) for i in np.indices(shape))
-    replicas = Replicas((which, jnp.asarray(config.rates)[rate]), may_diverge=True)
+    args = which, jnp.asarray(config.rates)[rate]
     # replicas of one seed share weights and batches, whatever else they differ in
     seeds = jax.random.split(jax.random.key(config.seed), (shape[2], 2))[seed]
     train_step, probe, plain = build(depth, config.width)
@@ -169,13 +169,12 @@ def train_depth(config: Config, depth: int, data: DigitSets, run: Run) -> Outcom
         init_replicas(model, optax.sgd(0.1), seeds[:, 0]),
         train_step,
         data.train,
-        batch_size=config.batch_size,
-        epochs=config.epochs,
         key=seeds[:, 1],
-        eval_step=probe,
-        evaluate_on={"validation": data.validation},
-        replicas=replicas,
-        sub_run=run.sub_run(f"depth {depth}"),
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        evaluators={"validation": Evaluator(probe, data.validation, args=args)},
+        replicas=Replicas(args, may_diverge=True),
+        log=run.sub_run(f"depth {depth}"),
     )
 
     def worst_if_none(values: list) -> np.ndarray:
@@ -198,7 +197,7 @@ def train_depth(config: Config, depth: int, data: DigitSets, run: Run) -> Outcom
     rows = np.asarray(data.test.arrays["x"], np.float64)[data.test.indices]
     return Outcome(
         np.array(config.rates)[best],
-        reported(measure(plain, fitted.state, data.test, replicas=replicas)["loss"]),
+        reported(Evaluator(plain, data.test, args=args)(fitted.state)["loss"]),
         {name: reported(looks[0][name]) for name in names},
         {name: reported(looks[-1][name]) for name in names},
         affine_difference(params, depth, config.width, rows),

@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 import pydantic
 
-from jaxstudy.dataset import Dataset, dataset, kfold, stacked_subsets
+from jaxstudy.data.splits import kfold
+from jaxstudy.dataset import Dataset, dataset, stacked_subsets
 from jaxstudy.model import Model, column_statistics, standardized
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import binary_cross_entropy
@@ -44,8 +45,8 @@ from jaxstudy.tabular.sets import (
     read_admissions,
 )
 from jaxstudy.training import (
+    Evaluator,
     FitResult,
-    Replicas,
     TrainState,
     fit,
     init_replicas,
@@ -124,13 +125,11 @@ def cross_validate(
         state,
         make_train_step(objective, optimizer),
         train,
-        batch_size=train.indices.shape[1] if linear else config.batch_size,
-        epochs=10 * config.epochs if linear else config.epochs,
         key=jax.random.split(order_key, replicas),
-        eval_step=make_eval_step(objective),
-        evaluate_on={"validation": held_out},
-        replicas=Replicas(),
-        sub_run=run.sub_run(variant.replace(" ", "_")),
+        epochs=10 * config.epochs if linear else config.epochs,
+        batch_size=train.indices.shape[1] if linear else config.batch_size,
+        evaluators={"validation": Evaluator(make_eval_step(objective), held_out)},
+        log=run.sub_run(variant.replace(" ", "_")),
     )
 
 

@@ -182,11 +182,11 @@ def draw_steps(run: Run, config: Config, best_rate: Callable[[str], float]) -> d
             init_state(problem.model, tx, start),
             watched(problem, tx, groups),
             problem.train,
-            batch_size=problem.batch_size,
-            epochs=epochs,
             key=order,
+            epochs=epochs,
+            batch_size=problem.batch_size,
             chunk_steps=4,
-            sub_run=run.sub_run(f"steps {name}"),
+            log=run.sub_run(f"steps {name}"),
         )
         for group in groups:
             x = [row["epoch"] for row in fitted.records]

@@ -64,6 +64,7 @@ from jaxstudy.runs.statistics import (
 )
 from jaxstudy.study import sizes
 from jaxstudy.training import (
+    Evaluator,
     Replicas,
     TrainState,
     TrainStep,
@@ -173,23 +174,22 @@ def train(
     rows = nested_subsets(data.train, config.sizes, config.seeds, config.seed)
     rows = rows.repeat(len(ARMS), axis=1)
     rows = jnp.asarray(rows.reshape(-1, rows.shape[2]))
-    held_out = {
-        name: evenly_spaced(part, EVALUATED)
+    eval_step = make_eval_step(cross_entropy(model))
+    evaluators = {
+        name: Evaluator(eval_step, evenly_spaced(part, EVALUATED), 500)
         for name, part in (("validation", data.validation), ("test", data.test))
     }
     fitted = fit(
         state,
         train_step,
-        data.train._replace(indices=rows, mask=jnp.ones(rows.shape, bool)),
-        batch_size=config.batch_size,
-        epochs=config.epochs,
+        dataclasses.replace(data.train, indices=rows, mask=jnp.ones(rows.shape, bool)),
         key=keys,
-        eval_step=make_eval_step(cross_entropy(model)),
-        evaluate_on=held_out,
-        eval_batch_size=500,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        evaluators=evaluators,
         replicas=Replicas((jnp.arange(len(rows)) % len(ARMS),)),
-        sub_run=run.sub_run(),
         evaluate_first=False,
+        log=run.sub_run(),
     )
     shape = (len(config.sizes), config.seeds, len(ARMS))
     return sizes.accuracies(fitted.records, shape)

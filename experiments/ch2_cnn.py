@@ -26,7 +26,7 @@ import numpy as np
 import optax
 import pydantic
 
-from jaxstudy.dataset import evenly_spaced
+from jaxstudy.dataset import evenly_spaced, take
 from jaxstudy.images.augment import shift
 from jaxstudy.images.sets import read_images
 from jaxstudy.images.splits import ImageSplits, at_most, image_splits
@@ -38,16 +38,14 @@ from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import SHARE, Estimate, mean_over_runs
-from jaxstudy.stream import take
 from jaxstudy.training import (
     EvalStep,
-    Replicas,
+    Evaluator,
     TrainState,
     fit,
     init_replicas,
     make_eval_step,
     make_train_step,
-    measure,
 )
 from jaxstudy.types import Array, Batch, Metrics
 
@@ -140,17 +138,16 @@ def train(
         init_replicas(model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
         data.train,
-        batch_size=config.batch_size,
-        epochs=config.epochs,
         key=keys[:, 1],
-        eval_step=eval_step,
-        evaluate_on={
-            "validation": evenly_spaced(data.validation, len(data.train.indices))
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        evaluators={
+            "validation": Evaluator(
+                eval_step, evenly_spaced(data.validation, len(data.train.indices)), 500
+            )
         },
-        eval_batch_size=500,
         evaluate_first=False,
-        replicas=Replicas(),
-        sub_run=run.sub_run(name.replace(" ", "_")),
+        log=run.sub_run(name.replace(" ", "_")),
     )
     return fitted.state, eval_step
 
@@ -165,9 +162,7 @@ def shift_curve(
         found = []
         for dy, dx in ((1, 0), (-1, 0), (0, 1), (0, -1))[: 4 if pixels else 1]:
             steps = [jnp.full(config.seeds, pixels * d) for d in (dy, dx)]
-            values = measure(
-                moving, state, few, batch_size=500, replicas=Replicas(tuple(steps))
-            )
+            values = Evaluator(moving, few, 500, args=tuple(steps))(state)
             found.append(values["accuracy"])
         curve.append(np.mean(found, axis=0))
     return curve
@@ -217,9 +212,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     for name in config.networks:
         model = build(name, data.shape, len(data.classes))
         states[name], eval_step = train(name, model, config, data, run)
-        whole = measure(
-            eval_step, states[name], test, batch_size=500, replicas=Replicas()
-        )
+        whole = Evaluator(eval_step, test, 500)(states[name])
         result[f"{name}: test accuracy"] = mean_over_runs(
             np.array(whole["accuracy"]), SHARE
         )

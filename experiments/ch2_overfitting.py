@@ -36,12 +36,11 @@ from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import SHARE, SHARE_DIFFERENCE, Estimate, mean_over_runs
 from jaxstudy.training import (
-    Replicas,
+    Evaluator,
     fit,
     init_replicas,
     make_eval_step,
     make_train_step,
-    measure,
 )
 
 Name = Literal[
@@ -105,24 +104,21 @@ def train(name: Name, config: Config, data: ImageSplits, run: Run) -> dict[str, 
         init_replicas(model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
         data.train,
-        batch_size=config.batch_size,
-        epochs=config.epochs,
         key=keys[:, 1],
-        eval_step=eval_step,
-        evaluate_on={
-            "training set": evenly_spaced(data.train, count),
-            "validation": evenly_spaced(data.validation, count),
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        evaluators={
+            "training set": Evaluator(eval_step, evenly_spaced(data.train, count), 500),
+            "validation": Evaluator(
+                eval_step, evenly_spaced(data.validation, count), 500
+            ),
         },
-        eval_batch_size=500,
         evaluate_first=False,
-        replicas=Replicas(),
-        sub_run=sub_run,
+        log=sub_run,
     )
-    test = measure(
-        eval_step, fitted.state,
-        evenly_spaced(data.test, config.test_images), batch_size=500,
-        replicas=Replicas(),
-    )  # fmt: skip
+    test = Evaluator(eval_step, evenly_spaced(data.test, config.test_images), 500)(
+        fitted.state
+    )
     last = {row["split"]: np.array(row["accuracy"]) for row in fitted.records[-2:]}
     timing = sub_run.timing
     return {

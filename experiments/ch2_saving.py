@@ -36,6 +36,7 @@ from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.promises import flipped_bit, is_refused, same_bits
 from jaxstudy.runs.run import Options, Run, SubRun, open_run, read_saved
 from jaxstudy.training import (
+    Evaluator,
     FitResult,
     fit,
     init_state,
@@ -120,14 +121,14 @@ class Trainings:
                 init_state(self.model, self.optimizer, key),
                 self.train_step,
                 self.data.train,
-                batch_size=config.batch_size,
-                epochs=epochs,
                 key=order,
-                eval_step=self.eval_step,
-                evaluate_on={"validation": self.data.validation},
-                eval_batch_size=500,
-                sub_run=run.sub_run(),
+                epochs=epochs,
+                batch_size=config.batch_size,
+                evaluators={
+                    "validation": Evaluator(self.eval_step, self.data.validation, 500)
+                },
                 chunk_steps=max(1, len(self.data.train.indices) // config.batch_size),
+                log=run.sub_run(),
             )
 
     def kept(self, name: str) -> list[int]:

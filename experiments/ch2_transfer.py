@@ -46,7 +46,7 @@ from jaxstudy.runs.run import Run, Saved, read_sealed, write_atomically
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.study import sizes
 from jaxstudy.training import (
-    Replicas,
+    Evaluator,
     TrainState,
     fit,
     init_replicas,
@@ -151,20 +151,18 @@ def train(
 ) -> sizes.Trained:
     """Train with every size and seed, each a replica of one program."""
     plain = cross_entropy(model)
+    eval_step = make_eval_step(plain)
     data, held_out = images.datasets()
     fitted = fit(
         begin(init_replicas(model, tx, keys(config)[:, 0])),
         make_train_step(augmented(plain, layers) if layers else plain, tx),
         data,
-        batch_size=config.batch_size,
-        epochs=epochs,
         key=keys(config)[:, 1],
-        eval_step=make_eval_step(plain),
-        evaluate_on=held_out,
-        eval_batch_size=500,
+        epochs=epochs,
+        batch_size=config.batch_size,
+        evaluators={name: Evaluator(eval_step, s, 500) for name, s in held_out.items()},
         evaluate_first=False,
-        replicas=Replicas(),
-        sub_run=run.sub_run(arm),
+        log=run.sub_run(arm),
     )
     accuracy = sizes.accuracies(fitted.records, images.indices.shape[:2])
     return sizes.Trained(fitted.state, accuracy)

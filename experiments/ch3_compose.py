@@ -73,7 +73,7 @@ from jaxstudy.text.vocabulary import (
 )
 from jaxstudy.training import (
     EvalStep,
-    Replicas,
+    Evaluator,
     TrainState,
     fit,
     init_replicas,
@@ -255,17 +255,19 @@ def train(config: Config, tunes: Tunes, vocabulary: Vocabulary, run: Run) -> PyT
     fit(
         init_replicas(model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
-        data,
-        batch_size=config.streams,
-        epochs=config.epochs,
+        dataclasses.replace(data, order=Order(shuffle="never")),
         key=keys[:, 1],
-        eval_step=from_zero_states(objective),
-        evaluate_on={"validation": dataset(windows(text["validation"], 512))},
-        eval_batch_size=64,
+        epochs=config.epochs,
+        batch_size=config.streams,
+        evaluators={
+            "validation": Evaluator(
+                from_zero_states(objective),
+                dataset(windows(text["validation"], 512)),
+                64,
+            )
+        },
         evaluate_first=False,
-        replicas=Replicas(),
-        sub_run=run.sub_run(),
-        order=Order(shuffle="never"),
+        log=run.sub_run(),
     )
     return best_weights(run.folder, run.options, config, len(vocabulary))
 

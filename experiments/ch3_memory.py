@@ -40,13 +40,12 @@ from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import NONNEGATIVE, Estimate, mean_over_runs
 from jaxstudy.training import (
-    Replicas,
+    Evaluator,
     TrainState,
     fit,
     init_replicas,
     make_eval_step,
     make_train_step,
-    measure,
 )
 
 SOLVED = 0.01  # a squared error below it: the sum is known to 0.1
@@ -139,17 +138,16 @@ def train(
         state,
         make_train_step(objective, optimizer),
         sequences(config.examples, length, seed=0),
-        batch_size=config.batch_size,
-        epochs=config.epochs,
         key=keys[:, 1],
-        eval_step=eval_step,
-        evaluate_on={"validation": sequences(held_out, length, seed=1)},
-        eval_batch_size=500,
-        replicas=Replicas(),
-        sub_run=run.sub_run(f"{kind}_{length}"),
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        evaluators={
+            "validation": Evaluator(eval_step, sequences(held_out, length, seed=1), 500)
+        },
+        log=run.sub_run(f"{kind}_{length}"),
     )
     gradients["after it"] = gradient_norms(model, fitted.state, test)
-    found = measure(eval_step, fitted.state, test, batch_size=500, replicas=Replicas())
+    found = Evaluator(eval_step, test, 500)(fitted.state)
     return np.array(found["loss"]), gradients
 
 

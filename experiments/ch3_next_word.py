@@ -56,12 +56,11 @@ from jaxstudy.text.ngram import bits, fit_ngram
 from jaxstudy.text.prose import Passages, read_prose
 from jaxstudy.text.vocabulary import UNKNOWN, Vocabulary, fit_vocabulary, words
 from jaxstudy.training import (
-    Replicas,
+    Evaluator,
     fit,
     init_replicas,
     make_eval_step,
     make_train_step,
-    measure,
 )
 from jaxstudy.types import Array, Batch, Key, Metrics, Objective, PyTree, UserError
 
@@ -281,15 +280,15 @@ def train(
         init_replicas(model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
         data,
-        batch_size=config.batch_size,
-        epochs=config.epochs,
         key=keys[:, 1],
-        eval_step=eval_step,
-        evaluate_on={split: sets[split] for split in HELD_OUT},
-        eval_batch_size=config.batch_size,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        evaluators={
+            name: Evaluator(eval_step, rows, config.batch_size)
+            for name, rows in ({split: sets[split] for split in HELD_OUT}).items()
+        },
         evaluate_first=False,
-        replicas=Replicas(),
-        sub_run=run.sub_run(name.replace(" ", "_")),
+        log=run.sub_run(name.replace(" ", "_")),
     )
     nats = {
         split: np.array([r["loss"] for r in fitted.records if r["split"] == split])
@@ -301,9 +300,7 @@ def train(
     }
     rows = config.batch_size * config.window  # one word each
     for order in ORDERS:
-        loss = measure(
-            eval_step, fitted.state, sets[order], batch_size=rows, replicas=Replicas()
-        )["loss"]
+        loss = Evaluator(eval_step, sets[order], rows)(fitted.state)["loss"]
         found[order] = np.array(loss)
     return {metric: np.exp(values) for metric, values in found.items()}
 

@@ -34,13 +34,8 @@ import optax
 import pydantic
 
 from jaxstudy.data.sources import SUNSPOTS, read_bytes
-from jaxstudy.dataset import (
-    Dataset,
-    dataset,
-    random_split,
-    steps_per_epoch,
-    subset,
-)
+from jaxstudy.data.splits import random_split
+from jaxstudy.dataset import Dataset, dataset, steps_per_epoch, subset
 from jaxstudy.model import Model
 from jaxstudy.models.mlp import mlp
 from jaxstudy.models.recurrent import (
@@ -62,14 +57,13 @@ from jaxstudy.text.pairs import END, Pair, encode_pairs
 from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary
 from jaxstudy.training import (
     EvalStep,
+    Evaluator,
     FitResult,
-    Replicas,
     TrainState,
     fit,
     init_replicas,
     make_eval_step,
     make_train_step,
-    measure,
 )
 from jaxstudy.types import Array, Key, Objective, PyTree, UserError
 
@@ -158,15 +152,12 @@ def train(
         init_replicas(model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
         sets.train,
-        batch_size=BATCH,
-        epochs=epochs,
         key=keys[:, 1],
-        eval_step=eval_step,
-        evaluate_on={"validation": sets.validation},
-        eval_batch_size=500,
+        epochs=epochs,
+        batch_size=BATCH,
+        evaluators={"validation": Evaluator(eval_step, sets.validation, 500)},
         evaluate_first=False,
-        replicas=Replicas(),
-        sub_run=run.sub_run(name),
+        log=run.sub_run(name),
     )
     return fitted.state, eval_step
 
@@ -275,7 +266,7 @@ def spell(config: Config, run: Run) -> dict[str, Estimate | float]:
     state, eval_step = train(
         SPELLING, network.model, objective, sets, epochs, rate, config, run
     )
-    found = measure(eval_step, state, sets.test, replicas=Replicas())["exact match"]
+    found = Evaluator(eval_step, sets.test)(state)["exact match"]
 
     params = jax.tree.map(lambda a: a[0], state.params)
     rows, length = np.asarray(sets.test.indices), arrays["y"].shape[1]
@@ -371,16 +362,13 @@ def forecast(kind: Kind, data: Forecasts, config: Config, run: Run) -> np.ndarra
             init_replicas(model, optimizer, keys[:, 0]),
             train_step,
             learned,
-            batch_size=BATCH,
-            epochs=epochs,
             key=keys[:, 1],
-            eval_step=eval_step,
-            evaluate_on={"validation": chosen},
+            epochs=epochs,
+            batch_size=BATCH,
+            evaluators={"validation": Evaluator(eval_step, chosen)},
             evaluate_first=False,
-            replicas=Replicas(),
-            sub_run=sub_run,
-            # an epoch a chunk: the second training runs the first one's program
             chunk_steps=steps_per_epoch(len(learned.indices), BATCH),
+            log=sub_run,
         )
 
     rows = trained(config.forecast_epochs, run.sub_run(f"{FORECAST}_{kind}")).records
@@ -469,7 +457,7 @@ def add(pairs: Sequence[Pair], config: Config, run: Run) -> dict[str, Estimate |
     state, eval_step = train(
         ADDITION, network.model, objective, sets, epochs, rate, config, run
     )
-    found = measure(eval_step, state, sets.test, batch_size=500, replicas=Replicas())
+    found = Evaluator(eval_step, sets.test, 500)(state)
     return {
         f"{ADDITION}: {metric}": mean_over_runs(np.array(found[metric]), SHARE)
         for metric in ("exact match", "accuracy")

@@ -56,7 +56,7 @@ from jaxstudy.text.pairs import (
 )
 from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary, normalise
 from jaxstudy.training import (
-    Replicas,
+    Evaluator,
     TrainState,
     fit,
     init_replicas,
@@ -204,15 +204,14 @@ def train(
         init_replicas(network.model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
         data,
-        batch_size=config.batch_size,
-        epochs=epochs,
         key=keys[:, 1],
-        eval_step=make_eval_step(objective),
-        evaluate_on={"validation": validation},
-        eval_batch_size=250,
+        epochs=epochs,
+        batch_size=config.batch_size,
+        evaluators={
+            "validation": Evaluator(make_eval_step(objective), validation, 250)
+        },
         evaluate_first=False,
-        replicas=Replicas(),
-        sub_run=run.sub_run(sub_run_name(task, name)),
+        log=run.sub_run(sub_run_name(task, name)),
     ).state
 
 

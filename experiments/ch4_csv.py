@@ -24,7 +24,7 @@ Then: ch4_csv.py --predict passengers.csv
 
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -61,7 +61,7 @@ from jaxstudy.tabular.inference import class_numbers
 from jaxstudy.tabular.prediction import predict_file, save_columns
 from jaxstudy.tabular.sets import read_titanic, with_titles_and_decks
 from jaxstudy.training import (
-    Replicas,
+    Evaluator,
     TrainState,
     fit,
     init_replicas,
@@ -159,9 +159,9 @@ def train(
     run: Run,
     model: Model,
     data: Dataset,
-    validation: Dataset | None,
+    held_out: Mapping[str, Dataset],
     replicas: int,
-    name: str,
+    sub_run: str,
 ) -> TrainState:
     """Train so many replicas, each with rows or with weights of its own."""
     objective = cross_entropy(model, ("x", "ids"))
@@ -170,18 +170,17 @@ def train(
         optax.cosine_decay_schedule(config.rate, steps),
         weight_decay=config.weight_decay,
     )
+    eval_step = make_eval_step(objective)
     keys = jax.random.split(jax.random.key(config.seed), (replicas, 2))
     fitted = fit(
         init_replicas(model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
         data,
-        batch_size=config.batch_size,
-        epochs=config.epochs,
         key=keys[:, 1],
-        eval_step=make_eval_step(objective),
-        evaluate_on={} if validation is None else {"validation": validation},
-        replicas=Replicas(),
-        sub_run=run.sub_run(name),
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        evaluators={name: Evaluator(eval_step, s) for name, s in held_out.items()},
+        log=run.sub_run(sub_run),
     )
     return fitted.state
 

@@ -15,7 +15,7 @@ and:  ch4_table.py --predict customers.csv
 import dataclasses
 import functools
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -27,7 +27,7 @@ import pandas as pd
 import pydantic
 
 from jaxstudy.data.sources import ADMISSIONS
-from jaxstudy.dataset import Dataset, Streamed, streamed, subset
+from jaxstudy.dataset import AnyDataset, streamed, subset
 from jaxstudy.model import Model
 from jaxstudy.models.mlp import embedding_mlp
 from jaxstudy.objectives import cross_entropy
@@ -59,7 +59,7 @@ from jaxstudy.tabular.prediction import (
 )
 from jaxstudy.tabular.reading import read_text
 from jaxstudy.training import (
-    Replicas,
+    Evaluator,
     TrainState,
     fit,
     init_replicas,
@@ -138,10 +138,10 @@ def train(
     config: Config,
     run: Run,
     model: Model,
-    data: Dataset | Streamed,
-    validation: Dataset | Streamed | None,
+    data: AnyDataset,
+    held_out: Mapping[str, AnyDataset],
     replicas: int,
-    name: str,
+    sub_run: str,
 ) -> TrainState:
     """Train so many replicas, each with rows or with weights of its own."""
     objective = cross_entropy(model, ("x", "ids"))
@@ -150,18 +150,17 @@ def train(
         optax.cosine_decay_schedule(config.rate, steps),
         weight_decay=config.weight_decay,
     )
+    eval_step = make_eval_step(objective)
     keys = jax.random.split(jax.random.key(config.seed), (replicas, 2))
     fitted = fit(
         init_replicas(model, optimizer, keys[:, 0]),
         make_train_step(objective, optimizer),
         data,
-        batch_size=config.batch_size,
-        epochs=config.epochs,
         key=keys[:, 1],
-        eval_step=make_eval_step(objective),
-        evaluate_on={} if validation is None else {"validation": validation},
-        replicas=Replicas(),
-        sub_run=run.sub_run(name),
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        evaluators={name: Evaluator(eval_step, s) for name, s in held_out.items()},
+        log=run.sub_run(sub_run),
     )
     return fitted.state
 
@@ -235,7 +234,7 @@ def hold_out(
         model = build(config, len(classes), fitted.tables, len(fitted.names))
         state = train(
             config, run, model, subset(data, np.sort(training)),
-            subset(data, np.sort(validation)), config.members, sub_run,
+            {"validation": subset(data, np.sort(validation))}, config.members, sub_run,
         )  # fmt: skip
         log_probs = ensemble_log_probs(model, state.params, state.extra)
         x, ids = rows.arrays["x"], rows.arrays["ids"]

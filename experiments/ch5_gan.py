@@ -56,7 +56,7 @@ from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.run import Run, Saved
 from jaxstudy.runs.statistics import Estimate
-from jaxstudy.training import FitResult, TrainState, fit
+from jaxstudy.training import Evaluator, FitResult, TrainState, fit
 from jaxstudy.types import PyTree, UserError, warn
 
 Result = dict[str, Estimate | float]
@@ -141,19 +141,17 @@ def train(config: Config, data: GanImages, run: Run) -> FitResult:
         grid.save(samples(run.folder) / f"epoch_{epoch:03d}.png")
 
     write_samples(0, state)
+    eval_step = make_gan_eval_step(d, g, key_for(config.seed, "evaluation"))
     fitted = fit(
         state,
         make_gan_step(*pair),
         data.train,
-        batch_size=config.batch_size,
-        epochs=config.epochs,
         key=order_key,
-        eval_step=make_gan_eval_step(d, g, key_for(config.seed, "evaluation")),
-        evaluate_on={"validation": data.held_out},
-        eval_batch_size=250,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        evaluators={"validation": Evaluator(eval_step, data.held_out, 250)},
         evaluate_first=False,
-        sub_run=run.sub_run("gan"),
-        on_epoch=write_samples,
+        log=run.sub_run("gan", on_epoch=write_samples),
     )
     frames = sorted(samples(run.folder).glob("epoch_*.png"))
     plots.save_animation(samples(run.folder) / "training.gif", frames)

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 import pydantic
 
-from jaxstudy.dataset import Dataset, dataset, evenly_spaced, steps_per_epoch
+from jaxstudy.dataset import Dataset, dataset, evenly_spaced, steps_per_epoch, take
 from jaxstudy.gan.evaluation import classifier_features, resized, train_classifier
 from jaxstudy.gan.images import GanImages, key_for, pixels, read_gan_images
 from jaxstudy.gan.step import (
@@ -49,8 +49,7 @@ from jaxstudy.runs.statistics import (
     frechet_distance,
     mean_over_runs,
 )
-from jaxstudy.stream import take
-from jaxstudy.training import FitResult, Replicas, fit
+from jaxstudy.training import Evaluator, FitResult, fit
 from jaxstudy.types import PyTree, warn
 
 Name = Literal[
@@ -131,19 +130,17 @@ def train_variant(
         use_running_stats="predicted" in name,
     )  # fmt: skip
     keys = jax.random.split(key_for(config.seed, "variants"), (config.seeds, 2))
+    eval_step = make_gan_eval_step(d, g, key_for(config.seed, "evaluation"))
     fitted = fit(
         init_gan_replicas(d, g, tx_d, tx_g, keys[:, 0]),
         gan_step,
         train,
-        batch_size=config.batch_size,
-        epochs=config.variant_epochs,
         key=keys[:, 1],
-        eval_step=make_gan_eval_step(d, g, key_for(config.seed, "evaluation")),
-        evaluate_on={"validation": held_out},
-        eval_batch_size=250,
+        epochs=config.variant_epochs,
+        batch_size=config.batch_size,
+        evaluators={"validation": Evaluator(eval_step, held_out, 250)},
         evaluate_first=False,
-        replicas=Replicas(),
-        sub_run=run.sub_run(name.replace(" ", "_"), temporary=True),
+        log=run.sub_run(name.replace(" ", "_"), temporary=True),
     )
     return g, fitted
 

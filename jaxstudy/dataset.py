@@ -1,115 +1,24 @@
-"""Datasets as resident arrays, and the order in which training visits them."""
+"""Datasets: which rows belong to a set, how an epoch visits them, how they are read.
 
-from collections.abc import Hashable, Mapping, Sequence
+A `Dataset` lives on the device; the rows of a `StreamedDataset` are read when they are
+needed. Both have `indices`, `mask` and `order`, which fix the batches of every epoch as
+a pure function of (key, epoch), and `load`, which brings the rows of some batches to
+the device. So a resumed run needs only the step it had reached, and no iterator.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy  # its parts are imported where they are first used
 
 from jaxstudy.types import Array, Batch, Key
 
-
-class Dataset(NamedTuple):
-    """Some rows of arrays that live on the device.
-
-    arrays: fields [N, ...]; indices [n]: which of the N belong to this set;
-    mask [n]: False where an index is only padding (folds of unequal size).
-    Subsets share the arrays: ten folds of a set cost ten index vectors.
-    """
-
-    arrays: Batch
-    indices: Array
-    mask: Array
-
-
-class Source(Protocol):
-    """Rows read one by one, or several by `__getitems__(rows)` if there is one."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, row: int, /) -> Mapping[str, Any]: ...
-
-
-class Streamed(NamedTuple):
-    """Some rows of a source that is not on the device: as a Dataset otherwise."""
-
-    source: Source
-    indices: Array
-    mask: Array
-
-
-D = TypeVar("D", bound="Dataset | Streamed")
-
-
-class BatchIndices(NamedTuple):
-    """Indices of the rows of one or more batches, [..., B], with mask 0 on padding."""
-
-    indices: Array
-    mask: Array
-
-
-def dataset(arrays: Mapping[str, np.ndarray | Array]) -> Dataset:
-    """All rows of some arrays with a common leading axis.
-
-    Raises ValueError when the lengths differ or there is no row.
-    """
-    lengths = {name: len(a) for name, a in arrays.items()}
-    if len(set(lengths.values())) != 1 or 0 in lengths.values():
-        raise ValueError(f"fields need one common length over 0, not {lengths}")
-    n = next(iter(lengths.values()))
-    device_arrays = {name: jnp.asarray(a) for name, a in arrays.items()}
-    return Dataset(device_arrays, jnp.arange(n), jnp.ones(n, bool))
-
-
-def streamed(source: Source) -> Streamed:
-    """All rows of a source. Raises ValueError when there is none."""
-    if len(source) == 0:
-        raise ValueError("a source needs a row at least")
-    return Streamed(source, jnp.arange(len(source)), jnp.ones(len(source), bool))
-
-
-def subset(data: D, rows: np.ndarray | Sequence[int]) -> D:
-    """The set with only these rows of the arrays, or of the source [n]."""
-    _check_rows(data, rows)
-    chosen = jnp.asarray(np.asarray(rows, np.int32))
-    return data._replace(indices=chosen, mask=jnp.ones(len(chosen), bool))
-
-
-def evenly_spaced(data: D, count: int) -> D:
-    """At most `count` rows of a set, evenly spaced: the first may be all of one class.
-
-    Raises ValueError when `count` is under 1.
-    """
-    if count < 1:
-        raise ValueError(f"need 1 row at least, not {count}")
-    n = len(data.indices)
-    chosen = np.arange(min(count, n)) * n // min(count, n)
-    return data._replace(indices=data.indices[chosen], mask=data.mask[chosen])
-
-
-def stacked_subsets(data: D, groups: Sequence[np.ndarray]) -> D:
-    """One subset per replica: indices and mask [L, n], padded to the longest group."""
-    for group in groups:
-        _check_rows(data, group)
-    n = max(len(g) for g in groups)
-    indices = np.zeros((len(groups), n), np.int32)
-    mask = np.zeros((len(groups), n), bool)
-    for i, group in enumerate(groups):
-        # padding repeats the group: batch statistics must not see another's rows
-        indices[i] = np.resize(group, n)
-        mask[i, : len(group)] = True
-    return data._replace(indices=jnp.asarray(indices), mask=jnp.asarray(mask))
-
-
-def _check_rows(data: Dataset | Streamed, rows: np.ndarray | Sequence[int]) -> None:
-    """Raise ValueError where there is no such row: a gather would take another."""
-    if isinstance(data, Streamed):
-        n = len(data.source)
-    else:
-        n = len(next(iter(data.arrays.values())))
-    if len(rows) == 0 or np.min(rows) < 0 or np.max(rows) >= n:
-        raise ValueError(f"rows must be some of 0 to {n - 1}")
+# What the rows of one chunk may take in the memory of the device.
+CHUNK_BYTES = 256 * 2**20
+READ_AT_ONCE = 256  # rows that one thread reads
 
 
 class Order(NamedTuple):
@@ -125,6 +34,175 @@ class Order(NamedTuple):
 
 
 SHUFFLED = Order()
+
+
+class BatchIndices(NamedTuple):
+    """Indices of the rows of one or more batches, [..., B], with mask 0 on padding."""
+
+    indices: Array
+    mask: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Dataset:
+    """Some rows of arrays that live on the device.
+
+    arrays: fields [N, ...]; indices [n]: which of the N belong to this set ([L, n]: to
+    each replica's); mask: False where an index is only padding (folds of unequal
+    size). Subsets share the arrays: ten folds of a set cost ten index vectors.
+    """
+
+    arrays: Batch
+    indices: Array
+    mask: Array
+    order: Order = field(default=SHUFFLED, metadata={"static": True})
+
+    def load(self, batches: BatchIndices) -> tuple[Batch, BatchIndices]:
+        """All fields, and the batches [..., B] as they are: all is on the device."""
+        return self.arrays, batches
+
+    def max_steps(self, rows_per_step: int) -> int | None:
+        """How many steps' rows the device holds at once: of all steps."""
+        del rows_per_step
+        return None
+
+
+class Source(Protocol):
+    """Rows read one by one, or several by `__getitems__(rows)` if there is one."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, row: int, /) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class StreamedDataset:
+    """Some rows of a source that is not on the device: as a Dataset otherwise."""
+
+    source: Source
+    indices: Array
+    mask: Array
+    order: Order = SHUFFLED
+
+    def load(self, batches: BatchIndices) -> tuple[Batch, BatchIndices]:
+        """Read the rows of some batches [..., B], by threads.
+
+        Returns their fields [n, ...], and the batches as places among these rows.
+        """
+        rows = np.asarray(batches.indices)
+        fields = jax.device_put(self._read(rows.ravel()))
+        places = np.arange(rows.size, dtype=np.int32).reshape(rows.shape)
+        return fields, BatchIndices(jnp.asarray(places), batches.mask)
+
+    def max_steps(self, rows_per_step: int) -> int | None:
+        """How many steps' rows the device holds at once, in CHUNK_BYTES."""
+        first = self.source[int(np.ravel(self.indices)[0])]
+        row_bytes = sum(np.asarray(value).nbytes for value in first.values())
+        return max(1, CHUNK_BYTES // max(1, row_bytes * rows_per_step))
+
+    def _read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        import grain  # takes seconds, and only streams need it
+
+        threads = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+        pieces = _Pieces(self.source, rows)
+        parts = list(grain.MapDataset.source(pieces).to_iter_dataset(threads))
+        return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+
+class _Pieces:
+    """Rows of a source, READ_AT_ONCE an item, stacked."""
+
+    def __init__(self, source: Source, rows: np.ndarray) -> None:
+        self.source, self.rows = source, rows
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // READ_AT_ONCE)
+
+    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]:
+        rows = self.rows[index * READ_AT_ONCE :][:READ_AT_ONCE].tolist()
+        return read_rows(self.source, rows)
+
+
+AnyDataset = Dataset | StreamedDataset
+D = TypeVar("D", bound=AnyDataset)
+
+
+def dataset(arrays: Mapping[str, np.ndarray | Array]) -> Dataset:
+    """All rows of some arrays with a common leading axis.
+
+    Raises ValueError when the lengths differ or there is no row.
+    """
+    lengths = {name: len(a) for name, a in arrays.items()}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise ValueError(f"fields need one common length over 0, not {lengths}")
+    n = next(iter(lengths.values()))
+    device_arrays = {name: jnp.asarray(a) for name, a in arrays.items()}
+    return Dataset(device_arrays, jnp.arange(n), jnp.ones(n, bool))
+
+
+def streamed(source: Source) -> StreamedDataset:
+    """All rows of a source. Raises ValueError when there is none."""
+    n = len(source)
+    if n == 0:
+        raise ValueError("a source needs a row at least")
+    return StreamedDataset(source, jnp.arange(n), jnp.ones(n, bool))
+
+
+def read_rows(source: Source, rows: Sequence[int]) -> Mapping[str, np.ndarray]:
+    """Some rows of a source as fields [n, ...]: at once, where the source can."""
+    several = getattr(source, "__getitems__", None)
+    read = several(rows) if several else [source[row] for row in rows]
+    return {name: np.stack([row[name] for row in read]) for name in read[0]}
+
+
+def take(data: AnyDataset, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Some rows [n] of the arrays of a set, or of its source, as fields [n, ...]."""
+    if isinstance(data, StreamedDataset):
+        return dict(read_rows(data.source, rows.tolist()))
+    return {name: np.asarray(a)[rows] for name, a in data.arrays.items()}
+
+
+def subset(data: D, rows: np.ndarray | Sequence[int]) -> D:
+    """The set with only these rows of the arrays, or of the source [n]."""
+    _check_rows(data, rows)
+    chosen = jnp.asarray(np.asarray(rows, np.int32))
+    return replace(data, indices=chosen, mask=jnp.ones(len(chosen), bool))
+
+
+def evenly_spaced(data: D, count: int) -> D:
+    """At most `count` rows of a set, evenly spaced: the first may be all of one class.
+
+    Raises ValueError when `count` is under 1.
+    """
+    if count < 1:
+        raise ValueError(f"need 1 row at least, not {count}")
+    n = len(data.indices)
+    chosen = np.arange(min(count, n)) * n // min(count, n)
+    return replace(data, indices=data.indices[chosen], mask=data.mask[chosen])
+
+
+def stacked_subsets(data: D, groups: Sequence[np.ndarray]) -> D:
+    """One subset per replica: indices and mask [L, n], padded to the longest group."""
+    for group in groups:
+        _check_rows(data, group)
+    n = max(len(g) for g in groups)
+    indices = np.zeros((len(groups), n), np.int32)
+    mask = np.zeros((len(groups), n), bool)
+    for i, group in enumerate(groups):
+        # padding repeats the group: batch statistics must not see another's rows
+        indices[i] = np.resize(group, n)
+        mask[i, : len(group)] = True
+    return replace(data, indices=jnp.asarray(indices), mask=jnp.asarray(mask))
+
+
+def _check_rows(data: AnyDataset, rows: np.ndarray | Sequence[int]) -> None:
+    """Raise ValueError where there is no such row: a gather would take another."""
+    if isinstance(data, StreamedDataset):
+        n = len(data.source)
+    else:
+        n = len(next(iter(data.arrays.values())))
+    if len(rows) == 0 or np.min(rows) < 0 or np.max(rows) >= n:
+        raise ValueError(f"rows must be some of 0 to {n - 1}")
 
 
 def steps_per_epoch(n: int, batch_size: int, order: Order = SHUFFLED) -> int:
@@ -147,14 +225,14 @@ def _batches(
 
 
 def epoch_batches(
-    data: Dataset, batch_size: int, key: Key, epoch: Array, order: Order = SHUFFLED
+    data: AnyDataset, batch_size: int, key: Key, epoch: Array
 ) -> BatchIndices:
     """The batches of one epoch [S, B]: a new permutation that (key, epoch) fixes.
 
-    Each valid row occurs exactly once, unless `order` says otherwise; shuffled once,
-    every epoch has the permutation of the first. Nothing is carried from epoch to
-    epoch, so a resumed run needs only the step it had reached.
+    Each valid row occurs exactly once, unless `data.order` says otherwise; shuffled
+    once, every epoch has the permutation of the first.
     """
+    order = data.order
     if order.shuffle == "never":
         return _batches(data.indices, data.mask, batch_size, order)
     drawn = 0 if order.shuffle == "once" else epoch
@@ -181,76 +259,15 @@ def _shuffled(bits: Array, mask: Array) -> Array:
     return (jnp.sort(packed) & low).astype(jnp.int32)
 
 
-def ordered_batches(data: Dataset, batch_size: int) -> BatchIndices:
-    """The rows in order as batches [S, B], for evaluation."""
-    return _batches(data.indices, data.mask, batch_size)
+def ordered_batches(data: AnyDataset, batch_size: int) -> BatchIndices:
+    """The rows in order as batches [S, B], for evaluation: none is left out."""
+    return _batches(data.indices, data.mask, min(batch_size, len(data.indices)))
 
 
-def gather(data: Dataset, batch: BatchIndices) -> Batch:
+def gather(arrays: Batch, batch: BatchIndices) -> Batch:
     """The fields of some rows [B, ...], and their "mask" [B]."""
     fields = {
         name: a.at[batch.indices].get(mode="promise_in_bounds")
-        for name, a in data.arrays.items()
+        for name, a in arrays.items()
     }
     return {**fields, "mask": batch.mask}
-
-
-def random_split(n: int, shares: Sequence[float], seed: int) -> tuple[np.ndarray, ...]:
-    """Cut range(n) at random into disjoint, exhaustive parts of about these shares.
-
-    Raises ValueError when the shares do not add up to 1 or a part would be empty.
-    """
-    if not np.isclose(sum(shares), 1) or min(shares) <= 0:
-        raise ValueError(f"shares must be positive and add up to 1, not {shares}")
-    order = np.random.default_rng(seed).permutation(n)
-    parts = np.split(order, np.round(np.cumsum(shares)[:-1] * n).astype(int))
-    if min(len(p) for p in parts) == 0:
-        raise ValueError(f"{n} rows are too few for the shares {shares}")
-    return tuple(np.sort(p) for p in parts)
-
-
-def grouped_split(
-    keys: Sequence[Sequence[Hashable]], held_out: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows to train on, to choose by and to test on, the same at every call.
-
-    Rows that share a key, or are linked by others that do, are never in two of them.
-    `held_out` is the share of each of the last two, in such groups. Raises ValueError
-    where there are too few groups.
-    """
-    numbers: dict[Hashable, int] = {}
-    links = [
-        (row, numbers.setdefault(key, len(numbers)))
-        for row, own in enumerate(keys)
-        for key in own
-    ]
-    rows, columns = np.array(links).reshape(-1, 2).T
-    size = len(keys) + len(numbers)
-    graph = scipy.sparse.coo_array(
-        (np.ones(len(rows)), (rows, len(keys) + columns)), shape=(size, size)
-    )
-    _, groups = scipy.sparse.csgraph.connected_components(graph, directed=False)
-    group = groups[: len(keys)]
-    names = np.random.default_rng(0).permutation(np.unique(group))
-    count = int(len(names) * held_out)
-    if count < 1:
-        raise ValueError(f"{len(names)} groups are too few to hold some of them out")
-    parts = names[2 * count :], names[:count], names[count : 2 * count]
-    train, validation, test = (np.flatnonzero(np.isin(group, part)) for part in parts)
-    where: dict[Hashable, int] = {}
-    for place, part in enumerate((train, validation, test)):
-        for key in (key for row in part.tolist() for key in keys[row]):
-            assert where.setdefault(key, place) == place, f"{key!r} is in two sets"
-    return train, validation, test
-
-
-def kfold(n: int, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(training rows, held-out rows) of every fold; held-out parts tile range(n).
-
-    Raises ValueError unless 2 <= folds <= n.
-    """
-    if not 2 <= folds <= n:
-        raise ValueError(f"need 2 to {n} folds for {n} rows, not {folds}")
-    order = np.random.default_rng(seed).permutation(n)
-    parts = [np.sort(p) for p in np.array_split(order, folds)]
-    return [(np.setdiff1d(np.arange(n), part), part) for part in parts]

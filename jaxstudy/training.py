@@ -1,31 +1,25 @@
 """Training: a pure step, and the one loop that runs it.
 
-The step is an ordinary function. `fit` compiles it into chunks with `lax.scan`, donates
-the state, and touches the device only at chunk ends.
+The step is an ordinary function of the state and a batch. `fit` compiles it into chunks
+with `lax.scan`, donates the state, and waits for the device only where a chunk ends.
 """
 
 import functools
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import rich.console
-import rich.progress as rp
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from jaxstudy.dataset import (
-    SHUFFLED,
+    AnyDataset,
     BatchIndices,
     Dataset,
-    Order,
-    Streamed,
     epoch_batches,
     gather,
     ordered_batches,
@@ -34,29 +28,17 @@ from jaxstudy.dataset import (
     subset,
 )
 from jaxstudy.model import Model
-from jaxstudy.runs.run import SubRun, Timing
-from jaxstudy.stream import (
-    CHUNK_BYTES,
-    evaluation_chunks,
-    row_bytes,
-    training_chunks,
-)
-from jaxstudy.types import (
-    Array,
-    Batch,
-    Key,
-    Metrics,
-    Objective,
-    PyTree,
-    UserError,
-)
+from jaxstudy.parallel import Mode, map_replicas, over_replicas, put, replica_mesh
+from jaxstudy.types import Array, Batch, Key, Metrics, Objective, PyTree, UserError
 
-IN_ORDER = Order(shuffle="never")
-NEVER = jnp.iinfo(jnp.int32).max
+Record = dict[str, Any]  # {"step", "epoch", "split", a metric: its value or [L], ...}
 
 
 class TrainState(NamedTuple):
-    """Everything a step changes, and the key it derives its randomness from."""
+    """Everything a step changes, and the key it derives its randomness from.
+
+    The state of replicas has a leading axis L throughout.
+    """
 
     step: Array
     params: PyTree
@@ -65,10 +47,8 @@ class TrainState(NamedTuple):
     key: Key
 
 
-TrainStep = Callable[..., tuple[TrainState, Metrics]]  # (state, batch, *replica)
-EvalStep = Callable[..., Metrics]  # (state, batch, *replica)
-# (step reached, steps of all replicas a second, new records)
-Progress = Callable[[int, float, list[dict[str, Any]]], None]
+TrainStep = Callable[..., tuple[TrainState, Metrics]]  # (state, batch, *args)
+EvalStep = Callable[..., Metrics]  # (state, batch, *args)
 
 
 def init_state(model: Model, tx: optax.GradientTransformation, key: Key) -> TrainState:
@@ -76,6 +56,15 @@ def init_state(model: Model, tx: optax.GradientTransformation, key: Key) -> Trai
     init_key, run_key = jax.random.split(key)
     params, extra = model.init(init_key)
     return TrainState(jnp.int32(0), params, extra, tx.init(params), run_key)
+
+
+def init_replicas(
+    model: Model, tx: optax.GradientTransformation, keys: Key
+) -> TrainState:
+    """A fresh state for every key [L], each what `init_state` makes of it."""
+    return jax.jit(lambda ks: map_replicas(lambda key: init_state(model, tx, key), ks))(
+        keys
+    )
 
 
 def make_train_step(
@@ -98,97 +87,44 @@ def make_train_step(
 def make_eval_step(objective: Objective) -> EvalStep:
     """The objective's metrics in evaluation mode, (state, batch) -> metrics."""
 
-    def eval_step(state: TrainState, batch: Batch, *replica: PyTree) -> Metrics:
-        del replica  # what only the training step depends on, a learning rate say
+    def eval_step(state: TrainState, batch: Batch) -> Metrics:
         _, (_, metrics) = objective(state.params, state.extra, batch, None)
         return metrics
 
     return eval_step
 
 
-Mode = Literal["map", "vmap"]
-
-
-class Replicas(NamedTuple):
-    """Independent trainings with a common leading axis L, as one compiled program.
-
-    The state has the axis, and so has each array in `args` (a pytree), which the
-    steps receive after their batch. The data order keys [S], and with them sets with
-    rows [S, n], may be fewer, S dividing L: replica i has those of i modulo S, so that
-    replicas are trained in pairs or groups on the same batches. A replica of fewer
-    batches than another skips the steps at an epoch's end that it has none for: its
-    state stays as it is, `step` and with it the next step's key included, as in its run
-    alone.
-
-    "map" runs them sequentially (`lax.map`), and is the faster on a CPU: a replica has
-    the same bits beside any other replicas, at any place, and is the run alone but for
-    rounding, which is another program. "vmap" runs them vectorised (`vmap`), for
-    accelerators and for tiny models. A replica whose loss is not finite stops the run,
-    unless it `may_diverge`: then it goes on as it is. The devices of this process share
-    the replicas among them, as many as divide their number, unless `devices` names
-    others.
-    """
-
-    args: tuple[PyTree, ...] = ()
-    mode: Mode = "map"
-    may_diverge: bool = False
-    devices: tuple[Any, ...] | None = None  # of jax.Device
-
-
-def map_replicas(fn: Callable[..., Any], replica: PyTree, mode: Mode = "map") -> Any:
-    """`fn` of every replica of a pytree [L, ...], by `lax.map` or by `vmap`."""
-    return jax.vmap(fn)(replica) if mode == "vmap" else jax.lax.map(fn, replica)
-
-
-def init_replicas(
-    model: Model, tx: optax.GradientTransformation, keys: Key
-) -> TrainState:
-    """A fresh state for every key [L], each what `init_state` makes of it."""
-    return jax.jit(lambda ks: map_replicas(lambda key: init_state(model, tx, key), ks))(
-        keys
-    )
+# ------------------------------------------------------------------ pure programs
 
 
 def run_steps(
     train_step: TrainStep,
     state: TrainState,
-    data: Dataset,
+    arrays: Batch,
     batches: BatchIndices,
-    args: tuple[PyTree, ...],
-    least: int = 0,
+    args: tuple[PyTree, ...] = (),
+    min_rows: int = 0,
 ) -> tuple[TrainState, Metrics, Array]:
-    """One step for each of the batches [S, B], as one scan: pure.
+    """One step for each of the batches [S, B] of rows of some arrays, as one scan.
 
-    Returns the state, the summed metrics, and the first step whose loss was not
-    finite (NEVER where all were). A batch of fewer rows than `least`, padding apart, is
-    skipped: the state stays as it is.
+    Returns the state, the summed metrics, and the number of the first batch whose loss
+    was not finite (S where all were). A batch of fewer than `min_rows` rows, padding
+    apart, changes nothing and counts for nothing: a shorter replica's epoch has some.
     """
 
-    def body(
-        carry: tuple[TrainState, Array], rows: BatchIndices
-    ) -> tuple[tuple[TrainState, Array], Metrics]:
-        state, failed = carry
-        after, metrics = train_step(state, gather(data, rows), *args)
-        finite = jnp.isfinite(metrics["loss"].total)
-        failed = jnp.where(finite, failed, jnp.minimum(failed, state.step))
-        return (after, failed), metrics
+    def body(state: TrainState, rows: BatchIndices) -> tuple[TrainState, Any]:
+        after, metrics = train_step(state, gather(arrays, rows), *args)
+        if min_rows:
+            zeros = jax.tree.map(jnp.zeros_like, metrics)
+            taken = jnp.sum(rows.mask) >= min_rows
+            after, metrics = jax.tree.map(
+                functools.partial(jnp.where, taken), (after, metrics), (state, zeros)
+            )
+        return after, (metrics, jnp.isfinite(metrics["loss"].total))
 
-    def body_or_nothing(
-        carry: tuple[TrainState, Array], rows: BatchIndices
-    ) -> tuple[tuple[TrainState, Array], Metrics]:
-        return jax.lax.cond(
-            jnp.sum(rows.mask) >= least,
-            lambda: body(carry, rows),
-            lambda: (carry, _zeros(jax.eval_shape(body, carry, rows)[1])),
-        )
-
-    step = body_or_nothing if least else body
-    (state, failed), metrics = jax.lax.scan(step, (state, jnp.int32(NEVER)), batches)
+    state, (metrics, finite) = jax.lax.scan(body, state, batches)
+    failed = jnp.argmin(jnp.append(finite, False))
     return state, jax.tree.map(lambda a: jnp.sum(a, 0), metrics), failed
-
-
-def _zeros(shapes: PyTree) -> PyTree:
-    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
 
 
 def evaluate(
@@ -199,120 +135,374 @@ def evaluate(
     *,
     batch_size: int,
 ) -> Metrics:
-    """The summed metrics of every row of a set, in batches: pure."""
-    batches = ordered_batches(data, min(batch_size, len(data.indices)))
+    """The summed metrics of every row of a set, in batches."""
+    batches = ordered_batches(data, batch_size)
     if len(batches.indices) == 1:
         only = jax.tree.map(lambda a: a[0], batches)
-        return eval_step(state, gather(data, only), *args)
+        return eval_step(state, gather(data.arrays, only), *args)
     metrics = jax.lax.map(
-        lambda rows: eval_step(state, gather(data, rows), *args), batches
+        lambda rows: eval_step(state, gather(data.arrays, rows), *args), batches
     )
     return jax.tree.map(lambda a: jnp.sum(a, 0), metrics)
 
 
-class _Inputs(NamedTuple):
-    """What a chunk reads and never changes, and the step it begins with.
+# ------------------------------------------------------------------ evaluation
 
-    Replicas share the step: if it were each replica's own, so would be its batches.
+
+class Evaluator(NamedTuple):
+    """Evaluation on a set: a function of the state, the same in `fit` and after it.
+
+    eval_step: (state, batch, *args) -> metrics; data: every row counts once; args: of
+    the step, with a leading axis L where the state has it.
     """
 
-    step: Any  # of numpy until it is put on the device
-    key: Key
-    args: tuple[PyTree, ...]
-    train: Dataset
-    evaluate: dict[str, Dataset]
+    eval_step: EvalStep
+    data: AnyDataset
+    batch_size: int = 4096
+    args: tuple[PyTree, ...] = ()
+    mode: Mode = "map"
+
+    def __call__(self, state: TrainState) -> Record:
+        """Every metric, compiled: a number, or a list [L] where there are replicas."""
+        own_rows = self.data.indices.ndim == 2
+        own = (True, True, (False, own_rows)) if state.step.ndim else None
+        mesh = replica_mesh(state.step.size) if own else None
+        measure = _evaluation(self.eval_step, self.batch_size, own, self.mode, mesh)
+
+        def sums(arrays: Batch, rows: BatchIndices) -> Metrics:
+            return measure(*put((state, self.args, (arrays, rows)), own, mesh))
+
+        if isinstance(self.data, Dataset):
+            rows = BatchIndices(self.data.indices, self.data.mask)
+            metrics = sums(self.data.arrays, rows)
+        else:
+            if own_rows:
+                raise ValueError("replicas with rows of their own need them resident")
+            batches = ordered_batches(self.data, self.batch_size)
+            parts = [sums(*self.data.load(b)) for b in map(BatchIndices, *batches)]
+            metrics = jax.tree.map(lambda *a: jnp.sum(jnp.stack(a), 0), *parts)
+        metrics = jax.tree.map(lambda a: a[..., None], jax.device_get(metrics))
+        return {name: values[0] for name, values in _values(metrics).items()}
 
 
-class _Chunk(NamedTuple):
-    """How much one dispatch does: `repeats` times `steps` steps and an evaluation.
+@functools.lru_cache(maxsize=4)
+def _evaluation(
+    eval_step: EvalStep, batch_size: int, own: Any, mode: Mode, mesh: Any
+) -> Callable[..., Metrics]:
+    """The jitted evaluation, the same one for the same function."""
 
-    `steps` divides an epoch, and the evaluation happens at the end of one; `repeats`
-    is 1 unless `steps` is a whole epoch.
+    def program(state: TrainState, args: Any, data: Any) -> Metrics:
+        arrays, (indices, mask) = data
+        rows = Dataset(arrays, indices, mask)
+        return evaluate(eval_step, state, rows, args, batch_size=batch_size)
+
+    return jax.jit(over_replicas(program, own, mode, mesh) if own else program)
+
+
+# ------------------------------------------------------------------ what watches
+
+
+@dataclass
+class Timing:
+    """What a training took so far, over every process that worked on it."""
+
+    steps: int = 0
+    examples: int = 0
+    compile_s: float = 0.0
+    train_s: float = 0.0
+
+
+class Advance(NamedTuple):
+    """One chunk: the step it reached of all, and what it took."""
+
+    step: int
+    total: int
+    per_epoch: int
+    steps: int  # of all replicas together
+    examples: int
+    seconds: float
+
+
+class Log:
+    """What a training reports to; a run folder's (`SubRun`) stores and stops as well.
+
+    every_epoch: whether each epoch's end has to be seen.
+    """
+
+    every_epoch = False
+
+    def __init__(self) -> None:
+        self.timing = Timing()
+
+    def begin(self, state: TrainState) -> tuple[TrainState, list[Record]]:
+        """The state to go on from, and the records up to there."""
+        return state, []
+
+    def compiled(self, seconds: float, metrics: Mapping[str, list[str]]) -> None:
+        """All is compiled; the names of the metrics by split are known."""
+        del metrics
+        self.timing.compile_s += seconds
+
+    def evaluated(self, records: list[Record]) -> None:
+        """The evaluation before the first step is done."""
+
+    def advanced(
+        self, state: TrainState, chunk: Advance, records: list[Record]
+    ) -> None:
+        """A chunk is done; the state is of use until this returns."""
+        del state, records
+        self.timing.steps += chunk.steps
+        self.timing.examples += chunk.examples
+        self.timing.train_s += chunk.seconds
+
+    def ended(self) -> None:
+        """No more chunks follow, whatever the reason."""
+
+
+# ------------------------------------------------------------------ the loop
+
+
+class Replicas(NamedTuple):
+    """How independent trainings run whose states have a common leading axis L.
+
+    args: further arguments of the step, each array with the axis L. mode: "map" runs
+    them sequentially (`lax.map`), the faster on a CPU: a replica has the same bits
+    beside any others, and is the run alone but for rounding, which is another program;
+    "vmap" vectorises them, for accelerators and tiny models. A replica whose loss is
+    not finite stops the run unless it `may_diverge`.
+    """
+
+    args: tuple[PyTree, ...] = ()
+    mode: Mode = "map"
+    may_diverge: bool = False
+
+
+ALONE = Replicas()
+
+
+class FitResult(NamedTuple):
+    """The trained state, and the records logged on the way."""
+
+    state: TrainState
+    records: list[Record]
+
+
+def fit(
+    state: TrainState,
+    train_step: TrainStep,
+    data: AnyDataset,
+    *,
+    key: Key,
+    epochs: int,
+    batch_size: int,
+    evaluators: Mapping[str, Evaluator] | None = None,
+    evaluate_first: bool = True,
+    replicas: Replicas = ALONE,
+    log: Log | None = None,
+    chunk_steps: int = 512,
+) -> FitResult:
+    """Train for some epochs: the only training loop.
+
+    A chunk of steps is one compiled program that donates the state: a part of an epoch,
+    or whole epochs with their evaluations. Its metrics come back when it ends. The same
+    call on the same kind of machine gives the same bits.
+
+    Args:
+      state: where to begin; of replicas, with a leading axis L, as many as there are.
+        It must not be used afterwards: its memory is reused.
+      train_step: pure, (state, batch, *replicas.args) -> (state, metrics).
+      data: visited in the order that (key, epoch) and `data.order` fix; its rows are
+        each replica's own where `indices` is [L, n].
+      key: of that order: one, or one for each replica [L].
+      epochs: passes over the data, those of an earlier run that is resumed included.
+      batch_size: rows of a step, the last one of an epoch padded.
+      evaluators: by the name of the split; run after every epoch.
+      evaluate_first: run them before the first step, too.
+      replicas: how replicas run, and what else their steps are given.
+      log: stores records and checkpoints, stops at signals, draws progress.
+      chunk_steps: the most steps of one chunk.
+
+    Raises UserError when a loss is not finite, naming the step, and when there is no
+    whole batch; ValueError where the arguments do not fit together.
+    """
+    if batch_size < 1 or epochs < 1:
+        raise ValueError(f"need batch_size and epochs >= 1: {batch_size}, {epochs}")
+    log, evaluators = log or Log(), dict(evaluators or {})
+    data, per_epoch, min_rows = _with_whole_batches(data, batch_size)
+    total = epochs * per_epoch
+    state, records = log.begin(state)
+    step = int(np.max(jax.device_get(state.step)))
+    if step >= total:
+        return FitResult(state, records)
+
+    inside = {n: e for n, e in evaluators.items() if isinstance(e.data, Dataset)}
+    every_epoch = log.every_epoch or len(inside) < len(evaluators)
+    most = data.max_steps(batch_size * key.size) or chunk_steps
+    chunk = plan_chunk(per_epoch, epochs, step, min(chunk_steps, most), every_epoch)
+    if chunk.steps < per_epoch or len(inside) < len(evaluators):
+        inside = {}  # all are evaluated at an epoch's end, by programs of their own
+    visits = _Visits(data, key, batch_size, per_epoch, chunk)
+    sets = tuple((e.args, (e.data.indices, e.data.mask)) for e in inside.values())
+    arrays = tuple(e.data.arrays for e in inside.values())  # type: ignore[union-attr]
+    own = mesh = None
+    if state.step.ndim:
+        _check_replicas(state.step.size, key, data, replicas, evaluators)
+        rows = tuple((True, e.data.indices.ndim == 2) for e in inside.values())
+        own = (True, (visits.own, False), (True, rows, False))
+        mesh = replica_mesh(state.step.size)
+
+    began = time.perf_counter()
+    owned = own or (None, None, None)
+    state = put(state, owned[0], mesh) if mesh else state
+    visit = put(visits.load(step), owned[1], mesh)
+    fixed = put((replicas.args, sets, arrays), owned[2], mesh)
+    steps = tuple((n, e.eval_step, e.batch_size) for n, e in inside.items())
+    work = (train_step, steps, min_rows, own, replicas.mode, mesh)
+    leaves, structure = jax.tree.flatten((state, visit, fixed))
+    advance, outputs = _compiled(work, structure, tuple(map(_abstract, leaves)))
+    took = time.perf_counter() - began
+
+    def evaluated(step: int) -> list[Record]:
+        head = {"step": step, "epoch": round(step / per_epoch, 6)}
+        return [{**head, "split": n} | e(state) for n, e in evaluators.items()]
+
+    outside = len(inside) < len(evaluators)
+    before = step == 0 and evaluate_first
+    first = evaluated(step) if before or outside else []
+    names = {"train": list(outputs[0]), **{n: list(m) for n, m in outputs[-1].items()}}
+    names |= {r["split"]: [n for n in r if n not in HEAD] for r in first}
+    log.compiled(took, names)
+    if before:
+        records += first
+        log.evaluated(first)
+    steps_before = _total_steps(state)
+    try:
+        while step < total:
+            began = time.perf_counter()
+            state, outputs = advance(state, visit, fixed)
+            end = step + chunk.steps * chunk.epochs
+            if end < total:  # while the device works
+                visit = put(visits.load(end), owned[1], mesh)
+            trained, examples, failed, evaluations = jax.device_get(outputs)
+            new = _records(step, chunk, per_epoch, trained, evaluations)
+            if outside and end % per_epoch == 0:
+                new += evaluated(end)
+            if not replicas.may_diverge:
+                _stop_if_not_finite(failed, step, chunk)
+                _stop_if_evaluation_not_finite(new)
+            steps_after, step = _total_steps(state), end
+            records += new
+            seconds = time.perf_counter() - began
+            sizes = steps_after - steps_before, int(examples.sum()), seconds
+            steps_before = steps_after
+            log.advanced(state, Advance(step, total, per_epoch, *sizes), new)
+    finally:
+        log.ended()
+    return FitResult(state, records)
+
+
+HEAD = ("step", "epoch", "split")
+
+
+class Chunk(NamedTuple):
+    """How much one dispatch does: `epochs` times `steps` steps.
+
+    `steps` divides an epoch, and is a whole one where `epochs` is over 1.
     """
 
     steps: int
-    repeats: int
-
-
-def _largest_divisor(n: int, bound: int) -> int:
-    return max(d for d in range(1, max(1, min(n, bound)) + 1) if n % d == 0)
+    epochs: int
 
 
 def plan_chunk(
     per_epoch: int, epochs: int, start: int, chunk_steps: int, every_epoch: bool
-) -> _Chunk:
+) -> Chunk:
     """One chunk size that reaches every epoch's end, from `start` to the last step."""
+
+    def divisor(n: int, bound: int) -> int:
+        return max(d for d in range(1, max(1, min(n, bound)) + 1) if n % d == 0)
+
     if start % per_epoch or per_epoch > chunk_steps:
-        return _Chunk(_largest_divisor(math.gcd(per_epoch, start), chunk_steps), 1)
+        return Chunk(divisor(math.gcd(per_epoch, start), chunk_steps), 1)
     if every_epoch:
-        return _Chunk(per_epoch, 1)
+        return Chunk(per_epoch, 1)
     left = math.gcd(epochs, start // per_epoch)
-    return _Chunk(per_epoch, _largest_divisor(left, chunk_steps // per_epoch))
+    return Chunk(per_epoch, divisor(left, chunk_steps // per_epoch))
 
 
-def _streamed_chunk(
-    train: Streamed,
-    batch_size: int,
-    per_epoch: int,
-    start: int,
-    chunk_steps: int,
-    key: Key,
-) -> _Chunk:
-    """As `plan_chunk`, within an epoch, and with no more rows than CHUNK_BYTES."""
-    step_bytes = max(1, row_bytes(train) * batch_size * key.size)
-    bound = min(chunk_steps, max(1, CHUNK_BYTES // step_bytes))
-    return _Chunk(_largest_divisor(math.gcd(per_epoch, start), bound), 1)
+class _Visits:
+    """The batches of every chunk [E, S, B], of replicas [L, E, S, B], and their rows.
+
+    One order serves all chunks of an epoch, and one dispatch makes all of several.
+    """
+
+    def __init__(
+        self, data: AnyDataset, key: Key, batch_size: int, per_epoch: int, chunk: Chunk
+    ) -> None:
+        self.data, self.key, self.per_epoch, self.chunk = data, key, per_epoch, chunk
+        own_key, own_rows = key.ndim == 1, data.indices.ndim == 2
+        self.own, self.epoch = own_key or own_rows, -1
+
+        def order(indices: Array, mask: Array, key: Key, first: Array) -> BatchIndices:
+            rows = Dataset({}, indices, mask, data.order)
+            epochs = first + jnp.arange(chunk.epochs)
+            return jax.vmap(lambda e: epoch_batches(rows, batch_size, key, e))(epochs)
+
+        axes = (
+            0 if own_rows else None,
+            0 if own_rows else None,
+            0 if own_key else None,
+        )
+        self.order = jax.jit(jax.vmap(order, (*axes, None)) if self.own else order)
+
+        def cut(a: Array, first: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(a, first, chunk.steps, a.ndim - 2)
+
+        self.cut = jax.jit(lambda b, first: jax.tree.map(lambda a: cut(a, first), b))
+
+    def load(self, step: int) -> tuple[BatchIndices, Batch]:
+        """The batches of the chunk that begins with this step, and what they index."""
+        epoch, first = divmod(step, self.per_epoch)
+        if epoch != self.epoch:
+            self.epoch, data = epoch, self.data
+            self.batches = self.order(
+                data.indices, data.mask, self.key, jax.device_put(np.int32(epoch))
+            )
+        batches = self.batches
+        if self.chunk.steps < self.per_epoch:
+            batches = self.cut(batches, jax.device_put(np.int32(first)))
+        fields, batches = self.data.load(batches)
+        return batches, fields
 
 
 def _chunk_program(
-    chunk: _Chunk,
     train_step: TrainStep,
-    eval_step: EvalStep | None,
-    batch_size: int,
-    eval_batch_size: int,
-    order: Order,
-    least: int,
-) -> Callable[[TrainState, _Inputs], Any]:
-    """A pure function (state, inputs) -> (state, (train, failed, evaluations))."""
+    eval_steps: tuple[tuple[str, EvalStep, int], ...],
+    min_rows: int,
+) -> Callable[..., Any]:
+    """A pure function of (state, what a chunk visits, what is fixed).
 
-    def measure(state: TrainState, inputs: _Inputs) -> dict[str, Metrics]:
-        if eval_step is None:
-            return {}
-        return {
-            name: evaluate(
-                eval_step, state, data, inputs.args, batch_size=eval_batch_size
+    It returns (state, (train, examples, failed, evaluations)), each with an axis E.
+    """
+
+    def program(state: TrainState, visit: Any, fixed: Any) -> Any:
+        (batches, fields), (args, sets, arrays) = visit, fixed
+
+        def epoch(state: TrainState, batches: BatchIndices) -> Any:
+            state, trained, failed = run_steps(
+                train_step, state, fields, batches, args, min_rows
             )
-            for name, data in inputs.evaluate.items()
-        }
-
-    def program(state: TrainState, inputs: _Inputs) -> Any:
-        per_epoch = steps_per_epoch(len(inputs.train.indices), batch_size, order)
-
-        def visit(epoch: Array) -> BatchIndices:
-            batches = epoch_batches(inputs.train, batch_size, inputs.key, epoch, order)
-            first = inputs.step % per_epoch
-            return jax.tree.map(
-                lambda a: jax.lax.dynamic_slice_in_dim(a, first, chunk.steps), batches
-            )
-
-        def body(state: TrainState, batches: BatchIndices) -> Any:
-            state, train, failed = run_steps(
-                train_step, state, inputs.train, batches, inputs.args, least
-            )
-            if chunk.steps == per_epoch:
-                sets = measure(state, inputs)
-            else:  # zeros are never read where the epoch goes on
-                shapes = jax.eval_shape(measure, state, inputs)
-                sets = jax.lax.cond(
-                    (inputs.step + chunk.steps) % per_epoch == 0,
-                    lambda: measure(state, inputs),
-                    lambda: _zeros(shapes),
+            evaluations = {
+                name: evaluate(
+                    eval_step, state, Dataset(columns, *rows), own, batch_size=size
                 )
-            return state, (train, failed, sets)
+                for (name, eval_step, size), (own, rows), columns in zip(
+                    eval_steps, sets, arrays, strict=True
+                )
+            }
+            return state, (trained, jnp.sum(batches.mask), failed, evaluations)
 
-        # all orders at once: in the loop, shuffling takes a fifth of a small step
-        epochs = inputs.step // per_epoch + jnp.arange(chunk.repeats)
-        return jax.lax.scan(body, state, jax.vmap(visit)(epochs))
+        return jax.lax.scan(epoch, state, batches)
 
     return program
 
@@ -329,412 +519,89 @@ def _compiled(work: tuple[Any, ...], structure: Any, leaves: tuple[Any, ...]) ->
 
     Fitting again with the same functions and shapes compiles nothing again.
     """
-    *chunk, replicas = work
-    program = _chunk_program(*chunk)
-    if replicas:
-        program = _over_replicas(program, replicas)
+    train_step, eval_steps, min_rows, own, mode, mesh = work
+    program = _chunk_program(train_step, eval_steps, min_rows)
+    if own:
+        program = over_replicas(program, own, mode, mesh)
     arguments = jax.tree.unflatten(structure, leaves)
     lowered = jax.jit(program, donate_argnums=0).lower(*arguments)
     return lowered.compile(), lowered.out_info[1]
 
 
-def _over_replicas(
-    program: Callable[[TrainState, _Inputs], Any], replicas: Replicas
-) -> Callable[[TrainState, _Inputs], Any]:
-    """The program of every replica; the data sets' arrays are common to all."""
-
-    def one(
-        replica: tuple[TrainState, Any], group: tuple[Key, Any], inputs: Any
-    ) -> Any:
-        (state, args), (key, own) = replica, group
-        sets = {
-            name: data._replace(**own.get(name, {}))
-            for name, data in {"": inputs.train, **inputs.evaluate}.items()
-        }
-        train = sets.pop("")
-        return program(state, _Inputs(inputs.step, key, args, train, sets))
-
-    def sequential(replica: Any, group: Any, inputs: _Inputs) -> Any:
-        """Replicas [L] as a loop; replicas number their group, to find it in [S]."""
-
-        def nth(replica: tuple[TrainState, Any, Array]) -> Any:
-            state, args, which = replica
-            mine = jax.tree.map(lambda a: a[which], group)
-            return one((state, args), mine, inputs)
-
-        return jax.lax.map(nth, replica)
-
-    def vmapped(replica: Any, group: Any, inputs: _Inputs) -> Any:
-        """Replicas [L / S, S]; the inner vmap leaves a group's batches unmapped."""
-        inner = jax.vmap(one, in_axes=(0, None, None))
-        return jax.vmap(inner, in_axes=(1, 0, None), out_axes=1)(replica, group, inputs)
-
-    def mapped(state: TrainState, inputs: _Inputs) -> Any:
-        sets = {"": inputs.train, **inputs.evaluate}
-        own = {
-            name: {"indices": data.indices, "mask": data.mask}
-            for name, data in sets.items()
-            if data.indices.ndim == 2
-        }
-        count, groups = state.step.size, inputs.key.size
-        replica, group = (state, inputs.args), (inputs.key, own)
-        common = inputs._replace(args=())
-        if replicas.mode == "map":
-            run, shape = sequential, (count,)
-            replica = (*replica, jnp.arange(count) % groups)
-            split, mine = P("replicas"), P()
-        else:
-            run, shape = vmapped, (count // groups, groups)
-            replica = jax.tree.map(lambda a: a.reshape(shape + a.shape[1:]), replica)
-            alone = count == groups
-            split = P(None, "replicas") if alone else P("replicas")
-            mine = P("replicas") if alone else P()
-        mesh = _mesh(replicas, count, groups)
-        if mesh is not None:
-            run = jax.shard_map(
-                run, mesh=mesh, in_specs=(split, mine, P()), out_specs=split,
-                check_vma=False,  # the loops begin with constants, alike everywhere
-            )  # fmt: skip
-        out = run(replica, group, common)
-        return jax.tree.map(lambda a: a.reshape((count, *a.shape[len(shape) :])), out)
-
-    return mapped
+# ------------------------------------------------------------------ checks and records
 
 
-def _mesh(replicas: Replicas, count: int, groups: int) -> jax.sharding.Mesh | None:
-    """As many of the devices as divide the replicas evenly; None for a single one.
+def _with_whole_batches(
+    data: AnyDataset, batch_size: int
+) -> tuple[AnyDataset, int, int]:
+    """The set, the steps of an epoch, and how many rows a batch needs to be a step.
 
-    Vmapped, the replicas of one group step stay together, to share their batches.
-    """
-    whole = replicas.mode == "map" or count == groups
-    devices = jax.local_devices() if replicas.devices is None else replicas.devices
-    n = _largest_divisor(count if whole else count // groups, len(devices))
-    return jax.sharding.Mesh(devices[:n], ("replicas",)) if n > 1 else None
-
-
-def _place(
-    state: TrainState, inputs: _Inputs, replicas: Replicas | None
-) -> tuple[TrainState, _Inputs]:
-    """Put replicas on their devices, and what they share on each."""
-    mesh = _mesh(replicas, state.step.size, inputs.key.size) if replicas else None
-    if mesh is None:
-        return state, jax.device_put(inputs)
-    split, everywhere = (NamedSharding(mesh, spec) for spec in (P("replicas"), P()))
-    args = jax.device_put(inputs.args, split)
-    inputs = jax.device_put(inputs._replace(args=()), everywhere)
-    return jax.device_put(state, split), inputs._replace(args=args)
-
-
-def measure(
-    eval_step: EvalStep,
-    state: TrainState,
-    data: Dataset | Streamed,
-    *,
-    batch_size: int = 4096,
-    replicas: Replicas | None = None,
-) -> dict[str, Any]:
-    """Every metric of a set, compiled: numbers, or lists [L] where there are replicas.
-
-    Raises ValueError for a streamed set that differs from replica to replica.
-    """
-    shared = replicas._replace(args=()) if replicas else None
-    args = replicas.args if replicas else ()
-    measured = _measured(eval_step, batch_size, shared)
-
-    def sums(data: Dataset, key: Key) -> Metrics:
-        inputs = _Inputs(np.int32(0), key, args, data, {})
-        return measured(*_place(state, inputs, replicas))
-
-    if isinstance(data, Streamed):
-        if data.indices.ndim == 2:
-            raise ValueError("replicas with sets of their own need them resident")
-        key = state.key[:1] if replicas else state.key
-        parts = [sums(chunk, key) for chunk in evaluation_chunks(data, batch_size)]
-        metrics = jax.tree.map(lambda *a: jnp.sum(jnp.stack(a), 0), *parts)
-    else:
-        groups = len(data.indices) if data.indices.ndim == 2 else None
-        metrics = sums(data, state.key[:groups] if replicas else state.key)
-    one = jax.tree.map(lambda a: a[..., None], jax.device_get(metrics))
-    return {name: values[0] for name, values in _values(one).items()}
-
-
-@functools.lru_cache(maxsize=4)
-def _measured(eval_step: EvalStep, batch_size: int, replicas: Replicas | None) -> Any:
-    """The jitted evaluation, the same one for the same function."""
-
-    def program(state: TrainState, inputs: _Inputs) -> Metrics:
-        return evaluate(
-            eval_step, state, inputs.train, inputs.args, batch_size=batch_size
-        )
-
-    return jax.jit(_over_replicas(program, replicas) if replicas else program)
-
-
-class FitResult(NamedTuple):
-    """The trained state, and the records logged on the way."""
-
-    state: TrainState
-    records: list[dict[str, Any]]
-
-
-def fit(
-    state: TrainState,
-    train_step: TrainStep,
-    train: Dataset | Streamed,
-    *,
-    batch_size: int,
-    epochs: int,
-    key: Key,
-    eval_step: EvalStep | None = None,
-    evaluate_on: Mapping[str, Dataset | Streamed] | None = None,
-    eval_batch_size: int = 4096,
-    replicas: Replicas | None = None,
-    sub_run: SubRun | None = None,
-    progress: Progress | None = None,
-    on_epoch: Callable[[int, TrainState], None] | None = None,
-    order: Order = SHUFFLED,
-    evaluate_first: bool = True,
-    chunk_steps: int = 512,
-) -> FitResult:
-    """Train for some epochs: the only training loop.
-
-    Each epoch visits every row of `train` once, in an order fixed by (key, epoch), or
-    as `order` says. Every row of every set in `evaluate_on` is evaluated after each
-    epoch, and before the first step unless `evaluate_first` is false. A chunk of at
-    most `chunk_steps` steps (a part of an epoch, or several whole ones with their
-    evaluations) is one compiled program that donates the state; the metrics of the
-    chunk come back when it ends, and become one record for each set. Where a set is
-    streamed, the rows of each chunk are read ahead while the one before it trains, and
-    the sets are evaluated by programs of their own: the numbers are the same but for
-    rounding, as they are with another `chunk_steps`. The same call on the same kind of
-    machine gives the same bits.
-    With a `sub_run`, records and checkpoints are written there, and a resumed run goes
-    on from its newest good checkpoint, by the same program and so to the same bits.
-    `progress` hears of each chunk in the place of the progress bar. `on_epoch` gets the
-    number and the state of each epoch at its end, before the checkpoint of that is
-    saved, so a resumed run goes on with no epoch left out; the state is of use until it
-    returns. `state` must not be used afterwards: its memory is reused.
-
-    Raises UserError when a loss is not finite, naming the step, and when a replica has
-    no batch; Stopped after a signal, with the state saved; ValueError where the
-    arguments do not fit together.
-    """
-    if batch_size < 1 or epochs < 1:
-        raise ValueError(f"need batch_size and epochs >= 1: {batch_size}, {epochs}")
-    sets = dict(evaluate_on or {})
-    if sets and eval_step is None:
-        raise ValueError("evaluate_on needs an eval_step")
-    train, own_steps = _with_steps(train, batch_size, order)
-    per_epoch = int(own_steps.max())
-    least = 0  # where replicas are of one length no step asks whether it has a batch
-    if own_steps.min() < per_epoch:
-        least = batch_size if order.drop_remainder else 1
-    total = epochs * per_epoch
-    timing = sub_run.timing if sub_run else Timing()
-    records: list[dict[str, Any]] = []
-    if sub_run is not None:
-        state, records = _begin(state, sub_run)
-        timing = sub_run.timing
-    step = int(np.max(jax.device_get(state.step)))
-    if step >= total:
-        return FitResult(state, records)
-
-    keep = sub_run.checkpoints.keep if sub_run else None
-    each_epoch = keep is not None and keep.which != "last"  # a checkpoint
-    feed: Iterator[Dataset] | None = None
-    inside = {n: data for n, data in sets.items() if isinstance(data, Dataset)}
-    if isinstance(train, Streamed):
-        chunk = _streamed_chunk(train, batch_size, per_epoch, step, chunk_steps, key)
-        feed = training_chunks(train, batch_size, key, order, chunk.steps, step)
-        resident, visiting, inside = next(feed), IN_ORDER, {}
-    else:
-        resident, visiting = train, order
-        if len(inside) < len(sets):  # one is streamed: all after the chunk
-            inside = {}
-        single = each_epoch or on_epoch is not None or len(inside) < len(sets)
-        chunk = plan_chunk(per_epoch, epochs, step, chunk_steps, single)
-    args = replicas.args if replicas else ()
-    inputs = _Inputs(np.int32(0), key, args, resident, inside)
-    state, inputs = _place(state, inputs, replicas)
-    began = time.perf_counter()
-    shared = replicas._replace(args=()) if replicas else None
-    evaluating = eval_step if inside else None
-    work = (
-        chunk, train_step, evaluating, batch_size, eval_batch_size, visiting, least,
-        shared,
-    )  # fmt: skip
-    leaves, structure = jax.tree.flatten((state, inputs))
-    advance, outputs = _compiled(work, structure, tuple(map(_abstract, leaves)))
-    timing.compile_s += time.perf_counter() - began
-
-    def measured(state: TrainState, step: int) -> list[dict[str, Any]]:
-        """The record of every set, by a program of its own."""
-        head = {"step": step, "epoch": round(step / per_epoch, 6)}
-        return [
-            {**head, "split": split}
-            | measure(
-                eval_step, state, data, batch_size=eval_batch_size, replicas=replicas
-            )
-            for split, data in sets.items()
-            if eval_step is not None
-        ]
-
-    separately = len(inside) < len(sets)  # evaluated outside the chunks
-    before = step == 0 and evaluate_first
-    first = measured(state, step) if before or separately else []
-    if keep is not None and keep.which == "best":
-        _check_monitored(keep.monitor, outputs, first)
-    if before:
-        records += first
-        if sub_run is not None:
-            sub_run.log(first)
-    replica_count = state.step.size
-    own_steps = np.resize(own_steps, replica_count)  # replica i's order is i modulo S
-    visits = replica_count // (len(train.indices) if train.indices.ndim == 2 else 1)
-    visited = int(np.sum(jax.device_get(train.mask))) * visits / per_epoch
-    examples_per_step = min(visited, batch_size * replica_count)
-    saved_at = time.monotonic()
-    bar = _Bar(sub_run.name if sub_run else "", total, per_epoch, progress is None)
-    progress = progress or bar.advance
-    if sub_run is not None:
-        sub_run.run.stop_if_asked()
-    with bar:
-        while step < total:
-            began = time.perf_counter()
-            now = jax.device_put(np.int32(step), inputs.step.sharding)
-            state, outputs = advance(state, inputs._replace(step=now))
-            end_of_chunk = step + chunk.steps * chunk.repeats
-            if feed is not None and end_of_chunk < total:  # while the device works
-                ahead = jax.device_put(next(feed), inputs.step.sharding)
-                inputs = inputs._replace(train=ahead)
-            trained, failed, evaluated = jax.device_get(outputs)
-            new = _records(step, chunk, per_epoch, trained, evaluated)
-            if separately and end_of_chunk % per_epoch == 0:
-                new += measured(state, end_of_chunk)
-            if not (replicas and replicas.may_diverge):
-                if least:  # replicas count their own steps, logged are the longest's
-                    own = own_steps[:, None]
-                    reached = failed // own * per_epoch + failed % own
-                    failed = np.where(failed < NEVER, reached, NEVER)
-                _stop_if_not_finite(failed)
-                _stop_if_evaluation_not_finite(new)
-            taken = _steps_of_all(end_of_chunk, own_steps)
-            taken -= _steps_of_all(step, own_steps)
-            step = end_of_chunk
-            records += new
-            took = time.perf_counter() - began
-            timing.train_s += took
-            timing.steps += taken
-            timing.examples += round(examples_per_step * chunk.steps * chunk.repeats)
-            progress(step, taken / took, new)
-            if on_epoch is not None and step % per_epoch == 0:
-                on_epoch(step // per_epoch, state)
-            if sub_run is None:
-                continue
-            if step == total:  # first: its records say that the training is finished
-                sub_run.run.save_attempts()
-            sub_run.log(new)
-            stopping = sub_run.run.signum is not None
-            due = time.monotonic() - saved_at >= sub_run.run.options.save_every
-            at_epoch_end = step % per_epoch == 0
-            end = step == total and sub_run.checkpoint_at_end
-            if end or stopping or (at_epoch_end if each_epoch else due):
-                _save(state, step, sub_run)
-                saved_at = time.monotonic()
-            sub_run.run.stop_if_asked()
-    return FitResult(state, records)
-
-
-def _with_steps(
-    train: Dataset | Streamed, batch_size: int, order: Order
-) -> tuple[Dataset | Streamed, np.ndarray]:
-    """The set, and how many steps an epoch of each of its S replicas has [S].
-
-    Where padding would make a batch the rows come before it and are padded anew, to the
-    longest replica: one replica then has a batch for every step, and counts them for
-    all.
+    Replicas may have epochs of different lengths: the rows are then padded anew to the
+    longest, so that one replica has a batch for every step.
     """
     indices, mask = (
-        np.atleast_2d(a) for a in jax.device_get((train.indices, train.mask))
+        np.atleast_2d(a) for a in jax.device_get((data.indices, data.mask))
     )
     counts = [int(n) for n in mask.sum(axis=-1)]
-    steps = np.array([steps_per_epoch(n, batch_size, order) for n in counts])
-    if steps.min() == 0:
+    steps = [steps_per_epoch(n, batch_size, data.order) for n in counts]
+    if min(steps) == 0:
         raise UserError(f"{min(counts)} rows do not make one batch of {batch_size}")
-    if steps.min() < steps_per_epoch(indices.shape[-1], batch_size, order):
-        own = [replica[real] for replica, real in zip(indices, mask, strict=True)]
-        alone = train.indices.ndim == 1
-        train = subset(train, own[0]) if alone else stacked_subsets(train, own)
-    return train, steps
+    if min(steps) < steps_per_epoch(indices.shape[-1], batch_size, data.order):
+        own = [rows[real] for rows, real in zip(indices, mask, strict=True)]
+        alone = data.indices.ndim == 1
+        data = subset(data, own[0]) if alone else stacked_subsets(data, own)
+    if min(steps) == max(steps):
+        return data, max(steps), 0
+    return data, max(steps), batch_size if data.order.drop_remainder else 1
 
 
-def _steps_of_all(step: int, own_steps: np.ndarray) -> int:
-    """What all replicas together have done when the longest has reached a step.
-
-    own_steps: of an epoch [L].
-    """
-    epochs, within = divmod(step, int(own_steps.max()))
-    return int(np.sum(epochs * own_steps + np.minimum(within, own_steps)))
-
-
-def _weights(state: TrainState) -> dict[str, PyTree]:
-    return {"params": state.params, "extra": state.extra}
-
-
-def _rest(state: TrainState) -> dict[str, PyTree]:
-    return {"step": state.step, "opt_state": state.opt_state, "key": state.key}
-
-
-def _begin(
-    state: TrainState, sub_run: SubRun
-) -> tuple[TrainState, list[dict[str, Any]]]:
-    """Go on from the sub-run's newest checkpoint, or with loaded weights, or afresh."""
-    restored = sub_run.restore(_weights(state), _rest(state))
-    if restored is not None:
-        fields = restored.tree["weights"] | restored.tree["training"]
-        return TrainState(**fields), sub_run.records
-    loaded = sub_run.initial_weights(_weights(state))
-    return (state._replace(**loaded) if loaded else state), []
+def _check_replicas(
+    count: int,
+    key: Key,
+    data: AnyDataset,
+    replicas: Replicas,
+    evaluators: Mapping[str, Evaluator],
+) -> None:
+    """Raise ValueError where something is of another number of replicas."""
+    sizes = {"state": count, "key": key.size if key.ndim else count}
+    sizes |= {
+        f"args[{i}]": len(a) for i, a in enumerate(jax.tree.leaves(replicas.args))
+    }
+    for name, each in {
+        "data": data,
+        **{n: e.data for n, e in evaluators.items()},
+    }.items():
+        if each.indices.ndim == 2:
+            sizes[name] = len(each.indices)
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"replicas differ in number: {sizes}")
 
 
-def _save(state: TrainState, step: int, sub_run: SubRun) -> None:
-    sub_run.save(step, _weights(state), _rest(state))
+def _total_steps(state: TrainState) -> int:
+    """The steps of all replicas together."""
+    return int(np.sum(jax.device_get(state.step), dtype=np.int64))
 
 
-def _check_monitored(monitor: str, outputs: Any, first: list[dict[str, Any]]) -> None:
-    """Say before training, not after, that there is no such metric."""
-    trained, _, sets = outputs
-    names = {"train": trained, **sets}
-    for record in first:
-        names[record["split"]] = [
-            n for n in record if n not in ("step", "epoch", "split")
-        ]
-    known = [f"{split}.{name}" for split, metrics in names.items() for name in metrics]
-    if monitor not in known:
-        raise UserError(
-            f"--monitor {monitor}: not logged here, only {', '.join(known)}"
-        )
-
-
-def _stop_if_not_finite(failed: np.ndarray) -> None:
-    """`failed` [repeats] or [L, repeats]: the first step without a finite loss."""
-    step = int(failed.min())
-    if step == NEVER:
+def _stop_if_not_finite(failed: np.ndarray, step: int, chunk: Chunk) -> None:
+    """`failed` [E] or [L, E]: the first step of an epoch without a finite loss."""
+    if failed.min() == chunk.steps:
         return
+    each = np.where(failed < chunk.steps, failed, chunk.steps * chunk.epochs)
+    first = int((each + chunk.steps * np.arange(chunk.epochs)).min())
     where = ""
     if failed.ndim == 2:
-        replicas = np.flatnonzero(failed.min(1) < NEVER)
+        diverged = np.flatnonzero(failed.min(1) < chunk.steps)
         where = (
-            f" in {len(replicas)} of {len(failed)} replicas"
-            f" (the first is {replicas[0]})"
+            f" in {len(diverged)} of {len(failed)} replicas"
+            f" (the first is {diverged[0]})"
         )
     raise UserError(
-        f"the loss at step {step} was not finite{where}; the run stops there: "
+        f"the loss at step {step + first} was not finite{where}; the run stops there: "
         "try a smaller learning rate"
     )
 
 
-def _stop_if_evaluation_not_finite(records: list[dict[str, Any]]) -> None:
+def _stop_if_evaluation_not_finite(records: list[Record]) -> None:
     """The last step can ruin the weights with no later training loss to show it."""
     for record in records:
         losses = (
@@ -748,7 +615,7 @@ def _stop_if_evaluation_not_finite(records: list[dict[str, Any]]) -> None:
 
 
 def _values(metrics: Metrics) -> dict[str, list[Any]]:
-    """Each metric [..., repeats] by repeat: a number, or a list [L].
+    """Each metric [..., E] by epoch: a number, or a list [L].
 
     None where it is not finite, or where there was no row to measure it on.
     """
@@ -769,53 +636,18 @@ def _values(metrics: Metrics) -> dict[str, list[Any]]:
 
 
 def _records(
-    step: int, chunk: _Chunk, per_epoch: int, trained: Metrics, sets: dict[str, Metrics]
-) -> list[dict[str, Any]]:
+    step: int,
+    chunk: Chunk,
+    per_epoch: int,
+    trained: Metrics,
+    evaluations: Mapping[str, Metrics],
+) -> list[Record]:
     """The records of one chunk: {"step", "epoch", "split", names...: values}."""
-    records = []
-    splits = {name: _values(m) for name, m in {"train": trained, **sets}.items()}
-    for repeat in range(chunk.repeats):
-        step += chunk.steps
-        for split, values in splits.items():
-            if split != "train" and step % per_epoch:
-                continue  # only the end of an epoch is evaluated
-            head = {"step": step, "epoch": round(step / per_epoch, 6), "split": split}
-            records.append(head | {name: v[repeat] for name, v in values.items()})
-    return records
-
-
-class _Bar:
-    """Epoch, loss, steps/s and the time left, if shown, and on a terminal only."""
-
-    def __init__(self, name: str, total: int, per_epoch: int, shown: bool) -> None:
-        self.per_epoch = per_epoch
-        self.bar = rp.Progress(
-            rp.TextColumn("{task.description}"),
-            rp.BarColumn(),
-            rp.TextColumn("epoch {task.fields[epoch]}  loss {task.fields[loss]}"),
-            rp.TextColumn("{task.fields[speed]} steps/s"),
-            rp.TimeRemainingColumn(),
-            console=rich.console.Console(stderr=True),
-            disable=not (shown and sys.stderr.isatty()),
-        )
-        self.task = self.bar.add_task(name, total=total, epoch="", loss="", speed="")
-
-    def __enter__(self) -> "_Bar":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
-
-    def advance(self, step: int, speed: float, records: list[dict[str, Any]]) -> None:
-        last = [record["loss"] for record in records if record["split"] == "train"][-1]
-        values = np.atleast_1d(np.array(last, float))
-        finite = values[np.isfinite(values)]
-        loss = np.median(finite) if finite.size else np.nan
-        self.bar.update(
-            self.task,
-            completed=step,
-            epoch=f"{step / self.per_epoch:.4g}",
-            loss=f"{loss:.4f}",
-            speed=f"{speed:,.0f}",
-        )
+    splits = {name: _values(m) for name, m in {"train": trained, **evaluations}.items()}
+    return [
+        {"step": end, "epoch": round(end / per_epoch, 6), "split": split}
+        | {name: each[epoch] for name, each in values.items()}
+        for epoch in range(chunk.epochs)
+        for end in [step + chunk.steps * (epoch + 1)]
+        for split, values in splits.items()
+    ]

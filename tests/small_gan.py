@@ -20,7 +20,7 @@ from jaxstudy.gan.step import (
     real_first,
 )
 from jaxstudy.model import from_linen
-from jaxstudy.training import FitResult, Replicas, TrainState, TrainStep, fit
+from jaxstudy.training import Evaluator, FitResult, Replicas, TrainState, TrainStep, fit
 from jaxstudy.types import Array, Key
 from tests.conftest import assert_rounding
 
@@ -69,10 +69,17 @@ def rows_of(n: int) -> Dataset:
 def train(state: TrainState, key: Key, step: TrainStep, **options: Any) -> FitResult:
     """Two epochs over 14 images: three steps each, the last with padding."""
     return fit(
-        state, step, rows_of(14), batch_size=B, epochs=2, key=key, eval_step=EVALUATE,
-        evaluate_on={"validation": rows_of(7)}, evaluate_first=False, chunk_steps=3,
+        state,
+        step,
+        rows_of(14),
+        key=key,
+        epochs=2,
+        batch_size=B,
+        evaluators={"validation": Evaluator(EVALUATE, rows_of(7))},
+        evaluate_first=False,
+        chunk_steps=3,
         **options,
-    )  # fmt: skip
+    )
 
 
 def train_alone(step: TrainStep, **options: Any) -> FitResult:

@@ -55,7 +55,7 @@ from jaxstudy.models.dcgan import discriminator, generator, sample_latent
 from jaxstudy.runs.checkpoint import Checkpoints
 from jaxstudy.runs.cli import Settings
 from jaxstudy.runs.run import Options, Stopped, open_run
-from jaxstudy.training import FitResult, TrainState, measure
+from jaxstudy.training import Evaluator, FitResult, TrainState
 from jaxstudy.types import Array, Batch, Key, Metrics, PyTree
 from tests.conftest import run_on_devices
 
@@ -338,12 +338,10 @@ def test_work_is_equal_in_every_order(order: BatchOrder) -> None:
 
 def test_evaluation_is_of_as_many_fakes_and_the_same_in_any_batches() -> None:
     n = 7
-    found = [
-        measure(EVALUATE, fresh(), rows_of(n), batch_size=size) for size in (3, n, 50)
-    ]
+    found = [Evaluator(EVALUATE, rows_of(n), size)(fresh()) for size in (3, n, 50)]
     for other in found[1:]:
         assert other == pytest.approx(found[0], rel=1e-5)
-    few = measure(EVALUATE, fresh(), subset(rows_of(n), [2, 5]))
+    few = Evaluator(EVALUATE, subset(rows_of(n), [2, 5]))(fresh())
     z = jnp.stack(
         [
             jax.random.uniform(jax.random.fold_in(EVALUATION, row), (1, 100),
@@ -433,7 +431,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
                 run.signum = signal.SIGTERM if stop else None
 
             return train_alone(
-                make_gan_step(*PAIR), sub_run=run.sub_run("gan"), progress=progress
+                make_gan_step(*PAIR), log=run.sub_run("gan", on_chunk=progress)
             )
 
     with pytest.raises(Stopped):

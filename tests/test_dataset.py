@@ -12,6 +12,7 @@ import scipy
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from jaxstudy.data.splits import grouped_split, kfold, random_split
 from jaxstudy.dataset import (
     SHUFFLED,
     BatchIndices,
@@ -21,10 +22,7 @@ from jaxstudy.dataset import (
     epoch_batches,
     evenly_spaced,
     gather,
-    grouped_split,
-    kfold,
     ordered_batches,
-    random_split,
     stacked_subsets,
     steps_per_epoch,
     subset,
@@ -46,7 +44,7 @@ def batches_of(
     order: Order = SHUFFLED,
 ) -> BatchIndices:
     """One compilation for each pair of sizes, where each operation would need one."""
-    return epoch_batches(Dataset({}, rows, valid), size, key, epoch, order)
+    return epoch_batches(Dataset({}, rows, valid, order), size, key, epoch)
 
 
 def real(batches: BatchIndices) -> np.ndarray:
@@ -229,7 +227,9 @@ def arrays(n: int) -> dict[str, np.ndarray]:
 
 def test_gather_brings_the_fields_of_the_rows() -> None:
     data = dataset(arrays(7))
-    batch = gather(data, BatchIndices(jnp.asarray([5, 0, 5]), jnp.asarray([1.0, 1, 0])))
+    batch = gather(
+        data.arrays, BatchIndices(jnp.asarray([5, 0, 5]), jnp.asarray([1.0, 1, 0]))
+    )
     assert sorted(batch) == ["mask", "x", "y"]
     np.testing.assert_array_equal(batch["x"], arrays(7)["x"][[5, 0, 5]])
     np.testing.assert_array_equal(batch["y"], [105, 100, 105])

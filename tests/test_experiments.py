@@ -13,7 +13,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from jaxstudy.dataset import dataset, kfold, stacked_subsets
+from jaxstudy.data.splits import kfold
+from jaxstudy.dataset import dataset, stacked_subsets
 from jaxstudy.optimizers import OPTIMIZERS
 from jaxstudy.runs import cli
 from jaxstudy.study.problems import SURFACES

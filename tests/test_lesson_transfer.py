@@ -123,7 +123,7 @@ def test_fine_tuning_begins_where_the_regression_ended(
     )
     state, ended = finished.begun["fine-tuned"], finished.ended["frozen"]
     kept, plain = (
-        finished.given[arm]["evaluate_on"]["test"].arrays["x"]
+        finished.given[arm]["evaluators"]["test"].data.arrays["x"]
         for arm in ("fine-tuned", "frozen")
     )
     regression = lesson.regression(plain.shape[1], 3)

@@ -38,7 +38,7 @@ from jaxstudy.study.runner import (
     start_replicas,
 )
 from jaxstudy.tabular.sets import admission_arrays, read_admissions, read_digits
-from jaxstudy.training import fit, measure
+from jaxstudy.training import Evaluator, fit
 from jaxstudy.types import Mean, PyTree
 
 SETS = ("train", "validation", "test")
@@ -164,9 +164,7 @@ def epochs(name: str, count: int) -> list[np.ndarray]:
     found = []
     for epoch in range(count):
         key = jax.random.key(0)
-        batches = epoch_batches(
-            of.train, of.batch_size, key, jnp.int32(epoch), of.order
-        )
+        batches = epoch_batches(of.train, of.batch_size, key, jnp.int32(epoch))
         np.testing.assert_array_equal(batches.mask, 1)
         found.append(np.asarray(batches.indices))
     return found
@@ -221,13 +219,17 @@ def test_the_published_test_losses_are_reached(name: str) -> None:
     start_keys, order_keys = seed_keys(Protocol(), range(10))
     fitted = fit(
         start_replicas(common, functions, start_keys, replicas),
-        functions.train_step, of.train,
-        batch_size=of.batch_size, epochs=of.epochs, key=order_keys, replicas=replicas,
-        order=of.order, chunk_steps=10**6,
-    )  # fmt: skip
-    losses = measure(functions.eval_step, fitted.state, of.test, replicas=replicas)[
-        "loss"
-    ]
+        functions.train_step,
+        of.train,
+        key=order_keys,
+        epochs=of.epochs,
+        batch_size=of.batch_size,
+        replicas=replicas,
+        chunk_steps=10**6,
+    )
+    losses = Evaluator(
+        functions.eval_step, of.test, args=replicas.args, mode=replicas.mode
+    )(fitted.state)["loss"]
     error = np.std(losses, ddof=1) / np.sqrt(len(losses))
     assert np.mean(losses) == pytest.approx(loss, abs=2 * error)
     assert 0.005 < error < 0.1  # seeds differ, as far as they should

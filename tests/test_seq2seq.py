@@ -12,7 +12,13 @@ from jaxstudy.dataset import dataset
 from jaxstudy.models.seq2seq import Seq2Seq, seq2seq
 from jaxstudy.objectives import sequence_cross_entropy
 from jaxstudy.text.decoding import beam_search
-from jaxstudy.training import fit, init_state, make_eval_step, make_train_step, measure
+from jaxstudy.training import (
+    Evaluator,
+    fit,
+    init_state,
+    make_eval_step,
+    make_train_step,
+)
 from tests.conftest import assert_rounding
 
 KINDS: list[dict[str, Any]] = [
@@ -120,10 +126,14 @@ def test_it_learns_to_turn_a_sequence_round_and_exact_match_is_greedy_s() -> Non
     optimizer = optax.adam(0.01)
     state = init_state(made.model, optimizer, jax.random.key(0))
     fitted = fit(
-        state, make_train_step(objective, optimizer), data,
-        batch_size=50, epochs=12, key=jax.random.key(1),
-    )  # fmt: skip
-    found = measure(make_eval_step(objective), fitted.state, data)
+        state,
+        make_train_step(objective, optimizer),
+        data,
+        key=jax.random.key(1),
+        epochs=12,
+        batch_size=50,
+    )
+    found = Evaluator(make_eval_step(objective), data)(fitted.state)
     assert found["exact match"] > 0.5
 
     params = fitted.state.params

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstudy.dataset import Dataset, Streamed
+from jaxstudy.dataset import Dataset, StreamedDataset
 from jaxstudy.images.sets import Images, ImageSet
 from jaxstudy.images.splits import (
     ImageSplits,
@@ -78,8 +78,8 @@ class Few:
 def test_a_source_is_streamed() -> None:
     whole: Any = ImageSet({"train": Few(), "test": images(4)}, ("a",))  # type: ignore[dict-item]
     splits = image_splits(whole, limit=10)
-    assert isinstance(splits.train, Streamed)
-    assert isinstance(splits.validation, Streamed)
+    assert isinstance(splits.train, StreamedDataset)
+    assert isinstance(splits.validation, StreamedDataset)
     assert splits.shape == (4, 5, 3)
     rows = [
         set(np.asarray(d.indices).tolist()) for d in (splits.train, splits.validation)

@@ -1,7 +1,7 @@
-"""Streamed sets: the same numbers as resident ones, wherever training stops."""
+"""StreamedDataset sets: the same numbers as resident ones, wherever training stops."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxstudy import training
 from jaxstudy.dataset import (
     Dataset,
     Order,
-    Streamed,
+    StreamedDataset,
     dataset,
     epoch_batches,
+    read_rows,
     steps_per_epoch,
     streamed,
     subset,
@@ -27,8 +29,9 @@ from jaxstudy.dataset import (
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import squared_error
 from jaxstudy.runs.run import Options, open_run
-from jaxstudy.stream import evaluation_chunks, read_rows, training_chunks
 from jaxstudy.training import (
+    Chunk,
+    Evaluator,
     FitResult,
     Replicas,
     fit,
@@ -36,7 +39,6 @@ from jaxstudy.training import (
     init_state,
     make_eval_step,
     make_train_step,
-    measure,
 )
 from jaxstudy.types import UserError
 from tests.conftest import assert_rounding, assert_rows
@@ -75,7 +77,9 @@ TRAIN_STEP, EVAL_STEP = make_train_step(OBJECTIVE, TX), make_eval_step(OBJECTIVE
 
 
 def train(
-    data: Dataset | Streamed, validation: Dataset | Streamed, **options: Any
+    data: Dataset | StreamedDataset,
+    validation: Dataset | StreamedDataset,
+    **options: Any,
 ) -> FitResult:
     """Four epochs of 4 steps on 26 of the 32 rows, the last batch partly filled."""
     return fit(
@@ -86,9 +90,9 @@ def train(
             "batch_size": 8,
             "epochs": 4,
             "key": jax.random.key(1),
-            "eval_step": EVAL_STEP,
-            "evaluate_on": {"validation": subset(validation, range(26, 32))},
-            "eval_batch_size": 4,
+            "evaluators": {
+                "validation": Evaluator(EVAL_STEP, subset(validation, range(26, 32)), 4)
+            },
             **options,
         },
     )
@@ -121,7 +125,7 @@ def test_a_small_bound_makes_more_chunks_and_the_same_bits(
 ) -> None:
     source = streamed(Rows(arrays()))
     expected = train(source, source, chunk_steps=1)
-    monkeypatch.setattr("jaxstudy.training.CHUNK_BYTES", 100)  # 8 rows of 12 bytes: 1
+    monkeypatch.setattr("jaxstudy.dataset.CHUNK_BYTES", 100)  # 8 rows of 12 bytes: 1
     small = train(source, source)
     assert small.records == expected.records
     chex.assert_trees_all_equal(small.state.params, expected.state.params)
@@ -129,14 +133,14 @@ def test_a_small_bound_makes_more_chunks_and_the_same_bits(
 
 @pytest.mark.parametrize("mode", ["map", "vmap"])
 def test_replicas_share_a_stream(mode: Any) -> None:
-    keys = jax.random.split(jax.random.key(3), 2)
+    keys = jax.random.split(jax.random.key(3), 4)
     fitted = []
     for data in (dataset(arrays()), streamed(Rows(arrays()))):
         state = init_replicas(MODEL, TX, jax.random.split(jax.random.key(0), 4))
         fitted.append(
             fit(
-                state, TRAIN_STEP, data, batch_size=8, epochs=2, key=keys,
-                eval_step=EVAL_STEP, evaluate_on={"validation": data},
+                state, TRAIN_STEP, data, key=keys, epochs=2, batch_size=8,
+                evaluators={"validation": Evaluator(EVAL_STEP, data, mode=mode)},
                 replicas=Replicas(mode=mode), chunk_steps=4,
             )
         )  # fmt: skip
@@ -156,7 +160,7 @@ def test_a_stopped_stream_goes_on_to_the_same_bits(tmp_path: Path) -> None:
             ) as held:  # fmt: skip
                 source = streamed(Rows(arrays()))
                 fitted = train(
-                    source, source, sub_run=held.sub_run(), epochs=n, chunk_steps=2
+                    source, source, log=held.sub_run(), epochs=n, chunk_steps=2
                 )
         assert fitted is not None
         return fitted
@@ -173,7 +177,7 @@ def test_the_best_of_a_stream_is_kept_and_a_wrong_monitor_named(tmp_path: Path) 
         folder = tmp_path / monitor
         with open_run(folder, "stream", "quick", _Config(), options) as held:
             source = streamed(Rows(arrays()))
-            fitted = train(source, source, sub_run=held.sub_run())
+            fitted = train(source, source, log=held.sub_run())
             losses = {
                 r["step"]: r["loss"]
                 for r in fitted.records
@@ -199,17 +203,11 @@ class _Config:
 
 def test_evaluation_reads_every_row_once() -> None:
     source = ManyRows(arrays(30))
-    values = measure(
-        EVAL_STEP,
-        init_state(MODEL, TX, jax.random.key(0)),
-        streamed(source),
-        batch_size=8,
+    values = Evaluator(EVAL_STEP, streamed(source), 8)(
+        init_state(MODEL, TX, jax.random.key(0))
     )
-    whole = measure(
-        EVAL_STEP,
-        init_state(MODEL, TX, jax.random.key(0)),
-        dataset(arrays(30)),
-        batch_size=8,
+    whole = Evaluator(EVAL_STEP, dataset(arrays(30)), 8)(
+        init_state(MODEL, TX, jax.random.key(0))
     )
     assert values == pytest.approx(whole, rel=1e-6)
     assert source.read == 32  # the last batch is filled up
@@ -236,34 +234,32 @@ def test_chunks_hold_the_batches_of_resident_sets(
     keys = jax.random.split(key, groups) if groups else key
     source = streamed(Rows({"y": np.arange(n)}))
     epoch, first = divmod(begin, per_epoch)
-    chunk = next(training_chunks(source, batch_size, keys, order, steps, begin))
+    visits = training._Visits(source, keys, batch_size, per_epoch, Chunk(steps, 1))
+    visited, fields = visits.load(begin)
+    shape = (-1, steps, batch_size)
     for k, rows, valid in zip(
         jnp.atleast_1d(keys),
-        np.atleast_2d(chunk.indices),
-        np.atleast_2d(chunk.mask),
+        np.reshape(visited.indices, shape),
+        np.reshape(visited.mask, shape),
         strict=True,
     ):
-        plain = Dataset({}, source.indices, source.mask)
-        batches = epoch_batches(plain, batch_size, k, jnp.int32(epoch), order)
-        want = np.asarray(batches.indices[first : first + steps]).ravel()
-        np.testing.assert_array_equal(np.asarray(chunk.arrays["y"])[rows], want)
-        mask = np.asarray(batches.mask[first : first + steps]).ravel()
-        np.testing.assert_array_equal(valid, mask > 0)
+        batches = epoch_batches(source, batch_size, k, jnp.int32(epoch))
+        want = np.asarray(batches.indices[first : first + steps])
+        np.testing.assert_array_equal(np.asarray(fields["y"])[rows], want)
+        np.testing.assert_array_equal(valid, batches.mask[first : first + steps])
 
 
 def test_several_rows_are_read_at_once_where_a_source_can() -> None:
     source = ManyRows(arrays())
     read = read_rows(source, [3, 1])
     np.testing.assert_array_equal(read["x"], source.arrays["x"][[3, 1]])
-    chunks = list(evaluation_chunks(streamed(source), 20))
-    assert [int(np.sum(c.mask)) for c in chunks] == [20, 12]
 
 
 def test_what_cannot_be_streamed_is_refused() -> None:
     with pytest.raises(ValueError, match="a row at least"):
         streamed(Rows(arrays(0)))
     folds = streamed(Rows(arrays()))
-    folds = folds._replace(indices=jnp.zeros((2, 4), int), mask=jnp.ones((2, 4), bool))
+    folds = replace(folds, indices=jnp.zeros((2, 4), int), mask=jnp.ones((2, 4), bool))
     state = init_replicas(MODEL, TX, jax.random.split(jax.random.key(0), 2))
     with pytest.raises(ValueError, match="resident"):
-        measure(EVAL_STEP, state, folds, replicas=Replicas())
+        Evaluator(EVAL_STEP, folds)(state)

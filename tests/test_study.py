@@ -36,7 +36,13 @@ from jaxstudy.study.runner import (
     start_replicas,
     tile,
 )
-from jaxstudy.training import fit, init_state, make_eval_step, make_train_step
+from jaxstudy.training import (
+    Evaluator,
+    fit,
+    init_state,
+    make_eval_step,
+    make_train_step,
+)
 from jaxstudy.types import Array, Key, UserError
 from tests.conftest import ROOT, load, run_on_devices
 
@@ -51,7 +57,10 @@ def three_blobs(rows: int, seed: int) -> dict[str, np.ndarray]:
     return {"x": x, "y": y.astype(np.int32)}
 
 
-def tiny_problem(**changes: Any) -> Problem:
+def tiny_problem(
+    order: Order = Order(),  # noqa: B008
+    **changes: Any,
+) -> Problem:
     """A network 2-4-3 on 40 points, 5 steps an epoch."""
     data = dataset(three_blobs(80, 0))
     model = mlp(2, (4,), 3)
@@ -59,7 +68,7 @@ def tiny_problem(**changes: Any) -> Problem:
         title="three blobs",
         model=model,
         objective=cross_entropy(model),
-        train=subset(data, range(40)),
+        train=replace(subset(data, range(40)), order=order),
         validation=subset(data, range(40, 60)),
         test=subset(data, range(60, 80)),
         batch_size=8,
@@ -125,7 +134,7 @@ def test_choice_sees_neither_the_test_set_nor_the_reported_seeds(
     problem = tiny_problem()
     arrays = {k: np.array(v) for k, v in problem.test.arrays.items()}
     arrays["y"][60:] = (arrays["y"][60:] + 1) % 3
-    test = problem.test._replace(arrays=dataset(arrays).arrays)
+    test = replace(problem.test, arrays=dataset(arrays).arrays)
     real = runner.seed_keys
 
     def seed_keys(protocol: Protocol, numbers: Any) -> tuple[Key, Key]:
@@ -213,11 +222,15 @@ def test_a_replica_of_a_study_is_its_run_alone(finished: Any) -> None:
         init_state(problem.model, tx, start),
         make_train_step(problem.objective, tx),
         problem.train,
-        batch_size=problem.batch_size,
-        epochs=2,
         key=order,
-        eval_step=make_eval_step(problem.objective),
-        evaluate_on={"validation": problem.validation, "test": problem.test},
+        epochs=2,
+        batch_size=problem.batch_size,
+        evaluators={
+            "validation": Evaluator(
+                make_eval_step(problem.objective), problem.validation
+            ),
+            "test": Evaluator(make_eval_step(problem.objective), problem.test),
+        },
     ).records
     for split in ("train", "validation", "test"):
         want = [r["loss"] for r in alone if r["split"] == split and r["epoch"] > 0]
@@ -355,8 +368,8 @@ def test_orders_are_asserted() -> None:
 def test_another_order_than_the_problems_is_caught(
     real: Any, instead: Any, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def other(data: Any, size: int, key: Key, epoch: Array, order: Order) -> Any:
-        return epoch_batches(data, size, key, epoch, Order(instead))
+    def other(data: Any, size: int, key: Key, epoch: Array) -> Any:
+        return epoch_batches(replace(data, order=Order(instead)), size, key, epoch)
 
     monkeypatch.setattr(runner, "epoch_batches", other)
     keys = jax.random.split(jax.random.key(0))

@@ -187,15 +187,17 @@ def test_numpy_and_this_project_agree_on_the_quadratic() -> None:
     fitted = fit(
         start_replicas(make_common(problem), functions, keys, replicas),
         functions.train_step,
-        problem.train, batch_size=128, epochs=epochs, key=keys, replicas=replicas,
-        order=problem.order, chunk_steps=10**9,
-    )  # fmt: skip
+        problem.train,
+        key=keys,
+        epochs=epochs,
+        batch_size=128,
+        replicas=replicas,
+        chunk_steps=10**9,
+    )
     ours = np.array([row["loss"] for row in fitted.records]).reshape(epochs, 2, 2)
 
     def rows(epoch: int, key: Any) -> np.ndarray:
-        batches = epoch_batches(
-            problem.train, 128, key, jnp.int32(epoch), problem.order
-        )
+        batches = epoch_batches(problem.train, 128, key, jnp.int32(epoch))
         return np.asarray(batches.indices).ravel()
 
     orders = np.array([[rows(e, k) for k in keys] for e in range(epochs)])

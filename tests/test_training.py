@@ -3,6 +3,7 @@
 import functools
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,14 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxstudy.dataset import (
-    Dataset,
-    Order,
-    dataset,
-    kfold,
-    stacked_subsets,
-    subset,
-)
+from jaxstudy.data.splits import kfold
+from jaxstudy.dataset import Dataset, Order, dataset, stacked_subsets, subset
 from jaxstudy.model import Model, column_statistics, from_linen, standardized
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import binary_cross_entropy, squared_error
@@ -33,8 +28,11 @@ from jaxstudy.runs.cli import Settings
 from jaxstudy.runs.run import Options, open_run
 from jaxstudy.tabular.sets import admission_arrays, read_admissions
 from jaxstudy.training import (
+    Advance,
     EvalStep,
+    Evaluator,
     FitResult,
+    Log,
     Replicas,
     TrainState,
     TrainStep,
@@ -43,7 +41,6 @@ from jaxstudy.training import (
     init_state,
     make_eval_step,
     make_train_step,
-    measure,
     plan_chunk,
 )
 from jaxstudy.types import Array, Batch, Mean, Metrics, PyTree, UserError
@@ -70,16 +67,28 @@ def run(
 ) -> FitResult:
     """`fit` on the 52 rows, evaluated on the same."""
     data = rows_of_two_classes()
+    train = options.pop("train", data)
+    sets = options.pop("evaluate_on", {"validation": data})
+    replicas = options.get("replicas", Replicas())
+    evaluators = {
+        name: Evaluator(eval_step, rows, 16, replicas.args, replicas.mode)
+        for name, rows in sets.items()
+    }
     if "key" not in options:
         options["key"] = jax.random.key(1)
-    defaults = {
-        "train": data,
-        "evaluate_on": {"validation": data},
-        "batch_size": BATCH,
-        "epochs": EPOCHS,
-        "eval_batch_size": 16,
-    }
-    return fit(state, train_step, eval_step=eval_step, **(defaults | options))
+    defaults = {"batch_size": BATCH, "epochs": EPOCHS, "evaluators": evaluators}
+    return fit(state, train_step, train, **(defaults | options))
+
+
+class Watch(Log):
+    """Calls back at every chunk, and at every epoch if it is to be seen."""
+
+    def __init__(self, advanced: Any, every_epoch: bool = False) -> None:
+        super().__init__()
+        self.every_epoch, self.heard = every_epoch, advanced
+
+    def advanced(self, state: TrainState, chunk: Advance, records: Any) -> None:
+        self.heard(state, chunk, records)
 
 
 def fresh() -> TrainState:
@@ -201,7 +210,7 @@ def test_the_first_state_is_donated_and_nothing_else() -> None:
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(fitted.state))
     data = rows_of_two_classes()
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(data))
-    measure(make_eval_step(OBJECTIVE), fitted.state, data)
+    Evaluator(make_eval_step(OBJECTIVE), data)(fitted.state)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(fitted.state))
 
 
@@ -232,7 +241,7 @@ def test_nothing_is_transferred_but_by_name() -> None:
         run(state, step, evaluate, key=key, epochs=2)
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
             run(on_the_host, step, evaluate, key=key, epochs=2)
-        measure(evaluate, again, data)
+        Evaluator(evaluate, data)(again)
 
 
 # What fit visits: the state is the log of the rows that every step was given.
@@ -256,9 +265,14 @@ def visited(start: int, **options: Any) -> np.ndarray:
     """The log [steps, B] of a run that goes on from a step."""
     data = dataset({"row": np.arange(N, dtype=np.int32)})
     fitted = fit(
-        empty_log(start), log_rows, data, batch_size=BATCH, epochs=EPOCHS,
-        key=jax.random.key(1), **options,
-    )  # fmt: skip
+        empty_log(start),
+        log_rows,
+        data,
+        key=jax.random.key(1),
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        **options,
+    )
     return np.asarray(fitted.state.extra)
 
 
@@ -280,9 +294,13 @@ def test_a_run_goes_on_with_the_same_rows_from_any_step(start: int) -> None:
 def test_a_finished_run_is_left_alone() -> None:
     state = empty_log(TOTAL)
     fitted = fit(
-        state, log_rows, dataset({"row": np.arange(N)}), batch_size=BATCH,
-        epochs=EPOCHS, key=jax.random.key(1),
-    )  # fmt: skip
+        state,
+        log_rows,
+        dataset({"row": np.arange(N)}),
+        key=jax.random.key(1),
+        epochs=EPOCHS,
+        batch_size=BATCH,
+    )
     assert fitted == (state, [])
     assert not state.extra.is_deleted()
 
@@ -376,7 +394,7 @@ def trained_replicas(mode: str) -> FitResult:
 
 
 def one_replica(data: Dataset, replica: int) -> Dataset:
-    return data._replace(indices=data.indices[replica], mask=data.mask[replica])
+    return replace(data, indices=data.indices[replica], mask=data.mask[replica])
 
 
 @pytest.mark.parametrize("replica", [0, 2])
@@ -407,7 +425,7 @@ def test_a_mapped_replica_has_the_same_bits_beside_any_others() -> None:
     """In another order, so each at another place and beside others: one program."""
     order = np.array([2, 0, 1])
     weight_keys, order_keys = replica_keys()
-    sets = [d._replace(indices=d.indices[order], mask=d.mask[order]) for d in folds()]
+    sets = [replace(d, indices=d.indices[order], mask=d.mask[order]) for d in folds()]
     moved = run(
         init_replicas(MODEL, TX, weight_keys[order]),
         step_with_rate,
@@ -455,9 +473,14 @@ def test_a_replica_visits_its_own_rows_and_no_padding(mode: Any) -> None:
     data = stacked_subsets(dataset({"row": np.arange(80, dtype=np.int32)}), groups)
     state = jax.tree.map(lambda a: jnp.stack([a] * 3), empty_log(0, total=8))
     fitted = fit(
-        state, log_rows, data, batch_size=BATCH, epochs=2,
-        key=jax.random.split(jax.random.key(1), 3), replicas=Replicas(mode=mode),
-    )  # fmt: skip
+        state,
+        log_rows,
+        data,
+        key=jax.random.split(jax.random.key(1), 3),
+        epochs=2,
+        batch_size=BATCH,
+        replicas=Replicas(mode=mode),
+    )
     for log, group in zip(np.asarray(fitted.state.extra), groups, strict=True):
         epochs = log.reshape(2, -1)
         assert not np.array_equal(*epochs)
@@ -466,23 +489,42 @@ def test_a_replica_visits_its_own_rows_and_no_padding(mode: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", ["map", "vmap"])
-def test_replicas_of_one_group_visit_the_same_batches(mode: Any) -> None:
-    """Six replicas, two orders: replica i visits what replica i - 2 does."""
+def test_replicas_share_an_order_or_have_their_own(mode: Any) -> None:
     data = dataset({"row": np.arange(20, dtype=np.int32)})
-    state = jax.tree.map(lambda a: jnp.stack([a] * 6), empty_log(0, total=6))
-    keys = jax.random.split(jax.random.key(1), 2)
-    fitted = fit(
-        state, log_rows, data, batch_size=BATCH, epochs=2, key=keys,
-        replicas=Replicas(mode=mode),
-    )  # fmt: skip
-    logs = np.asarray(fitted.state.extra)
-    for replica in range(2, 6):
-        np.testing.assert_array_equal(logs[replica], logs[replica - 2])
-    assert not np.array_equal(logs[0], logs[1])
-    alone = fit(
-        empty_log(0, total=6), log_rows, data, batch_size=BATCH, epochs=2, key=keys[1]
-    )
-    np.testing.assert_array_equal(logs[1], alone.state.extra)
+    state = jax.tree.map(lambda a: jnp.stack([a] * 3), empty_log(0, total=6))
+    keys = jax.random.split(jax.random.key(1), 3)
+
+    def logs(state: TrainState, key: Array) -> np.ndarray:
+        fitted = fit(
+            jax.tree.map(jnp.copy, state), log_rows, data, key=key, epochs=2,
+            batch_size=BATCH, replicas=Replicas(mode=mode),
+        )  # fmt: skip
+        return np.asarray(fitted.state.extra)
+
+    alone = [logs(empty_log(0, total=6), key) for key in keys]
+    np.testing.assert_array_equal(logs(state, keys), alone)
+    np.testing.assert_array_equal(logs(state, keys[1]), [alone[1]] * 3)
+    assert not np.array_equal(alone[0], alone[1])
+
+
+def test_replicas_that_differ_in_number_are_refused() -> None:
+    """Of a state of three, what else has two is named."""
+    data, three = dataset({"row": np.arange(20)}), jnp.arange(3)
+    state = jax.tree.map(lambda a: jnp.stack([a] * 3), empty_log(0, total=6))
+    two = stacked_subsets(data, [np.arange(9), np.arange(9)])
+
+    def call(data: Dataset, keys: int, *args: Array, **options: Any) -> None:
+        fit(
+            state, log_rows, data, key=jax.random.split(jax.random.key(1), keys),
+            epochs=1, batch_size=BATCH, replicas=Replicas(args), **options,
+        )  # fmt: skip
+
+    for wrong in (
+        lambda: call(data, 2), lambda: call(two, 3), lambda: call(data, 3, three[:2]),
+        lambda: call(data, 3, evaluators={"test": Evaluator(log_rows, two)}),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"replicas differ in number: .*2"):
+            wrong()
 
 
 def test_an_order_may_drop_the_remainder_and_not_reshuffle() -> None:
@@ -490,9 +532,13 @@ def test_an_order_may_drop_the_remainder_and_not_reshuffle() -> None:
 
     def log(order: Order) -> np.ndarray:
         fitted = fit(
-            empty_log(0, total=6), log_rows, data, batch_size=BATCH, epochs=3,
-            key=jax.random.key(1), order=order,
-        )  # fmt: skip
+            empty_log(0, total=6),
+            log_rows,
+            replace(data, order=order),
+            key=jax.random.key(1),
+            epochs=3,
+            batch_size=BATCH,
+        )
         return np.asarray(fitted.state.extra)
 
     whole = 25 // BATCH
@@ -505,9 +551,13 @@ def test_an_order_may_drop_the_remainder_and_not_reshuffle() -> None:
     few = subset(data, range(BATCH - 1))
     with pytest.raises(UserError, match=f"{BATCH - 1} rows do not make one batch"):
         fit(
-            empty_log(0), log_rows, few, batch_size=BATCH, epochs=1,
-            key=jax.random.key(1), order=Order(drop_remainder=True),
-        )  # fmt: skip
+            empty_log(0),
+            log_rows,
+            replace(few, order=Order(drop_remainder=True)),
+            key=jax.random.key(1),
+            epochs=1,
+            batch_size=BATCH,
+        )
 
 
 def test_fitting_again_compiles_nothing_again() -> None:
@@ -531,7 +581,7 @@ def test_progress_hears_of_every_chunk_and_nothing_is_evaluated_first() -> None:
     fitted = run(
         fresh(), make_train_step(OBJECTIVE, TX), make_eval_step(OBJECTIVE),
         chunk_steps=PER_EPOCH, evaluate_first=False,
-        progress=lambda step, speed, rows: heard.append((step, len(rows))),
+        log=Watch(lambda state, chunk, rows: heard.append((chunk.step, len(rows)))),
     )  # fmt: skip
     assert heard == [(PER_EPOCH * (i + 1), 2) for i in range(EPOCHS)]
     assert min(row["step"] for row in fitted.records) == PER_EPOCH
@@ -541,12 +591,15 @@ def test_progress_hears_of_every_chunk_and_nothing_is_evaluated_first() -> None:
 def test_each_epochs_end_is_heard_of_and_changes_no_bit(chunk_steps: int) -> None:
     """Within an epoch's chunks, and where a chunk would have been of two epochs."""
     heard: list[tuple[int, int, list[bytes]]] = []
+
+    def at_chunk(state: TrainState, chunk: Advance, records: Any) -> None:
+        epoch, within = divmod(chunk.step, PER_EPOCH)
+        if not within:
+            heard.append((epoch, int(state.step), bits(state)))
+
     fitted = run(
         fresh(), make_train_step(OBJECTIVE, TX), make_eval_step(OBJECTIVE),
-        chunk_steps=chunk_steps,
-        on_epoch=lambda epoch, state: heard.append(
-            (epoch, int(state.step), bits(state))
-        ),
+        chunk_steps=chunk_steps, log=Watch(at_chunk, every_epoch=True),
     )  # fmt: skip
     ends = [(i, i * PER_EPOCH) for i in range(1, EPOCHS + 1)]
     assert [(epoch, step) for epoch, step, _ in heard] == ends
@@ -571,7 +624,7 @@ def test_a_resumed_run_hears_of_the_epochs_that_were_not_saved(tmp_path: Path) -
         ) as held:
             return run(
                 fresh(), make_train_step(OBJECTIVE, TX), make_eval_step(OBJECTIVE),
-                on_epoch=on_epoch, sub_run=held.sub_run(),
+                log=held.sub_run(on_epoch=on_epoch),
             )  # fmt: skip
 
     with pytest.raises(KeyboardInterrupt):
@@ -598,7 +651,7 @@ def test_evaluation_covers_every_row(size: int) -> None:
     data = rows_of_two_classes()
     rows = np.delete(np.arange(N), [0, 3, 11, 20, 30, 51])
     state = trained(6).fitted.state
-    got = measure(make_eval_step(OBJECTIVE), state, subset(data, rows), batch_size=size)
+    got = Evaluator(make_eval_step(OBJECTIVE), subset(data, rows), size)(state)
     x, y = (np.asarray(data.arrays[k])[rows] for k in "xy")
     losses = numpy_loss(state.params, x, y)
     assert got["loss"] == pytest.approx(losses.mean(), rel=1e-6)
@@ -635,10 +688,14 @@ def logistic_regression(x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray
     state = state._replace(extra=state.extra | {"standardization": statistics})
     objective = binary_cross_entropy(model)
     fitted = fit(
-        state, make_train_step(objective, tx), data, batch_size=len(x), epochs=500,
-        key=jax.random.key(1), eval_step=make_eval_step(objective),
-        evaluate_on={"all": data},
-    )  # fmt: skip
+        state,
+        make_train_step(objective, tx),
+        data,
+        key=jax.random.key(1),
+        epochs=500,
+        batch_size=len(x),
+        evaluators={"all": Evaluator(make_eval_step(objective), data)},
+    )
     layer = jax.tree.map(np.float64, fitted.state.params["output"])
     slopes = layer["kernel"][:, 0] / scale
     intercept = layer["bias"][0] - slopes @ mean
@@ -686,9 +743,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     data = dataset({"row": np.arange(N)})
     with pytest.raises(UserError, match="the loss at step 15 was not finite; the run"):
         fit(
-            empty_log(0), failing(jnp.int32(0), (15, 0)), data, batch_size=BATCH,
-            epochs=EPOCHS, key=jax.random.key(1), chunk_steps=chunk_steps,
-        )  # fmt: skip
+            empty_log(0),
+            failing(jnp.int32(0), (15, 0)),
+            data,
+            key=jax.random.key(1),
+            epochs=EPOCHS,
+            batch_size=BATCH,
+            chunk_steps=chunk_steps,
+        )
 
 
 def test_weights_that_the_last_step_ruined_are_noticed() -> None:
@@ -701,9 +763,14 @@ def test_weights_that_the_last_step_ruined_are_noticed() -> None:
     data = dataset({"row": np.arange(N)})
     with pytest.raises(UserError, match="the test loss after step 24 was not finite"):
         fit(
-            empty_log(0), log_rows, data, batch_size=BATCH, epochs=EPOCHS,
-            key=jax.random.key(1), eval_step=evaluate, evaluate_on={"test": data},
-        )  # fmt: skip
+            empty_log(0),
+            log_rows,
+            data,
+            key=jax.random.key(1),
+            epochs=EPOCHS,
+            batch_size=BATCH,
+            evaluators={"test": Evaluator(evaluate, data)},
+        )
 
 
 @pytest.mark.parametrize("may_diverge", [False, True])
@@ -713,10 +780,13 @@ def test_a_replica_that_is_not_finite_is_named_or_let_be(may_diverge: bool) -> N
     def three() -> FitResult:
         return fit(
             jax.tree.map(lambda a: jnp.stack([a] * 3), empty_log(0)),
-            failing(jnp.int32(0), (15, 1)), dataset({"row": np.arange(N)}),
-            batch_size=BATCH, epochs=EPOCHS, replicas=replicas,
+            failing(jnp.int32(0), (15, 1)),
+            dataset({"row": np.arange(N)}),
             key=jax.random.split(jax.random.key(1), 3),
-        )  # fmt: skip
+            epochs=EPOCHS,
+            batch_size=BATCH,
+            replicas=replicas,
+        )
 
     if not may_diverge:
         message = r"step 15 was not finite in 1 of 3 replicas \(the first is 1\)"
@@ -733,14 +803,12 @@ def test_arguments_that_do_not_fit_together_are_refused() -> None:
     key = jax.random.key(0)
 
     def call(**options: Any) -> None:
-        options = {"train": data, "batch_size": BATCH, "epochs": 1} | options
-        fit(empty_log(0), log_rows, key=key, **options)
+        options = {"batch_size": BATCH, "epochs": 1} | options
+        fit(empty_log(0), log_rows, data, key=key, **options)
 
     for name in ("batch_size", "epochs"):
         with pytest.raises(ValueError, match="need batch_size and epochs >= 1"):
             call(**{name: 0})
-    with pytest.raises(ValueError, match="evaluate_on needs an eval_step"):
-        call(evaluate_on={"test": data})
     with pytest.raises(ValueError, match="rows must be some of 0 to 51"):
         subset(data, [])
     with pytest.raises(ValueError, match="rows must be some of 0 to 51"):

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from jaxstudy.objectives import squared_error
 from jaxstudy.runs.cli import Settings
 from jaxstudy.runs.run import Options, open_run
 from jaxstudy.training import (
+    Advance,
+    Evaluator,
     FitResult,
     Replicas,
     TrainState,
@@ -99,9 +102,13 @@ def keys(seed: int, count: int = 4) -> Array:
 @functools.cache
 def alone(i: int, order: Order) -> FitResult:
     return fit(
-        empty_log(keys(0)[i]), log, subset(whole(), GROUPS[i]), batch_size=BATCH,
-        epochs=EPOCHS, key=keys(1)[i], order=order,
-    )  # fmt: skip
+        empty_log(keys(0)[i]),
+        log,
+        replace(subset(whole(), GROUPS[i]), order=order),
+        key=keys(1)[i],
+        epochs=EPOCHS,
+        batch_size=BATCH,
+    )
 
 
 def whole() -> Dataset:
@@ -110,10 +117,15 @@ def whole() -> Dataset:
 
 def together(train: Any, order: Order = SHUFFLED, **options: Any) -> FitResult:
     return fit(
-        jax.vmap(empty_log)(keys(0)), options.pop("step", log), train,
-        batch_size=BATCH, epochs=EPOCHS, key=keys(1), order=order,
-        replicas=options.pop("replicas", Replicas()), **options,
-    )  # fmt: skip
+        jax.vmap(empty_log)(keys(0)),
+        options.pop("step", log),
+        replace(train, order=order),
+        key=keys(1),
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        replicas=options.pop("replicas", Replicas()),
+        **options,
+    )
 
 
 @pytest.mark.parametrize("mode", ["map", "vmap"])
@@ -142,11 +154,15 @@ def test_chunks_of_any_size_and_streams_give_the_same(kind: str) -> None:
 @pytest.mark.parametrize("order", [SHUFFLED, Order("never")])
 def test_padding_makes_no_step_wherever_it_stands(order: Order) -> None:
     """A set of 29 rows among 60: three steps an epoch and not six."""
-    data = whole()._replace(mask=jnp.zeros(60, bool).at[GROUPS[2]].set(True))
+    data = replace(whole(), mask=jnp.zeros(60, bool).at[GROUPS[2]].set(True))
     fitted = fit(
-        empty_log(keys(0)[2]), log, data, batch_size=BATCH, epochs=EPOCHS,
-        key=keys(1)[2], order=order,
-    )  # fmt: skip
+        empty_log(keys(0)[2]),
+        log,
+        replace(data, order=order),
+        key=keys(1)[2],
+        epochs=EPOCHS,
+        batch_size=BATCH,
+    )
     assert bits(fitted.state) == bits(alone(2, order).state)
     assert fitted.records == alone(2, order).records
 
@@ -157,7 +173,7 @@ def test_a_chunk_without_a_row_has_no_mean(tmp_path: Path) -> None:
     with open_run(tmp_path / "run", "x", "quick", Settings(), options) as run:
         sub_run = run.sub_run()
         train = stacked_subsets(whole(), GROUPS)
-        rows = together(train, chunk_steps=1, sub_run=sub_run).records
+        rows = together(train, chunk_steps=1, log=sub_run).records
         assert sub_run.timing.steps == EPOCHS * (2 + 2 + 3 + 3)
         assert sub_run.timing.examples == EPOCHS * (14 + 20 + 29 + 30)
     assert [row["step"] for row in rows] == list(range(1, 3 * EPOCHS + 1))
@@ -222,21 +238,35 @@ def rows_of_a_line() -> Dataset:
 def train_folds(mode: Any = "map", **options: Any) -> FitResult:
     data = rows_of_a_line()
     return fit(
-        init_replicas(MODEL, TX, keys(0, 2)), TRAIN_STEP, stacked_subsets(data, FOLDS),
-        batch_size=32, epochs=3, key=keys(1, 2), eval_step=EVAL_STEP,
-        evaluate_on={"validation": stacked_subsets(data, [f[200:] for f in FOLDS])},
-        replicas=Replicas(mode=mode), chunk_steps=5, **options,
-    )  # fmt: skip
+        init_replicas(MODEL, TX, keys(0, 2)),
+        TRAIN_STEP,
+        stacked_subsets(data, FOLDS),
+        key=keys(1, 2),
+        epochs=3,
+        batch_size=32,
+        evaluators={
+            "validation": Evaluator(
+                EVAL_STEP, stacked_subsets(data, [f[200:] for f in FOLDS]), mode=mode
+            )
+        },
+        replicas=Replicas(mode=mode),
+        chunk_steps=5,
+        **options,
+    )
 
 
 @functools.cache
 def fold_alone(i: int) -> FitResult:
     data = rows_of_a_line()
     return fit(
-        init_state(MODEL, TX, keys(0, 2)[i]), TRAIN_STEP, subset(data, FOLDS[i]),
-        batch_size=32, epochs=3, key=keys(1, 2)[i], eval_step=EVAL_STEP,
-        evaluate_on={"validation": subset(data, FOLDS[i][200:])},
-    )  # fmt: skip
+        init_state(MODEL, TX, keys(0, 2)[i]),
+        TRAIN_STEP,
+        subset(data, FOLDS[i]),
+        key=keys(1, 2)[i],
+        epochs=3,
+        batch_size=32,
+        evaluators={"validation": Evaluator(EVAL_STEP, subset(data, FOLDS[i][200:]))},
+    )
 
 
 @pytest.mark.parametrize("mode", ["map", "vmap"])
@@ -267,15 +297,15 @@ def test_stopped_within_an_epoch_it_goes_on_to_the_same_bits(tmp_path: Path) -> 
         pass
 
     def train(name: str, resume: bool, kill_at: int = -1) -> FitResult:
-        def progress(step: int, *_: object) -> None:
-            if step == kill_at:
+        def progress(chunk: Advance, *_: object) -> None:
+            if chunk.step == kill_at:
                 raise Killed
 
         with open_run(
             tmp_path / name, "x", "quick", Settings(), Options(save_every=0),
             resume=resume,
         ) as run:  # fmt: skip
-            return train_folds(sub_run=run.sub_run(), progress=progress)
+            return train_folds(log=run.sub_run(on_chunk=progress))
 
     expected = train("whole", resume=False)
     with pytest.raises(Killed):

@@ -5,6 +5,7 @@ by the platform, are refused where these differ.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -15,12 +16,7 @@ import pytest
 from jax.random import key as key_of
 
 from jaxstudy import ops
-from jaxstudy.dataset import (
-    Dataset,
-    dataset,
-    epoch_batches,
-    ordered_batches,
-)
+from jaxstudy.dataset import Dataset, dataset, epoch_batches, ordered_batches
 from jaxstudy.gan.step import init_gan_state, make_gan_eval_step, make_gan_step
 from jaxstudy.images.augment import (
     Flip,
@@ -194,7 +190,7 @@ def check(
         def program(state: TrainState, data: Dataset) -> Any:
             twice = ordered_batches(data, ROWS)
             twice = jax.tree.map(lambda a: jnp.concatenate([a, a]), twice)
-            after, metrics, _ = run_steps(train, state, data, twice, ())
+            after, metrics, _ = run_steps(train, state, data.arrays, twice)
             return after, metrics, evaluate(test, after, data, batch_size=ROWS)
 
         after, *metrics = jax.eval_shape(program, state, data)
@@ -309,7 +305,7 @@ def test_the_order_of_an_epoch_with_its_padding(n: int) -> None:
     """In 64 bits, the padding was no longer the last."""
 
     def visited() -> Any:
-        data = dataset({"y": np.arange(n)})._replace(mask=jnp.arange(n) < n - 5)
+        data = replace(dataset({"y": np.arange(n)}), mask=jnp.arange(n) < n - 5)
         return epoch_batches(data, 7, key_of(1), jnp.int32(2))
 
     in_both(visited)

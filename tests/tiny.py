@@ -14,6 +14,7 @@ from jaxstudy.objectives import squared_error
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.run import Run, Saved
 from jaxstudy.training import (
+    Evaluator,
     FitResult,
     fit,
     init_state,
@@ -76,13 +77,14 @@ def train(run: Run, config: Config, name: str = "", seed: int = 0) -> FitResult:
         init_state(model, tx, key),
         make_train_step(objective, tx),
         subset(data, range(24)),
-        batch_size=8,
-        epochs=config.epochs,
         key=order,
-        eval_step=make_eval_step(error),
-        evaluate_on={"validation": subset(data, range(24, 32))},
-        sub_run=run.sub_run(name),
+        epochs=config.epochs,
+        batch_size=8,
+        evaluators={
+            "validation": Evaluator(make_eval_step(error), subset(data, range(24, 32)))
+        },
         chunk_steps=PER_EPOCH,
+        log=run.sub_run(name),
     )
 
 

@@ -26,11 +26,11 @@ from jaxstudy.runs.statistics import (
     mean_over_cases,
 )
 from jaxstudy.training import (
+    Evaluator,
     fit,
     init_state,
     make_eval_step,
     make_train_step,
-    measure,
 )
 from jaxstudy.types import Array, Key, PyTree
 
@@ -88,16 +88,14 @@ def train_classifier(
         jax.jit(lambda key: init_state(model, tx, key))(init_key),
         make_train_step(objective, tx),
         train,
-        batch_size=batch_size,
-        epochs=epochs,
         key=order_key,
-        eval_step=eval_step,
-        evaluate_on={"validation": validation},
-        eval_batch_size=250,
+        epochs=epochs,
+        batch_size=batch_size,
+        evaluators={"validation": Evaluator(eval_step, validation, 250)},
         evaluate_first=False,
-        sub_run=run.sub_run("classifier"),
+        log=run.sub_run("classifier"),
     )
-    metrics = measure(eval_step, fitted.state, test, batch_size=250)
+    metrics = Evaluator(eval_step, test, 250)(fitted.state)
     return fitted.state.params, metrics["accuracy"]
 
 

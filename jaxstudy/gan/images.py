@@ -6,10 +6,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxstudy.dataset import Dataset, dataset, evenly_spaced
+from jaxstudy.dataset import Dataset, dataset, evenly_spaced, take
 from jaxstudy.images.sets import read_image_folder, read_images
 from jaxstudy.images.splits import at_most, image_splits
-from jaxstudy.stream import take
 from jaxstudy.types import Key
 
 USES = (  # of randomness

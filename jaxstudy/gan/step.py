@@ -28,13 +28,13 @@ from jaxstudy.objectives import (
     masked_mean,
     mean_value,
 )
+from jaxstudy.parallel import map_replicas
 from jaxstudy.training import (
     EvalStep,
     TrainState,
     TrainStep,
     init_state,
     make_train_step,
-    map_replicas,
 )
 from jaxstudy.types import Array, Batch, Key, Mean, Metrics, Objective, PyTree
 
@@ -243,8 +243,7 @@ def make_gan_eval_step(discriminator: Model, generator: Model, key: Key) -> Eval
     """
     objective = discriminator_objective(discriminator)
 
-    def eval_step(state: TrainState, batch: Batch, *replica: PyTree) -> Metrics:
-        del replica
+    def eval_step(state: TrainState, batch: Batch) -> Metrics:
         mask, params, extra = batch["mask"], state.params, state.extra
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])
         z = jax.vmap(lambda key: sample_latent(key, 1)[0])(keys)

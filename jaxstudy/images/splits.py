@@ -5,18 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxstudy.dataset import (
-    Dataset,
-    Streamed,
-    dataset,
-    random_split,
-    streamed,
-    subset,
-)
+from jaxstudy.data.splits import random_split
+from jaxstudy.dataset import Dataset, StreamedDataset, dataset, streamed, subset
 from jaxstudy.images.sets import Images, ImageSet
 from jaxstudy.types import UserError, warn
 
-Rows = Dataset | Streamed
+Rows = Dataset | StreamedDataset
 
 
 class ImageSplits(NamedTuple):

@@ -1,5 +1,6 @@
 """Training subsets of several sizes, the same images for every arm of a comparison."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -7,10 +8,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxstudy.dataset import Dataset, dataset, evenly_spaced
+from jaxstudy.dataset import Dataset, dataset, evenly_spaced, take
 from jaxstudy.images.sets import read_image_folder, read_images
 from jaxstudy.images.splits import image_splits, nested_subsets, sizes_at_most
-from jaxstudy.stream import take
 from jaxstudy.types import UserError
 
 EVALUATED = 2000  # images of a validation or test set, at most
@@ -60,7 +60,8 @@ class ImageSubsets(NamedTuple):
         sets = {name: dataset(fields) for name, fields in self.sets.items()}
         rows = jnp.asarray(self.rows)
         train = sets.pop("train")
-        return train._replace(indices=rows, mask=jnp.ones(rows.shape, bool)), sets
+        mask = jnp.ones(rows.shape, bool)
+        return dataclasses.replace(train, indices=rows, mask=mask), sets
 
 
 def read_image_subsets(

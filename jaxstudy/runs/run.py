@@ -4,7 +4,7 @@
         config.json environment.json metrics.jsonl attempts.json checkpoints/
         figures/ result.json; run.lock while it runs
 
-Nothing here knows about training; `fit` writes through a `SubRun`.
+`fit` writes through a `SubRun`, which is its log.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -50,6 +50,8 @@ from jaxstudy.runs.files import (
     read_json,
     reason,
 )
+from jaxstudy.runs.progress import Bar
+from jaxstudy.training import Advance, Log, Timing, TrainState
 from jaxstudy.types import PyTree, Refused, UserError, usable_cores, warn
 
 SCHEMA = 2
@@ -167,37 +169,94 @@ def _git_revision() -> str | None:
         return None
 
 
-@dataclass
-class Timing:
-    """What a training took so far, over every process that worked on it."""
-
-    steps: int = 0
-    examples: int = 0
-    compile_s: float = 0.0
-    train_s: float = 0.0
-
-
-class SubRun:
+class SubRun(Log):
     """One training within a run: its metrics and checkpoints. Most runs have one.
 
-    Without `checkpoint_at_end` nothing is saved when it ends, only on the way. The
-    checkpoints of a `temporary` one are deleted when the run has its result.
+    checkpoint_at_end: false saves nothing when it ends, only on the way. temporary: the
+    checkpoints are deleted when the run has its result. on_epoch: gets the number and
+    the state of each epoch at its end, before a checkpoint is saved of it, so a resumed
+    run leaves none out. on_chunk: gets every chunk in the place of the progress bar.
     """
 
     def __init__(
         self,
         run: "Run",
         name: str,
+        *,
         checkpoint_at_end: bool = True,
         temporary: bool = False,
+        on_epoch: Callable[[int, TrainState], None] | None = None,
+        on_chunk: Callable[[Advance, list[dict[str, Any]]], None] | None = None,
     ) -> None:
         self.run, self.name = run, name
         self.checkpoint_at_end, self.temporary = checkpoint_at_end, temporary
+        self.on_epoch = on_epoch
+        self.bar = Bar(name) if on_chunk is None else None
+        self.on_chunk = self.bar.advance if self.bar else on_chunk
         self.checkpoints = _checkpoints(
             run.folder, run.options, run.experiment, run.id, name
         )
         # of one that was finished before, which is not trained again
         self.timing = run.attempts.parts.get(name, Timing())
+        self.saved_at = time.monotonic()
+
+    @property
+    def every_epoch(self) -> bool:  # type: ignore[override]
+        """Whether each epoch's end has to be seen: for a callback or a checkpoint."""
+        return self.on_epoch is not None or self.checkpoints.keep.which != "last"
+
+    def begin(self, state: TrainState) -> tuple[TrainState, list[dict[str, Any]]]:
+        """Go on from the newest checkpoint, or with loaded weights, or afresh."""
+        restored = self.restore(*_trees(state))
+        if restored is not None:
+            fields = restored.tree["weights"] | restored.tree["training"]
+            return TrainState(**fields), self.records
+        loaded = self.initial_weights(_trees(state)[0])
+        return (state._replace(**loaded) if loaded else state), []
+
+    def compiled(self, seconds: float, metrics: Mapping[str, list[str]]) -> None:
+        """Say before training, not after, that there is no metric to monitor."""
+        super().compiled(seconds, metrics)
+        self.saved_at, keep = time.monotonic(), self.checkpoints.keep
+        logged = [
+            f"{split}.{name}" for split, names in metrics.items() for name in names
+        ]
+        if keep.which == "best" and keep.monitor not in logged:
+            raise UserError(
+                f"--monitor {keep.monitor}: not logged here, only {', '.join(logged)}"
+            )
+        self.run.stop_if_asked()
+
+    def evaluated(self, records: list[dict[str, Any]]) -> None:
+        """Keep the evaluation before the first step."""
+        self.log(records)
+
+    def advanced(
+        self, state: TrainState, chunk: Advance, records: list[dict[str, Any]]
+    ) -> None:
+        """Write the records, and a checkpoint where one is due. Raises Stopped."""
+        super().advanced(state, chunk, records)
+        if self.on_chunk is not None:
+            self.on_chunk(chunk, records)
+        epoch, within = divmod(chunk.step, chunk.per_epoch)
+        if self.on_epoch is not None and not within:
+            self.on_epoch(epoch, state)
+        ended, stopping = chunk.step == chunk.total, self.run.signum is not None
+        if ended:  # first: its records say that the training is finished
+            self.run.save_attempts()
+        self.log(records)
+        due = time.monotonic() - self.saved_at >= self.run.options.save_every
+        if self.checkpoints.keep.which != "last":
+            due = not within
+        if stopping or due or (ended and self.checkpoint_at_end):
+            self.save(chunk.step, *_trees(state))
+            self.saved_at = time.monotonic()
+        self.run.stop_if_asked()
+
+    def ended(self) -> None:
+        """Leave the terminal as it was."""
+        if self.bar:
+            self.bar.stop()
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -293,6 +352,13 @@ class SubRun:
         return math.nan
 
 
+def _trees(state: TrainState) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
+    """A state as a checkpoint has it: its weights, and the rest."""
+    fields = state._asdict()
+    weights = {name: fields.pop(name) for name in ("params", "extra")}
+    return weights, fields
+
+
 @dataclass(frozen=True)
 class Attempts:
     """attempts.json: how long each process worked on a run, and on which training."""
@@ -337,16 +403,14 @@ class Run:
         path.mkdir(exist_ok=True)
         return path
 
-    def sub_run(
-        self, name: str = "", *, checkpoint_at_end: bool = True, temporary: bool = False
-    ) -> SubRun:
-        """The training of this name; its checkpoints are under checkpoints/NAME.
+    def sub_run(self, name: str = "", **options: Any) -> SubRun:
+        """The training of this name, with `SubRun`'s options, the same at every call.
 
-        Raises Stopped after a signal.
+        Its checkpoints are under checkpoints/NAME. Raises Stopped after a signal.
         """
         self.stop_if_asked()
         if name not in self.sub_runs:
-            self.sub_runs[name] = SubRun(self, name, checkpoint_at_end, temporary)
+            self.sub_runs[name] = SubRun(self, name, **options)
         return self.sub_runs[name]
 
     def append(self, records: list[dict[str, Any]]) -> None:

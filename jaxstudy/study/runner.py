@@ -25,21 +25,20 @@ import scipy  # its parts are imported where they are first used
 
 from jaxstudy.dataset import epoch_batches, steps_per_epoch
 from jaxstudy.optimizers import Optimizer, Space
+from jaxstudy.parallel import Mode, map_replicas
 from jaxstudy.runs.run import Run, to_json, write_atomically
 from jaxstudy.study import comparison
 from jaxstudy.study.comparison import SCHEMA, compare
 from jaxstudy.study.problems import Problem
 from jaxstudy.training import (
     EvalStep,
-    Mode,
+    Evaluator,
     Replicas,
     TrainState,
     TrainStep,
     fit,
     make_eval_step,
     make_train_step,
-    map_replicas,
-    measure,
 )
 from jaxstudy.types import Array, Batch, Key, Metrics, PyTree, UserError
 
@@ -317,7 +316,11 @@ class Cell:
         """
         name = f"{stage} {self.problem_name} {self.candidate_name}"
         bar.begin(name)
-        sub_run = self.run.sub_run(name, checkpoint_at_end=False)
+        sub_run = self.run.sub_run(
+            name,
+            checkpoint_at_end=False,
+            on_chunk=lambda chunk, _: bar.within(chunk.step / chunk.total),
+        )
         last = "test" if stage == "report" else "validation"
         shape = (len(next(iter(at.values()))), len(numbers))
         problem = self.problem
@@ -329,29 +332,28 @@ class Cell:
             replicas = as_replicas(at, len(numbers), self.protocol)
             state = start_replicas(self.common, functions, start, replicas)
             count = state.step.size
-            if self.protocol.mode == "map":
-                # so that the reported replicas find the program of the tuned ones, if
-                # they are as many; vmapped, the replicas of a seed share its batches
-                order = tile(order, count)
             size = sum(a.size for a in jax.tree.leaves(state.params)) // count
-            total = problem.epochs * steps_of(problem)
             fitted = fit(
                 state,
                 functions.train_step,
                 problem.train,
-                batch_size=problem.batch_size,
+                key=tile(order, count),
                 epochs=problem.epochs,
-                key=order,
-                eval_step=functions.eval_step,
-                evaluate_on={"validation": problem.validation},
+                batch_size=problem.batch_size,
+                evaluators={
+                    "validation": Evaluator(
+                        functions.eval_step,
+                        problem.validation,
+                        args=replicas.args,
+                        mode=replicas.mode,
+                    )
+                },
                 replicas=replicas,
-                sub_run=sub_run,
-                progress=lambda step, *_: bar.within(step / total),
-                order=problem.order,
                 evaluate_first=False,
                 chunk_steps=max(
                     1, int(CHUNK_SECONDS / step_seconds(problem, size) / count)
                 ),
+                log=sub_run,
             )
             if stage == "report":
                 row = self.measure_test(fitted.state, replicas, sub_run.records[-1])
@@ -367,12 +369,11 @@ class Cell:
     ) -> dict[str, Any]:
         """The row of the test set, of the parameters one would use."""
         state = jax.vmap(lambda state: evaluated(state, self.candidate))(state)
-        values = measure(
+        values = Evaluator(
             self.common.evaluate,
-            state._replace(opt_state=()),  # so one program serves all optimizers
             self.problem.test,
-            replicas=replicas._replace(args=()),
-        )
+            mode=replicas.mode,
+        )(state._replace(opt_state=()))
         head = {"step": last["step"], "epoch": last["epoch"], "split": "test"}
         return {**head, **values}
 
@@ -398,7 +399,7 @@ def check_order(problem: Problem, keys: Key) -> None:
     first, later, other = (
         np.asarray(
             epoch_batches(
-                problem.train, problem.batch_size, key, jnp.int32(epoch), problem.order
+                problem.train, problem.batch_size, key, jnp.int32(epoch)
             ).indices
         ).ravel()[: len(problem.train.indices)]
         for key, epoch in ((keys[0], 0), (keys[0], 1), (keys[1], 0))
@@ -541,7 +542,7 @@ def describe(problem: Problem, protocol: Protocol) -> Record:
         "shuffle": problem.order.shuffle,
         "target": problem.target,
         "floors": dict(problem.floors),
-        "start": measure(evaluate, state, problem.test)["loss"],
+        "start": Evaluator(evaluate, problem.test)(state)["loss"],
     }
 
 

@@ -36,8 +36,8 @@ from jaxstudy.training import TrainState
 from jaxstudy.types import Array, PyTree
 
 Build = Callable[[Sequence[Table], int], Model]  # (embeddings, width of x) -> network
-# (model, training set, validation set, replicas, name) -> the replicas trained
-Train = Callable[[Model, Dataset, Dataset | None, int, str], TrainState]
+# (model, training set, sets to evaluate on, replicas, name) -> the replicas trained
+Train = Callable[[Model, Dataset, Mapping[str, Dataset], int, str], TrainState]
 
 RANGES = {"accuracy": SHARE, "log-loss": NONNEGATIVE}
 DIFFERENCES = {"accuracy": SHARE_DIFFERENCE, "log-loss": REAL}
@@ -95,7 +95,7 @@ def train_ensemble(
     encoded = fitted.encode(fitted.numbers(table))
     model = build(fitted.tables, encoded.x.shape[1])
     data = dataset({**encoded._asdict(), "y": y})
-    return fitted, train(model, data, None, members, "all_rows")
+    return fitted, train(model, data, {}, members, "all_rows")
 
 
 def as_indicator(column: Column) -> Column:
@@ -139,7 +139,8 @@ def compare_on_folds(
         folds = make_folds(table, y, columns, splits)
         model = build(folds.tables, folds.width)
         state = train(
-            model, folds.subsets(held_out=False), folds.subsets(held_out=True),
+            model, folds.subsets(held_out=False),
+            {"validation": folds.subsets(held_out=True)},
             len(splits), re.sub(r"\W+", "_", name),
         )  # fmt: skip
         predict = fold_log_probs(folds, model, state.params, state.extra)

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from jaxstudy.data.sources import ADMISSIONS, TITANIC, read_bytes
-from jaxstudy.dataset import Dataset, dataset, random_split, subset
+from jaxstudy.data.splits import random_split
+from jaxstudy.dataset import Dataset, dataset, subset
 from jaxstudy.tabular.columns import check_columns
 from jaxstudy.tabular.reading import (
     ClassField,

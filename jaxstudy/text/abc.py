@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy  # its parts are imported where they are first used
 
-from jaxstudy.dataset import grouped_split
+from jaxstudy.data.splits import grouped_split
 from jaxstudy.text.vocabulary import normalise
 from jaxstudy.types import UserError
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from babel.dates import format_date, format_skeleton
 
-from jaxstudy.dataset import grouped_split
+from jaxstudy.data.splits import grouped_split
 from jaxstudy.text.vocabulary import Vocabulary, normalise
 from jaxstudy.types import UserError
 
