@@ -37,18 +37,13 @@ import numpy as np
 import optax
 import pydantic
 
+from jaxstudy import training
 from jaxstudy.dataset import evenly_spaced
-from jaxstudy.images import augment, folders
+from jaxstudy.images import augment, folders, splits
 from jaxstudy.images.augment import Flip, Rotation, Translation, Zoom
 from jaxstudy.images.figures import draw_versions
 from jaxstudy.images.folder_sets import read_folder_sets
 from jaxstudy.images.sets import Images, ImageSet, read_images
-from jaxstudy.images.splits import (
-    ImageSplits,
-    image_splits,
-    nested_subsets,
-    sizes_at_most,
-)
 from jaxstudy.images.subsets import EVALUATED
 from jaxstudy.model import Model
 from jaxstudy.models.cnn import cnn
@@ -63,16 +58,6 @@ from jaxstudy.runs.statistics import (
     mean_over_runs,
 )
 from jaxstudy.study import sizes
-from jaxstudy.training import (
-    Evaluator,
-    Replicas,
-    TrainState,
-    TrainStep,
-    fit,
-    init_replicas,
-    make_eval_step,
-    make_train_step,
-)
 from jaxstudy.types import Array, Batch, Metrics
 
 ARMS = ("as they are", "augmented")
@@ -118,21 +103,21 @@ PRESETS = {
 }
 
 
-def train_step_of_arms(model: Model, config: Config) -> TrainStep:
+def train_step_of_arms(model: Model, config: Config) -> training.TrainStep:
     """The step (state, batch, arm): on the images as they are, or on new versions."""
     plain, optimizer = cross_entropy(model), optax.adam(config.rate)
     objectives = plain, augment.augmented(plain, LAYERS)
-    steps = [make_train_step(objective, optimizer) for objective in objectives]
+    steps = [training.make_train_step(objective, optimizer) for objective in objectives]
 
     def train_step(
-        state: TrainState, batch: Batch, arm: Array
-    ) -> tuple[TrainState, Metrics]:
+        state: training.TrainState, batch: Batch, arm: Array
+    ) -> tuple[training.TrainState, Metrics]:
         return jax.lax.switch(arm, steps, state, batch)
 
     return train_step
 
 
-def start(model: Model, config: Config) -> tuple[TrainState, Array]:
+def start(model: Model, config: Config) -> tuple[training.TrainState, Array]:
     """The states of all replicas [sizes x seeds x arms] and keys of their data orders.
 
     Both depend on the seed alone.
@@ -140,11 +125,16 @@ def start(model: Model, config: Config) -> tuple[TrainState, Array]:
     seeds = jnp.repeat(jnp.arange(config.seeds), len(ARMS))
     seeds = jnp.tile(seeds, len(config.sizes))
     keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))[seeds]
-    return init_replicas(model, optax.adam(config.rate), keys[:, 0]), keys[:, 1]
+    return training.init_replicas(model, optax.adam(config.rate), keys[:, 0]), keys[
+        :, 1
+    ]
 
 
 def seconds_of_steps(
-    train_step: TrainStep, state: TrainState, config: Config, data: ImageSplits
+    train_step: training.TrainStep,
+    state: training.TrainState,
+    config: Config,
+    data: splits.ImageSplits,
 ) -> np.ndarray:
     """What a step takes, [TIMED, arms], in turns: other load slows both alike."""
     single = jax.tree.map(lambda a: a[0], state)
@@ -163,23 +153,23 @@ def seconds_of_steps(
 
 def train(
     model: Model,
-    train_step: TrainStep,
-    start: tuple[TrainState, Array],
+    train_step: training.TrainStep,
+    start: tuple[training.TrainState, Array],
     config: Config,
-    data: ImageSplits,
+    data: splits.ImageSplits,
     run: Run,
 ) -> dict[str, np.ndarray]:
     """Accuracy on each set after each epoch, [epochs, sizes, seeds, arms]."""
     state, keys = start
-    rows = nested_subsets(data.train, config.sizes, config.seeds, config.seed)
+    rows = splits.nested_subsets(data.train, config.sizes, config.seeds, config.seed)
     rows = rows.repeat(len(ARMS), axis=1)
     rows = jnp.asarray(rows.reshape(-1, rows.shape[2]))
-    eval_step = make_eval_step(cross_entropy(model))
+    eval_step = training.make_eval_step(cross_entropy(model))
     evaluators = {
-        name: Evaluator(eval_step, evenly_spaced(part, EVALUATED), 500)
+        name: training.Evaluator(eval_step, evenly_spaced(part, EVALUATED), 500)
         for name, part in (("validation", data.validation), ("test", data.test))
     }
-    fitted = fit(
+    fitted = training.fit(
         state,
         train_step,
         dataclasses.replace(data.train, indices=rows, mask=jnp.ones(rows.shape, bool)),
@@ -187,7 +177,7 @@ def train(
         epochs=config.epochs,
         batch_size=config.batch_size,
         evaluators=evaluators,
-        replicas=Replicas((jnp.arange(len(rows)) % len(ARMS),)),
+        replicas=training.Replicas((jnp.arange(len(rows)) % len(ARMS),)),
         evaluate_first=False,
         log=run.sub_run(),
     )
@@ -216,8 +206,8 @@ def read(config: Config, run: Run) -> tuple[ImageSet, np.ndarray]:
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     """Look at the images, learn from them as they are and augmented, compare."""
     images, shown = read(config, run)
-    data = image_splits(images)
-    counts = sizes_at_most(config.sizes, len(data.train.indices))
+    data = splits.image_splits(images)
+    counts = splits.sizes_at_most(config.sizes, len(data.train.indices))
     config = dataclasses.replace(config, sizes=counts)
     draw_versions(run, shown, LAYERS)
 

@@ -25,6 +25,7 @@ import jax
 import numpy as np
 import optax
 
+from jaxstudy import training
 from jaxstudy.dataset import subset
 from jaxstudy.images.sets import read_images
 from jaxstudy.images.splits import ImageSplits, image_splits
@@ -35,14 +36,6 @@ from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.promises import flipped_bit, is_refused, same_bits
 from jaxstudy.runs.run import Options, Run, SubRun, open_run, read_saved
-from jaxstudy.training import (
-    Evaluator,
-    FitResult,
-    fit,
-    init_state,
-    make_eval_step,
-    make_train_step,
-)
 from jaxstudy.types import Array, PyTree
 
 NAME = "ch2_saving"
@@ -95,19 +88,15 @@ class Trainings:
         self.model = build(self.data)
         self.optimizer = optax.adam(config.rate)
         objective = cross_entropy(self.model)
-        self.train_step = make_train_step(objective, self.optimizer)
-        self.eval_step = make_eval_step(objective)
+        self.train_step = training.make_train_step(objective, self.optimizer)
+        eval_step = training.make_eval_step(objective)
+        self.evaluator = training.Evaluator(eval_step, self.data.validation, 500)
         self.sub_runs: dict[str, SubRun] = {}
 
     def train(
-        self,
-        name: str,
-        options: Options,
-        *,
-        epochs: int | None = None,
-        resume: bool = False,
-        seed: int = 0,
-    ) -> FitResult:
+        self, name: str, options: Options, *, epochs: int | None = None,
+        resume: bool = False, seed: int = 0,
+    ) -> training.FitResult:  # fmt: skip
         """One training, in the folder of this name."""
         key, order = jax.random.split(jax.random.key(self.config.seed + seed))
         epochs = epochs or self.config.epochs
@@ -117,16 +106,14 @@ class Trainings:
             resume=resume, allow_change=resume,
         ) as run:  # fmt: skip
             self.sub_runs[name] = run.sub_run()
-            return fit(
-                init_state(self.model, self.optimizer, key),
+            return training.fit(
+                training.init_state(self.model, self.optimizer, key),
                 self.train_step,
                 self.data.train,
                 key=order,
                 epochs=epochs,
                 batch_size=config.batch_size,
-                evaluators={
-                    "validation": Evaluator(self.eval_step, self.data.validation, 500)
-                },
+                evaluators={"validation": self.evaluator},
                 chunk_steps=max(1, len(self.data.train.indices) // config.batch_size),
                 log=run.sub_run(),
             )
@@ -156,7 +143,7 @@ class Trainings:
         )
 
 
-def checks(t: Trainings) -> tuple[dict[str, bool], dict[str, FitResult]]:
+def checks(t: Trainings) -> tuple[dict[str, bool], dict[str, training.FitResult]]:
     """Save and load in every way: each promise, and whether it is kept."""
     holds: dict[str, bool] = {}
     whole = t.train("every", EVERY)
@@ -221,7 +208,7 @@ def checks(t: Trainings) -> tuple[dict[str, bool], dict[str, FitResult]]:
     return holds, {"every": whole, "last": last, "best": best}
 
 
-def draw(run: Run, t: Trainings, trained: dict[str, FitResult]) -> None:
+def draw(run: Run, t: Trainings, trained: dict[str, training.FitResult]) -> None:
     """The validation accuracy of every epoch, and which checkpoints each way kept."""
     panels = []
     for name, fitted in trained.items():

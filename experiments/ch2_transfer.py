@@ -26,13 +26,14 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import optax
 import pydantic
 
+from jaxstudy import training
 from jaxstudy.images.augment import Flip, Layer, Rotation, Translation, Zoom, augmented
 from jaxstudy.images.figures import draw_predictions
 from jaxstudy.images.subsets import ImageSubsets, read_image_subsets
@@ -45,16 +46,9 @@ from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.run import Run, Saved, read_sealed, write_atomically
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.study import sizes
-from jaxstudy.training import (
-    Evaluator,
-    TrainState,
-    fit,
-    init_replicas,
-    make_eval_step,
-    make_train_step,
-)
-from jaxstudy.types import Array
+from jaxstudy.training import Evaluator, TrainState
 
+Classes = tuple[tuple[str, ...], tuple[int, ...]]  # and sizes, for --predict
 LAYERS = (Flip(), Rotation(0.05), Zoom(0.2), Translation(0.1, 0.1))
 
 
@@ -131,12 +125,6 @@ def schedule(config: Config, epochs: int, rate: float) -> optax.Schedule:
     return optax.cosine_decay_schedule(rate, steps)
 
 
-def keys(config: Config) -> Array:
-    """Of the weights and of the data order, [sizes x seeds, 2]: the seed's alone."""
-    by_seed = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
-    return jnp.tile(by_seed, (len(config.sizes), 1))
-
-
 def train(
     arm: str,
     model: Model,
@@ -150,14 +138,16 @@ def train(
     begin: Callable[[TrainState], TrainState] = lambda state: state,
 ) -> sizes.Trained:
     """Train with every size and seed, each a replica of one program."""
+    by_seed = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
+    keys = jnp.tile(by_seed, (len(config.sizes), 1))
     plain = cross_entropy(model)
-    eval_step = make_eval_step(plain)
+    eval_step = training.make_eval_step(plain)
     data, held_out = images.datasets()
-    fitted = fit(
-        begin(init_replicas(model, tx, keys(config)[:, 0])),
-        make_train_step(augmented(plain, layers) if layers else plain, tx),
+    fitted = training.fit(
+        begin(training.init_replicas(model, tx, keys[:, 0])),
+        training.make_train_step(augmented(plain, layers) if layers else plain, tx),
         data,
-        key=keys(config)[:, 1],
+        key=keys[:, 1],
         epochs=epochs,
         batch_size=config.batch_size,
         evaluators={name: Evaluator(eval_step, s, 500) for name, s in held_out.items()},
@@ -193,13 +183,6 @@ def fine_tune(
     return train("fine-tuned", model, tx, images, config, epochs, run, begin=begin)
 
 
-class Trainings(NamedTuple):
-    """What --predict needs beside the weights."""
-
-    classes: tuple[str, ...]
-    sizes: tuple[int, ...]
-
-
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     """Train from scratch, on frozen features and on, with sets of several sizes."""
     network, stage = backbone(config), config.fine_tune_from
@@ -210,7 +193,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     config = dataclasses.replace(config, sizes=images.sizes)
     text = tuning.summary_text(before, rest, len(images.classes), image)
     write_atomically(run.folder / "summary.txt", text)
-    run.write_sealed("images.json", Trainings(tuple(images.classes), images.sizes))
+    run.write_sealed("images.json", (tuple(images.classes), images.sizes))
     print(text)
 
     trained = {"pixels": train_regression("pixels", small.flat(), config, run)}
@@ -251,7 +234,7 @@ def predict(saved: Saved[Config], files: tuple[Path, ...]) -> None:
     """The class of images FILE..., by the regression on frozen features."""
     config, network = saved.config, backbone(saved.config)
     x = features.features_of_files(network, files, config.image_size)
-    classes, counts = read_sealed(saved.folder, "images.json", Trainings)
+    classes, counts = read_sealed(saved.folder, "images.json", Classes)
     model = tuning.regression(x.shape[1], len(classes))
     replicas = len(counts) * config.seeds
     weights = saved.replica_weights(model, replicas, "frozen")

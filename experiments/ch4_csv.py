@@ -166,10 +166,8 @@ def train(
     """Train so many replicas, each with rows or with weights of its own."""
     objective = cross_entropy(model, ("x", "ids"))
     steps = config.epochs * -(-data.indices.shape[-1] // config.batch_size)
-    optimizer = optax.adamw(
-        optax.cosine_decay_schedule(config.rate, steps),
-        weight_decay=config.weight_decay,
-    )
+    rate = optax.cosine_decay_schedule(config.rate, steps)
+    optimizer = optax.adamw(rate, weight_decay=config.weight_decay)
     eval_step = make_eval_step(objective)
     keys = jax.random.split(jax.random.key(config.seed), (replicas, 2))
     fitted = fit(

@@ -26,6 +26,7 @@ import optax
 import pandas as pd
 import pydantic
 
+from jaxstudy import training
 from jaxstudy.data.sources import ADMISSIONS
 from jaxstudy.dataset import AnyDataset, streamed, subset
 from jaxstudy.model import Model
@@ -47,6 +48,7 @@ from jaxstudy.tabular.comparison import (
 )
 from jaxstudy.tabular.cross_validation import (
     encode_in_parts,
+    folds_at_most,
     held_out_split,
     stratified_splits,
 )
@@ -54,19 +56,13 @@ from jaxstudy.tabular.fitting import fit_columns
 from jaxstudy.tabular.inference import class_numbers, infer_table
 from jaxstudy.tabular.prediction import (
     ensemble_log_probs,
+    ensemble_scores,
     predict_file,
     save_columns,
 )
 from jaxstudy.tabular.reading import read_text
-from jaxstudy.training import (
-    Evaluator,
-    TrainState,
-    fit,
-    init_replicas,
-    make_eval_step,
-    make_train_step,
-)
-from jaxstudy.types import UserError, ValidationErrors, warn
+from jaxstudy.training import Evaluator, TrainState
+from jaxstudy.types import UserError, ValidationErrors
 
 
 @dataclass(frozen=True)
@@ -146,15 +142,13 @@ def train(
     """Train so many replicas, each with rows or with weights of its own."""
     objective = cross_entropy(model, ("x", "ids"))
     steps = config.epochs * -(-data.indices.shape[-1] // config.batch_size)
-    optimizer = optax.adamw(
-        optax.cosine_decay_schedule(config.rate, steps),
-        weight_decay=config.weight_decay,
-    )
-    eval_step = make_eval_step(objective)
+    rate = optax.cosine_decay_schedule(config.rate, steps)
+    optimizer = optax.adamw(rate, weight_decay=config.weight_decay)
+    eval_step = training.make_eval_step(objective)
     keys = jax.random.split(jax.random.key(config.seed), (replicas, 2))
-    fitted = fit(
-        init_replicas(model, optimizer, keys[:, 0]),
-        make_train_step(objective, optimizer),
+    fitted = training.fit(
+        training.init_replicas(model, optimizer, keys[:, 0]),
+        training.make_train_step(objective, optimizer),
         data,
         key=keys[:, 1],
         epochs=config.epochs,
@@ -174,17 +168,7 @@ def cross_validate(
 ) -> dict[str, Estimate | float]:
     """A table in memory: the network and the regression on the same folds."""
     y = class_numbers(table, config.label, classes)
-    smallest = np.bincount(y).min()
-    if smallest < 2:
-        raise UserError(
-            f"the label {config.label!r} has a class of {smallest} rows, fewer than "
-            "the 2 folds that a cross-validation needs"
-        )
-    if smallest < config.folds:
-        warn(
-            f"{smallest} folds, not {config.folds}: a class has no more rows than that"
-        )
-    folds = min(config.folds, int(smallest))
+    folds = folds_at_most(config.folds, y, config.label)
     build_network = functools.partial(build, config, len(classes))
     train_network = functools.partial(train, config, run)
     result = compare_on_folds(
@@ -209,8 +193,7 @@ def hold_out(
 ) -> dict[str, Estimate | float]:
     """A file of many rows: a tenth tests, a tenth is watched, the rest is learned from.
 
-    Every pass reads it anew, a part at a time; encoded rows lie in the run folder while
-    it trains.
+    Every pass reads it anew; encoded rows lie in the run folder while it trains.
     """
     if n < 5:  # an interval takes two
         raise UserError(f"{config.csv} has {n} rows: 5 are needed to learn and to test")
@@ -237,15 +220,10 @@ def hold_out(
             {"validation": subset(data, np.sort(validation))}, config.members, sub_run,
         )  # fmt: skip
         log_probs = ensemble_log_probs(model, state.params, state.extra)
-        x, ids = rows.arrays["x"], rows.arrays["ids"]
-        test_parts = np.array_split(test, -(-n // config.part))
-        log_p = np.concatenate([log_probs(x[part], ids[part]) for part in test_parts])
-        correct = (log_p.argmax(1) == y).astype(float)
-        loss = -log_p[np.arange(len(y)), y]
-        result |= score_estimates(name, {"accuracy": correct, "log-loss": loss})
-    plots.save_intervals(
-        run, result, ("network", "logistic regression"), ("accuracy", "log-loss")
-    )
+        scores = ensemble_scores(log_probs, rows, test, config.part)
+        result |= score_estimates(name, scores)
+    names = ("network", "logistic regression")
+    plots.save_intervals(run, result, names, ("accuracy", "log-loss"))
     shutil.rmtree(folder)
     return result
 

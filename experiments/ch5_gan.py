@@ -60,8 +60,7 @@ from jaxstudy.training import Evaluator, FitResult, TrainState, fit
 from jaxstudy.types import PyTree, UserError, warn
 
 Result = dict[str, Estimate | float]
-COLUMNS = 10  # of pictures
-MOST = 10_000  # images of one picture
+COLUMNS, MOST = 10, 10_000  # of pictures; images of one picture
 
 
 @dataclass(frozen=True)
@@ -135,10 +134,13 @@ def train(config: Config, data: GanImages, run: Run) -> FitResult:
     state = init_gan_state(*pair, init_key)
     z = sample_latent(key_for(config.seed, "shown"), 5 * COLUMNS)
 
+    folder = run.folder / "samples"
+    folder.mkdir(exist_ok=True)
+
     def write_samples(epoch: int, state: TrainState) -> None:
         made = np.asarray(generate(g, state.params[G], state.extra[G], z))
         grid = plots.image_grid(made, COLUMNS, f"epoch {epoch}")
-        grid.save(samples(run.folder) / f"epoch_{epoch:03d}.png")
+        grid.save(folder / f"epoch_{epoch:03d}.png")
 
     write_samples(0, state)
     eval_step = make_gan_eval_step(d, g, key_for(config.seed, "evaluation"))
@@ -153,16 +155,9 @@ def train(config: Config, data: GanImages, run: Run) -> FitResult:
         evaluate_first=False,
         log=run.sub_run("gan", on_epoch=write_samples),
     )
-    frames = sorted(samples(run.folder).glob("epoch_*.png"))
-    plots.save_animation(samples(run.folder) / "training.gif", frames)
+    frames = sorted(folder.glob("epoch_*.png"))
+    plots.save_animation(folder / "training.gif", frames)
     return fitted
-
-
-def samples(folder: Path) -> Path:
-    """samples/ in a run folder."""
-    path = folder / "samples"
-    path.mkdir(exist_ok=True)
-    return path
 
 
 def draw_training(run: Run) -> None:
@@ -243,7 +238,7 @@ def sample(saved: Saved[Config], count: int) -> None:
     weights = saved.weights({"params": like.params, "extra": like.extra}, "gan")
     z = sample_latent(key_for(config.seed, "sample"), count)
     made = np.asarray(generate(g, weights["params"][G], weights["extra"][G], z))
-    path = samples(saved.folder) / f"sample_of_{count}_by_seed_{config.seed}.png"
+    path = saved.folder / "samples" / f"sample_of_{count}_by_seed_{config.seed}.png"
     plots.image_grid(made, math.ceil(math.sqrt(count))).save(path)
     print(f"written to {path}")
 

@@ -18,7 +18,7 @@ from jaxstudy.tabular.columns import Column, Table
 from jaxstudy.tabular.encoding import Encoded, Features
 from jaxstudy.tabular.fitting import fit_columns
 from jaxstudy.tabular.inference import class_numbers
-from jaxstudy.types import ValidationErrors
+from jaxstudy.types import UserError, ValidationErrors, warn
 
 # log-probabilities of the rows that each fold holds out, from encoded rows
 PredictLogProbs = Callable[[Mapping[str, Any]], list[np.ndarray]]
@@ -152,6 +152,22 @@ def stratified_splits(
             y, y, groups
         )
     ]
+
+
+def folds_at_most(folds: int, y: np.ndarray, label: str) -> int:
+    """As many folds as there are rows of the smallest class: then it warns.
+
+    Raises UserError where that is one row.
+    """
+    smallest = int(np.bincount(y).min())
+    if smallest < 2:
+        raise UserError(
+            f"the label {label!r} has a class of {smallest} rows, fewer than the 2 "
+            "folds that a cross-validation needs"
+        )
+    if smallest < folds:
+        warn(f"{smallest} folds, not {folds}: a class has no more rows than that")
+    return min(folds, smallest)
 
 
 def held_out_split(n: int, seed: int) -> list[np.ndarray]:

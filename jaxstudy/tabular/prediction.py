@@ -13,6 +13,7 @@ import pandas as pd
 from jaxstudy.model import Model
 from jaxstudy.runs.run import Run, Saved, read_sealed, write_atomically
 from jaxstudy.tabular.columns import Table
+from jaxstudy.tabular.cross_validation import EncodedRows
 from jaxstudy.tabular.encoding import Features, Numbers
 from jaxstudy.tabular.inference import print_missing_words
 from jaxstudy.tabular.reading import read_text, without_formulas
@@ -84,6 +85,19 @@ def ensemble_log_probs(
         return jax.scipy.special.logsumexp(log_p, axis=0) - math.log(len(log_p))
 
     return lambda x, ids: np.asarray(log_probs(x, ids))
+
+
+def ensemble_scores(
+    log_probs: Callable[..., np.ndarray], rows: EncodedRows, test: np.ndarray, part: int
+) -> dict[str, np.ndarray]:
+    """Accuracy and log-loss of some rows [n], so many read at a time."""
+    x, ids, y = rows.arrays["x"], rows.arrays["ids"], rows.arrays["y"][test]
+    parts = np.array_split(test, -(-len(test) // part))
+    log_p = np.concatenate([log_probs(x[some], ids[some]) for some in parts])
+    return {
+        "accuracy": (log_p.argmax(1) == y).astype(float),
+        "log-loss": -log_p[np.arange(len(y)), y],
+    }
 
 
 def numbers_of_tables(
