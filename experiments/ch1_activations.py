@@ -73,9 +73,8 @@ def build(depth: int, width: int) -> tuple[TrainStep, EvalStep, EvalStep]:
         return jax.lax.switch(which, list(ACTIVATIONS.values()), z)
 
     def model(which: Array, capture: bool = False) -> Model:
-        return mlp(
-            64, (width,) * depth, 10, lambda z: activate(which, z), capture=capture
-        )
+        hidden = (width,) * depth
+        return mlp(64, hidden, 10, lambda z: activate(which, z), capture=capture)
 
     def train_step(
         state: TrainState, batch: Batch, which: Array, rate: Array
@@ -205,8 +204,8 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float | str]:
                 else mean_over_runs(losses, NONNEGATIVE)
             )
             result[label + "learning rate"] = float(outcome.rate[i])
-    worst = max(outcome.affine for outcome in outcomes.values())
-    result["none = one affine map: largest difference"] = worst
+    largest = max(outcome.affine for outcome in outcomes.values())
+    result["none = one affine map: largest difference"] = largest
     draw(run, outcomes, result)
     return result
 
@@ -236,11 +235,8 @@ def draw(run: Run, outcomes: dict[int, Outcome], result: dict) -> None:
         return plots.Panel(title, xlabel, ylabel, {n: of(n) for n in NAMES}, scales)
 
     start, end = outcomes[deepest].start, outcomes[deepest].end
-    panels = [
-        panel("test", "log-loss [nats]", loss),
-        panel("after training", "share of dead units", dead),
-    ]
-    plots.save_lines(run, "depth", panels)
+    dead_units = panel("after training", "share of dead units", dead)
+    plots.save_lines(run, "depth", [panel("test", "log-loss [nats]", loss), dead_units])
     panels = [
         panel("at the start", "gradient norm", lambda n: gradient(n, start)),
         panel("after training", "gradient norm", lambda n: gradient(n, end)),
