@@ -42,7 +42,7 @@ Train = Callable[[Arrays, int, int], Trained]  # of (rows, epochs, seed)
 
 def admission_data() -> dict[str, np.ndarray]:
     """x [400, 3]: gre, gpa and rank, standardised; y [400]."""
-    from jaxstudy.tabular.reading import read_admissions
+    from jaxstudy.tabular.sets import read_admissions
 
     table = read_admissions()
     x = table[["gre", "gpa", "rank"]].to_numpy(np.float64)

@@ -22,8 +22,7 @@ import numpy as np
 import optax
 import pydantic
 
-from jaxstudy.data.splits import random_split
-from jaxstudy.dataset import Dataset, dataset, subset
+from jaxstudy import training
 from jaxstudy.model import Model
 from jaxstudy.models.mlp import ACTIVATIONS, mlp
 from jaxstudy.objectives import cross_entropy
@@ -32,18 +31,8 @@ from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import NONNEGATIVE, Estimate, mean_over_runs
-from jaxstudy.tabular.reading import read_digits
-from jaxstudy.training import (
-    EvalStep,
-    Evaluator,
-    Replicas,
-    TrainState,
-    TrainStep,
-    fit,
-    init_replicas,
-    make_eval_step,
-    make_train_step,
-)
+from jaxstudy.tabular.sets import DigitSets, digit_sets
+from jaxstudy.training import EvalStep, TrainState, TrainStep
 from jaxstudy.types import Array, Batch, Mean, Metrics
 
 LESSON = Lesson(
@@ -90,25 +79,6 @@ PRESETS = {
 }
 
 
-class Data(NamedTuple):
-    """The three sets: test is the half that other hands wrote."""
-
-    train: Dataset
-    validation: Dataset
-    test: Dataset
-
-
-def load() -> Data:
-    """The first half of the digits to learn from, a fifth of it to choose by."""
-    digits = read_digits()
-    half = len(digits["y"]) // 2
-    train, validation = random_split(half, (0.8, 0.2), seed=0)
-    rest = np.arange(half, len(digits["y"]))
-    mean, scale = digits["x"][train].mean(), digits["x"][train].std()
-    scaled = dataset({"x": (digits["x"] - mean) / scale, "y": digits["y"]})
-    return Data(*(subset(scaled, rows) for rows in (train, validation, rest)))
-
-
 def build(depth: int, width: int) -> tuple[TrainStep, EvalStep, EvalStep]:
     """Steps for any activation and rate: training, probing, and plain evaluation."""
 
@@ -123,7 +93,7 @@ def build(depth: int, width: int) -> tuple[TrainStep, EvalStep, EvalStep]:
         state: TrainState, batch: Batch, which: Array, rate: Array
     ) -> tuple[TrainState, Metrics]:
         objective = cross_entropy(model(which))
-        return make_train_step(objective, optax.sgd(rate))(state, batch)
+        return training.make_train_step(objective, optax.sgd(rate))(state, batch)
 
     def probe(state: TrainState, batch: Batch, which: Array, rate: Array) -> Metrics:
         """Also the gradient's norm at each layer, and the share of dead units.
@@ -133,9 +103,8 @@ def build(depth: int, width: int) -> tuple[TrainStep, EvalStep, EvalStep]:
         """
         params, extra = state.params, state.extra
         objective = cross_entropy(model(which))
-        grads, (_, metrics) = jax.grad(objective, has_aux=True)(
-            params, extra, batch, None
-        )
+        gradient = jax.grad(objective, has_aux=True)
+        grads, (_, metrics) = gradient(params, extra, batch, None)
         norms = {
             f"gradient norm {name}": Mean(jnp.linalg.norm(g["kernel"]), jnp.float32(1))
             for name, g in grads.items()
@@ -143,16 +112,15 @@ def build(depth: int, width: int) -> tuple[TrainStep, EvalStep, EvalStep]:
         (_, values), _ = model(which, capture=True).apply(
             params, extra, batch["x"], train=False, key=None
         )
-        z = jnp.stack(
-            [values[f"z{i + 1}"][0] for i in range(depth)]
-        )  # [layer, B, unit]
+        # [layer, B, unit]
+        z = jnp.stack([values[f"z{i + 1}"][0] for i in range(depth)])
         _, slope = jax.jvp(lambda z: activate(which, z), (z,), (jnp.ones_like(z),))
         dead = jnp.sum(jnp.all(jnp.abs(slope) < 1e-3, axis=1), dtype=jnp.float32)
         share = Mean(dead, jnp.float32(depth * width))
         return {**metrics, **norms, "dead share": share}
 
     def plain(state: TrainState, batch: Batch, which: Array, rate: Array) -> Metrics:
-        return make_eval_step(cross_entropy(model(which)))(state, batch)
+        return training.make_eval_step(cross_entropy(model(which)))(state, batch)
 
     return train_step, probe, plain
 
@@ -161,10 +129,8 @@ def affine_difference(params: dict, depth: int, width: int, x: np.ndarray) -> fl
     """max |network(x) - (x W + b)| of a network without activations, in float64."""
     w, b = np.eye(64), np.zeros(64)
     for layer in (*(f"hidden_{i + 1}" for i in range(depth)), "output"):
-        w, b = (
-            w @ params[layer]["kernel"],
-            b @ params[layer]["kernel"] + params[layer]["bias"],
-        )
+        kernel, bias = params[layer]["kernel"], params[layer]["bias"]
+        w, b = w @ kernel, b @ kernel + bias
     with jax.enable_x64(True):
         none = mlp(64, (width,) * depth, 10, ACTIVATIONS["none"])
         logits, _ = none.apply(params, {}, x, train=False, key=None)
@@ -190,63 +156,55 @@ def choose(losses: np.ndarray, tuning_seeds: int) -> np.ndarray:
     return np.argmin(np.mean(losses[..., :tuning_seeds], axis=-1), axis=1)
 
 
-def train_depth(config: Config, depth: int, data: Data, run: Run) -> Outcome:
+def train_depth(config: Config, depth: int, data: DigitSets, run: Run) -> Outcome:
     """Train every activation at every rate with every seed, choose rates, and test."""
     shape = (len(NAMES), len(config.rates), config.tuning_seeds + config.seeds)
     which, rate, seed = (jnp.asarray(i.ravel()) for i in np.indices(shape))
-    replicas = Replicas((which, jnp.asarray(config.rates)[rate]), may_diverge=True)
+    args = which, jnp.asarray(config.rates)[rate]
     # replicas of one seed share weights and batches, whatever else they differ in
     seeds = jax.random.split(jax.random.key(config.seed), (shape[2], 2))[seed]
     train_step, probe, plain = build(depth, config.width)
     model = mlp(64, (config.width,) * depth, 10)
-    fitted = fit(
-        init_replicas(model, optax.sgd(0.1), seeds[:, 0]),
+    probed = training.Evaluator(probe, data.validation, args=args)
+    fitted = training.fit(
+        training.init_replicas(model, optax.sgd(0.1), seeds[:, 0]),
         train_step,
         data.train,
         key=seeds[:, 1],
         epochs=config.epochs,
         batch_size=config.batch_size,
-        evaluators={
-            "validation": Evaluator(probe, data.validation, args=replicas.args)
-        },
-        replicas=replicas,
+        evaluators={"validation": probed},
+        replicas=training.Replicas(args, may_diverge=True),
         log=run.sub_run(f"depth {depth}"),
     )
 
     def worst_if_none(values: list) -> np.ndarray:
-        return np.array([np.inf if v is None else v for v in values], float).reshape(
-            shape
-        )
+        finite = [np.inf if value is None else value for value in values]
+        return np.reshape(np.array(finite, float), shape)
 
-    looks = [row for row in fitted.records if row["split"] == "validation"]
-    best = choose(worst_if_none(looks[-1]["loss"]), config.tuning_seeds)
+    evaluations = [row for row in fitted.records if row["split"] == "validation"]
+    best = choose(worst_if_none(evaluations[-1]["loss"]), config.tuning_seeds)
 
     def reported(values: list) -> np.ndarray:
         chosen = worst_if_none(values)[np.arange(len(NAMES)), best]
         return chosen[:, config.tuning_seeds :]
 
-    names = [n for n in looks[0] if n.startswith(("gradient", "dead"))]
+    names = [n for n in evaluations[0] if n.startswith(("gradient", "dead"))]
     replica = np.ravel_multi_index((NAMES.index("none"), best[0], 0), shape)
-    params = jax.tree.map(
-        lambda a: np.asarray(a[replica], np.float64), fitted.state.params
-    )
+    params = jax.tree.map(lambda a: np.float64(a[replica]), fitted.state.params)
     rows = np.asarray(data.test.arrays["x"], np.float64)[data.test.indices]
     return Outcome(
         np.array(config.rates)[best],
-        reported(
-            Evaluator(plain, data.test, args=replicas.args, mode=replicas.mode)(
-                fitted.state
-            )["loss"]
-        ),
-        {name: reported(looks[0][name]) for name in names},
-        {name: reported(looks[-1][name]) for name in names},
+        reported(training.Evaluator(plain, data.test, args=args)(fitted.state)["loss"]),
+        {name: reported(evaluations[0][name]) for name in names},
+        {name: reported(evaluations[-1][name]) for name in names},
         affine_difference(params, depth, config.width, rows),
     )
 
 
 def main(config: Config, run: Run) -> dict[str, Estimate | float | str]:
     """Every depth in turn; the table and the figures."""
-    data = load()
+    data = digit_sets()
     outcomes = {d: train_depth(config, d, data, run) for d in config.depths}
     result: dict[str, Estimate | float | str] = {}
     for i, name in enumerate(NAMES):
@@ -259,8 +217,8 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float | str]:
                 else mean_over_runs(losses, NONNEGATIVE)
             )
             result[label + "learning rate"] = float(outcome.rate[i])
-    worst = max(outcome.affine for outcome in outcomes.values())
-    result["none = one affine map: largest difference"] = worst
+    largest = max(outcome.affine for outcome in outcomes.values())
+    result["none = one affine map: largest difference"] = largest
     draw(run, outcomes, result)
     return result
 
@@ -283,32 +241,20 @@ def draw(run: Run, outcomes: dict[int, Outcome], result: dict) -> None:
         norms = [when[f"gradient norm hidden_{i}"][NAMES.index(name)] for i in layers]
         return layers, [float(np.median(norm)) for norm in norms]
 
-    def panel(
-        title: str, ylabel: str, line: Callable[[str], plots.Line]
-    ) -> plots.Panel:
+    def panel(title: str, ylabel: str, of: Callable[[str], plots.Line]) -> plots.Panel:
         by_layer = ylabel.startswith("gradient")
-        xlabel, scales = "hidden layers", ("log", "linear")
-        if by_layer:
-            xlabel, scales = f"layer of {deepest}", ("linear", "log")
-        return plots.Panel(title, xlabel, ylabel, {n: line(n) for n in NAMES}, scales)
+        xlabel = f"layer of {deepest}" if by_layer else "hidden layers"
+        scales = ("linear", "log") if by_layer else ("log", "linear")
+        return plots.Panel(title, xlabel, ylabel, {n: of(n) for n in NAMES}, scales)
 
     start, end = outcomes[deepest].start, outcomes[deepest].end
-    plots.save_lines(
-        run,
-        "depth",
-        [
-            panel("test", "log-loss [nats]", loss),
-            panel("after training", "share of dead units", dead),
-        ],
-    )
-    plots.save_lines(
-        run,
-        "gradients",
-        [
-            panel("at the start", "gradient norm", lambda n: gradient(n, start)),
-            panel("after training", "gradient norm", lambda n: gradient(n, end)),
-        ],
-    )
+    dead_units = panel("after training", "share of dead units", dead)
+    plots.save_lines(run, "depth", [panel("test", "log-loss [nats]", loss), dead_units])
+    panels = [
+        panel("at the start", "gradient norm", lambda n: gradient(n, start)),
+        panel("after training", "gradient norm", lambda n: gradient(n, end)),
+    ]
+    plots.save_lines(run, "gradients", panels)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from jaxstudy.runs.statistics import (
     mean_over_cases,
     mean_over_runs,
 )
-from jaxstudy.tabular.reading import (
+from jaxstudy.tabular.sets import (
     Applicant,
     admission_arrays,
     applicant_row,

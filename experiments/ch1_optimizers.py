@@ -32,7 +32,7 @@ from jaxstudy.study.comparison import cell_of
 from jaxstudy.study.plots import look, save_study
 from jaxstudy.study.problems import PROBLEMS, SURFACES, Problem, Surface
 from jaxstudy.study.runner import Candidate, Protocol, look_up, metrics, run_study
-from jaxstudy.tabular.reading import read_digits
+from jaxstudy.tabular.sets import read_digits
 from jaxstudy.training import TrainState, TrainStep, fit, init_state, make_train_step
 from jaxstudy.types import Array, Batch, Mean, Metrics
 
@@ -52,23 +52,13 @@ LESSON = Lesson(
 )
 
 NAMES = (
-    "sgd",
-    "momentum",
-    "nesterov",
-    "adagrad",
-    "rmsprop",
-    "adadelta",
-    "adam",
-    "adamw",
-)
+    "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adadelta", "adam", "adamw"
+)  # fmt: skip
 # Those whose every weight has a step length of its own. AdaGrad's sum begins at 0 here,
 # as in the paper: the usual 0.1 hides what the small gradients of the digits add to it.
 DIAGONAL: dict[str, dict[str, float]] = {
-    "sgd": {},
-    "adagrad": {"start": 0.0},
-    "rmsprop": {},
-    "adadelta": {},
-}
+    "sgd": {}, "adagrad": {"start": 0.0}, "rmsprop": {}, "adadelta": {}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,7 +68,7 @@ class Config(Settings):
     optimizers: tuple[str, ...] = NAMES
     """Names of jaxstudy/optimizers.py."""
     problems: tuple[str, ...] = ("quadratic", "admissions_network", "digits")
-    """Names of jaxstudy/problems.py."""
+    """Names of jaxstudy/study/problems.py."""
     lowest_rate: Positive = 1e-5
     """Where the grid of learning rates begins."""
     highest_rate: Positive = 1e2
@@ -97,18 +87,12 @@ class Config(Settings):
 
 PRESETS = {
     "smoke": Config(
-        optimizers=("sgd", "adagrad", "adam"),
-        problems=("digits",),
-        rates=4,
-        lowest_rate=1e-3,
-        highest_rate=1.0,
-        seeds=5,
-        epochs=2,
-        path_steps=20,
+        optimizers=("sgd", "adagrad", "adam"), problems=("digits",), rates=4,
+        lowest_rate=1e-3, highest_rate=1.0, seeds=5, epochs=2, path_steps=20,
     ),
     "quick": Config(),
     "full": Config(rates=36, tuning_seeds=10, seeds=15),
-}
+}  # fmt: skip
 
 
 def path(
@@ -148,12 +132,12 @@ def draw_paths(run: Run, config: Config, rates: np.ndarray) -> dict[str, float]:
         height = np.log10(np.asarray(surface.value(jnp.asarray(grid))) + 1e-3)
         axis.contourf(*grid, height, 24, cmap="Greys", alpha=0.7)
         for name in config.optimizers:
-            way = path(surface, OPTIMIZERS[name], rates, config.path_steps)
+            points = path(surface, OPTIMIZERS[name], rates, config.path_steps)
             style = look(config.optimizers, name)
-            axis.plot(*way.T, marker=".", markersize=3, linewidth=1, label=name,
+            axis.plot(*points.T, marker=".", markersize=3, linewidth=1, label=name,
                       **style)  # fmt: skip
-            away = np.linalg.norm(way[-1] - np.array(surface.minimum))
-            result[f"{name}: distance to the minimum of {title}"] = float(away)
+            distance = np.linalg.norm(points[-1] - np.array(surface.minimum))
+            result[f"{name}: distance to the minimum of {title}"] = float(distance)
         axis.plot(*surface.start, "ko", markersize=6)
         axis.plot(*surface.minimum, "k*", markersize=12)
         axis.set(title=title, xlim=(x0, x1), ylim=(y0, y1))
@@ -228,11 +212,9 @@ def draw_steps(run: Run, config: Config, best_rate: Callable[[str], float]) -> d
                 y[-1] / y[0]
             )
     for group in groups:
-        title = f"pixels with {group} ink"
-        label = "|change of a weight| / |gradient|"
-        panels.append(
-            plots.Panel(title, "epoch", label, lines[group], ("linear", "log"))
-        )
+        title, label = f"pixels with {group} ink", "|change of a weight| / |gradient|"
+        scales = ("linear", "log")
+        panels.append(plots.Panel(title, "epoch", label, lines[group], scales))
     plots.save_lines(run, "steps", panels)
     return result
 
@@ -241,14 +223,9 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     """The comparison, the paths, the lengths of the steps."""
     grid = Log(config.lowest_rate, config.highest_rate)
     protocol = Protocol(
-        trials=config.rates,
-        search="grid",
-        tuning_seeds=config.tuning_seeds,
-        seeds=config.seeds,
-        budgets=(),
-        epochs=config.epochs,
-        seed=config.seed,
-    )
+        trials=config.rates, search="grid", tuning_seeds=config.tuning_seeds,
+        seeds=config.seeds, budgets=(), epochs=config.epochs, seed=config.seed,
+    )  # fmt: skip
     candidates = {
         name: Candidate(look_up("optimizer", name, OPTIMIZERS), {"rate": grid})
         for name in config.optimizers

@@ -15,10 +15,8 @@ promises:
 Expected: every line says yes; each is an assertion, so otherwise the lesson fails.
 """
 
-import contextlib
 import dataclasses
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ import jax
 import numpy as np
 import optax
 
+from jaxstudy import training
 from jaxstudy.dataset import subset
 from jaxstudy.images.sets import read_images
 from jaxstudy.images.splits import ImageSplits, image_splits
@@ -36,16 +35,9 @@ from jaxstudy.objectives import cross_entropy
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.lesson import Lesson
+from jaxstudy.runs.promises import flipped_bit, is_refused, same_bits
 from jaxstudy.runs.run import Options, Run, SubRun, open_run, read_saved
-from jaxstudy.training import (
-    Evaluator,
-    FitResult,
-    fit,
-    init_state,
-    make_eval_step,
-    make_train_step,
-)
-from jaxstudy.types import Array, PyTree, UserError
+from jaxstudy.types import Array, PyTree
 
 LESSON = Lesson(
     number="2.2.2",
@@ -111,19 +103,15 @@ class Trainings:
         self.model = build(self.data)
         self.optimizer = optax.adam(config.rate)
         objective = cross_entropy(self.model)
-        self.train_step = make_train_step(objective, self.optimizer)
-        self.eval_step = make_eval_step(objective)
+        self.train_step = training.make_train_step(objective, self.optimizer)
+        eval_step = training.make_eval_step(objective)
+        self.evaluator = training.Evaluator(eval_step, self.data.validation, 500)
         self.sub_runs: dict[str, SubRun] = {}
 
     def train(
-        self,
-        name: str,
-        options: Options,
-        *,
-        epochs: int | None = None,
-        resume: bool = False,
-        seed: int = 0,
-    ) -> FitResult:
+        self, name: str, options: Options, *, epochs: int | None = None,
+        resume: bool = False, seed: int = 0,
+    ) -> training.FitResult:  # fmt: skip
         """One training, in the folder of this name."""
         key, order = jax.random.split(jax.random.key(self.config.seed + seed))
         epochs = epochs or self.config.epochs
@@ -133,16 +121,14 @@ class Trainings:
             resume=resume, allow_change=resume,
         ) as run:  # fmt: skip
             self.sub_runs[name] = run.sub_run()
-            return fit(
-                init_state(self.model, self.optimizer, key),
+            return training.fit(
+                training.init_state(self.model, self.optimizer, key),
                 self.train_step,
                 self.data.train,
                 key=order,
                 epochs=epochs,
                 batch_size=config.batch_size,
-                evaluators={
-                    "validation": Evaluator(self.eval_step, self.data.validation, 500)
-                },
+                evaluators={"validation": self.evaluator},
                 chunk_steps=max(1, len(self.data.train.indices) // config.batch_size),
                 log=run.sub_run(),
             )
@@ -172,39 +158,9 @@ class Trainings:
         )
 
 
-def same(a: PyTree, b: PyTree) -> bool:
-    """Whether two trees are equal to the bit."""
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all(np.array_equal(x, y) for x, y in pairs)
-
-
-def refused(work: Any) -> bool:
-    """Whether something is refused in a sentence."""
-    try:
-        work()
-    except UserError:
-        return True
-    return False
-
-
-@contextlib.contextmanager
-def damaged(folder: Path) -> Iterator[None]:
-    """One byte of the largest file is another, for as long as this lasts."""
-    path = max(folder.rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else -1)
-    content = path.read_bytes()
-    middle = len(content) // 2
-    path.write_bytes(
-        content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-    )
-    try:
-        yield
-    finally:
-        path.write_bytes(content)
-
-
-def checks(t: Trainings) -> tuple[dict[str, bool], dict[str, FitResult]]:
-    """Save and load in every way; what each promises, and whether it is so."""
-    found: dict[str, bool] = {}
+def checks(t: Trainings) -> tuple[dict[str, bool], dict[str, training.FitResult]]:
+    """Save and load in every way: each promise, and whether it is kept."""
+    holds: dict[str, bool] = {}
     whole = t.train("every", EVERY)
     steps = [r["step"] for r in whole.records if r["split"] == "train"]
     accuracy = {
@@ -212,62 +168,62 @@ def checks(t: Trainings) -> tuple[dict[str, bool], dict[str, FitResult]]:
         for r in whole.records
         if r["split"] == "validation" and r["step"]
     }
-    found["keep every: one checkpoint for each epoch"] = t.kept("every") == steps
+    holds["keep every: one checkpoint for each epoch"] = t.kept("every") == steps
     logits = t.predict(whole.state.params, whole.state.extra)
     loaded = t.weights("every")
-    found["weights into a model built anew: the same predictions"] = same(
+    holds["weights into a model built anew: the same predictions"] = same_bits(
         t.predict(loaded["params"], loaded["extra"]), logits
     )
     first = t.weights("every", steps[0])
-    found["an early epoch's weights are those of then"] = not same(
+    holds["an early epoch's weights are those of then"] = not same_bits(
         first["params"], loaded["params"]
     )
 
     last = t.train("last", LAST)
-    found["keep last: one, overwritten"] = t.kept("last") == steps[-1:]
-    found["keep last: the same training, to the bit"] = same(
+    holds["keep last: one, overwritten"] = t.kept("last") == steps[-1:]
+    holds["keep last: the same training, to the bit"] = same_bits(
         last.state.params, whole.state.params
     )
 
     best = t.train("best", BEST)
     top = max(accuracy, key=lambda step: (accuracy[step], step))
-    found["keep best: the epoch with the highest validation accuracy"] = (
+    holds["keep best: the epoch with the highest validation accuracy"] = (
         top in t.kept("best") and len(t.kept("best")) <= 2
     )
-    found["keep best: loading takes that epoch"] = same(
+    holds["keep best: loading takes that epoch"] = same_bits(
         t.weights("best"), t.weights("every", top)
     )
 
     t.train("half", LAST, epochs=t.config.epochs // 2)
     resumed = t.train("half", LAST, resume=True)
-    found["resume: stopped half-way and gone on, the same bits"] = same(
+    holds["resume: stopped half-way and gone on, the same bits"] = same_bits(
         jax.tree.leaves(resumed.state)[:-1], jax.tree.leaves(whole.state)[:-1]
     )
 
     t.train("params", WEIGHTS)
-    found["save params: the same weights"] = same(t.weights("params"), loaded)
-    found["save params: takes less than half the space"] = (
+    holds["save params: the same weights"] = same_bits(t.weights("params"), loaded)
+    holds["save params: takes less than half the space"] = (
         t.size("params") < t.size("last") / 2
     )
-    found["save params: going on is refused"] = refused(
+    holds["save params: going on is refused"] = is_refused(
         lambda: t.train("params", WEIGHTS, epochs=t.config.epochs + 1, resume=True)
     )
 
     begun = Options(load_params=t.folder / "every", save="params", keep_n=1)
     again = t.train("begun", begun, epochs=1, seed=1)
-    found["load params: begins with the loaded weights"] = np.isclose(
+    holds["load params: begins with the loaded weights"] = np.isclose(
         again.records[0]["accuracy"], accuracy[steps[-1]]
     )
 
-    with damaged(t.folder / "params" / "checkpoints" / str(steps[-1])):
-        found["a flipped bit is noticed, not loaded"] = refused(
+    with flipped_bit(t.folder / "params" / "checkpoints" / str(steps[-1])):
+        holds["a flipped bit is noticed, not loaded"] = is_refused(
             lambda: t.weights("params")
         )
-    found["put right, it loads again"] = same(t.weights("params"), loaded)
-    return found, {"every": whole, "last": last, "best": best}
+    holds["put right, it loads again"] = same_bits(t.weights("params"), loaded)
+    return holds, {"every": whole, "last": last, "best": best}
 
 
-def draw(run: Run, t: Trainings, trained: dict[str, FitResult]) -> None:
+def draw(run: Run, t: Trainings, trained: dict[str, training.FitResult]) -> None:
     """The validation accuracy of every epoch, and which checkpoints each way kept."""
     panels = []
     for name, fitted in trained.items():
@@ -275,15 +231,9 @@ def draw(run: Run, t: Trainings, trained: dict[str, FitResult]) -> None:
         curve = [r["epoch"] for r in rows], [r["accuracy"] for r in rows]
         kept = [r for r in rows if r["step"] in t.kept(name)]
         marks = [r["epoch"] for r in kept], [r["accuracy"] for r in kept]
-        size = f"{t.size(name) / 2**20:.1f} MiB"
-        panels.append(
-            plots.Panel(
-                f"--keep {name}: {size}",
-                "epoch",
-                "validation accuracy",
-                {"each epoch": curve, "on the disk": marks},
-            )
-        )
+        title = f"--keep {name}: {t.size(name) / 2**20:.1f} MiB"
+        lines = {"each epoch": curve, "on the disk": marks}
+        panels.append(plots.Panel(title, "epoch", "validation accuracy", lines))
     plots.save_lines(run, "kept", panels)
 
 
@@ -292,13 +242,13 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     folder = run.folder / "trainings"
     shutil.rmtree(folder, ignore_errors=True)  # what an interrupted lesson left
     trainings = Trainings(folder, config)
-    found, trained = checks(trainings)
+    holds, trained = checks(trainings)
     draw(run, trainings, trained)
-    wrong = [promise for promise, kept in found.items() if not kept]
-    if wrong:
-        raise AssertionError(f"not as promised: {'; '.join(wrong)}")
+    broken = [promise for promise, kept in holds.items() if not kept]
+    if broken:
+        raise AssertionError(f"not as promised: {'; '.join(broken)}")
     last = [r for r in trained["every"].records if r["split"] == "validation"][-1]
-    result: dict[str, Any] = {promise: "yes" for promise in found}
+    result: dict[str, Any] = {promise: "yes" for promise in holds}
     for name in ("every", "last", "best", "params"):
         result[f"{name}: MiB on the disk"] = trainings.size(name) / 2**20
     result["validation accuracy at the end"] = last["accuracy"]

@@ -29,7 +29,7 @@ from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import SHARE, Estimate, mean_over_runs
-from jaxstudy.tabular.reading import read_digits
+from jaxstudy.tabular.sets import read_digits
 from jaxstudy.text.decoding import Step, language_model_step, sample
 from jaxstudy.text.pairs import END, padded, text_before_end
 from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary

@@ -40,7 +40,7 @@ from test_training import bits, traced_at_most
 from jaxstudy.dataset import subset
 from jaxstudy.gan import step as gan_step
 from jaxstudy.gan.step import (
-    Order,
+    BatchOrder,
     alternating,
     discriminator_objective,
     init_gan_state,
@@ -271,7 +271,9 @@ def numbered(n: int) -> tuple[Batch, Any]:
     return real, fakes
 
 
-def learnt(order: Order, step: int = 0, n: int = 4) -> list[list[tuple[int, int, int]]]:
+def learnt(
+    order: BatchOrder, step: int = 0, n: int = 4
+) -> list[list[tuple[int, int, int]]]:
     """(image, label, mask) of the rows of both batches."""
     real, fakes = numbered(n)
     batches = order(real, fakes, jax.random.key(5), jnp.int32(step))
@@ -315,7 +317,7 @@ def test_real_first_is_half_an_epoch_each() -> None:
 
 
 @pytest.mark.parametrize("order", [mixed, real_first(2)], ids=["mixed", "real first"])
-def test_work_is_equal_in_every_order(order: Order) -> None:
+def test_work_is_equal_in_every_order(order: BatchOrder) -> None:
     """Two updates of D by as many images, one of G; the losses say of what."""
     state = init_gan_state(D, G, ADAM, ADAM, jax.random.key(0))
     step = jax.jit(make_gan_step(D, G, ADAM, ADAM, order))

@@ -18,6 +18,7 @@ from jaxstudy.dataset import dataset, stacked_subsets
 from jaxstudy.optimizers import OPTIMIZERS
 from jaxstudy.runs import cli
 from jaxstudy.study.problems import SURFACES
+from jaxstudy.tabular.sets import digit_sets
 from tests.conftest import Smoke, load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,9 +113,8 @@ def test_activations_choose_rates_by_the_tuning_seeds_alone() -> None:
 
 
 def test_activations_sets_are_disjoint_and_exhaustive() -> None:
-    module = load("experiments", "ch1_activations")
-    data = module.load()
-    train, validation, test = (set(np.asarray(d.indices).tolist()) for d in data)
+    sets = digit_sets()
+    train, validation, test = (set(np.asarray(d.indices).tolist()) for d in sets)
     assert not train & validation
     assert not (train | validation) & test
     assert len(train | validation | test) == 1797

@@ -13,8 +13,8 @@ from jaxstudy.gan.evaluation import (
     CNN_SIZE,
     classifier_features,
     classifier_metrics,
-    judge_by_nearest,
     nearest,
+    nearest_metrics,
     resized,
     train_classifier,
 )
@@ -122,7 +122,7 @@ def test_copies_are_nearer_than_new_images(run: Any) -> None:
     learnt, new = images(40, 6), images(20, 6, seed=1)
     noise = np.random.default_rng(2).integers(-5, 6, (20, 6, 6, 1))
     copies = np.clip(learnt[:20] + noise, 0, 255).astype(np.uint8)
-    found = judge_by_nearest({"made images": copies, "new images": new}, learnt, run)
+    found = nearest_metrics({"made images": copies, "new images": new}, learnt, run)
     what = "distance to the nearest training image"
     of_copies, of_new = (found[f"{n} images: {what}"] for n in ("made", "new"))
     assert isinstance(of_copies, Estimate)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxstudy.images import folder_sets
 from jaxstudy.images.emoji import emoji_group, emoji_splits
 from jaxstudy.runs import cli
 from tests.conftest import load
@@ -144,11 +145,12 @@ def test_sets_are_disjoint_by_group_and_the_test_set_is_everyones(
             path = tmp_path / category / name
             Image.new("RGB", (8, 8), (colour, 0, 0)).save(path)
             paths.append(f"{category}/{name}")
-    monkeypatch.setattr(lesson, "check_folder", lambda _: tmp_path)
+    monkeypatch.setattr(folder_sets, "check_folder", lambda _: tmp_path)
 
     def found(seed: int) -> dict[str, set[int]]:
-        config = lesson.Config(image_size=8, seed=seed)
-        images, audited = lesson.read_folder(config)
+        images, audited = folder_sets.read_folder_sets(
+            None, size=(8, 8), strict=False, validation_split=0.25, seed=seed
+        )
         assert not audited.faults
         assert images.classes == ("Food & Drink", "Objects")
         assert sum(len(split.x) for split in images.splits.values()) == len(paths)
@@ -170,7 +172,7 @@ def test_only_one_arm_sees_other_versions() -> None:
     config = lesson.PRESETS["smoke"]
     model = lesson.cnn((8, 8, 3), 2, filters=())
     step = jax.jit(lesson.train_step_of_arms(model, config))
-    state = lesson.init_replicas(
+    state = lesson.training.init_replicas(
         model, lesson.optax.adam(1e-3), jax.random.split(jax.random.key(0), 1)
     )
     state = jax.tree.map(lambda a: a[0], state)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxstudy.data.sources import SUNSPOTS, read_bytes
-from jaxstudy.tabular.reading import read_digits
+from jaxstudy.tabular.sets import read_digits
 from jaxstudy.text.pairs import END, text_before_end
 from jaxstudy.text.vocabulary import fit_vocabulary
 from jaxstudy.types import UserError

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxstudy import training
 from jaxstudy.data import sources
+from jaxstudy.images import subsets
 from jaxstudy.images.sets import Images, ImageSet
-from jaxstudy.model import Stage, sequential
+from jaxstudy.model import Stage, compose, sequential
 from jaxstudy.models.efficientnet import efficientnet_stages, preprocess
-from jaxstudy.pretrained import backbones
+from jaxstudy.pretrained import backbones, tuning
 from jaxstudy.runs import cli
 from jaxstudy.runs.run import Options, open_run, read_saved
 from jaxstudy.types import UserError
@@ -61,10 +63,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         sets = {name: few(rng, n, image_size[0]) for name, n in counts.items()}
         return ImageSet(sets, CLASSES)  # type: ignore[arg-type]
 
-    real = lesson.fit
+    real = training.fit
 
     def fit(state: Any, *args: Any, **options: Any) -> Any:
-        name = options["sub_run"].name
+        name = options["log"].name
         found.begun[name] = jax.device_get(state)
         found.given[name] = options
         fitted = real(state, *args, **options)
@@ -74,9 +76,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     root = tmp_path_factory.mktemp("transfer")
     found.folder = root / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lesson, "read_images", read)
-        patch.setattr(lesson, "fit", fit)
-        patch.setattr(lesson.transfer, "backbone", lambda *_: network)
+        patch.setattr(subsets, "read_images", read)
+        patch.setattr(training, "fit", fit)
+        patch.setattr(backbones, "backbone", lambda *_: network)
         patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
         with open_run(found.folder, "ch2_transfer", "smoke", config, Options()) as run:
             found.result = lesson.main(config, run)
@@ -90,7 +92,7 @@ def test_the_whole_lesson_and_what_it_predicts(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for arm in lesson.ARMS:
+    for arm in ("pixels", "scratch", "scratch, augmented", "frozen", "fine-tuned"):
         assert f"30 images, {arm}: test accuracy" in finished.result
     assert finished.result["30 images, frozen: test accuracy"].mean > 0.9
     assert "block0" in (finished.folder / "summary.txt").read_text()
@@ -119,15 +121,15 @@ def test_fine_tuning_begins_where_the_regression_ended(
     """Before its first step, the network says what the regression says."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     _, rest = backbones.flatten_interface(
-        *backbones.split_means(STAGES, "block0", image), image
+        *backbones.split_pooled_features(STAGES, "block0", image), image
     )
     state, ended = finished.begun["fine-tuned"], finished.ended["frozen"]
     kept, plain = (
         finished.given[arm]["evaluators"]["test"].data.arrays["x"]
         for arm in ("fine-tuned", "frozen")
     )
-    regression = lesson.regression(plain.shape[1], 3)
-    tuned = lesson.compose(rest, regression)
+    regression = tuning.regression(plain.shape[1], 3)
+    tuned = compose(rest, regression)
     for replica in range(4):
         one, other = (
             jax.tree.map(lambda a, replica=replica: a[replica], (s.params, s.extra))
@@ -145,7 +147,7 @@ def test_fine_tuning_begins_where_the_regression_ended(
 def test_each_training_is_standardised_by_its_own_images(
     finished: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lesson, "read_images", finished.read)
+    monkeypatch.setattr(subsets, "read_images", finished.read)
     images = lesson.read(finished.config, 8)
     assert [len(np.unique(r)) for r in images.indices[:, 0]] == [6, 30]
     x = images.sets["train"]["x"].reshape(30, -1).astype(np.float32) / 255

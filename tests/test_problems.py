@@ -37,7 +37,7 @@ from jaxstudy.study.runner import (
     seed_keys,
     start_replicas,
 )
-from jaxstudy.tabular.reading import admission_arrays, read_admissions, read_digits
+from jaxstudy.tabular.sets import admission_arrays, read_admissions, read_digits
 from jaxstudy.training import Evaluator, fit
 from jaxstudy.types import Mean, PyTree
 

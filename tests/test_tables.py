@@ -7,23 +7,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from jaxstudy.tabular.columns import (
+    Bucketized,
+    Category,
+    Column,
+    Embedding,
+    Indicator,
+    Numeric,
+)
 from jaxstudy.tabular.cross_validation import (
-    Rows,
+    EncodedRows,
     held_out_scores,
     importance,
     logistic_regression_baseline,
     make_folds,
     stratified_splits,
 )
-from jaxstudy.tabular.features import (
-    Bucketized,
-    Category,
-    Column,
-    Embedding,
-    Encoded,
-    Indicator,
-    Numeric,
-)
+from jaxstudy.tabular.encoding import Encoded
 
 COLUMNS: tuple[Column, ...] = (
     Numeric("age"),
@@ -175,14 +175,18 @@ def test_regression_learns_on_each_fold() -> None:
 def test_rows_in_files(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x, ids = rng.normal(size=(5, 3)).astype(np.float32), np.arange(10).reshape(5, 2)
-    like = Encoded(x[:1], ids[:1].astype(np.int32))  # type: ignore[arg-type]
-    rows = Rows(tmp_path / "rows", 5, like)
-    rows.arrays["x"][:], rows.arrays["ids"][:] = x, ids
-    rows.arrays["y"][:] = 1
+    ids, y = ids.astype(np.int32), np.arange(5, dtype=np.int32)
+    parts = [
+        (Encoded(x[part], ids[part]), y[part])  # type: ignore[arg-type]
+        for part in (slice(0, 2), slice(2, 5))
+    ]
+    rows = EncodedRows(tmp_path / "rows", 5, parts)
     assert len(rows) == 5
-    row = rows[3]
-    np.testing.assert_array_equal(row["x"], x[3])
-    np.testing.assert_array_equal(row["ids"], ids[3])
+    for i in range(5):
+        row = rows[i]
+        np.testing.assert_array_equal(row["x"], x[i])
+        np.testing.assert_array_equal(row["ids"], ids[i])
+        assert row["y"] == i
     assert (row["x"].dtype, row["ids"].dtype) == (np.float32, np.int32)
     for path in (tmp_path / "rows").iterdir():
         assert np.load(path, allow_pickle=False).shape[0] == 5

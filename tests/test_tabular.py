@@ -14,24 +14,26 @@ from hypothesis import strategies as st
 
 from jaxstudy.data.sources import ADMISSIONS
 from jaxstudy.messages import MAX_SHOWN, ValidationErrors, shortened
-from jaxstudy.tabular import reading
+from jaxstudy.tabular import sets
 from jaxstudy.tabular.reading import (
-    Applicant,
-    Category,
+    ClassField,
     Dialect,
-    Numeric,
-    admission_arrays,
-    applicant_row,
-    read_admissions,
-    read_digits,
-    read_rows,
+    NumberField,
+    csv_rows,
     read_table,
     sniff,
     without_formulas,
 )
+from jaxstudy.tabular.sets import (
+    Applicant,
+    admission_arrays,
+    applicant_row,
+    read_admissions,
+    read_digits,
+)
 from jaxstudy.types import UserError
 
-COLUMNS = (Category("class", (0, 1)), Numeric("a"), Numeric("b"))
+COLUMNS = (ClassField("class", (0, 1)), NumberField("a"), NumberField("b"))
 HEADER = ["class", "a", "b"]
 GOOD = [["0", "1.5", "-2"], ["1", "0", "1e3"], ["1", "7", "8"]]
 
@@ -328,11 +330,11 @@ def test_a_message_of_very_many_names_is_short() -> None:
 
 
 def test_blank_cells_of_a_header_are_named() -> None:
-    _, rows = read_rows(
+    _, rows = csv_rows(
         io.BytesIO(b",a,,\n1,2,3,4\n"), "t.csv", ValidationErrors("t.csv")
     )
     assert [row for _, row in rows] == [["1", "2", "3", "4"]]
-    header, _ = read_rows(io.BytesIO(b",a,,\n"), "t.csv", ValidationErrors("t.csv"))
+    header, _ = csv_rows(io.BytesIO(b",a,,\n"), "t.csv", ValidationErrors("t.csv"))
     assert header == ["Unnamed: 0", "a", "Unnamed: 2", "Unnamed: 3"]
 
 
@@ -377,7 +379,7 @@ def test_a_flipped_label_of_the_admissions_is_found(
     lines = content.split(b"\n")
     lines[7] = (b"0" if lines[7][:1] == b"1" else b"1") + lines[7][1:]
     # past the hash, so that it is the sums that notice
-    monkeypatch.setattr(reading, "read_bytes", lambda _: b"\n".join(lines))
+    monkeypatch.setattr(sets, "read_bytes", lambda _: b"\n".join(lines))
     with pytest.raises(UserError, match="has other sums"):
         read_admissions()
 
@@ -386,9 +388,7 @@ def test_two_swapped_ranks_of_the_admissions_are_found_by_the_hash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, content = tmp_path / "ucla.csv", ADMISSIONS.path.read_bytes()
-    monkeypatch.setattr(
-        reading, "ADMISSIONS", dataclasses.replace(ADMISSIONS, path=path)
-    )
+    monkeypatch.setattr(sets, "ADMISSIONS", dataclasses.replace(ADMISSIONS, path=path))
     path.write_bytes(content)
     assert len(read_admissions()) == 400
     lines = content.split(b"\n")
@@ -400,7 +400,7 @@ def test_two_swapped_ranks_of_the_admissions_are_found_by_the_hash(
     with pytest.raises(UserError, match="has SHA-256"):
         read_admissions()
     # which the sums do not see
-    monkeypatch.setattr(reading, "read_bytes", lambda _: b"\n".join(lines))
+    monkeypatch.setattr(sets, "read_bytes", lambda _: b"\n".join(lines))
     assert len(read_admissions()) == 400
 
 

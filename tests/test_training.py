@@ -26,7 +26,7 @@ from jaxstudy.objectives import binary_cross_entropy, squared_error
 from jaxstudy.optimizers import OPTIMIZERS
 from jaxstudy.runs.cli import Settings
 from jaxstudy.runs.run import Options, open_run
-from jaxstudy.tabular.reading import admission_arrays, read_admissions
+from jaxstudy.tabular.sets import admission_arrays, read_admissions
 from jaxstudy.training import (
     Advance,
     EvalStep,

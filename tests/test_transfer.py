@@ -14,17 +14,17 @@ from jaxstudy.model import compose, sequential, split_stages, with_frozen_backbo
 from jaxstudy.models.efficientnet import efficientnet_stages
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import cross_entropy
-from jaxstudy.pretrained import backbones
+from jaxstudy.pretrained import features
 from jaxstudy.pretrained.backbones import (
     backbone,
     check_image_size,
     flatten_interface,
-    frozen_features,
     pooled_features,
     pretrained,
     select_weights,
-    split_means,
+    split_pooled_features,
 )
+from jaxstudy.pretrained.features import frozen_features
 from jaxstudy.training import init_state, make_train_step
 from jaxstudy.types import UserError
 
@@ -45,7 +45,7 @@ def weights(seed: int = 0) -> Any:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return backbones.cache_folder()
+    return features.cache_folder()
 
 
 def test_features_are_computed_once_and_kept_by_content(cache: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_network_cut_in_two_is_the_whole_one(name: str) -> None:
     want = jnp.concatenate([a.mean((1, 2)) for a in outputs], -1)
     whole, _ = pooled_features(STAGES, IMAGE).apply(*given, x, train=False, key=None)
     np.testing.assert_allclose(whole, want, atol=1e-6)
-    first, rest = split_means(STAGES, name, IMAGE)
+    first, rest = split_pooled_features(STAGES, name, IMAGE)
     flat_first, flat_rest = flatten_interface(first, rest, IMAGE)
     between, _ = flat_first.apply(*given, x, train=False, key=None)
     assert between.shape == (len(x), {"block0": 512 + 32, "pool": 256 + 48}[name])
@@ -145,11 +145,13 @@ def test_a_network_cut_in_two_is_the_whole_one(name: str) -> None:
         got, _ = other.apply(*given, middle, train=False, key=None)
         np.testing.assert_allclose(got, want, atol=1e-6)
     with pytest.raises(UserError, match="'stem' is the first layer"):
-        split_means(STAGES, "stem", IMAGE)
+        split_pooled_features(STAGES, "stem", IMAGE)
 
 
 def test_stored_statistics_stay_while_layers_train() -> None:
-    first, rest = flatten_interface(*split_means(STAGES, "block0", IMAGE), IMAGE)
+    first, rest = flatten_interface(
+        *split_pooled_features(STAGES, "block0", IMAGE), IMAGE
+    )
     params, extra = sequential(STAGES, IMAGE).init(jax.random.key(0))
     x, _ = first.apply(params, extra, jnp.asarray(IMAGES), train=False, key=None)
     begin = pretrained(rest, {"params": params, "extra": extra})

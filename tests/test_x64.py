@@ -54,7 +54,7 @@ from jaxstudy.objectives import (
 )
 from jaxstudy.optimizers import OPTIMIZERS
 from jaxstudy.study.problems import quadratic
-from jaxstudy.tabular.features import Table
+from jaxstudy.tabular.columns import Table
 from jaxstudy.text.decoding import beam_search, sample
 from jaxstudy.training import (
     EvalStep,

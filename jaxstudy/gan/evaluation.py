@@ -1,7 +1,7 @@
 """Generated images judged from outside: what a CNN sees in them, and whether they copy.
 
-Images are uint8 [N, H, W, C]. Real ones that nobody learnt from are judged beside the
-generated ones, in the same way: theirs is the most that can be asked for.
+Images are uint8 [N, H, W, C]. Real ones that nobody learnt from are evaluated
+like the generated ones: theirs are the values to reach.
 """
 
 import functools
@@ -41,7 +41,7 @@ CLASS_SHARE = 0.02  # of the images, above which a class counts as found
 COMPARED = 200  # images whose nearest training image is looked for
 COLUMNS = 10  # of the picture of them
 
-Judged = dict[str, Estimate | float]
+GanMetrics = dict[str, Estimate | float]
 
 
 def resized(x: np.ndarray | Array, size: int) -> np.ndarray:
@@ -51,12 +51,12 @@ def resized(x: np.ndarray | Array, size: int) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _resized(x: Array, size: int) -> Array:
-    def one(x: Array) -> Array:
+    def resize(x: Array) -> Array:
         shape = (size, size, x.shape[-1])
         x = jax.image.resize(x.astype(jnp.float32), shape, "linear")
         return jnp.round(x).astype(jnp.uint8)
 
-    return jax.lax.map(one, x, batch_size=BATCH)
+    return jax.lax.map(resize, x, batch_size=BATCH)
 
 
 # ------------------------------------------------------------------ by a CNN
@@ -71,15 +71,15 @@ def train_classifier(
     key: Key,
     run: Run,
 ) -> tuple[PyTree, float]:
-    """Teach chapter 2's CNN the classes: its weights, and its test accuracy.
+    """Train chapter 2's CNN on the classes: its weights, and its test accuracy.
 
     The sets are those to learn from, to validate and to test by, with fields x and y.
     """
-    learnt, validation, test = (
+    train, validation, test = (
         dataset({"x": resized(s.arrays["x"], CNN_SIZE), "y": s.arrays["y"]})
         for s in sets
     )
-    channels = learnt.arrays["x"].shape[-1]
+    channels = train.arrays["x"].shape[-1]
     model = cnn((CNN_SIZE, CNN_SIZE, channels), classes)
     objective, tx = cross_entropy(model), optax.adam(0.001)
     eval_step = make_eval_step(objective)
@@ -87,7 +87,7 @@ def train_classifier(
     fitted = fit(
         jax.jit(lambda key: init_state(model, tx, key))(init_key),
         make_train_step(objective, tx),
-        learnt,
+        train,
         key=order_key,
         epochs=epochs,
         batch_size=batch_size,
@@ -95,34 +95,35 @@ def train_classifier(
         evaluate_first=False,
         log=run.sub_run("classifier"),
     )
-    found = Evaluator(eval_step, test, 250)(fitted.state)
-    return fitted.state.params, found["accuracy"]
+    metrics = Evaluator(eval_step, test, 250)(fitted.state)
+    return fitted.state.params, metrics["accuracy"]
 
 
-class Seen(NamedTuple):
+class ClassifierOutputs(NamedTuple):
     """What the CNN makes of images: its hidden layer [N, D], probabilities [N, K]."""
 
     features: np.ndarray
     probabilities: np.ndarray
 
 
-def classifier_features(params: PyTree, x: np.ndarray | Array) -> Seen:
+def classifier_features(params: PyTree, x: np.ndarray | Array) -> ClassifierOutputs:
     """Images, brought to 28x28, through the CNN with these weights."""
-    return Seen(*map(np.asarray, _seen(params, _resized(jnp.asarray(x), CNN_SIZE))))
+    outputs = _classifier_outputs(params, _resized(jnp.asarray(x), CNN_SIZE))
+    return ClassifierOutputs(*map(np.asarray, outputs))
 
 
 @jax.jit
-def _seen(params: PyTree, x: Array) -> tuple[Array, Array]:
+def _classifier_outputs(params: PyTree, x: Array) -> tuple[Array, Array]:
     hidden, classes = params["hidden_1"], len(params["output"]["bias"])
     model = cnn((CNN_SIZE, CNN_SIZE, x.shape[-1]), classes, capture=True)
 
-    def one(x: Array) -> tuple[Array, Array]:
+    def one_image(x: Array) -> tuple[Array, Array]:
         (logits, layers), _ = model.apply(params, {}, x[None], train=False, key=None)
         pooled = layers["pooling 2"][0].reshape(-1)
         features = jax.nn.relu(pooled @ hidden["kernel"] + hidden["bias"])
         return features, jax.nn.softmax(logits[0])
 
-    return jax.lax.map(one, x, batch_size=BATCH)
+    return jax.lax.map(one_image, x, batch_size=BATCH)
 
 
 def classifier_metrics(
@@ -131,7 +132,7 @@ def classifier_metrics(
     real: np.ndarray,
     classes: Sequence[str],
     run: Run,
-) -> Judged:
+) -> GanMetrics:
     """What the CNN sees in several sets of images, as many of each as of real ones.
 
     For each the Frechet distance of the CNN's features to those of the real images, in
@@ -139,18 +140,19 @@ def classifier_metrics(
     a figure of the classes' shares in the first set, and in the real images.
     """
     of_real = classifier_features(params, real)
-    seen = {
+    outputs = {
         name: classifier_features(params, x[: len(real)]) for name, x in images.items()
     }
-    result: Judged = {}
-    for name, of_these in seen.items():
+    result: GanMetrics = {}
+    for name, of_these in outputs.items():
         distance = frechet_distance(of_these.features, of_real.features)
         result[f"{name}: Frechet distance of this CNN's features"] = distance
-    seen["test images"] = of_real
+    outputs["test images"] = of_real
     shares = {}
-    for name, of_these in seen.items():
-        found = of_these.probabilities.argmax(1)
-        shares[name] = np.bincount(found, minlength=len(classes)) / len(found)
+    for name, of_these in outputs.items():
+        predicted = of_these.probabilities.argmax(1)
+        counts = np.bincount(predicted, minlength=len(classes))
+        shares[name] = counts / len(predicted)
         result[f"{name}: classes with over 2 %"] = float(
             np.sum(shares[name] > CLASS_SHARE)
         )
@@ -175,7 +177,7 @@ def _draw_classes(
     plots.save(figure, run, "classes")
 
 
-# ------------------------------------------------------------------ by what was learnt
+# ------------------------------------------------------------------ by training images
 
 
 def nearest(x: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -187,9 +189,9 @@ def nearest(x: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rows, least = np.zeros(len(x), int), np.full(len(x), np.inf, np.float32)
     for begin in range(0, len(among), ROWS):
         part = _flat(among[begin : begin + ROWS])
-        found = np.sum(part**2, 1) - 2 * flat @ part.T  # |a - b|^2 less |a|^2
-        closest = found.argmin(1)
-        distance = found[np.arange(len(x)), closest]
+        squares = np.sum(part**2, 1) - 2 * flat @ part.T  # |a - b|^2 less |a|^2
+        closest = squares.argmin(1)
+        distance = squares[np.arange(len(x)), closest]
         rows = np.where(distance < least, begin + closest, rows)
         least = np.minimum(least, distance)
     differences = _flat(among[rows]) - flat
@@ -200,21 +202,21 @@ def _flat(x: np.ndarray) -> np.ndarray:
     return x.reshape(len(x), -1).astype(np.float32) / 255
 
 
-def judge_by_nearest(
-    images: Mapping[str, np.ndarray], learnt: np.ndarray, run: Run
-) -> Judged:
-    """How far several sets of images are from the nearest that were learnt from.
+def nearest_metrics(
+    images: Mapping[str, np.ndarray], training_images: np.ndarray, run: Run
+) -> GanMetrics:
+    """How far several sets of images are from the nearest training images.
 
     What was memorised would be much nearer than new images. As a figure, some of
     each set, and the nearest one of each.
     """
-    result: Judged = {}
+    result: GanMetrics = {}
     drawn, titles = [], []
     for name, x in images.items():
-        rows, distances = nearest(x[:COMPARED], learnt)
+        rows, distances = nearest(x[:COMPARED], training_images)
         away = mean_over_cases(distances, "images", NONNEGATIVE)
         result[f"{name}: distance to the nearest training image"] = away
-        drawn += [x[:COLUMNS], learnt[rows[:COLUMNS]]]
+        drawn += [x[:COLUMNS], training_images[rows[:COLUMNS]]]
         titles += [name.replace(" ", "\n"), "nearest\ntraining\nimages"]
     plots.save_images(run, "nearest", drawn, rows=titles)
     return result

@@ -41,7 +41,7 @@ from jaxstudy.types import Array, Batch, Key, Mean, Metrics, Objective, PyTree
 D, G = "discriminator", "generator"
 Fakes = Callable[[Key], Batch]  # generated images x, labelled y = 0
 # (real images labelled 1, what generates, key, step) -> the two batches D learns from
-Order = Callable[[Batch, Fakes, Key, Array], tuple[Batch, Batch]]
+BatchOrder = Callable[[Batch, Fakes, Key, Array], tuple[Batch, Batch]]
 
 
 def alternating(
@@ -58,13 +58,13 @@ def mixed(real: Batch, fakes: Fakes, key: Key, step: Array) -> tuple[Batch, Batc
     _, fake = alternating(real, fakes, key, step)
     even = jnp.arange(len(real["mask"])) % 2 == 0
 
-    def choose(one: Array, other: Array) -> Array:
-        return jnp.where(even.reshape(-1, *[1] * (one.ndim - 1)), one, other)
+    def choose(of_even: Array, of_odd: Array) -> Array:
+        return jnp.where(even.reshape(-1, *[1] * (of_even.ndim - 1)), of_even, of_odd)
 
     return jax.tree.map(choose, real, fake), jax.tree.map(choose, fake, real)
 
 
-def real_first(steps_per_epoch: int) -> Order:
+def real_first(steps_per_epoch: int) -> BatchOrder:
     """In the first half of every epoch only real images, then only generated ones.
 
     A real batch is learnt from twice, or two generated ones are, so that a step has as
@@ -73,10 +73,10 @@ def real_first(steps_per_epoch: int) -> Order:
     """
 
     def order(real: Batch, fakes: Fakes, key: Key, step: Array) -> tuple[Batch, Batch]:
-        one, other = jax.random.split(key)
+        first, second = jax.random.split(key)
         early = step % steps_per_epoch < steps_per_epoch // 2
         return jax.lax.cond(
-            early, lambda: (real, real), lambda: (fakes(one), fakes(other))
+            early, lambda: (real, real), lambda: (fakes(first), fakes(second))
         )
 
     return order
@@ -159,10 +159,10 @@ def init_gan_replicas(
 ) -> TrainState:
     """A fresh state for every key [L], each what `init_gan_state` makes of it."""
 
-    def one(key: Key) -> TrainState:
+    def init(key: Key) -> TrainState:
         return init_gan_state(discriminator, generator, tx_d, tx_g, key)
 
-    return jax.jit(lambda keys: map_replicas(one, keys))(keys)
+    return jax.jit(lambda keys: map_replicas(init, keys))(keys)
 
 
 def _joined(step: Array, d: TrainState, g: TrainState, key: Key) -> TrainState:
@@ -185,7 +185,7 @@ def make_gan_step(
     generator: Model,
     tx_d: optax.GradientTransformation,
     tx_g: optax.GradientTransformation,
-    order: Order = alternating,
+    order: BatchOrder = alternating,
     *,
     use_running_stats: bool = False,
 ) -> TrainStep:
@@ -246,7 +246,7 @@ def make_gan_eval_step(discriminator: Model, generator: Model, key: Key) -> Eval
     def eval_step(state: TrainState, batch: Batch) -> Metrics:
         mask, params, extra = batch["mask"], state.params, state.extra
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])
-        z = jax.vmap(lambda own: sample_latent(own, 1)[0])(keys)
+        z = jax.vmap(lambda key: sample_latent(key, 1)[0])(keys)
         fake, _ = generator.apply(params[G], extra[G], z, train=False, key=None)
 
         def judged(x: Array, label: float) -> Metrics:

@@ -11,7 +11,7 @@ from jaxstudy.model import Model, from_linen, small_uniform
 from jaxstudy.types import Array
 
 if TYPE_CHECKING:  # it brings pandas, which takes half a second to import
-    from jaxstudy.tabular.features import Table
+    from jaxstudy.tabular.columns import Table
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "none": lambda x: x,

@@ -1,17 +1,6 @@
-"""Networks that others trained, to build on, and what their frozen layers put out.
+"""Networks that others trained, to build on: their layers, weights and pixels."""
 
-What frozen layers make of an image is the same in every epoch of every
-training: it is computed once, and kept in the user's cache folder under the hash of
-all that it depends on. `model.with_frozen_backbone` computes the same at every step.
-"""
-
-import contextlib
-import hashlib
-import importlib.metadata
-import io
-import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -21,19 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstudy.data.sources import EFFICIENTNET_LITE0, read_bytes
-from jaxstudy.messages import warn
 from jaxstudy.model import Model, Stages, sequential, split_stages
 from jaxstudy.models import efficientnet, inception
 from jaxstudy.pretrained.keras_weights import load_inception_v3
 from jaxstudy.pretrained.torch_weights import read_torch_weights
-from jaxstudy.runs.progress import Bar
 from jaxstudy.types import Array, Key, PyTree, UserError
 
 BackboneName = Literal["efficientnet_lite0", "inception_v3"]
-
-# What the outputs of frozen layers may take for all images, in memory and on the disk.
-FEATURE_BYTES = 2**30
-_SEAL = hashlib.sha256().digest_size
 
 
 class Backbone(NamedTuple):
@@ -111,15 +94,15 @@ def pretrained(model: Model, weights: PyTree) -> Model:
     What has none begins as it would, and weights of other stages are left out.
     """
 
-    def known(tree: Mapping[str, PyTree], by: Mapping[str, PyTree]) -> PyTree:
-        # copies: what training may overwrite must be its own
-        return {n: jax.tree.map(jnp.array, by.get(n, tree[n])) for n in tree}
+    def loaded(tree: Mapping[str, PyTree], given: Mapping[str, PyTree]) -> PyTree:
+        # copies, since training overwrites its arrays
+        return {n: jax.tree.map(jnp.array, given.get(n, tree[n])) for n in tree}
 
     def init(key: Key) -> tuple[PyTree, PyTree]:
         params, extra = model.init(key)
         kinds = weights["extra"]
-        return known(params, weights["params"]), {
-            kind: known(tree, kinds.get(kind, {})) for kind, tree in extra.items()
+        return loaded(params, weights["params"]), {
+            kind: loaded(tree, kinds.get(kind, {})) for kind, tree in extra.items()
         }
 
     return model._replace(init=init)
@@ -149,16 +132,16 @@ def pooled_features(stages: Stages, example: Array | jax.ShapeDtypeStruct) -> Mo
     def apply(
         params: PyTree, extra: PyTree, x: Array, *, train: bool, key: Key | None
     ) -> tuple[Array, PyTree]:
-        _, found = run(params, extra, x)
-        return jnp.concatenate(found, -1), extra
+        _, means = run(params, extra, x)
+        return jnp.concatenate(means, -1), extra
 
     return Model(sequential(stages, example).init, apply)
 
 
-def split_means(
+def split_pooled_features(
     stages: Stages, name: str, example: Array | jax.ShapeDtypeStruct
 ) -> tuple[Model, Model]:
-    """`means` as two models: the stages before the one of this name, and the rest.
+    """`pooled_features` as two models: the stages before the one named, and the rest.
 
     The first puts out all that the second takes: (its last output, the means so far).
     Raises UserError where no stage has the name, or the first.
@@ -171,8 +154,8 @@ def split_means(
     def apply_before(
         params: PyTree, extra: PyTree, x: Array, *, train: bool, key: Key | None
     ) -> tuple[tuple[Array, Array], PyTree]:
-        x, found = run_before(params, extra, x)
-        return (x, jnp.concatenate(found, -1)), extra
+        x, means = run_before(params, extra, x)
+        return (x, jnp.concatenate(means, -1)), extra
 
     first = Model(init, apply_before)
     between = output_shapes(first, example)[0]
@@ -183,8 +166,8 @@ def split_means(
         key: Key | None,
     ) -> tuple[Array, PyTree]:  # fmt: skip
         places, means_so_far = x
-        _, found = run_rest(params, extra, places)
-        return jnp.concatenate([means_so_far, *found], -1), extra
+        _, means = run_rest(params, extra, places)
+        return jnp.concatenate([means_so_far, *means], -1), extra
 
     return first, Model(sequential(rest, between).init, apply_rest)
 
@@ -203,8 +186,8 @@ def flatten_interface(
     def apply_first(
         params: PyTree, extra: PyTree, x: Array, *, train: bool, key: Key | None
     ) -> tuple[Array, PyTree]:
-        found, extra = first.apply(params, extra, x, train=train, key=key)
-        flat = [a.reshape(len(a), -1) for a in jax.tree.leaves(found)]
+        outputs, extra = first.apply(params, extra, x, train=train, key=key)
+        flat = [a.reshape(len(a), -1) for a in jax.tree.leaves(outputs)]
         return jnp.concatenate(flat, -1), extra
 
     def apply_second(
@@ -237,126 +220,12 @@ def _outputs(
     alone = [sequential((stage,), example) for stage in stages]
 
     def run(params: PyTree, extra: PyTree, x: Array) -> tuple[Array, list[Array]]:
-        found = []
+        means = []
         for stage, model in zip(stages, alone, strict=True):
             part = select_weights((stage,), {"params": params, "extra": extra})
             x, _ = model.apply(*part.values(), x, train=False, key=None)
             if x.ndim == 4:
-                found.append(jnp.mean(x, (1, 2)))
-        return x, found
+                means.append(jnp.mean(x, (1, 2)))
+        return x, means
 
     return run
-
-
-def frozen_features(
-    model: Model,
-    weights: PyTree,
-    inputs: np.ndarray,
-    *,
-    batch_size: int = 64,
-    title: str = "features",
-    limit: int = FEATURE_BYTES,
-) -> np.ndarray:
-    """What a frozen model makes of inputs [N, ...], from the cache or new.
-
-    `weights` are its {"params", "extra"}; it is evaluated in batches of `batch_size`.
-    The cache is jaxstudy/features in the user's cache folder. A file there is named by
-    the SHA-256 of the weights, the inputs, and the program that computes one from the
-    other, as it is compiled for this device: whatever changes the outputs changes the
-    name. It is read only if it is whole, by a SHA-256 at its end.
-    Raises UserError where all outputs would take more than `limit` bytes.
-    """
-
-    def outputs_of(params: PyTree, extra: PyTree, x: Array) -> Array:
-        return model.apply(params, extra, x, train=False, key=None)[0]
-
-    batch = jax.ShapeDtypeStruct((batch_size, *inputs.shape[1:]), inputs.dtype)
-    operands = weights["params"], weights["extra"]
-    lowered = jax.jit(outputs_of).lower(*operands, batch)
-    one = lowered.out_info
-    shape = (len(inputs), *one.shape[1:])
-    size = math.prod(shape) * one.dtype.itemsize
-    if size > limit:
-        raise UserError(
-            f"the {title} of {len(inputs)} images take {size / 2**20:,.0f} MiB, more "
-            f"than {limit / 2**20:,.0f}: freeze more layers, or take smaller images"
-        )
-    key = _content_hash(lowered.as_text(), weights, inputs)
-    path = cache_folder() / f"{key}.npy"
-    found = _read(path, size)
-    if found is not None and (found.shape, found.dtype) == (shape, one.dtype):
-        return found
-    compiled = lowered.compile()
-    found = np.empty(shape, one.dtype)
-    with Bar(len(inputs), title) as bar:
-        for begin in range(0, len(inputs), batch_size):
-            # the last batch is filled up from the first images
-            rows = np.arange(begin, begin + batch_size) % len(inputs)
-            outputs = np.asarray(compiled(*operands, inputs[rows]))
-            found[begin : begin + batch_size] = outputs[: len(inputs) - begin]
-            bar.update(begin + batch_size)
-    _write(path, found)
-    return found
-
-
-def cache_folder() -> Path:
-    """Where features are kept; all in it can be removed, and is computed anew."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "jaxstudy" / "features"
-
-
-def _content_hash(program: str, weights: PyTree, inputs: np.ndarray) -> str:
-    """The SHA-256 of all that the outputs depend on."""
-    device = jax.devices()[0]
-    found = hashlib.sha256()
-
-    def add(*description: Any, content: bytes = b"") -> None:
-        found.update(json.dumps([*description, len(content)]).encode())
-        found.update(content)
-
-    def add_array(name: str, x: np.ndarray) -> None:
-        content = np.ascontiguousarray(x).tobytes()
-        add(name, list(x.shape), str(x.dtype), content=content)
-
-    add(importlib.metadata.version("jaxlib"), device.platform, device.device_kind)
-    add("program", content=program.encode())
-    for path, leaf in jax.tree.leaves_with_path(weights):
-        add_array(jax.tree_util.keystr(path), np.asarray(leaf))
-    add_array("inputs", inputs)
-    return found.hexdigest()
-
-
-def _seal(path: Path, content: bytes) -> bytes:
-    """The end of a file. Its name counts, so that none passes for another."""
-    return hashlib.sha256(path.name.encode() + content).digest()
-
-
-def _read(path: Path, size: int) -> np.ndarray | None:
-    """The array in a file; None where there is none, or not the whole."""
-    try:
-        if path.stat().st_size > size + 4096:  # an array's header is shorter
-            return None
-        content = path.read_bytes()
-    except OSError:
-        return None
-    content, seal = content[:-_SEAL], content[-_SEAL:]
-    if seal != _seal(path, content):
-        return None
-    return np.load(io.BytesIO(content), allow_pickle=False)
-
-
-def _write(path: Path, array: np.ndarray) -> None:
-    """Keep an array; a reader sees all of it or nothing. Warns where it cannot be."""
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    content = file.getvalue()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content + _seal(path, content))
-        os.replace(temporary, path)
-    except OSError as error:
-        warn(f"{path.parent} cannot keep features: {error.strerror or error}")
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

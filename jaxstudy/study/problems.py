@@ -19,7 +19,7 @@ from jaxstudy.objectives import (
     cross_entropy,
     finite_padding,
 )
-from jaxstudy.tabular.reading import admission_arrays, read_admissions, read_digits
+from jaxstudy.tabular.sets import admission_arrays, read_admissions, read_digits
 from jaxstudy.types import Array, Batch, Key, Mean, Metrics, Objective, PyTree
 
 

@@ -4,7 +4,7 @@ What a column has to learn, each fold of a cross-validation learns from its own 
 rows: so the same row is encoded anew for every fold.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +13,13 @@ import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from jaxstudy.dataset import Dataset, dataset
-from jaxstudy.tabular import features
-from jaxstudy.tabular.features import Column, Encoded, Features
+from jaxstudy.dataset import Dataset, dataset, stacked_subsets
+from jaxstudy.messages import ValidationErrors, warn
+from jaxstudy.tabular.columns import Column, Table
+from jaxstudy.tabular.encoding import Encoded, Features
+from jaxstudy.tabular.fitting import fit_columns
+from jaxstudy.tabular.inference import class_numbers
+from jaxstudy.types import UserError
 
 # log-probabilities of the rows that each fold holds out, from encoded rows
 PredictLogProbs = Callable[[Mapping[str, Any]], list[np.ndarray]]
@@ -38,12 +42,27 @@ class Folds(NamedTuple):
         n = len(self.data.indices) // len(self.splits)
         return [f * n + split[held_out] for f, split in enumerate(self.splits)]
 
+    def subsets(self, held_out: bool) -> Dataset:
+        """The same as sets [folds, n], one for each replica."""
+        return stacked_subsets(self.data, self.rows(held_out))
 
-def encode(
+    @property
+    def width(self) -> int:
+        """The number of inputs, D of x."""
+        return self.data.arrays["x"].shape[1]
+
+    @property
+    def tables(self) -> list[Table]:
+        """The embeddings, each as large as the largest of any fold."""
+        by_column = zip(*(fitted.tables for fitted in self.fitted), strict=True)
+        return [max(tables, key=lambda table: table.size) for tables in by_column]
+
+
+def encode_folds(
     fitted: Sequence[Features], numbers: Sequence[Mapping[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
     """The inputs x and ids of all rows as every fold encodes them."""
-    encoded = [f.encode(own) for f, own in zip(fitted, numbers, strict=True)]
+    encoded = [f.encode(of_fold) for f, of_fold in zip(fitted, numbers, strict=True)]
     width = max(e.x.shape[1] for e in encoded)
     x = [np.pad(e.x, ((0, 0), (0, width - e.x.shape[1]))) for e in encoded]
     return {"x": np.concatenate(x), "ids": np.concatenate([e.ids for e in encoded])}
@@ -56,9 +75,9 @@ def make_folds(
     splits: list[tuple[np.ndarray, np.ndarray]],
 ) -> Folds:
     """Fit the columns on the training rows of each fold, and encode all rows."""
-    fitted = tuple(features.fit(columns, table.iloc[train]) for train, _ in splits)
+    fitted = tuple(fit_columns(columns, table.iloc[train]) for train, _ in splits)
     numbers = tuple(f.numbers(table) for f in fitted)
-    data = dataset({**encode(fitted, numbers), "y": np.tile(y, len(splits))})
+    data = dataset({**encode_folds(fitted, numbers), "y": np.tile(y, len(splits))})
     return Folds(fitted, numbers, splits, data)
 
 
@@ -79,13 +98,13 @@ def held_out_scores(
 
 
 def logistic_regression_baseline(folds: Folds) -> list[np.ndarray]:
-    """The same of logistic regression, as scikit-learn has it (L2 penalty, C = 1)."""
+    """Held-out log-probabilities by scikit-learn's LogisticRegression (L2, C = 1)."""
     x, y = (np.asarray(folds.data.arrays[k]) for k in ("x", "y"))
-    found = []
+    log_probs = []
     for train, held_out in zip(folds.rows(False), folds.rows(True), strict=True):
         regression = LogisticRegression(max_iter=2000).fit(x[train], y[train])
-        found.append(regression.predict_log_proba(x[held_out]))
-    return found
+        log_probs.append(regression.predict_log_proba(x[held_out]))
+    return log_probs
 
 
 def importance(
@@ -97,7 +116,7 @@ def importance(
     Rudin and Dominici 2019), with all that is made of it.
     """
     before = held_out_scores(folds, predict(folds.data.arrays), y)["log-loss"]
-    rng, found = np.random.default_rng(seed), {}
+    rng, increase = np.random.default_rng(seed), {}
     for column in folds.fitted[0].sources:
         shuffled = []
         for fitted, numbers, (_, rows) in zip(
@@ -105,13 +124,13 @@ def importance(
         ):
             order = np.arange(len(y))
             order[rows] = rng.permutation(rows)
-            own = fitted.keys_of(column)
+            keys = fitted.keys_of(column)
             shuffled.append(
-                {k: a[order] if k in own else a for k, a in numbers.items()}
+                {k: a[order] if k in keys else a for k, a in numbers.items()}
             )
-        after = held_out_scores(folds, predict(encode(folds.fitted, shuffled)), y)
-        found[column] = after["log-loss"] - before
-    return found
+        after = held_out_scores(folds, predict(encode_folds(folds.fitted, shuffled)), y)
+        increase[column] = after["log-loss"] - before
+    return increase
 
 
 def stratified_splits(
@@ -136,19 +155,50 @@ def stratified_splits(
     ]
 
 
-class Rows:
+def folds_at_most(folds: int, y: np.ndarray, label: str) -> int:
+    """As many folds as there are rows of the smallest class: then it warns.
+
+    Raises UserError where that is one row.
+    """
+    smallest = int(np.bincount(y).min())
+    if smallest < 2:
+        raise UserError(
+            f"the label {label!r} has a class of {smallest} rows, fewer than the 2 "
+            "folds that a cross-validation needs"
+        )
+    if smallest < folds:
+        warn(f"{smallest} folds, not {folds}: a class has no more rows than that")
+    return min(folds, smallest)
+
+
+def held_out_split(n: int, seed: int) -> list[np.ndarray]:
+    """Rows of a test, a validation (a tenth each, two at least) and a training set."""
+    order = np.random.default_rng(seed).permutation(n)
+    tenth = max(n // 10, 2)
+    return np.split(order, [tenth, 2 * tenth])
+
+
+class EncodedRows:
     """Encoded rows in files of a folder, to be read where they are needed."""
 
-    def __init__(self, folder: Path, n: int, encoded: Encoded) -> None:
-        """Make room for n rows like these."""
+    def __init__(
+        self, folder: Path, n: int, parts: Iterable[tuple[Encoded, np.ndarray]]
+    ) -> None:
+        """Write n rows, encoded inputs and classes y, that come in parts."""
         folder.mkdir()
-        like = {**encoded._asdict(), "y": np.empty(0, np.int32)}
-        self.arrays = {
-            name: np.lib.format.open_memmap(
-                folder / f"{name}.npy", "w+", np.asarray(a).dtype, (n, *a.shape[1:])
-            )
-            for name, a in like.items()
-        }
+        self.arrays: dict[str, np.memmap] = {}
+        begin = 0
+        for encoded, y in parts:
+            fields = {**encoded._asdict(), "y": y}
+            for name, field in fields.items():
+                values = np.asarray(field)
+                if name not in self.arrays:
+                    self.arrays[name] = np.lib.format.open_memmap(
+                        folder / f"{name}.npy", "w+", values.dtype,
+                        (n, *values.shape[1:]),
+                    )  # fmt: skip
+                self.arrays[name][begin : begin + len(y)] = values
+            begin += len(y)
 
     def __len__(self) -> int:
         """How many rows there are."""
@@ -157,3 +207,40 @@ class Rows:
     def __getitem__(self, row: int) -> dict[str, np.ndarray]:
         """One row."""
         return {name: np.array(a[row]) for name, a in self.arrays.items()}
+
+
+def encode_in_parts(
+    folder: Path,
+    n: int,
+    tables: Callable[[], Iterable[pd.DataFrame]],
+    columns: Sequence[Column],
+    training: np.ndarray,
+    label: str,
+    classes: Sequence[str],
+    errors: ValidationErrors,
+) -> tuple[Features, EncodedRows]:
+    """Columns fitted on some rows of a long table, and all its rows encoded, in files.
+
+    Args:
+        folder: where the encoded rows lie; it must not exist.
+        n: how many rows the table has.
+        tables: reads the table anew, a part at a time.
+        columns: what to learn from.
+        training: the rows that the columns are fitted on.
+        label, classes: the column to predict, and its classes.
+        errors: where the faults of cells are added.
+    """
+    in_training = np.isin(np.arange(n), training)
+
+    def training_rows() -> Iterator[pd.DataFrame]:
+        begin = 0
+        for table in tables():
+            yield table.iloc[in_training[begin : begin + len(table)]]
+            begin += len(table)
+
+    fitted = fit_columns(columns, training_rows(), errors)
+    encoded = (
+        (fitted.encode(fitted.numbers(table)), class_numbers(table, label, classes))
+        for table in tables()
+    )
+    return fitted, EncodedRows(folder, n, encoded)

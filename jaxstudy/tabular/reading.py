@@ -1,4 +1,4 @@
-"""Tables: a reader that refuses what it does not understand, and two real data sets."""
+"""Tables of CSV: a reader that refuses what it does not understand."""
 
 import codecs
 import contextlib
@@ -10,20 +10,18 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from jaxstudy.data.sources import ADMISSIONS, TITANIC, read_bytes
 from jaxstudy.messages import ValidationErrors, enumerated, shortened
-from jaxstudy.tabular.features import FLOAT32_MAX, UNNAMED
+from jaxstudy.tabular.columns import FLOAT32_MAX, UNNAMED
 from jaxstudy.text.vocabulary import normalise
 from jaxstudy.types import UserError
 
 
 @dataclass(frozen=True)
-class Numeric:
+class NumberField:
     """A column of finite numbers."""
 
     name: str
@@ -42,7 +40,7 @@ class Numeric:
 
 
 @dataclass(frozen=True)
-class Category:
+class ClassField:
     """A column of whole numbers, each one of the classes."""
 
     name: str
@@ -50,13 +48,13 @@ class Category:
 
     def parse(self, text: str) -> int:
         """Raises ValueError saying what is wrong with the text."""
-        value = Numeric(self.name).parse(text)
+        value = NumberField(self.name).parse(text)
         if value not in self.classes:
             raise ValueError(f"is none of {', '.join(map(str, self.classes))}")
         return int(value)
 
 
-Column = Numeric | Category
+Field = NumberField | ClassField
 
 
 def _lines(file: Iterable[bytes], name: str | Path) -> Iterator[str]:
@@ -68,12 +66,12 @@ def _lines(file: Iterable[bytes], name: str | Path) -> Iterator[str]:
             for line in content.splitlines(keepends=True):
                 yield normalise(line.decode())
         except UnicodeDecodeError:
-            broken = offset + len(raw) - len(content) + _first_broken(content)
+            broken = offset + len(raw) - len(content) + _first_invalid_byte(content)
             raise UserError(f"{name}: byte {broken} is not UTF-8 text") from None
         offset += len(raw)
 
 
-def _first_broken(content: bytes) -> int:
+def _first_invalid_byte(content: bytes) -> int:
     try:
         content.decode()
     except UnicodeDecodeError as error:
@@ -172,22 +170,22 @@ def _decimal(records: Sequence[Sequence[str]], separator: str) -> str:
     if separator == ",":
         return "."
     cells = [cell.strip() for record in records[1:] for cell in record]
-    found = {
+    numbers = {
         sign: [c for c in cells if re.fullmatch(rf"[+-]?\d*[{sign}]\d+", c)]
         for sign in ",."
     }
     commas, points = (
-        sum(not THOUSANDS.fullmatch(c) for c in found[sign]) for sign in ",."
+        sum(not THOUSANDS.fullmatch(c) for c in numbers[sign]) for sign in ",."
     )
     if not commas and not points and separator == ";":
-        commas, points = len(found[","]), len(found["."])
+        commas, points = len(numbers[","]), len(numbers["."])
     return "," if commas > points else "."
 
 
 # ------------------------------------------------------------------ rows
 
 
-def read_rows(
+def csv_rows(
     file: Iterable[bytes],
     name: str | Path,
     errors: ValidationErrors,
@@ -235,14 +233,15 @@ def read_rows(
     return header, rows()
 
 
-def _text_tables(
+def text_tables(
     file: Iterable[bytes],
     name: str | Path,
     errors: ValidationErrors,
     rows: int,
     dialect: Dialect = Dialect(),
 ) -> Iterator[pd.DataFrame]:
-    header, lines = read_rows(file, name, errors, dialect)
+    """The rows of a CSV file as tables of text, of so many rows at most."""
+    header, lines = csv_rows(file, name, errors, dialect)
     while part := list(itertools.islice(lines, rows)):
         where, values = zip(*part, strict=True)
         cells = [[field.strip() or None for field in row] for row in values]
@@ -260,9 +259,9 @@ def read_text(
 ) -> Iterator[pd.DataFrame]:
     """A CSV file as tables of text, of so many rows at most, all columns.
 
-    What is blank is None; the index says where a row stands, as `read_rows` does; `say`
+    What is blank is None; the index says where a row stands, as `csv_rows` does; `say`
     hears of the dialect, found out as far as it is not given. Raises UserError as
-    `sniff` and `read_rows` do, and where the file cannot be read.
+    `sniff` and `csv_rows` do, and where the file cannot be read.
     """
     try:
         file = path.open("rb")
@@ -273,15 +272,13 @@ def read_text(
         dialect = sniff(head, separator, decimal)
         if say is not None:
             say(f"{path}: {dialect}")
-        yield from _text_tables(
-            itertools.chain(head, file), path, errors, rows, dialect
-        )
+        yield from text_tables(itertools.chain(head, file), path, errors, rows, dialect)
 
 
 def read_table(
     content: bytes,
     name: str | Path,
-    columns: Sequence[Column],
+    columns: Sequence[Field],
     dialect: Dialect = Dialect(),
 ) -> pd.DataFrame:
     """Read these columns of a CSV file with a header; other columns are ignored.
@@ -291,7 +288,7 @@ def read_table(
     unreadable or infinite numbers, an unknown class, no rows.
     """
     with ValidationErrors(name) as errors:
-        header, rows = read_rows(io.BytesIO(content), name, errors, dialect)
+        header, rows = csv_rows(io.BytesIO(content), name, errors, dialect)
         for column in columns:
             if header.count(column.name) != 1:
                 missing = column.name not in header
@@ -340,115 +337,3 @@ def without_formulas(text: str) -> str:
     except ValueError:
         return f"'{text}"
     return text
-
-
-class Applicant(NamedTuple):
-    """What admission is predicted from."""
-
-    gre: float
-    gpa: float
-    rank: int
-
-
-RANKS = (1, 2, 3, 4)
-ADMISSION_COLUMNS: tuple[Column, ...] = (
-    Category("admit", (0, 1)),
-    Numeric("gre"),
-    Numeric("gpa"),
-    Category("rank", RANKS),
-)
-ADMISSION_FEATURES = ("gre", "gpa", "rank 2", "rank 3", "rank 4")
-
-
-def read_admissions(
-    path: Path | None = None,
-    separator: str | None = None,
-    decimal: str | None = None,
-    say: Callable[[str], None] = print,
-) -> pd.DataFrame:
-    """The 400 UCLA admissions (admit, gre, gpa, rank), or another file of that form.
-
-    `say` hears of the dialect of another file, found out where it is not given.
-
-    The committed table is checked by its hash and by its sums: copies with a flipped
-    label go about. Raises UserError as `read_table` does, or when one class is absent.
-    """
-    if path is not None:
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from error
-        dialect = sniff(io.BytesIO(content), separator, decimal)
-        say(f"{path}: {dialect}")
-        table = read_table(content, path, ADMISSION_COLUMNS, dialect)
-        if table.admit.nunique() < 2:
-            only = int(table.admit.iloc[0])
-            raise UserError(f"{path}: column 'admit' is {only} in every row")
-        return table
-    table = read_table(read_bytes(ADMISSIONS), ADMISSIONS.path, ADMISSION_COLUMNS)
-    sums = (len(table), table.admit.sum(), table.gre.sum(), round(table.gpa.sum(), 2))
-    ranks = tuple(table["rank"].value_counts().sort_index())
-    if (sums, ranks) != ((400, 127, 235080, 1355.96), (61, 151, 121, 67)):
-        raise UserError(f"{ADMISSIONS.path} has other sums: {sums}, ranks {ranks}")
-    return table
-
-
-def admission_arrays(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """x [N, 5]: gre, gpa and indicators of rank 2, 3, 4 (rank 1 is none); y [N]."""
-    ranks = table["rank"].to_numpy()[:, None] == np.array(RANKS[1:])
-    x = np.concatenate([table[["gre", "gpa"]].to_numpy(), ranks], axis=1)
-    return {
-        "x": x.astype(np.float32),
-        "y": table["admit"].to_numpy(np.float32),
-    }
-
-
-def applicant_row(
-    applicant: Applicant, table: pd.DataFrame, say: Callable
-) -> np.ndarray:
-    """The features [1, 5] of one applicant; `say` hears where this extrapolates.
-
-    Raises UserError when a number is not finite or the rank does not exist.
-    """
-    fields: dict[str, float] = {"admit": 0}
-    for column in ADMISSION_COLUMNS[1:]:
-        value = getattr(applicant, column.name)
-        try:
-            fields[column.name] = column.parse(str(value))
-        except ValueError as error:
-            raise UserError(
-                f"the applicant's {column.name}: {value} {error}"
-            ) from error
-        low, high = table[column.name].min(), table[column.name].max()
-        if not low <= value <= high:
-            say(
-                f"{column.name} {value:g} lies outside the training data "
-                f"({low:g} to {high:g}): the answer is an extrapolation"
-            )
-    return admission_arrays(pd.DataFrame([fields]))["x"]
-
-
-def read_titanic() -> pd.DataFrame:
-    """The 1309 passengers of the Titanic as text, None where something is not known.
-
-    `boat` and `body` were written down afterwards, and tell who survived. Raises
-    MissingData where the committed table has other content.
-    """
-    errors = ValidationErrors(TITANIC.path)
-    content = io.BytesIO(read_bytes(TITANIC))
-    return pd.concat(_text_tables(content, TITANIC.path, errors, 10_000))
-
-
-def read_digits() -> dict[str, np.ndarray]:
-    """The 1797 handwritten digits of scikit-learn: x [N, 64] in 0..1, y [N] in 0..9.
-
-    Their order is the one in which people wrote them: the halves hold other hands.
-    Source: Alpaydin and Kaynak 1998, the UCI optical digits' test set.
-    """
-    from sklearn.datasets import load_digits  # slow to import, and only needed here
-
-    digits: Any = load_digits()
-    return {
-        "x": (digits.data / 16).astype(np.float32),
-        "y": digits.target.astype(np.int32),
-    }

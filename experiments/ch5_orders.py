@@ -1,0 +1,211 @@
+"""Lesson 5, orders: in which order should D see real and generated images?
+
+"Training on real images first biases D: mix them", says the course. Small networks are
+trained so, in the course's order (a batch of real images, then one of generated ones)
+and on mixed batches, each with every seed; also without BatchNorm, and with images for
+D by running BatchNorm statistics, as `predict` makes them in the course's Keras code.
+Each order is judged by D's accuracy on held-out and generated images, and by the
+Frechet distance of G's images to the test set in the features of a CNN.
+
+Expected (quick, about a minute): too short to tell the orders apart.
+Expected (full, results/ch5_orders.json): Frechet distance with real images first 224
+for 48 in the course's order; mixed 71; the others as in the course's order.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import jax
+import numpy as np
+import optax
+import pydantic
+
+from jaxstudy.dataset import Dataset, dataset, evenly_spaced, steps_per_epoch, take
+from jaxstudy.gan.evaluation import classifier_features, resized, train_classifier
+from jaxstudy.gan.images import GanImages, key_for, pixels, read_gan_images
+from jaxstudy.gan.step import (
+    BatchOrder,
+    G,
+    alternating,
+    init_gan_replicas,
+    make_gan_eval_step,
+    make_gan_step,
+    mixed,
+    real_first,
+)
+from jaxstudy.images.splits import at_most
+from jaxstudy.messages import warn
+from jaxstudy.model import Model
+from jaxstudy.models.dcgan import discriminator, generate, generator, sample_latent
+from jaxstudy.runs import plots
+from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.run import Run
+from jaxstudy.runs.statistics import (
+    NONNEGATIVE,
+    REAL,
+    SHARE,
+    Estimate,
+    frechet_distance,
+    mean_over_runs,
+)
+from jaxstudy.training import Evaluator, FitResult, fit
+from jaxstudy.types import PyTree
+
+Name = Literal[
+    "alternating", "real first", "mixed", "alternating, no BatchNorm",
+    "alternating, predicted",
+]  # fmt: skip
+COLUMNS = 10  # of the picture
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """The images, the orders, and how long the networks compete in each."""
+
+    data: str = "fashion_mnist"
+    """fashion_mnist, emoji, or tfds:NAME."""
+    folder: Path | None = None
+    """A folder of yours, FOLDER/CLASS/FILE, in the place of the data."""
+    channels: Count = 1
+    """1: grey images; 3: coloured ones."""
+    image_size: Count = 32
+    """Height and width of the images that the CNN learns from."""
+    images: Count | None = 6_000
+    """Images that it learns from; None: all of them."""
+    batch_size: Count = 64
+    """Real images in a step, and generated ones for each network."""
+    rate: Positive = 0.0005
+    """Learning rate of G's Adam; b1 is 0.5 in both (Radford et al. 2016)."""
+    rate_d: Positive = 0.002
+    """That of D's: D should be the one ahead (Heusel et al. 2017)."""
+    held_out: Annotated[int, pydantic.Field(ge=2)] = 500
+    """Images in a comparison: held-out ones, those of the test set, generated ones."""
+    classifier_epochs: Count = 5
+    """Passes of the CNN over the images."""
+    variants: tuple[Name, ...] = ("alternating", "real first")
+    """The orders to compare."""
+    variant_size: Count = 16
+    """Height and width of the images that the networks learn from, a multiple of 16."""
+    variant_images: Count = 640
+    """How many of them."""
+    variant_epochs: Count = 4
+    """Passes over them."""
+    seeds: Annotated[int, pydantic.Field(ge=2)] = 2
+    """Trainings of each order; an even number shares two cores evenly."""
+
+
+PRESETS = {
+    "smoke": Config(
+        image_size=16, images=64, batch_size=16, held_out=32, classifier_epochs=1,
+        variant_images=32, variant_epochs=1,
+    ),
+    "quick": Config(),
+    "full": Config(
+        image_size=64, images=None, held_out=2_000, variants=get_args(Name),
+        variant_size=32, variant_images=6_400, variant_epochs=5, seeds=6,
+    ),
+}  # fmt: skip
+
+
+def load(config: Config) -> GanImages:
+    """The images, for the CNN and, smaller, for the networks."""
+    return read_gan_images(
+        config.data, config.folder, size=config.image_size, channels=config.channels,
+        limit=config.images, held_out=config.held_out,
+    )  # fmt: skip
+
+
+def train_variant(
+    name: Name, config: Config, train: Dataset, held_out: Dataset, run: Run
+) -> tuple[Model, FitResult]:
+    """G, and small networks trained in one of the orders: every seed a replica."""
+    shape = (config.variant_size, config.variant_size, config.channels)
+    d, g = discriminator(shape), generator(shape, "no BatchNorm" not in name)
+    tx_d, tx_g = optax.adam(config.rate_d, b1=0.5), optax.adam(config.rate, b1=0.5)
+    steps = steps_per_epoch(len(train.indices), config.batch_size)
+    orders: dict[str, BatchOrder] = {"real first": real_first(steps), "mixed": mixed}
+    gan_step = make_gan_step(
+        d, g, tx_d, tx_g, orders.get(name, alternating),
+        use_running_stats="predicted" in name,
+    )  # fmt: skip
+    keys = jax.random.split(key_for(config.seed, "variants"), (config.seeds, 2))
+    eval_step = make_gan_eval_step(d, g, key_for(config.seed, "evaluation"))
+    fitted = fit(
+        init_gan_replicas(d, g, tx_d, tx_g, keys[:, 0]),
+        gan_step,
+        train,
+        key=keys[:, 1],
+        epochs=config.variant_epochs,
+        batch_size=config.batch_size,
+        evaluators={"validation": Evaluator(eval_step, held_out, 250)},
+        evaluate_first=False,
+        log=run.sub_run(name.replace(" ", "_"), temporary=True),
+    )
+    return g, fitted
+
+
+def compare_variants(
+    config: Config, data: GanImages, cnn: PyTree, run: Run
+) -> dict[str, Estimate | float]:
+    """D's accuracy after training, and the distance of G's images, over the seeds."""
+    parts = evenly_spaced(data.train, config.variant_images), data.held_out, data.test
+    train, held_out, test = (
+        dataset({"x": resized(x, config.variant_size), "row": np.arange(len(x))})
+        for x in (take(part, np.asarray(part.indices))["x"] for part in parts)
+    )
+    z = sample_latent(key_for(config.seed, "judged"), len(test.indices))
+    real = cnn and classifier_features(cnn, pixels(test)).features
+    result: dict[str, Estimate | float] = {}
+    shown, distances, metrics = [], {}, ["accuracy on real", "accuracy on fake"]
+    for name in config.variants:
+        g, fitted = train_variant(name, config, train, held_out, run)
+        for metric in metrics:
+            values = np.array(fitted.records[-1][metric])
+            result[f"{name}: {metric}"] = mean_over_runs(values, SHARE)
+        weights = fitted.state.params[G], fitted.state.extra[G]
+        generated = [
+            np.asarray(generate(g, *jax.tree.map(lambda a, i=i: a[i], weights), z))
+            for i in range(config.seeds)
+        ]
+        shown.append(generated[0][:COLUMNS])
+        if cnn:
+            features = (classifier_features(cnn, x).features for x in generated)
+            distances[name] = np.array([frechet_distance(f, real) for f in features])
+            distance = mean_over_runs(distances[name], NONNEGATIVE)
+            result[f"{name}: Frechet distance"] = distance
+    for name in distances:
+        if name != "alternating" and "alternating" in distances:
+            difference = distances[name] - distances["alternating"]
+            result[f"{name} - alternating: Frechet distance"] = mean_over_runs(
+                difference, REAL, "seeds, paired"
+            )
+    plots.save_images(run, "variants", shown, rows=config.variants)
+    metrics += ["Frechet distance"] if cnn else []
+    plots.save_intervals(run, result, config.variants, metrics)
+    return result
+
+
+def main(config: Config, run: Run) -> dict[str, Estimate | float]:
+    """Train the CNN that judges, then the networks in every order."""
+    discriminator((config.variant_size, config.variant_size, config.channels))  # valid?
+    data = load(config)
+    count, what = len(data.train.indices), "images to learn from"
+    config = dataclasses.replace(
+        config,
+        batch_size=at_most("--batch-size", config.batch_size, count, what),
+        variant_images=at_most("--variant-images", config.variant_images, count, what),
+    )
+    if len(data.classes) == 1:
+        warn("the images are of one class: no CNN can judge them")
+        return compare_variants(config, data, None, run)
+    cnn, accuracy = train_classifier(
+        data[:3], len(data.classes), epochs=config.classifier_epochs,
+        batch_size=config.batch_size, key=key_for(config.seed, "classifier"), run=run,
+    )  # fmt: skip
+    return {"CNN: test accuracy": accuracy} | compare_variants(config, data, cnn, run)
+
+
+if __name__ == "__main__":
+    experiment(main, PRESETS)

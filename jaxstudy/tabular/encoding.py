@@ -1,0 +1,209 @@
+"""A table as the inputs of a network, by columns that are fitted.
+
+A table goes two steps. `Features.numbers` makes numbers of its text, once, and names
+whatever is wrong in it; `Features.encode` makes a network's inputs of these numbers,
+and is pure: jit, vmap and grad go through it.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from jaxstudy.messages import ValidationErrors
+from jaxstudy.tabular.cells import (
+    column_of,
+    missing_words,
+    raw_numbers,
+    scale,
+    scaled_numbers,
+    spelling,
+)
+from jaxstudy.tabular.columns import (
+    NONE,
+    UNKNOWN,
+    Bucketized,
+    Categorical,
+    Category,
+    Column,
+    Crossed,
+    Embedding,
+    Indicator,
+    Leaf,
+    Numeric,
+    Table,
+    check_columns,
+    input_names,
+    key_of,
+    leaves_of,
+    name_of,
+    size_of,
+)
+from jaxstudy.types import Array
+
+Numbers = Mapping[str, Array | np.ndarray]  # [B] or [B, L] for each leaf
+
+
+class Encoded(NamedTuple):
+    """Inputs of a network: x [B, D], and ids [B, K] of what it embeds, -1 for none."""
+
+    x: Array
+    ids: Array
+
+
+@dataclass(frozen=True)
+class Features:
+    """Columns that `fit_columns` has filled in."""
+
+    columns: tuple[Column, ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The table's columns that are read."""
+        return tuple(
+            dict.fromkeys(x.column for c in self.columns for x in leaves_of(c))
+        )
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """The embeddings, and where their numbers are among the ids."""
+        tables, first = [], 0
+        for column in self.columns:
+            if isinstance(column, Embedding):
+                of = column.of
+                width = 1
+                if isinstance(of, Category) and of.separator is not None:
+                    width = of.max_tokens
+                where = slice(first, first + width)
+                tables.append(Table(name_of(of), size_of(of), column.dimension, where))
+                first += width
+        return tuple(tables)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each of the D columns of x is."""
+        return tuple(name for column in self.columns for name in input_names(column))
+
+    def numbers(
+        self, table: pd.DataFrame, errors: ValidationErrors | None = None
+    ) -> dict[str, np.ndarray]:
+        """The numbers [N] or [N, L] that `encode` takes, float32 or int32.
+
+        Raises UserError naming every row, column and value at fault, all at once;
+        with `errors` they are added to those instead.
+        """
+        collected = ValidationErrors("the table") if errors is None else errors
+        check_columns(table, self.sources)
+        leaves = dict.fromkeys(leaf for c in self.columns for leaf in leaves_of(c))
+        of_leaf = {
+            x: scaled_numbers(x, raw_numbers(x, column_of(table, x), collected))
+            for x in leaves
+        }
+        if errors is None:
+            collected.check()
+        return {key_of(leaf): numbers for leaf, numbers in of_leaf.items()}
+
+    def missing_words(self, table: pd.DataFrame) -> dict[str, Counter[str]]:
+        """For columns of numbers, the words that count as missing, and how often."""
+        leaves = dict.fromkeys(leaf for c in self.columns for leaf in leaves_of(c))
+        return {
+            x.column: missing_words(column_of(table, x))
+            for x in leaves
+            if isinstance(x, Numeric | Bucketized)
+            or (isinstance(x, Category) and spelling(x.words or ())("NA") is None)
+        }
+
+    def keys_of(self, column: str) -> set[str]:
+        """Which of the numbers are made of one of the table's columns."""
+        leaves = (leaf for c in self.columns for leaf in leaves_of(c))
+        return {key_of(leaf) for leaf in leaves if leaf.column == column}
+
+    def unknown(self, numbers: Iterable[Numbers]) -> dict[str, int]:
+        """How many rows have a word that the vocabulary of a column has not."""
+        leaves = dict.fromkeys(leaf for c in self.columns for leaf in leaves_of(c))
+        counts: Counter[str] = Counter()
+        for part in numbers:
+            for leaf in leaves:
+                if isinstance(leaf, Category):
+                    ids = np.asarray(part[key_of(leaf)])
+                    ids = ids.reshape(len(ids), -1)
+                    counts[leaf.column] += int((ids == UNKNOWN).any(1).sum())
+        return {column: count for column, count in counts.items() if count}
+
+    def encode(self, numbers: Numbers) -> Encoded:
+        """Inputs of a network, x [B, D] and ids [B, K]: pure, and a function of rows.
+
+        Each row's are its own alone.
+        """
+        rows = len(next(iter(numbers.values())))
+        dense = [d for c in self.columns if (d := _dense(c, numbers)) is not None]
+        ids = [_ids(c.of, numbers) for c in self.columns if isinstance(c, Embedding)]
+        nothing = jnp.zeros((rows, 0))
+        return Encoded(
+            jnp.concatenate([nothing, *dense], 1),
+            jnp.concatenate([nothing.astype(jnp.int32), *ids], 1),
+        )
+
+
+def select_columns(
+    columns: Sequence[Column], names: Sequence[str]
+) -> tuple[Column, ...]:
+    """The columns that read nothing but these columns of the table.
+
+    Raises UserError where a name is none of theirs.
+    """
+    kept = tuple(c for c in columns if {*Features((c,)).sources} <= {*names})
+    sources = Features(tuple(columns)).sources
+    check_columns(pd.DataFrame(columns=list(sources)), names)
+    return kept
+
+
+def _ids(of: Categorical, numbers: Numbers) -> Array:
+    """The numbers [B, L] of a category, NONE for none and for what is absent."""
+    if isinstance(of, Crossed):
+        crossed = crossed_numbers(
+            of, [_leaf_ids(leaf, numbers)[:, 0] for leaf in of.of]
+        )
+        ids = crossed.astype(jnp.int32)[:, None]
+    else:
+        ids = _leaf_ids(of, numbers)
+    absent = np.array(of.absent or (), np.int32)
+    return jnp.where(jnp.isin(ids, absent), NONE, ids)
+
+
+def _leaf_ids(leaf: Leaf, numbers: Numbers) -> Array:
+    given = jnp.asarray(numbers[key_of(leaf)])
+    return given if given.ndim == 2 else given[:, None]
+
+
+def crossed_numbers(of: Crossed, ids: Sequence[Any]) -> Any:
+    """The buckets [B] of several categories' numbers [B], of numpy or of JAX."""
+    h = np.uint32(0)
+    for numbers in ids:
+        h = _mixed(h + numbers.astype(np.uint32) + np.uint32(1))
+    return h % np.uint32(of.buckets)
+
+
+def _mixed(h: Any) -> Any:
+    """The finalizer of MurmurHash3 for 32 bits (Appleby, public domain)."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h = (h ^ (h >> np.uint32(shift))) * np.uint32(factor)
+    return h ^ (h >> np.uint32(16))
+
+
+def _dense(column: Column, numbers: Numbers) -> Array | None:
+    """What a column adds to x, [B, w]."""
+    if isinstance(column, Embedding):
+        return None
+    if isinstance(column, Indicator):
+        ids = _ids(column.of, numbers)
+        return jax.nn.one_hot(ids, size_of(column.of)).max(1)
+    given = jnp.asarray(numbers[key_of(column)])
+    missing = jnp.isnan(given)
+    z = jnp.where(missing, scale(column, column.fill or 0.0), given)
+    return jnp.stack([z, missing], 1) if column.has_missing else z[:, None]

@@ -1,0 +1,177 @@
+"""The tables that the lessons learn from: admissions, the Titanic, digits."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import pandas as pd
+
+from jaxstudy.data.sources import ADMISSIONS, TITANIC, read_bytes
+from jaxstudy.data.splits import random_split
+from jaxstudy.dataset import Dataset, dataset, subset
+from jaxstudy.messages import ValidationErrors
+from jaxstudy.tabular.columns import check_columns
+from jaxstudy.tabular.reading import (
+    ClassField,
+    Field,
+    NumberField,
+    read_table,
+    sniff,
+    text_tables,
+)
+from jaxstudy.types import UserError
+
+
+class Applicant(NamedTuple):
+    """What admission is predicted from."""
+
+    gre: float
+    gpa: float
+    rank: int
+
+
+RANKS = (1, 2, 3, 4)
+ADMISSION_COLUMNS: tuple[Field, ...] = (
+    ClassField("admit", (0, 1)),
+    NumberField("gre"),
+    NumberField("gpa"),
+    ClassField("rank", RANKS),
+)
+ADMISSION_FEATURES = ("gre", "gpa", "rank 2", "rank 3", "rank 4")
+
+
+def read_admissions(
+    path: Path | None = None,
+    separator: str | None = None,
+    decimal: str | None = None,
+    say: Callable[[str], None] = print,
+) -> pd.DataFrame:
+    """The 400 UCLA admissions (admit, gre, gpa, rank), or another file of that form.
+
+    `say` hears of the dialect of another file, found out where it is not given.
+
+    The committed table is checked by its hash and by its sums: copies with a flipped
+    label go about. Raises UserError as `read_table` does, or when one class is absent.
+    """
+    if path is not None:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        dialect = sniff(io.BytesIO(content), separator, decimal)
+        say(f"{path}: {dialect}")
+        table = read_table(content, path, ADMISSION_COLUMNS, dialect)
+        if table.admit.nunique() < 2:
+            only = int(table.admit.iloc[0])
+            raise UserError(f"{path}: column 'admit' is {only} in every row")
+        return table
+    table = read_table(read_bytes(ADMISSIONS), ADMISSIONS.path, ADMISSION_COLUMNS)
+    sums = (len(table), table.admit.sum(), table.gre.sum(), round(table.gpa.sum(), 2))
+    ranks = tuple(table["rank"].value_counts().sort_index())
+    if (sums, ranks) != ((400, 127, 235080, 1355.96), (61, 151, 121, 67)):
+        raise UserError(f"{ADMISSIONS.path} has other sums: {sums}, ranks {ranks}")
+    return table
+
+
+def admission_arrays(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """x [N, 5]: gre, gpa and indicators of rank 2, 3, 4 (rank 1 is none); y [N]."""
+    ranks = table["rank"].to_numpy()[:, None] == np.array(RANKS[1:])
+    x = np.concatenate([table[["gre", "gpa"]].to_numpy(), ranks], axis=1)
+    return {
+        "x": x.astype(np.float32),
+        "y": table["admit"].to_numpy(np.float32),
+    }
+
+
+def applicant_row(
+    applicant: Applicant, table: pd.DataFrame, say: Callable
+) -> np.ndarray:
+    """The features [1, 5] of one applicant; `say` hears where this extrapolates.
+
+    Raises UserError when a number is not finite or the rank does not exist.
+    """
+    fields: dict[str, float] = {"admit": 0}
+    for column in ADMISSION_COLUMNS[1:]:
+        value = getattr(applicant, column.name)
+        try:
+            fields[column.name] = column.parse(str(value))
+        except ValueError as error:
+            raise UserError(
+                f"the applicant's {column.name}: {value} {error}"
+            ) from error
+        low, high = table[column.name].min(), table[column.name].max()
+        if not low <= value <= high:
+            say(
+                f"{column.name} {value:g} lies outside the training data "
+                f"({low:g} to {high:g}): the answer is an extrapolation"
+            )
+    return admission_arrays(pd.DataFrame([fields]))["x"]
+
+
+def read_titanic() -> pd.DataFrame:
+    """The 1309 passengers of the Titanic as text, None where something is not known.
+
+    `boat` and `body` were written down afterwards, and tell who survived. Raises
+    MissingData where the committed table has other content.
+    """
+    errors = ValidationErrors(TITANIC.path)
+    content = io.BytesIO(read_bytes(TITANIC))
+    return pd.concat(text_tables(content, TITANIC.path, errors, 10_000))
+
+
+# passengers' columns made of others: "Rev", and "C D", the decks of some cabins
+DERIVED: dict[str, tuple[str, Callable[[pd.Series], pd.Series]]] = {
+    "title": ("name", lambda s: s.str.extract(r",\s*(?:the )?([^\s.]+)")[0]),
+    "deck": ("cabin", lambda s: s.str.findall("[A-Z]").str.join(" ")),
+}
+
+
+def with_titles_and_decks(
+    table: pd.DataFrame, needed: Sequence[str] = ()
+) -> pd.DataFrame:
+    """The table with the derived columns whose sources it has.
+
+    Raises UserError where one is needed and the table has neither it nor its source.
+    """
+    derived = {}
+    for name, (source, read) in DERIVED.items():
+        if source in table or (name in needed and name not in table):
+            check_columns(table, [source])
+            derived[name] = read(cast(pd.Series, table[source]))
+    return table.assign(**derived)
+
+
+def read_digits() -> dict[str, np.ndarray]:
+    """The 1797 handwritten digits of scikit-learn: x [N, 64] in 0..1, y [N] in 0..9.
+
+    Their order is the one in which people wrote them: the halves hold other hands.
+    Source: Alpaydin and Kaynak 1998, the UCI optical digits' test set.
+    """
+    from sklearn.datasets import load_digits  # slow to import, and only needed here
+
+    digits: Any = load_digits()
+    return {
+        "x": (digits.data / 16).astype(np.float32),
+        "y": digits.target.astype(np.int32),
+    }
+
+
+class DigitSets(NamedTuple):
+    """The three sets: test is the half that other hands wrote."""
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+
+
+def digit_sets() -> DigitSets:
+    """The first half of the digits to learn from, a fifth of it to choose by."""
+    digits = read_digits()
+    half = len(digits["y"]) // 2
+    train, validation = random_split(half, (0.8, 0.2), seed=0)
+    rest = np.arange(half, len(digits["y"]))
+    mean, scale = digits["x"][train].mean(), digits["x"][train].std()
+    scaled = dataset({"x": (digits["x"] - mean) / scale, "y": digits["y"]})
+    return DigitSets(*(subset(scaled, rows) for rows in (train, validation, rest)))
