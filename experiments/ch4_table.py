@@ -35,6 +35,7 @@ from jaxstudy.models.mlp import embedding_mlp
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run, Saved
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.tabular.columns import (
@@ -64,6 +65,17 @@ from jaxstudy.tabular.prediction import (
 from jaxstudy.tabular.reading import read_text
 from jaxstudy.training import Evaluator, TrainState
 from jaxstudy.types import UserError
+
+LESSON = Lesson(
+    number="4, any table",
+    title="Columns inferred from a CSV file, printed and learned from; here the "
+    "admissions",
+    headline={
+        "network: accuracy": "cross-validated accuracy: network",
+        "logistic regression: accuracy": "logistic regression",
+        "majority class: accuracy": "majority class",
+    },
+)
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,7 @@ from jaxstudy.types import PyTree, UserError
 LESSON = Lesson(
     number="5",
     title="A GAN of the course's two networks: samples after every epoch, what a "
-    "CNN sees in them, whether they copy; real images first, alternating and "
-    "mixed",
+    "CNN sees in them, whether they copy",
     headline={
         "generated images: Frechet distance of this CNN's features": (
             "Frechet distance of a CNN's features to test images': generated"
@@ -78,11 +77,6 @@ LESSON = Lesson(
         "generated images: classes with over 2 %": "classes with over 2 % of them",
         "generated images: top probability": "top probability, generated",
         "test images: top probability": "test images",
-        "alternating: Frechet distance": "distance in small: alternating",
-        "real first: Frechet distance": "real first",
-        "mixed: Frechet distance": "mixed",
-        "alternating, no BatchNorm: Frechet distance": "no BatchNorm",
-        "alternating, predicted: Frechet distance": "running BatchNorm statistics",
     },
 )
 

@@ -41,6 +41,7 @@ from jaxstudy.model import Model
 from jaxstudy.models.dcgan import discriminator, generate, generator, sample_latent
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import (
     NONNEGATIVE,
@@ -52,6 +53,19 @@ from jaxstudy.runs.statistics import (
 )
 from jaxstudy.training import Evaluator, FitResult, fit
 from jaxstudy.types import PyTree
+
+LESSON = Lesson(
+    number="5.3",
+    title="The order of real and generated images: real images first, alternating, "
+    "mixed",
+    headline={
+        "alternating: Frechet distance": "Frechet distance: alternating",
+        "real first: Frechet distance": "real first",
+        "mixed: Frechet distance": "mixed",
+        "alternating, no BatchNorm: Frechet distance": "no BatchNorm",
+        "alternating, predicted: Frechet distance": "running BatchNorm statistics",
+    },
+)
 
 Name = Literal[
     "alternating", "real first", "mixed", "alternating, no BatchNorm",

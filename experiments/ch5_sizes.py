@@ -19,8 +19,16 @@ from jax import lax
 from jaxstudy import ops
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Settings, experiment
+from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.types import Array
+
+LESSON = Lesson(
+    number="5.2.1",
+    title="How many rows a transposed convolution makes: the course's formula beside "
+    "the shapes",
+    headline={"size formula: largest difference": "largest difference"},
+)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from jaxstudy.tabular.encoding import Features
 from jaxstudy.tabular.fitting import fit_columns
 from jaxstudy.tabular.prediction import read_columns, save_columns
 from jaxstudy.tabular.sets import read_titanic, with_titles_and_decks
-from jaxstudy.types import MAX_CHARACTERS, UserError
+from jaxstudy.types import UserError
 from tests.conftest import load
 
 titanic: Any = load("experiments", "ch4_csv")
@@ -468,7 +468,7 @@ def test_all_faults_of_a_table_at_once(ask: Ask, tmp_path: Path) -> None:
     path = written(tmp_path / "t.csv", lines)
     for part in ((), ("--part", 30)):
         assert fault_of(ask, path, *part).split("\n  ") == [
-            f"{path} has 3 faults:",
+            f"{path} has 3 errors:",
             "row 2 (line 3): 3 fields where the header has 4",
             "row 8 (line 9), column 'bought': is missing",
             "row 5 (line 6), column 'x': 'many' is not a number",
