@@ -176,7 +176,8 @@ def products(model: Any, places: Mapping[str, int]) -> dict[str, int]:
 
 def run_fit(state: Any, train_step: Any, rows: Any, **options: Any) -> Any:
     """`fit` without a progress bar: its records, and steps per second of each chunk."""
-    from jaxstudy.training import Log, fit
+    from jaxstudy.records import Log
+    from jaxstudy.training import fit
 
     rates: list[float] = []
 

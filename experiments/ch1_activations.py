@@ -32,8 +32,8 @@ from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import NONNEGATIVE, Estimate, mean_over_runs
 from jaxstudy.tabular.sets import DigitSets, digit_sets
-from jaxstudy.training import EvalStep, TrainState, TrainStep
-from jaxstudy.types import Array, Batch, Mean, Metrics
+from jaxstudy.training import EvalStep, TrainStep
+from jaxstudy.types import Array, Batch, Mean, Metrics, TrainState
 
 LESSON = Lesson(
     number="1.2",

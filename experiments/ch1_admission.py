@@ -49,13 +49,12 @@ from jaxstudy.tabular.sets import (
 from jaxstudy.training import (
     Evaluator,
     FitResult,
-    TrainState,
     fit,
     init_replicas,
     make_eval_step,
     make_train_step,
 )
-from jaxstudy.types import Array, Key, UserError
+from jaxstudy.types import Array, Key, TrainState, UserError
 
 LESSON = Lesson(
     number="1.4",

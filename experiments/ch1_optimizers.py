@@ -33,8 +33,8 @@ from jaxstudy.study.plots import look, save_study
 from jaxstudy.study.problems import PROBLEMS, SURFACES, Problem, Surface
 from jaxstudy.study.runner import Candidate, Protocol, look_up, metrics, run_study
 from jaxstudy.tabular.sets import read_digits
-from jaxstudy.training import TrainState, TrainStep, fit, init_state, make_train_step
-from jaxstudy.types import Array, Batch, Mean, Metrics
+from jaxstudy.training import TrainStep, fit, init_state, make_train_step
+from jaxstudy.types import Array, Batch, Mean, Metrics, TrainState
 
 LESSON = Lesson(
     number="1.3",

@@ -42,13 +42,12 @@ from jaxstudy.runs.statistics import SHARE, Estimate, mean_over_runs
 from jaxstudy.training import (
     EvalStep,
     Evaluator,
-    TrainState,
     fit,
     init_replicas,
     make_eval_step,
     make_train_step,
 )
-from jaxstudy.types import Array, Batch, Metrics
+from jaxstudy.types import Array, Batch, Metrics, TrainState
 
 LESSON = Lesson(
     number="2.0, 2.1",

@@ -47,7 +47,8 @@ from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run, Saved, read_sealed, write_atomically
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.study import sizes
-from jaxstudy.training import Evaluator, TrainState
+from jaxstudy.training import Evaluator
+from jaxstudy.types import TrainState
 
 Classes = tuple[tuple[str, ...], tuple[int, ...]]  # and sizes, for --predict
 

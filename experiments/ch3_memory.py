@@ -42,12 +42,12 @@ from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import NONNEGATIVE, Estimate, mean_over_runs
 from jaxstudy.training import (
     Evaluator,
-    TrainState,
     fit,
     init_replicas,
     make_eval_step,
     make_train_step,
 )
+from jaxstudy.types import TrainState
 
 LESSON = Lesson(
     number="3.1.2, 3.2",

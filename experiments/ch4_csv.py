@@ -63,13 +63,12 @@ from jaxstudy.tabular.prediction import predict_file, save_columns
 from jaxstudy.tabular.sets import read_titanic, with_titles_and_decks
 from jaxstudy.training import (
     Evaluator,
-    TrainState,
     fit,
     init_replicas,
     make_eval_step,
     make_train_step,
 )
-from jaxstudy.types import UserError
+from jaxstudy.types import TrainState, UserError
 
 LESSON = Lesson(
     number="4",

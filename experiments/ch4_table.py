@@ -63,8 +63,8 @@ from jaxstudy.tabular.prediction import (
     save_columns,
 )
 from jaxstudy.tabular.reading import read_text
-from jaxstudy.training import Evaluator, TrainState
-from jaxstudy.types import UserError
+from jaxstudy.training import Evaluator
+from jaxstudy.types import TrainState, UserError
 
 LESSON = Lesson(
     number="4, any table",

@@ -58,8 +58,8 @@ from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run, Saved
 from jaxstudy.runs.statistics import Estimate
-from jaxstudy.training import Evaluator, FitResult, TrainState, fit
-from jaxstudy.types import PyTree, UserError
+from jaxstudy.training import Evaluator, FitResult, fit
+from jaxstudy.types import PyTree, TrainState, UserError
 
 LESSON = Lesson(
     number="5",

@@ -5,10 +5,8 @@ with `lax.scan`, donates the state, and waits for the device only where a chunk 
 """
 
 import functools
-import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -16,36 +14,35 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxstudy.chunks import Visits, plan_chunk, with_whole_batches
 from jaxstudy.dataset import (
     AnyDataset,
     BatchIndices,
     Dataset,
-    epoch_batches,
     gather,
     ordered_batches,
-    stacked_subsets,
-    steps_per_epoch,
-    subset,
 )
 from jaxstudy.model import Model
 from jaxstudy.parallel import Mode, map_replicas, over_replicas, put, replica_mesh
-from jaxstudy.types import Array, Batch, Key, Metrics, Objective, PyTree, UserError
-
-Record = dict[str, Any]  # {"step", "epoch", "split", a metric: its value or [L], ...}
-
-
-class TrainState(NamedTuple):
-    """Everything a step changes, and the key it derives its randomness from.
-
-    The state of replicas has a leading axis L throughout.
-    """
-
-    step: Array
-    params: PyTree
-    extra: PyTree
-    opt_state: PyTree
-    key: Key
-
+from jaxstudy.records import (
+    HEAD,
+    Advance,
+    Log,
+    Record,
+    chunk_records,
+    stop_if_evaluation_not_finite,
+    stop_if_not_finite,
+    values_by_epoch,
+)
+from jaxstudy.types import (
+    Array,
+    Batch,
+    Key,
+    Metrics,
+    Objective,
+    PyTree,
+    TrainState,
+)
 
 TrainStep = Callable[..., tuple[TrainState, Metrics]]  # (state, batch, *args)
 EvalStep = Callable[..., Metrics]  # (state, batch, *args)
@@ -182,7 +179,7 @@ class Evaluator(NamedTuple):
             parts = [sums(*self.data.load(b)) for b in map(BatchIndices, *batches)]
             metrics = jax.tree.map(lambda *a: jnp.sum(jnp.stack(a), 0), *parts)
         metrics = jax.tree.map(lambda a: a[..., None], jax.device_get(metrics))
-        return {name: values[0] for name, values in _values(metrics).items()}
+        return {name: values[0] for name, values in values_by_epoch(metrics).items()}
 
 
 @functools.lru_cache(maxsize=4)
@@ -197,66 +194,6 @@ def _evaluation(
         return evaluate(eval_step, state, rows, args, batch_size=batch_size)
 
     return jax.jit(over_replicas(program, own, mode, mesh) if own else program)
-
-
-# ------------------------------------------------------------------ what watches
-
-
-@dataclass
-class Timing:
-    """What a training took so far, over every process that worked on it."""
-
-    steps: int = 0
-    examples: int = 0
-    compile_s: float = 0.0
-    train_s: float = 0.0
-
-
-class Advance(NamedTuple):
-    """One chunk: the step it reached of all, and what it took."""
-
-    step: int
-    total: int
-    per_epoch: int
-    steps: int  # of all replicas together
-    examples: int
-    seconds: float
-
-
-class Log:
-    """What a training reports to; a run folder's (`SubRun`) stores and stops as well.
-
-    every_epoch: whether each epoch's end has to be seen.
-    """
-
-    every_epoch = False
-
-    def __init__(self) -> None:
-        self.timing = Timing()
-
-    def begin(self, state: TrainState) -> tuple[TrainState, list[Record]]:
-        """The state to go on from, and the records up to there."""
-        return state, []
-
-    def compiled(self, seconds: float, metrics: Mapping[str, list[str]]) -> None:
-        """All is compiled; the names of the metrics by split are known."""
-        del metrics
-        self.timing.compile_s += seconds
-
-    def evaluated(self, records: list[Record]) -> None:
-        """The evaluation before the first step is done."""
-
-    def advanced(
-        self, state: TrainState, chunk: Advance, records: list[Record]
-    ) -> None:
-        """A chunk is done; the state is of use until this returns."""
-        del state, records
-        self.timing.steps += chunk.steps
-        self.timing.examples += chunk.examples
-        self.timing.train_s += chunk.seconds
-
-    def ended(self) -> None:
-        """No more chunks follow, whatever the reason."""
 
 
 # ------------------------------------------------------------------ the loop
@@ -328,7 +265,7 @@ def fit(
     if batch_size < 1 or epochs < 1:
         raise ValueError(f"need batch_size and epochs >= 1: {batch_size}, {epochs}")
     log, evaluators = log or Log(), dict(evaluators or {})
-    data, per_epoch, min_rows = _with_whole_batches(data, batch_size)
+    data, per_epoch, min_rows = with_whole_batches(data, batch_size)
     total = epochs * per_epoch
     state, records = log.begin(state)
     step = int(np.max(jax.device_get(state.step)))
@@ -341,12 +278,13 @@ def fit(
     chunk = plan_chunk(per_epoch, epochs, step, min(chunk_steps, most), every_epoch)
     if chunk.steps < per_epoch or len(inside) < len(evaluators):
         inside = {}  # all are evaluated at an epoch's end, by programs of their own
-    visits = _Visits(data, key, batch_size, per_epoch, chunk)
+    visits = Visits(data, key, batch_size, per_epoch, chunk)
     sets = tuple((e.args, (e.data.indices, e.data.mask)) for e in inside.values())
     arrays = tuple(e.data.arrays for e in inside.values())  # type: ignore[union-attr]
     own = mesh = None
     if state.step.ndim:
-        _check_replicas(state.step.size, key, data, replicas, evaluators)
+        named = {"data": data, **{n: e.data for n, e in evaluators.items()}}
+        _check_replicas(state.step.size, key, named, replicas.args)
         rows = tuple((True, e.data.indices.ndim == 2) for e in inside.values())
         own = (True, (visits.own, False), (True, rows, False))
         mesh = replica_mesh(state.step.size)
@@ -384,12 +322,12 @@ def fit(
             if end < total:  # while the device works
                 visit = put(visits.load(end), owned[1], mesh)
             trained, examples, failed, evaluations = jax.device_get(outputs)
-            new = _records(step, chunk, per_epoch, trained, evaluations)
+            new = chunk_records(step, chunk, per_epoch, trained, evaluations)
             if outside and end % per_epoch == 0:
                 new += evaluated(end)
             if not replicas.may_diverge:
-                _stop_if_not_finite(failed, step, chunk)
-                _stop_if_evaluation_not_finite(new)
+                stop_if_not_finite(failed, step, chunk)
+                stop_if_evaluation_not_finite(new)
             steps_after, step = _total_steps(state), end
             records += new
             seconds = time.perf_counter() - began
@@ -416,85 +354,8 @@ def train_seeds(
     seed: fixes them all; options: of `fit`, `key` apart.
     """
     keys = jax.random.split(jax.random.key(seed), (seeds, 2))
-    state, train_step = (
-        init_replicas(model, tx, keys[:, 0]),
-        make_train_step(objective, tx),
-    )
-    return fit(state, train_step, data, key=keys[:, 1], **options)
-
-
-HEAD = ("step", "epoch", "split")
-
-
-class Chunk(NamedTuple):
-    """How much one dispatch does: `epochs` times `steps` steps.
-
-    `steps` divides an epoch, and is a whole one where `epochs` is over 1.
-    """
-
-    steps: int
-    epochs: int
-
-
-def plan_chunk(
-    per_epoch: int, epochs: int, start: int, chunk_steps: int, every_epoch: bool
-) -> Chunk:
-    """One chunk size that reaches every epoch's end, from `start` to the last step."""
-
-    def divisor(n: int, bound: int) -> int:
-        return max(d for d in range(1, max(1, min(n, bound)) + 1) if n % d == 0)
-
-    if start % per_epoch or per_epoch > chunk_steps:
-        return Chunk(divisor(math.gcd(per_epoch, start), chunk_steps), 1)
-    if every_epoch:
-        return Chunk(per_epoch, 1)
-    left = math.gcd(epochs, start // per_epoch)
-    return Chunk(per_epoch, divisor(left, chunk_steps // per_epoch))
-
-
-class _Visits:
-    """The batches of every chunk [E, S, B], of replicas [L, E, S, B], and their rows.
-
-    One order serves all chunks of an epoch, and one dispatch makes all of several.
-    """
-
-    def __init__(
-        self, data: AnyDataset, key: Key, batch_size: int, per_epoch: int, chunk: Chunk
-    ) -> None:
-        self.data, self.key, self.per_epoch, self.chunk = data, key, per_epoch, chunk
-        own_key, own_rows = key.ndim == 1, data.indices.ndim == 2
-        self.own, self.epoch = own_key or own_rows, -1
-
-        def order(indices: Array, mask: Array, key: Key, first: Array) -> BatchIndices:
-            rows = Dataset({}, indices, mask, data.order)
-            epochs = first + jnp.arange(chunk.epochs)
-            return jax.vmap(lambda e: epoch_batches(rows, batch_size, key, e))(epochs)
-
-        axes = (
-            0 if own_rows else None,
-            0 if own_rows else None,
-            0 if own_key else None,
-        )
-        self.order = jax.jit(jax.vmap(order, (*axes, None)) if self.own else order)
-
-        def cut(a: Array, first: Array) -> Array:
-            return jax.lax.dynamic_slice_in_dim(a, first, chunk.steps, a.ndim - 2)
-
-        self.cut = jax.jit(lambda b, first: jax.tree.map(lambda a: cut(a, first), b))
-
-    def load(self, step: int) -> tuple[BatchIndices, Batch]:
-        """The batches of the chunk that begins with this step, and what they index."""
-        epoch, first = divmod(step, self.per_epoch)
-        if epoch != self.epoch:
-            self.epoch, data = epoch, self.data
-            self.batches = self.order(
-                data.indices, data.mask, self.key, jax.device_put(np.int32(epoch))
-            )
-        batches = self.batches
-        if self.chunk.steps < self.per_epoch:
-            batches = self.cut(batches, jax.device_put(np.int32(first)))
-        fields, batches = self.data.load(batches)
-        return batches, fields
+    state, step = init_replicas(model, tx, keys[:, 0]), make_train_step(objective, tx)
+    return fit(state, step, data, key=keys[:, 1], **options)
 
 
 def _chunk_program(
@@ -550,51 +411,14 @@ def _compiled(work: tuple[Any, ...], structure: Any, leaves: tuple[Any, ...]) ->
     return lowered.compile(), lowered.out_info[1]
 
 
-# ------------------------------------------------------------------ checks and records
-
-
-def _with_whole_batches(
-    data: AnyDataset, batch_size: int
-) -> tuple[AnyDataset, int, int]:
-    """The set, the steps of an epoch, and how many rows a batch needs to be a step.
-
-    Replicas may have epochs of different lengths: the rows are then padded anew to the
-    longest, so that one replica has a batch for every step.
-    """
-    indices, mask = (
-        np.atleast_2d(a) for a in jax.device_get((data.indices, data.mask))
-    )
-    counts = [int(n) for n in mask.sum(axis=-1)]
-    steps = [steps_per_epoch(n, batch_size, data.order) for n in counts]
-    if min(steps) == 0:
-        raise UserError(f"{min(counts)} rows do not make one batch of {batch_size}")
-    if min(steps) < steps_per_epoch(indices.shape[-1], batch_size, data.order):
-        own = [rows[real] for rows, real in zip(indices, mask, strict=True)]
-        alone = data.indices.ndim == 1
-        data = subset(data, own[0]) if alone else stacked_subsets(data, own)
-    if min(steps) == max(steps):
-        return data, max(steps), 0
-    return data, max(steps), batch_size if data.order.drop_remainder else 1
-
-
 def _check_replicas(
-    count: int,
-    key: Key,
-    data: AnyDataset,
-    replicas: Replicas,
-    evaluators: Mapping[str, Evaluator],
+    count: int, key: Key, sets: Mapping[str, AnyDataset], args: PyTree
 ) -> None:
     """Raise ValueError where something is of another number of replicas."""
     sizes = {"state": count, "key": key.size if key.ndim else count}
-    sizes |= {
-        f"args[{i}]": len(a) for i, a in enumerate(jax.tree.leaves(replicas.args))
-    }
-    for name, each in {
-        "data": data,
-        **{n: e.data for n, e in evaluators.items()},
-    }.items():
-        if each.indices.ndim == 2:
-            sizes[name] = len(each.indices)
+    sizes |= {f"args[{i}]": len(a) for i, a in enumerate(jax.tree.leaves(args))}
+    own = {name: each for name, each in sets.items() if each.indices.ndim == 2}
+    sizes |= {name: len(each.indices) for name, each in own.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"replicas differ in number: {sizes}")
 
@@ -602,74 +426,3 @@ def _check_replicas(
 def _total_steps(state: TrainState) -> int:
     """The steps of all replicas together."""
     return int(np.sum(jax.device_get(state.step), dtype=np.int64))
-
-
-def _stop_if_not_finite(failed: np.ndarray, step: int, chunk: Chunk) -> None:
-    """`failed` [E] or [L, E]: the first step of an epoch without a finite loss."""
-    if failed.min() == chunk.steps:
-        return
-    each = np.where(failed < chunk.steps, failed, chunk.steps * chunk.epochs)
-    first = int((each + chunk.steps * np.arange(chunk.epochs)).min())
-    where = ""
-    if failed.ndim == 2:
-        diverged = np.flatnonzero(failed.min(1) < chunk.steps)
-        where = (
-            f" in {len(diverged)} of {len(failed)} replicas"
-            f" (the first is {diverged[0]})"
-        )
-    raise UserError(
-        f"the loss at step {step + first} was not finite{where}; the run stops there: "
-        "try a smaller learning rate"
-    )
-
-
-def _stop_if_evaluation_not_finite(records: list[Record]) -> None:
-    """The last step can ruin the weights with no later training loss to show it."""
-    for record in records:
-        losses = (
-            record["loss"] if isinstance(record["loss"], list) else [record["loss"]]
-        )
-        if record["split"] != "train" and None in losses:
-            raise UserError(
-                f"the {record['split']} loss after step {record['step']} was not "
-                "finite; the run stops there: try a smaller learning rate"
-            )
-
-
-def _values(metrics: Metrics) -> dict[str, list[Any]]:
-    """Each metric [..., E] by epoch: a number, or a list [L].
-
-    None where it is not finite, or where there was no row to measure it on.
-    """
-
-    def number(value: np.float32) -> float | None:
-        # the shortest text that reads back as this float32, so a resumed run agrees
-        return float(str(value)) if np.isfinite(value) else None
-
-    def divide(mean: Any) -> list[Any]:
-        values = np.asarray(mean.total / np.maximum(mean.count, 1), np.float32)
-        values = np.where(mean.count > 0, values, np.float32(np.nan))
-        return [
-            [number(v) for v in value] if value.ndim else number(value)
-            for value in np.moveaxis(values, -1, 0)
-        ]
-
-    return {name: divide(mean) for name, mean in metrics.items()}
-
-
-def _records(
-    step: int,
-    chunk: Chunk,
-    per_epoch: int,
-    trained: Metrics,
-    evaluations: Mapping[str, Metrics],
-) -> list[Record]:
-    """The records of one chunk: {"step", "epoch", "split", names...: values}."""
-    splits = {name: _values(m) for name, m in {"train": trained, **evaluations}.items()}
-    return [
-        {"step": end, "epoch": round(end / per_epoch, 6), "split": split}
-        | {name: each[epoch] for name, each in values.items()}
-        for epoch in range(chunk.epochs)
-        for end in [step + chunk.steps * (epoch + 1)]
-        for split, values in splits.items()
-    ]

@@ -20,6 +20,20 @@ class Mean(NamedTuple):
 
 Metrics = Mapping[str, Mean]  # every objective reports at least "loss"
 
+
+class TrainState(NamedTuple):
+    """Everything a step changes, and the key it derives its randomness from.
+
+    The state of replicas has a leading axis L throughout.
+    """
+
+    step: Array
+    params: PyTree
+    extra: PyTree
+    opt_state: PyTree
+    key: Key
+
+
 # (params, extra, batch, key) -> (loss, (extra, metrics)); key None means evaluation
 Objective = Callable[
     [PyTree, PyTree, Batch, Key | None], tuple[Array, tuple[PyTree, Metrics]]

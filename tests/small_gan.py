@@ -20,8 +20,8 @@ from jaxstudy.gan.step import (
     real_first,
 )
 from jaxstudy.model import from_linen
-from jaxstudy.training import Evaluator, FitResult, Replicas, TrainState, TrainStep, fit
-from jaxstudy.types import Array, Key
+from jaxstudy.training import Evaluator, FitResult, Replicas, TrainStep, fit
+from jaxstudy.types import Array, Key, TrainState
 from tests.conftest import assert_rounding
 
 SHAPE, B = (16, 16, 1), 6

@@ -55,8 +55,8 @@ from jaxstudy.models.dcgan import discriminator, generator, sample_latent
 from jaxstudy.runs.checkpoint import Checkpoints
 from jaxstudy.runs.cli import Settings
 from jaxstudy.runs.run import Options, Stopped, open_run
-from jaxstudy.training import Evaluator, FitResult, TrainState
-from jaxstudy.types import Array, Batch, Key, Metrics, PyTree
+from jaxstudy.training import Evaluator, FitResult
+from jaxstudy.types import Array, Batch, Key, Metrics, PyTree, TrainState
 from tests.conftest import run_on_devices
 
 SGD = optax.sgd(0.1)

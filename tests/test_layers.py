@@ -15,6 +15,8 @@ ORDER = (
     {"messages", "parallel", "runs.progress", "runs.statistics"},
     {"runs.files", "pretrained.keras_index", "pretrained.torch_weights"},
     {"tabular.columns", "data.splits", "model", "ops", "optimizers", "dataset"},
+    {"chunks"},
+    {"records"},
     {"objectives", "text.vocabulary", "tabular.cells", "data.sources"},
     {"training", "models", "text.decoding", "tabular.encoding"},
     {"models.seq2seq", "models.next_word", "models.summary", "tabular.fitting"},

@@ -37,8 +37,7 @@ from jaxstudy.runs.run import (
     to_json,
     write_atomically,
 )
-from jaxstudy.training import TrainState
-from jaxstudy.types import Refused, UserError
+from jaxstudy.types import Refused, TrainState, UserError
 from tests.conftest import ROOT, contents
 
 CONFIG = Config(kind="noisy")

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstudy import training
+from jaxstudy.chunks import Chunk, Visits
 from jaxstudy.dataset import (
     Dataset,
     Order,
@@ -30,7 +30,6 @@ from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import squared_error
 from jaxstudy.runs.run import Options, open_run
 from jaxstudy.training import (
-    Chunk,
     Evaluator,
     FitResult,
     Replicas,
@@ -234,7 +233,7 @@ def test_chunks_hold_the_batches_of_resident_sets(
     keys = jax.random.split(key, groups) if groups else key
     source = streamed(Rows({"y": np.arange(n)}))
     epoch, first = divmod(begin, per_epoch)
-    visits = training._Visits(source, keys, batch_size, per_epoch, Chunk(steps, 1))
+    visits = Visits(source, keys, batch_size, per_epoch, Chunk(steps, 1))
     visited, fields = visits.load(begin)
     shape = (-1, steps, batch_size)
     for k, rows, valid in zip(

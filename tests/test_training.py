@@ -18,32 +18,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxstudy.chunks import plan_chunk
 from jaxstudy.data.splits import kfold
 from jaxstudy.dataset import Dataset, Order, dataset, stacked_subsets, subset
 from jaxstudy.model import Model, column_statistics, from_linen, standardized
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import binary_cross_entropy, squared_error
 from jaxstudy.optimizers import OPTIMIZERS
+from jaxstudy.records import Advance, Log
 from jaxstudy.runs.cli import Settings
 from jaxstudy.runs.run import Options, open_run
 from jaxstudy.tabular.sets import admission_arrays, read_admissions
 from jaxstudy.training import (
-    Advance,
     EvalStep,
     Evaluator,
     FitResult,
-    Log,
     Replicas,
-    TrainState,
     TrainStep,
     fit,
     init_replicas,
     init_state,
     make_eval_step,
     make_train_step,
-    plan_chunk,
 )
-from jaxstudy.types import Array, Batch, Mean, Metrics, PyTree, UserError
+from jaxstudy.types import Array, Batch, Mean, Metrics, PyTree, TrainState, UserError
 from tests.conftest import assert_rounding, assert_rows, run_on_devices
 
 # 52 rows in batches of 10: six steps an epoch, the last with two rows and padding.

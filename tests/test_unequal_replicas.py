@@ -24,21 +24,20 @@ from jaxstudy.dataset import (
 )
 from jaxstudy.model import from_linen
 from jaxstudy.objectives import squared_error
+from jaxstudy.records import Advance
 from jaxstudy.runs.cli import Settings
 from jaxstudy.runs.run import Options, open_run
 from jaxstudy.training import (
-    Advance,
     Evaluator,
     FitResult,
     Replicas,
-    TrainState,
     fit,
     init_replicas,
     init_state,
     make_eval_step,
     make_train_step,
 )
-from jaxstudy.types import Array, Batch, Mean, Metrics, PyTree, UserError
+from jaxstudy.types import Array, Batch, Mean, Metrics, PyTree, TrainState, UserError
 
 
 def bits(tree: PyTree) -> list[bytes]:

@@ -58,7 +58,6 @@ from jaxstudy.tabular.columns import Table
 from jaxstudy.text.decoding import beam_search, sample
 from jaxstudy.training import (
     EvalStep,
-    TrainState,
     TrainStep,
     evaluate,
     init_state,
@@ -66,7 +65,7 @@ from jaxstudy.training import (
     make_train_step,
     run_steps,
 )
-from jaxstudy.types import Array, Objective, PyTree
+from jaxstudy.types import Array, Objective, PyTree, TrainState
 
 ADAM = optax.adam(0.01)
 ROWS = 5

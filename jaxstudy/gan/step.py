@@ -29,14 +29,17 @@ from jaxstudy.objectives import (
     mean_value,
 )
 from jaxstudy.parallel import map_replicas
-from jaxstudy.training import (
-    EvalStep,
+from jaxstudy.training import EvalStep, TrainStep, init_state, make_train_step
+from jaxstudy.types import (
+    Array,
+    Batch,
+    Key,
+    Mean,
+    Metrics,
+    Objective,
+    PyTree,
     TrainState,
-    TrainStep,
-    init_state,
-    make_train_step,
 )
-from jaxstudy.types import Array, Batch, Key, Mean, Metrics, Objective, PyTree
 
 D, G = "discriminator", "generator"
 Fakes = Callable[[Key], Batch]  # generated images x, labelled y = 0

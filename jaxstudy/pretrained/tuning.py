@@ -19,8 +19,7 @@ from jaxstudy.model import (
 from jaxstudy.models.mlp import mlp
 from jaxstudy.models.summary import print_summary
 from jaxstudy.pretrained.backbones import output_shapes
-from jaxstudy.training import TrainState
-from jaxstudy.types import Array, PyTree
+from jaxstudy.types import Array, PyTree, TrainState
 
 
 def regression(inputs: int, classes: int) -> Model:

@@ -33,6 +33,7 @@ import pydantic
 from jaxstudy.messages import warn
 from jaxstudy.model import Model
 from jaxstudy.parallel import usable_cores
+from jaxstudy.records import Advance, Log, Timing
 from jaxstudy.runs.checkpoint import (
     Checkpoints,
     DamagedError,
@@ -54,8 +55,7 @@ from jaxstudy.runs.files import (
     reason,
 )
 from jaxstudy.runs.progress import Bar
-from jaxstudy.training import Advance, Log, Timing, TrainState
-from jaxstudy.types import PyTree, Refused, UserError
+from jaxstudy.types import PyTree, Refused, TrainState, UserError
 
 SCHEMA = 2
 C = TypeVar("C")

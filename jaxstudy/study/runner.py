@@ -32,13 +32,12 @@ from jaxstudy.training import (
     EvalStep,
     Evaluator,
     Replicas,
-    TrainState,
     TrainStep,
     fit,
     make_eval_step,
     make_train_step,
 )
-from jaxstudy.types import Array, Batch, Key, Metrics, PyTree, UserError
+from jaxstudy.types import Array, Batch, Key, Metrics, PyTree, TrainState, UserError
 
 T = TypeVar("T")
 LEAST_TUNING_SEEDS = 3

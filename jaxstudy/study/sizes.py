@@ -15,7 +15,7 @@ from jaxstudy.runs.statistics import (
     at_best_epoch,
     mean_over_runs,
 )
-from jaxstudy.training import TrainState
+from jaxstudy.types import TrainState
 
 
 def accuracies(

@@ -32,8 +32,7 @@ from jaxstudy.tabular.cross_validation import (
 )
 from jaxstudy.tabular.encoding import Features
 from jaxstudy.tabular.fitting import fit_columns
-from jaxstudy.training import TrainState
-from jaxstudy.types import Array, PyTree
+from jaxstudy.types import Array, PyTree, TrainState
 
 Build = Callable[[Sequence[Table], int], Model]  # (embeddings, width of x) -> network
 # (model, training set, sets to evaluate on, replicas, name) -> the replicas trained
