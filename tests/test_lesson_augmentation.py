@@ -148,6 +148,7 @@ def test_sets_are_disjoint_by_group_and_the_test_set_is_everyones(
     monkeypatch.setattr(folder_sets, "check_folder", lambda _: tmp_path)
 
     def found(seed: int) -> dict[str, set[int]]:
+        images: Any
         images, audited = folder_sets.read_folder_sets(
             None, size=(8, 8), strict=False, validation_split=0.25, seed=seed
         )

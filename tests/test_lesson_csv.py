@@ -49,7 +49,8 @@ def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
 
     def ask(*arguments: object, module: Any = lesson) -> tuple[int, str, str]:
         code = run_script(module, arguments)
-        return code, *capsys.readouterr()
+        out, err = capsys.readouterr()
+        return code, out, err
 
     return ask
 
@@ -97,7 +98,8 @@ def test_the_passengers_are_those_of_the_table() -> None:
     prepared = with_titles_and_decks(table)
     assert prepared["title"].notna().all()
     assert set(prepared["title"]) > {"Mr", "Mrs", "Rev", "Countess", "Jonkheer"}
-    assert prepared.loc[prepared["cabin"] == "C23 C25 C27", "deck"].iloc[0] == "C C C"
+    many: Any = prepared["cabin"] == "C23 C25 C27"
+    assert prepared.loc[many, "deck"].iloc[0] == "C C C"
 
 
 def test_every_kind_of_column_is_there_and_none_of_a_leak() -> None:

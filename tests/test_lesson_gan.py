@@ -27,7 +27,8 @@ lesson: Any = load("experiments", "ch5_gan")
 orders: Any = load("experiments", "ch5_orders")
 sizes: Any = load("experiments", "ch5_sizes")
 FRECHET = "Frechet distance of this CNN's features"
-Patch, Captured = pytest.MonkeyPatch, pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
+Captured = pytest.CaptureFixture[str]
 
 
 def run(patch: Patch, folder: Path, *arguments: object, module: Any = lesson) -> Any:
