@@ -99,7 +99,8 @@ def test_the_passengers_are_those_of_the_table() -> None:
     assert prepared["title"].notna().all()
     assert set(prepared["title"]) > {"Mr", "Mrs", "Rev", "Countess", "Jonkheer"}
     many: Any = prepared["cabin"] == "C23 C25 C27"
-    assert prepared.loc[many, "deck"].iloc[0] == "C C C"
+    decks: Any = prepared.loc[many, "deck"]
+    assert decks.iloc[0] == "C C C"
 
 
 def test_every_kind_of_column_is_there_and_none_of_a_leak() -> None:
