@@ -55,7 +55,7 @@ class Log:
         self.timing.compile_s += seconds
 
     def evaluated(self, records: list[Record]) -> None:
-        """The evaluation before the first step is done."""
+        """Training begins; the records are of the evaluation before its first step."""
 
     def advanced(
         self, state: TrainState, chunk: Advance, records: list[Record]

@@ -310,9 +310,9 @@ def fit(
     names = {"train": list(outputs[0]), **{n: list(m) for n, m in outputs[-1].items()}}
     names |= {r["split"]: [n for n in r if n not in HEAD] for r in first}
     log.compiled(took, names)
-    if before:
-        records += first
-        log.evaluated(first)
+    first = first if before else []
+    records += first
+    log.evaluated(first)
     steps_before = _total_steps(state)
     try:
         while step < total:

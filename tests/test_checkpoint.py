@@ -6,7 +6,6 @@ import json
 import math
 import os
 import random
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -148,23 +147,6 @@ def test_nothing_is_pickled(three: Path) -> None:
     for name, data in contents(three).items():
         assert not name.endswith((".pkl", ".pickle", ".npy", ".npz")), name
         assert not data.startswith((b"\x80\x03", b"\x80\x04", b"\x80\x05")), name
-
-
-def test_no_source_file_pickles() -> None:
-    root = Path(__file__).resolve().parents[1]
-    sources = [p for d in ("jaxstudy", "experiments") for p in (root / d).rglob("*.py")]
-    assert len(sources) > 10
-    for path in sources:
-        text = path.read_text()
-        # pickletools only parses
-        for word in (
-            "import pickle\\b",
-            "allow_pickle=True",
-            "joblib",
-            "dill",
-            "marshal",
-        ):
-            assert not re.search(word, text), path
 
 
 def test_no_folder_is_no_checkpoint(tmp_path: Path) -> None:

@@ -73,7 +73,9 @@ def start(name: str) -> tuple[PyTree, PyTree]:
 def evaluate(name: str, split: str, params: PyTree) -> Mapping[str, Mean]:
     """The metrics of a whole set, in one batch."""
     data, extra = getattr(problem(name), split), start(name)[1]
-    batch = gather(data, BatchIndices(data.indices, data.mask.astype(jnp.float32)))
+    batch = gather(
+        data.arrays, BatchIndices(data.indices, data.mask.astype(jnp.float32))
+    )
     # compiled as one: each operation by itself would be, too
     return jax.jit(problem(name).objective)(params, extra, batch, None)[1][1]
 

@@ -228,11 +228,12 @@ class SubRun(Log):
             raise UserError(
                 f"--monitor {keep.monitor}: not logged here, only {', '.join(logged)}"
             )
-        self.run.stop_if_asked()
 
     def evaluated(self, records: list[dict[str, Any]]) -> None:
-        """Keep the evaluation before the first step."""
-        self.log(records)
+        """Keep the evaluation before the first step. Raises Stopped."""
+        if records:
+            self.log(records)
+        self.run.stop_if_asked()
 
     def advanced(
         self, state: TrainState, chunk: Advance, records: list[dict[str, Any]]
@@ -243,14 +244,14 @@ class SubRun(Log):
         epoch, within = divmod(chunk.step, chunk.per_epoch)
         if self.on_epoch is not None and not within:
             self.on_epoch(epoch, state)
-        ended, stopping = chunk.step == chunk.total, self.run.signum is not None
+        ended = chunk.step == chunk.total
         if ended:  # first: its records say that the training is finished
             self.run.save_attempts()
         self.log(records)
         due = time.monotonic() - self.saved_at >= self.run.options.save_every
         if self.checkpoints.keep.which != "last":
             due = not within
-        if stopping or due or (ended and self.checkpoint_at_end):
+        if self.run.signum is not None or due or (ended and self.checkpoint_at_end):
             self.save(chunk.step, *_trees(state))
             self.saved_at = time.monotonic()
         self.run.stop_if_asked()
