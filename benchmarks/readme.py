@@ -145,7 +145,7 @@ def lessons_table() -> str:
     if outdated:
         listed = "; ".join(f"{number} ({why})" for number, why in outdated.items())
         notes.append(
-            f"{OUTDATED.strip()} Measured before a fault was mended: {listed}."
+            f"{OUTDATED.strip()} Measured before an error was mended: {listed}."
         )
     return "\n".join([*lines, *(line for note in notes for line in ("", note))])
 

@@ -7,8 +7,8 @@ copying, by a rule that names the class of a file:
 
 They are loaded with an image size, a validation split and a seed; drawings of the same
 thing are never in two of the sets. `--folder DIR` takes any such tree instead. All of
-it is looked at first, and every fault named: what is faulty is left out and listed in
-faults.json of the run; with `--strict` nothing is run.
+it is looked at first, and every problem named: such files are left out and listed in
+problems.json of the run; with `--strict` nothing is run.
 
 Then a CNN learns from sets of several sizes, as they are and flipped, rotated, zoomed
 and shifted at random, another way each time. A seed fixes the images, the first weights
@@ -93,7 +93,7 @@ class Config(Settings):
     folder: Path | None = None
     """A folder of yours, FOLDER/CLASS/FILE, in the place of the data."""
     strict: bool = False
-    """Refuse a folder with faults, instead of leaving out what is faulty."""
+    """Refuse a folder with problems, instead of leaving out what is faulty."""
     image_size: Annotated[int, pydantic.Field(ge=8)] = 32
     """Height and width that images are brought to."""
     validation_split: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.25
@@ -204,7 +204,7 @@ def train(
 
 
 def read(config: Config, run: Run) -> tuple[ImageSet, np.ndarray]:
-    """The images, and a larger one to show; a folder's faults go to faults.json."""
+    """The images, and a larger one to show; a folder's problems go to problems.json."""
     size = config.image_size, config.image_size
     if config.folder is None and config.data != "emoji":
         images = read_images(config.data, image_size=size)
@@ -215,8 +215,8 @@ def read(config: Config, run: Run) -> tuple[ImageSet, np.ndarray]:
         config.folder, size=size, strict=config.strict, seed=config.seed,
         validation_split=config.validation_split,
     )  # fmt: skip
-    faults = json.dumps([fault._asdict() for fault in audited.faults], indent=1)
-    write_atomically(run.folder / "faults.json", faults + "\n")
+    problems = json.dumps([problem._asdict() for problem in audited.problems], indent=1)
+    write_atomically(run.folder / "problems.json", problems + "\n")
     path = audited.folder / audited.paths[0]
     return images, folders.read_image(path, (DRAWN, DRAWN))
 

@@ -1,4 +1,4 @@
-"""Lesson 2.2.2: every way to keep what a network has learnt, and to get it back.
+"""Lesson 2.2.2: every way to keep what a network has learned, and to get it back.
 
 A saved model is its layers and settings (config.json), its trained weights, and, to go
 on training, the optimizer's state, the step and the random key (checkpoints/). Every

@@ -1,6 +1,6 @@
 """Lesson 2.3: transfer learning: features of a network that somebody else trained.
 
-EfficientNet-Lite0 learnt to tell a thousand things apart on ImageNet. Without its last
+EfficientNet-Lite0 was trained on the thousand classes of ImageNet. Without its last
 layer it makes features of any image, and a regression on those tells nine kinds of
 emoji apart that it never saw. Its layers are frozen, so their features are
 computed once and kept. Then its last layers are trained too, from the one of a name on.

@@ -2,7 +2,7 @@
 
 What separates the cells and whether decimals have a comma is found out and printed, and
 so is what each column is taken for: a number, a category, a list of buckets, or
-nothing. All faults of a file are named at once, before any training. A network and a
+nothing. All errors of a file are named at once, before any training. A network and a
 logistic regression are cross-validated on the same folds; a file of more than --part
 rows has a tenth held out instead, is read in parts and never held in memory as a whole.
 
@@ -247,7 +247,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         table = infer_table(parts(config, errors, print), config.label, errors)
         table.print(config.label)
         columns, classes = table.inferred.columns, [*table.classes]
-        # a look at every row, before any training: it tells all faults at once
+        # a look at every row, before any training: it tells all errors at once
         fit_columns(columns, parts(config, errors), errors)
         if table.whole is None:
             return hold_out(columns, classes, table.rows, errors, config, run)

@@ -6,10 +6,10 @@ real one. A step trains D on real images and on generated ones, then G against a
 frozen discriminator; an epoch is once through the images. What G makes of the same
 noise after every epoch is in samples/, and as an animation.
 
-Is it any good? A CNN that learnt the classes of the real images says how many of them
+Is it any good? a CNN trained on the classes of the real images says how many of them
 it finds in the generated ones and how sure it is, and the Frechet distance between
 its features of both has other real images and noise as the ends of its scale. Does G
-copy? Its images, and new real ones, are beside the nearest of those it learnt from.
+copy? Its images, and new real ones, are beside the nearest of those it was trained on.
 When to stop? When D can no longer tell, says the course: at the first epoch after which
 1/2 is in the 95 % interval of its accuracy on held-out and as many generated images;
 nan is for none.

@@ -345,7 +345,7 @@ def test_exit_codes(
     assert capsys.readouterr().err == said
 
 
-def test_what_the_system_refuses_is_not_the_users_fault(
+def test_what_the_system_refuses_is_not_the_users_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def read(code: int) -> Callable[[], None]:

@@ -61,7 +61,7 @@ def test_bars_are_counted(body: str, bars: int, wrong: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tune", "fault"),
+    ("tune", "error"),
     [
         ("", ""),
         ("X:1\nM:6/8\nL:1/8\nGGG GGG|\n", "no key"),
@@ -82,9 +82,9 @@ def test_bars_are_counted(body: str, bars: int, wrong: int) -> None:
         (HEAD + "GGG G//// GGG|\n", ""),
     ],
 )
-def test_what_a_parser_cannot_read_is_not_accepted(tune: str, fault: str) -> None:
+def test_what_a_parser_cannot_read_is_not_accepted(tune: str, error: str) -> None:
     verdict = judge(tune)
-    assert verdict.fault.startswith(fault)
+    assert verdict.error.startswith(error)
     assert not verdict.accepted
     assert not verdict.adds_up
 

@@ -313,9 +313,9 @@ OTHERS: dict[str, tuple[dict[str, np.ndarray | None], str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", OTHERS)
-def test_weights_of_another_network_are_refused(fault: str) -> None:
-    changed, reason = OTHERS[fault]
+@pytest.mark.parametrize("error", OTHERS)
+def test_weights_of_another_network_are_refused(error: str) -> None:
+    changed, reason = OTHERS[error]
     tensors = {**torch_tensors(), **changed}
     tensors = {name: t for name, t in tensors.items() if t is not None}
     with pytest.raises(UserError, match=f"not the weights of EfficientNet.*{reason}"):

@@ -187,7 +187,7 @@ def test_admission_scores_everybody_once_per_repeat(smoke: Smoke) -> None:
     module = load("experiments", "ch1_admission")
     folds = [rows for seed in (0, 1) for _, rows in kfold(23, 5, seed=seed)]
     held_out = stacked_subsets(dataset({"x": np.zeros((23, 5))}), folds)
-    logits = np.full((len(folds), 23), -9.0)  # wrong of all that one learnt from
+    logits = np.full((len(folds), 23), -9.0)  # wrong of all that it was trained on
     for replica, rows in enumerate(folds):
         logits[replica, rows] = replica
     config = module.Config(folds=5, repeats=2)

@@ -585,7 +585,7 @@ def test_words_for_missing_numbers_are_found_and_told() -> None:
     assert fitted.missing_words(table) == found.missing_words
 
 
-def test_text_among_numbers_is_a_fault_and_no_category() -> None:
+def test_text_among_numbers_is_an_error_and_no_category() -> None:
     values = [*map(str, range(30)), "many"]
     table = pd.DataFrame({"n": values, "y": "a"})
     found = infer([table], "y")

@@ -1,4 +1,4 @@
-"""Image folders: every fault is named, splits keep their promises, copies are safe."""
+"""Image folders: problems are named, splits keep their promises, copies are safe."""
 
 import contextlib
 import errno
@@ -91,8 +91,8 @@ def png_of(width: int, height: int) -> bytes:
 
 
 def kinds(audited: Audit) -> dict[str, str]:
-    named = {fault.path: fault.kind for fault in audited.faults}
-    assert len(named) == len(audited.faults)  # one fault each
+    named = {problem.path: problem.kind for problem in audited.problems}
+    assert len(named) == len(audited.problems)  # one problem each
     return named
 
 
@@ -129,7 +129,7 @@ def without_root() -> Iterator[None]:
         os.seteuid(0)
 
 
-def test_every_fault_is_named_at_once(open_folder: Path) -> None:
+def test_every_problem_is_named_at_once(open_folder: Path) -> None:
     folder, photo = open_folder / "data", picture()
     secret = tree(open_folder, {"outside.png": photo}) / "outside.png"
     good = {
@@ -197,7 +197,7 @@ def test_every_fault_is_named_at_once(open_folder: Path) -> None:
     del expected["locked/a.png"], expected["odd\x1b[2J/a.png"]
     expected["odd\\x1b[2J"] = "odd name"
     assert kinds(audited) == expected
-    assert list(audited.faults) == sorted(audited.faults)
+    assert list(audited.problems) == sorted(audited.problems)
     assert audited.classes == ("Owl", "cat", "dog", "fish", "lonely", "owl")
     assert set(audited.paths) == {*good, "cat/inside.png"}
     assert [audited.classes[label] for label in audited.labels] == [
@@ -208,7 +208,7 @@ def test_every_fault_is_named_at_once(open_folder: Path) -> None:
     assert lines[-2] == (
         "13 images in 6 classes: Owl 2, cat 4, dog 2, fish 2, lonely 1, owl 2"
     )
-    assert lines[-1].startswith(f"{len(expected)} faults: 7 bad link, 4 case clash,")
+    assert lines[-1].startswith(f"{len(expected)} problems: 7 bad link, 4 case clash,")
 
     os.chmod(folder / "locked", 0o755)
     loaded = load_folder(audited, image_size=(6, 5))
@@ -219,12 +219,12 @@ def test_every_fault_is_named_at_once(open_folder: Path) -> None:
             np.testing.assert_array_equal(row, image)
 
 
-def test_a_good_folder_has_no_fault_and_nothing_is_printed(
+def test_a_good_folder_has_no_problem_and_nothing_is_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     audited = audit(pets(tmp_path))
-    assert audited.faults == ()
-    assert report(audited) == "4 images in 2 classes: cat 2, dog 2\nno faults"
+    assert audited.problems == ()
+    assert report(audited) == "4 images in 2 classes: cat 2, dog 2\nno problems"
     assert load_folder(audited, image_size=(2, 2), strict=True).y.tolist() == [
         0,
         0,
@@ -318,8 +318,8 @@ def test_any_file_name_is_read_and_stays_on_its_line(
                          validation_split=0.5)  # fmt: skip
     assert loaded.audit.classes == ("cat", "dog")
     assert len(loaded.audit.paths) == 5
-    (fault,) = loaded.audit.faults
-    assert fault.path.isprintable()
+    (problem,) = loaded.audit.problems
+    assert problem.path.isprintable()
     assert len(report(loaded.audit).encode("utf-8").splitlines()) == 3
 
 
@@ -331,7 +331,7 @@ def test_composed_letters_clash_like_case(tmp_path: Path) -> None:
         "cafe\u0301/1.png",
     )
     audited = audit(tree(tmp_path, {name: picture() for name in files}))
-    assert {fault.kind for fault in audited.faults} == {"case clash"}
+    assert {problem.kind for problem in audited.problems} == {"case clash"}
     assert len(audited.paths) == 4
 
 
@@ -341,7 +341,7 @@ def test_composed_letters_clash_like_case(tmp_path: Path) -> None:
         ({}, "cannot be listed"),
         ({"data/.keep": b""}, "holds no class folder with images"),
         ({"data": b""}, "cannot be listed"),
-        ({"data/a.png": b"x", "data/c/b": b"x"}, r"no usable image, and 3 faults:"),
+        ({"data/a.png": b"x", "data/c/b": b"x"}, r"no usable image, and 3 problems:"),
     ],
 )
 def test_a_folder_without_images(
@@ -353,13 +353,13 @@ def test_a_folder_without_images(
 
 
 @pytest.mark.parametrize(("bad", "listed"), [(1, 1), (100, 100), (101, 20)])
-def test_strict_lists_the_faults(tmp_path: Path, bad: int, listed: int) -> None:
+def test_strict_lists_the_problems(tmp_path: Path, bad: int, listed: int) -> None:
     audited = audit(tree(pets(tmp_path), {f"cat/bad{i:03}": b"x" for i in range(bad)}))
     assert len(load_folder(audited, image_size=(2, 2)).x) == 4
     with pytest.raises(UserError) as error:
         load_folder(audited, image_size=(2, 2), strict=True)
     first, *lines = str(error.value).splitlines()
-    assert first == f"{tmp_path} has {bad} fault{'s' if bad > 1 else ''}:"
+    assert first == f"{tmp_path} has {bad} problem{'s' if bad > 1 else ''}:"
     more = [f"  and {bad - listed} more"] if bad > listed else []
     assert [line.partition(":")[0] for line in lines] == [
         *(f"  cat/bad{i:03}" for i in range(listed)),
@@ -494,7 +494,7 @@ METADATA = {
 
 
 @pytest.mark.parametrize("kind", METADATA)
-def test_metadata_is_no_fault_of_the_pixels(tmp_path: Path, kind: str) -> None:
+def test_metadata_is_no_problem_of_the_pixels(tmp_path: Path, kind: str) -> None:
     """However much, or broken; nor is it unpacked."""
     content = png(8, 2, 1, [bytes(RED)], **METADATA[kind])
     tree(tmp_path, {"class/0.png": content, "class/1.png": content})
@@ -502,7 +502,7 @@ def test_metadata_is_no_fault_of_the_pixels(tmp_path: Path, kind: str) -> None:
     audited = audit(tmp_path)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert audited.faults == ()
+    assert audited.problems == ()
     got = load_folder(audited, image_size=(1, 1)).x
     np.testing.assert_array_equal(got, [[[RED]]] * 2)
     assert most < 2**24

@@ -91,7 +91,7 @@ def unsafe(tree: ast.AST) -> list[str]:
     return found
 
 
-def faults(module: str, source: str) -> list[str]:
+def errors(module: str, source: str) -> list[str]:
     """What a module of the library ("training"), or a script ("experiments.x"), does
     that the layers forbid."""
     tree = ast.parse(source)
@@ -147,7 +147,7 @@ def test_a_module_keeps_to_the_layers(module: str) -> None:
     if MODULES[module].name == "__init__.py":  # the packages themselves hold nothing
         assert len(ast.parse(source).body) == 1, "a package's __init__ is a docstring"
     else:
-        assert faults(module, source) == []
+        assert errors(module, source) == []
 
 
 SCRIPTS = [p for d in sorted(OUTSIDE) for p in sorted(ROOT.joinpath(d).rglob("*.py"))]
@@ -199,7 +199,7 @@ def test_nothing_unpickles_or_evaluates_text(path: Path) -> None:
     ],
 )
 def test_a_breach_is_seen(module: str, source: str) -> None:
-    assert faults(module, source)
+    assert errors(module, source)
 
 
 @pytest.mark.parametrize(
@@ -219,12 +219,12 @@ def test_a_breach_is_seen(module: str, source: str) -> None:
     ],
 )
 def test_what_is_allowed_is_not_a_breach(module: str, source: str) -> None:
-    assert faults(module, source) == []
+    assert errors(module, source) == []
 
 
 def test_a_module_without_a_place_is_named() -> None:
     with pytest.raises(AssertionError, match="newcomer has no place"):
-        faults("newcomer", "from jaxstudy.types import Array")
+        errors("newcomer", "from jaxstudy.types import Array")
 
 
 def test_no_import_changes_anything_else() -> None:

@@ -1,4 +1,4 @@
-"""Lesson 2.2.1 and 2.2.3: folders with faults, sets apart by group, pairs of seeds."""
+"""Lesson 2.2.1 and 2.2.3: folders with problems, sets split by group, paired seeds."""
 
 import json
 import sys
@@ -31,8 +31,8 @@ def make_folder(folder: Path, count: int = 20) -> Path:
     return folder
 
 
-def add_faults(folder: Path) -> set[tuple[str, str]]:
-    """Spoil a folder; the path and kind of each fault."""
+def add_problems(folder: Path) -> set[tuple[str, str]]:
+    """Spoil a folder; the path and kind of each problem."""
     whole = (folder / "dark" / "00.png").read_bytes()
     (folder / "dark" / "cut.png").write_bytes(whole[: len(whole) // 2])
     (folder / "dark" / "nothing.png").write_bytes(b"")
@@ -57,10 +57,10 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: object) -> An
     return ended.value.code
 
 
-def test_faults_are_left_out_and_listed_and_seeds_are_paired(
+def test_problems_are_left_out_and_listed_and_seeds_are_paired(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    faults = add_faults(make_folder(tmp_path / "images"))
+    problems = add_problems(make_folder(tmp_path / "images"))
     # without layers nothing tells the arms apart, unless images, weights or order do
     monkeypatch.setattr(lesson, "LAYERS", ())
     monkeypatch.setattr(lesson, "draw_versions", lambda *_: None)
@@ -68,10 +68,10 @@ def test_faults_are_left_out_and_listed_and_seeds_are_paired(
     arguments = ("--sizes", 8, 60, 24, "--run-dir", where)
     assert run(monkeypatch, tmp_path / "images", *arguments) == 0
 
-    listed = json.loads((where / "faults.json").read_text())
-    assert {(fault["path"], fault["kind"]) for fault in listed} == faults
+    listed = json.loads((where / "problems.json").read_text())
+    assert {(problem["path"], problem["kind"]) for problem in listed} == problems
     warned = capsys.readouterr().err
-    assert all(f"{path}: {kind}" in warned for path, kind in faults)
+    assert all(f"{path}: {kind}" in warned for path, kind in problems)
     assert "--sizes 60: there are only 24 images to train on, so it is 24" in warned
     assert f"40 images in 2 classes: {CLASSES[0]} 20, {CLASSES[1]} 20" in warned
 
@@ -84,14 +84,14 @@ def test_faults_are_left_out_and_listed_and_seeds_are_paired(
     assert np.all(losses[:, 0] != losses[:, 1])  # the sizes
 
 
-def test_strict_refuses_naming_every_fault_and_leaves_no_trace(
+def test_strict_refuses_naming_every_problem_and_leaves_no_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    faults = add_faults(make_folder(tmp_path / "images"))
+    problems = add_problems(make_folder(tmp_path / "images"))
     arguments = ("--sizes", 8, "--strict", "--run-dir", tmp_path / "runs" / "one")
     assert run(monkeypatch, tmp_path / "images", *arguments) == 2
     refused = capsys.readouterr().err
-    assert all(f"{path}: {kind}" in refused for path, kind in faults)
+    assert all(f"{path}: {kind}" in refused for path, kind in problems)
     assert not (tmp_path / "runs").exists()
 
 
@@ -152,7 +152,7 @@ def test_sets_are_disjoint_by_group_and_the_test_set_is_everyones(
         images, audited = folder_sets.read_folder_sets(
             None, size=(8, 8), strict=False, validation_split=0.25, seed=seed
         )
-        assert not audited.faults
+        assert not audited.problems
         assert images.classes == ("Food & Drink", "Objects")
         assert sum(len(split.x) for split in images.splits.values()) == len(paths)
         for split in images.splits.values():

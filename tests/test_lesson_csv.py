@@ -350,7 +350,7 @@ def test_folds_are_as_many_as_the_rows_allow(inferred: Any) -> None:
     assert "has 4 rows: 5 are needed to learn and to test" in few.error
 
 
-def test_faults_are_told_before_a_label_that_tells_nothing(inferred: Any) -> None:
+def test_errors_are_told_before_a_label_that_tells_nothing(inferred: Any) -> None:
     run = inferred(exported(left=["yes"]).replace("\n", "\n1,2\n", 1))
     assert run.code == 2
     first, second = run.error.splitlines()
@@ -433,7 +433,7 @@ def test_no_spreadsheet_runs_a_prediction(
 # ------------------------------------------------------------------ bad input
 
 
-def fault_of(ask: Ask, path: Path, *more: object) -> str:
+def error_of(ask: Ask, path: Path, *more: object) -> str:
     folder = path.parent / "run"
     where = ("--csv", path, "--label", "bought", *more, "--run-dir", folder)
     code, _, error = ask(*QUICKLY, *where)
@@ -454,7 +454,7 @@ def test_labels_and_columns_that_do_not_serve(ask: Ask, tmp_path: Path) -> None:
         (rows(), [*HEADER[:3], "bougt"], "column 'bought' is missing; did you mean"),
         (rows(), ["x", "x", *HEADER[2:]], "column 'x' occurs more than once"),
     ):
-        assert fault_of(ask, written(path, lines, header)).startswith(says)
+        assert error_of(ask, written(path, lines, header)).startswith(says)
 
 
 def test_a_tenth_of_few_rows_is_two() -> None:
@@ -464,13 +464,13 @@ def test_a_tenth_of_few_rows_is_two() -> None:
         assert sorted(np.concatenate(parts)) == list(range(n))
 
 
-def test_all_faults_of_a_table_at_once(ask: Ask, tmp_path: Path) -> None:
+def test_all_errors_of_a_table_at_once(ask: Ask, tmp_path: Path) -> None:
     lines = rows()
     lines[1], lines[4] = lines[1][:3], ["many", *lines[4][1:]]
     lines[7][3] = ""
     path = written(tmp_path / "t.csv", lines)
     for part in ((), ("--part", 30)):
-        assert fault_of(ask, path, *part).split("\n  ") == [
+        assert error_of(ask, path, *part).split("\n  ") == [
             f"{path} has 3 errors:",
             "row 2 (line 3): 3 fields where the header has 4",
             "row 8 (line 9), column 'bought': is missing",
@@ -494,4 +494,4 @@ def test_files_that_are_no_table(
     path = tmp_path / "t.csv"
     if content is not None:
         path.write_bytes(content)
-    assert says in fault_of(ask, path)
+    assert says in error_of(ask, path)

@@ -220,7 +220,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_folder_of_pictures_is_brought_to_the_networks(
     folder: Path, channels: int, capsys: Captured
 ) -> None:
-    """To their size, and to grey or colour; no picture is in two sets; faults told."""
+    """To their size, and to grey or colour; no picture is in two sets."""
     (folder / "cats" / "broken.png").write_bytes(b"none")
     smoke = lesson.PRESETS["smoke"]
     config = dataclasses.replace(

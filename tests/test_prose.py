@@ -1,4 +1,4 @@
-"""Prose by passage: the chapters in order, none in two sets, files with faults."""
+"""Prose by passage: the chapters in order, none in two sets, files with errors."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Tables: every finite number comes through, every fault is named where it is."""
+"""Tables: every finite number comes through, every error is named where it is."""
 
 import csv
 import dataclasses
@@ -46,7 +46,7 @@ def as_csv(rows: list[list[str]], header: list[str] = HEADER) -> bytes:
     return text.getvalue().encode()
 
 
-def fault(content: bytes) -> str:
+def error(content: bytes) -> str:
     with pytest.raises(UserError) as error:
         read_table(content, "t.csv", COLUMNS)
     message = str(error.value)
@@ -105,7 +105,7 @@ def test_a_bad_cell_is_named_with_its_row_and_column(
     row = data.draw(st.integers(0, len(cells) - 1))
     column = data.draw(st.integers(0, 2))
     cells[row][column] = bad
-    message = fault(as_csv(cells))
+    message = error(as_csv(cells))
     where = f"t.csv, row {row + 1} (line {row + 2}), column {HEADER[column]!r}: "
     assert message == f"{where}{shortened(repr(bad.strip()))} {BAD[bad]}"
 
@@ -114,7 +114,7 @@ def test_a_bad_cell_is_named_with_its_row_and_column(
     st.text("01234567890.eE+-_ naifINFx\t;'", max_size=8),
     st.sampled_from(["a", "b", "class"]),
 )
-def test_a_cell_is_a_finite_number_or_a_fault(cell: str, name: str) -> None:
+def test_a_cell_is_a_finite_number_or_an_error(cell: str, name: str) -> None:
     row = ["1", "2", "3"]
     row[HEADER.index(name)] = cell
     try:
@@ -137,14 +137,14 @@ def test_a_label_is_one_of_the_classes(label: int, row: int) -> None:
     assume(label not in (0, 1))
     cells = [list(cells) for cells in GOOD]
     cells[row][0] = str(label)
-    message = fault(as_csv(cells))
+    message = error(as_csv(cells))
     assert message.startswith(f"t.csv, row {row + 1} (line {row + 2}), column 'class':")
     assert repr(str(label)) in message
 
 
 @pytest.mark.parametrize("label", ["0.5", "-1", "2", "1.0000001"])
 def test_labels_between_and_beyond_the_classes(label: str) -> None:
-    message = fault(as_csv([[label, "1", "2"]]))
+    message = error(as_csv([[label, "1", "2"]]))
     assert message == (
         f"t.csv, row 1 (line 2), column 'class': {label!r} is none of 0, 1"
     )
@@ -157,14 +157,14 @@ def test_a_ragged_row_is_named(row: int, width: int, extra_blank_lines: int) -> 
     cells[row] = ["1"] * width
     lines = as_csv(cells).splitlines(keepends=True)
     content = b"".join([lines[0], *[b"\r\n"] * extra_blank_lines, *lines[1:]])
-    message = fault(content)
+    message = error(content)
     line = row + 2 + extra_blank_lines
     assert message == (
         f"t.csv, row {row + 1} (line {line}): {width} fields where the header has 3"
     )
 
 
-def test_all_faults_are_told_at_once() -> None:
+def test_all_errors_are_told_at_once() -> None:
     cells = [["2", "x", ""], ["1", "2"], ["1", "2", "3"]]
     with pytest.raises(UserError) as error:
         read_table(as_csv(cells), "t.csv", COLUMNS)
@@ -177,7 +177,7 @@ def test_all_faults_are_told_at_once() -> None:
     ]
 
 
-def test_very_many_faults_are_counted() -> None:
+def test_very_many_errors_are_counted() -> None:
     with pytest.raises(UserError) as error:
         read_table(as_csv([["1", "x", "y"]] * 80), "t.csv", COLUMNS)
     lines = str(error.value).split("\n  ")
@@ -189,7 +189,7 @@ def test_very_many_faults_are_counted() -> None:
 @pytest.mark.parametrize("name", HEADER)
 def test_a_missing_column(name: str) -> None:
     header = [h.upper() if h == name else h for h in HEADER]
-    message = fault(as_csv(GOOD, header))
+    message = error(as_csv(GOOD, header))
     assert (
         message
         == f"t.csv: column {name!r} is missing; the header is {', '.join(header)}"
@@ -199,7 +199,7 @@ def test_a_missing_column(name: str) -> None:
 @pytest.mark.parametrize("name", HEADER)
 def test_a_doubled_column(name: str) -> None:
     header = [*HEADER, f" {name} "]
-    message = fault(as_csv([[*row, "1"] for row in GOOD], header))
+    message = error(as_csv([[*row, "1"] for row in GOOD], header))
     assert f"column {name!r} occurs more than once" in message
 
 
@@ -216,16 +216,16 @@ def test_a_doubled_column(name: str) -> None:
     ],
 )
 def test_what_is_no_table(content: bytes, expected: str) -> None:
-    assert fault(content) == expected
+    assert error(content) == expected
 
 
 def test_an_open_quote_is_named_by_its_line() -> None:
-    assert fault(b'class,a,b\n1,2,3\n1,"2,3\n').startswith("t.csv, line 3: ")
+    assert error(b'class,a,b\n1,2,3\n1,"2,3\n').startswith("t.csv, line 3: ")
 
 
 def test_quotes_and_lines_within_a_field() -> None:
     content = b'class,a,b,note\n1,2,3,"two\nlines"\n1,"4",x,\n'
-    message = fault(content)
+    message = error(content)
     assert message == "t.csv, row 2 (line 4), column 'b': 'x' is not a number"
 
 
@@ -306,7 +306,7 @@ def test_a_line_is_counted_from_the_first_of_the_file() -> None:
         read_table(content, "t.csv", COLUMNS, sniff(io.BytesIO(content)))
 
 
-def test_faults_are_told_before_another_error(tmp_path: Path) -> None:
+def test_errors_are_told_before_another_error(tmp_path: Path) -> None:
     content = b'class,a,b\n1,2\n1,x,3\n1,"2,3\n'
     with pytest.raises(UserError) as error:
         read_table(content, "t.csv", COLUMNS)
@@ -322,11 +322,11 @@ def test_faults_are_told_before_another_error(tmp_path: Path) -> None:
 def test_a_message_of_very_many_names_is_short() -> None:
     names = [f"column {i}" for i in range(100_000)]
     for header in (names, ["x" * 100_000, "a"]):
-        message = fault(as_csv([["1"] * len(header)], header))
+        message = error(as_csv([["1"] * len(header)], header))
         assert "column 'class' is missing" in message
         assert len(message) < 3000
-    assert fault(as_csv([["1"] * len(names)], names)).endswith("and 99,980 more")
-    assert len(fault(as_csv([["1", "x" * 100_000, "3"]]))) < 300
+    assert error(as_csv([["1"] * len(names)], names)).endswith("and 99,980 more")
+    assert len(error(as_csv([["1", "x" * 100_000, "3"]]))) < 300
 
 
 def test_blank_cells_of_a_header_are_named() -> None:
@@ -341,7 +341,7 @@ def test_blank_cells_of_a_header_are_named() -> None:
 def test_numbers_that_32_bits_do_not_tell_apart() -> None:
     cells = [["1", "2", str(1_600_000_000 + i)] for i in range(100)]
     assert "column 'b' has 100 different values, of which 32-bit numbers keep" in (
-        fault(as_csv(cells))
+        error(as_csv(cells))
     )
     read_table(as_csv([["1", "2", "0.1"], ["1", "2", "0.3"]]), "t.csv", COLUMNS)
 
@@ -427,7 +427,7 @@ def test_another_file_of_that_form(tmp_path: Path) -> None:
         ("admit,gre,gpa,rank\n0,2,3,4\n", "'admit' is 0 in every row"),
     ],
 )
-def test_faults_of_another_file(
+def test_errors_of_another_file(
     tmp_path: Path, text: str | None, expected: str
 ) -> None:
     path = tmp_path / "other.csv"

@@ -519,7 +519,7 @@ def test_replicas_that_differ_in_number_are_refused() -> None:
 
     for wrong in (
         lambda: call(data, 2), lambda: call(two, 3), lambda: call(data, 3, three[:2]),
-        lambda: call(data, 3, evaluators={"test": Evaluator(make_eval_step(OBJECTIVE), two)}),
+        lambda: call(data, 3, evaluators={"test": Evaluator(evaluate_with_rate, two)}),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"replicas differ in number: .*2"):
             wrong()

@@ -1,6 +1,6 @@
 """Generated images judged from outside: what a CNN sees in them, and whether they copy.
 
-Images are uint8 [N, H, W, C]. Real ones that nobody learnt from are evaluated
+Images are uint8 [N, H, W, C]. Real ones that nobody trained on are evaluated
 like the generated ones: theirs are the values to reach.
 """
 

@@ -70,7 +70,7 @@ def mixed(real: Batch, fakes: Fakes, key: Key, step: Array) -> tuple[Batch, Batc
 def real_first(steps_per_epoch: int) -> BatchOrder:
     """In the first half of every epoch only real images, then only generated ones.
 
-    A real batch is learnt from twice, or two generated ones are, so that a step has as
+    A real batch is trained on twice, or two generated ones are, so that a step has as
     many updates and images as in the other orders. The real images of the second half
     are left out: another half in every epoch, as its order is new.
     """

@@ -36,16 +36,16 @@ def read_folder_sets(
     Args:
         folder: FOLDER/CLASS/FILE; None: the emoji, whose groups are in one set each.
         size: height and width that images are brought to.
-        strict: refuse a folder with faults, instead of leaving out what is faulty.
+        strict: refuse a folder with problems, instead of leaving out what is faulty.
         validation_split: share of the images, test set aside.
         seed: draws the validation set.
     """
     emoji = folder is None
     folder = folder or check_folder(EMOJI_FOLDERS)
     audited = folders.audit(folder)
-    # reads nothing yet, but refuses faults (if strict) and folders without an image
+    # reads nothing yet, but refuses problems (if strict) and folders without an image
     folders.folder_source(audited, image_size=size, strict=strict)
-    if audited.faults:
+    if audited.problems:
         warn(f"not all in {folder} can be used:\n{folders.report(audited)}")
     if len(audited.classes) < 2:
         raise UserError(f"{folder} has one class only: there is nothing to tell apart")

@@ -1,6 +1,6 @@
-"""Image folders, FOLDER/CLASS/FILE: sort into them, find their faults, read them.
+"""Image folders, FOLDER/CLASS/FILE: sort into them, find their problems, read them.
 
-`audit` looks at everything once and names every fault; what it found good is split and
+`audit` looks at everything once and names every problem; what is good is split and
 read, at once (`load_folder`) or one by one (`folder_source`), with the same pixels.
 """
 
@@ -34,7 +34,7 @@ from jaxstudy.types import UserError
 MAX_BYTES = 4 * MAX_PIXELS  # of one file
 MAX_THREADS = 8  # each may hold an image of MAX_PIXELS several times
 MAX_SIDE = 4096  # of what images are resized to
-MAX_SHOWN = 20  # faults in an error message, where there are more than a hundred
+MAX_SHOWN = 20  # problems in an error message, where there are more than a hundred
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -50,7 +50,7 @@ Kind = Literal[
 ]
 
 
-class Fault(NamedTuple):
+class FileProblem(NamedTuple):
     """What is wrong with a file or folder; its path is relative, and printable."""
 
     path: str
@@ -59,13 +59,13 @@ class Fault(NamedTuple):
 
 
 class Audit(NamedTuple):
-    """A folder's usable images "CLASS/FILE" in order, their labels, and its faults."""
+    """A folder's usable images "CLASS/FILE" in order, their labels; its problems."""
 
     folder: Path
     classes: tuple[str, ...]
     paths: tuple[str, ...]
     labels: tuple[int, ...]
-    faults: tuple[Fault, ...]
+    problems: tuple[FileProblem, ...]
 
 
 class ImageFolder(NamedTuple):
@@ -154,13 +154,13 @@ def folder_source(
     colour), photographs stand upright (EXIF), 16-bit grey keeps its upper byte, and
     the split is stratified (`stratified_split`). Of an animation it is the first frame.
 
-    Faulty files are left out, and stand in `.audit.faults`; with `strict` they are
+    Faulty files are left out, and stand in `.audit.problems`; with `strict` they are
     refused. Raises UserError for that, for settings out of range, and where no image is
     usable or the split leaves a class without examples.
     """
     _check_settings(image_size, channels, subset, validation_split)
     audited = folder if isinstance(folder, Audit) else audit(folder)
-    if audited.faults and (strict or not audited.paths):
+    if audited.problems and (strict or not audited.paths):
         raise UserError(_refusal(audited))
     if not audited.paths:
         raise UserError(f"{audited.folder} holds no class folder with images")
@@ -223,7 +223,7 @@ def _on_all_cores(work: Callable[[A], B], items: Sequence[A], doing: str) -> lis
     """
     threads = min(MAX_THREADS, usable_cores())
     pool = ThreadPoolExecutor(threads)
-    # what PIL warns of is a fault here, or nothing
+    # what PIL warns of is a problem here, or nothing
     with warnings.catch_warnings(), Bar(len(items), doing) as bar:
         warnings.simplefilter("ignore")
         try:
@@ -298,99 +298,101 @@ def _rank(name: str, seed: int) -> tuple[bytes, str]:
 
 
 def audit(folder: Path) -> Audit:
-    """Look at everything in a folder, decode every image, and name every fault.
+    """Look at everything in a folder, decode every image, and name every problem.
 
     What cannot be used is left out: a file that is unreadable, empty, no image of
     `decoding.FORMATS`, truncated, over MAX_PIXELS by its header, a pipe or the like,
     outside a class folder or in a folder below one; a link that is broken, leaves the
     folder or leads to another; a class whose name holds control characters, or that has
     no usable image. Named but used are a class of one image and names that are one
-    where case is ignored. No fault are a suffix that lies, hidden files (left out), and
-    later frames of an animation and a PNG's metadata (not looked at).
+    where case is ignored. A suffix that lies is no problem, nor are hidden files (left
+    out), later frames of an animation and a PNG's metadata (not looked at).
 
     Raises UserError where there is no such folder.
     """
     folder = Path(folder)
     names = _names_in(folder)
     root = os.path.realpath(folder)
-    faults = _case_clashes("", names)
+    problems = _case_clashes("", names)
     files: dict[str, list[str]] = {}
     for name in names:
-        bad = _class_fault(folder / name, root)
+        bad = _class_problem(folder / name, root)
         if bad:
-            faults.append(Fault(_printable(name), *bad))
+            problems.append(FileProblem(_printable(name), *bad))
             continue
         try:
             inside = _visible(os.listdir(folder / name))
         except OSError as error:
-            faults.append(Fault(_printable(name), "unreadable", str(error.strerror)))
+            problems.append(
+                FileProblem(_printable(name), "unreadable", str(error.strerror))
+            )
             continue
-        faults += _case_clashes(f"{name}/", inside)
+        problems += _case_clashes(f"{name}/", inside)
         files[name] = [f"{name}/{file}" for file in inside]
 
-    def examine(path: str) -> Fault | None:
-        return _file_fault(folder, path, root)
+    def examine(path: str) -> FileProblem | None:
+        return _file_problem(folder, path, root)
 
     every = [path for paths in files.values() for path in paths]
     found = _on_all_cores(examine, every, "auditing images")
-    faults += filter(None, found)
-    good = {path for path, fault in zip(every, found, strict=True) if fault is None}
+    problems += filter(None, found)
+    good = {path for path, problem in zip(every, found, strict=True) if problem is None}
     usable = {name: [p for p in paths if p in good] for name, paths in files.items()}
     for name, paths in usable.items():
         if len(paths) < 2:  # too few to learn from
             detail = f"{len(paths)} usable of {len(files[name])} files"
             kind: Kind = "single image" if paths else "empty class"
-            faults.append(Fault(_printable(name), kind, detail))
+            problems.append(FileProblem(_printable(name), kind, detail))
     classes = tuple(name for name in files if usable[name])
     return Audit(
         folder,
         classes,
         tuple(path for name in classes for path in usable[name]),
         tuple(label for label, name in enumerate(classes) for _ in usable[name]),
-        tuple(sorted(faults)),
+        tuple(sorted(problems)),
     )
 
 
 def report(audited: Audit) -> str:
-    """An audit for people: one line per fault, then the counts."""
+    """An audit for people: one line per problem, then the counts."""
     counts = Counter(audited.labels)
     classes = ", ".join(
         f"{_printable(name)} {counts[label]}"
         for label, name in enumerate(audited.classes)
     )
     images = f"{len(audited.paths)} images in {len(audited.classes)} classes"
-    kinds = Counter(fault.kind for fault in audited.faults)
+    kinds = Counter(problem.kind for problem in audited.problems)
     named = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
     return "\n".join(
         [
-            *map(_line, audited.faults),
+            *map(_line, audited.problems),
             f"{images}: {classes}" if classes else images,
-            f"{_number(audited.faults)}: {named}" if named else "no faults",
+            f"{_number(audited.problems)}: {named}" if named else "no problems",
         ]
     )
 
 
 def _refusal(audited: Audit) -> str:
-    """The faults as an error: all of them, or the first of hundreds."""
-    faults = audited.faults
-    shown = faults if len(faults) <= 100 else faults[:MAX_SHOWN]
-    left = len(faults) - len(shown)
+    """The problems as an error: all of them, or the first of hundreds."""
+    problems = audited.problems
+    shown = problems if len(problems) <= 100 else problems[:MAX_SHOWN]
+    left = len(problems) - len(shown)
     without = "" if audited.paths else "no usable image, and "
-    lines = [f"{audited.folder} has {without}{_number(faults)}:", *map(_line, shown)]
+    lines = [f"{audited.folder} has {without}{_number(problems)}:", *map(_line, shown)]
     return "\n  ".join([*lines, f"and {left} more"] if left else lines)
 
 
-def _line(fault: Fault) -> str:
-    return f"{fault.path}: {fault.kind} ({fault.detail})"
+def _line(problem: FileProblem) -> str:
+    return f"{problem.path}: {problem.kind} ({problem.detail})"
 
 
-def _number(faults: Sequence[Fault]) -> str:
-    return f"{len(faults)} fault{'s' if len(faults) != 1 else ''}"
+def _number(problems: Sequence[FileProblem]) -> str:
+    return f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
 
 
-def _class_fault(path: Path, root: str) -> tuple[Kind, str] | None:
+def _class_problem(path: Path, root: str) -> tuple[Kind, str] | None:
     """Why what lies directly in the folder is no class."""
-    link = _link_fault(path, root)
+    link = _link_problem(path, root)
     if link:
         return "bad link", link
     if not os.path.isdir(path):
@@ -400,28 +402,28 @@ def _class_fault(path: Path, root: str) -> tuple[Kind, str] | None:
     return None
 
 
-def _file_fault(folder: Path, name: str, root: str) -> Fault | None:
+def _file_problem(folder: Path, name: str, root: str) -> FileProblem | None:
     """Why what lies in a class folder is no image."""
     path, shown = folder / name, _printable(name)
-    link = _link_fault(path, root)
+    link = _link_problem(path, root)
     if link:
-        return Fault(shown, "bad link", link)
+        return FileProblem(shown, "bad link", link)
     if os.path.isdir(path):
-        return Fault(shown, "nested folder", "what it holds is not used")
+        return FileProblem(shown, "nested folder", "what it holds is not used")
     try:
         decode(_content(path), verify=True)
     except DecodeError as bad:
-        return Fault(shown, bad.kind, _printable(bad.detail))
+        return FileProblem(shown, bad.kind, _printable(bad.detail))
     return None
 
 
-def _case_clashes(prefix: str, names: Iterable[str]) -> list[Fault]:
-    """One fault for each name that is another's where case is ignored."""
+def _case_clashes(prefix: str, names: Iterable[str]) -> list[FileProblem]:
+    """One problem for each name that is another's where case is ignored."""
     same: dict[str, list[str]] = defaultdict(list)
     for name in names:
         same[_folded(name)].append(name)
     return [
-        Fault(
+        FileProblem(
             _printable(prefix + name),
             "case clash",
             f"the same as {_printable(others[others.index(name) - 1])}, but for case",
@@ -432,7 +434,7 @@ def _case_clashes(prefix: str, names: Iterable[str]) -> list[Fault]:
     ]
 
 
-def _link_fault(path: Path, root: str) -> str | None:
+def _link_problem(path: Path, root: str) -> str | None:
     """Why a link is not followed; None where it is, or where there is no link."""
     if not os.path.islink(path):
         return None
@@ -488,11 +490,11 @@ def _flat_files(source: Path) -> list[str]:
     root = os.path.realpath(source)
     names = _names_in(source)
     for name in names:
-        fault = _link_fault(source / name, root)
-        if fault is None and not os.path.isfile(source / name):
-            fault = "only files can be sorted"
-        if fault:
-            raise UserError(f"{_printable(str(source / name))}: {fault}")
+        problem = _link_problem(source / name, root)
+        if problem is None and not os.path.isfile(source / name):
+            problem = "only files can be sorted"
+        if problem:
+            raise UserError(f"{_printable(str(source / name))}: {problem}")
     return names
 
 

@@ -280,7 +280,7 @@ def read_image_folder(
 ) -> ImageSet:
     """The images of FOLDER/CLASS/FILE as the split "train"; faulty ones are told."""
     found = folders.load_folder(folder, image_size=image_size, channels=channels)
-    if found.audit.faults:
+    if found.audit.problems:
         warn(f"not all in {folder} can be used:\n{folders.report(found.audit)}")
     return ImageSet({"train": Images(found.x, found.y)}, found.classes)
 

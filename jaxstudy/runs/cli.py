@@ -138,7 +138,7 @@ def _exit_code(work: Callable[[], None]) -> int:
 
 
 def _refusal(error: Exception) -> str | None:
-    """What the system refused, in a sentence; None where the program is at fault."""
+    """What the system refused, in a sentence; None where the program is wrong."""
     if isinstance(error, OSError):
         names = [os.fsdecode(n) for n in (error.filename, error.filename2) if n]
         return ": ".join([*names[-1:], error.strerror or str(error)])

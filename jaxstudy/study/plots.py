@@ -78,7 +78,7 @@ def _limits(axis: Axes, best: float, start: float) -> float:
         axis.set_yscale("log")
         axis.set_ylim(best / 1.2, start * 1.5)
         return start * 1.2
-    # where nothing was learnt, or all diverged, there is only the start
+    # where nothing was learned, or all diverged, there is only the start
     room = 0.08 * ((start - best) or abs(start) or 1.0)
     axis.set_ylim(best - room, start + 2 * room)
     return start + room

@@ -1,4 +1,4 @@
-"""The cells of a table as numbers and words, with every fault named where it is.
+"""The cells of a table as numbers and words, with every error named where it is.
 
 Words for "missing" (NA, null, ?) are that in columns of numbers; in others they are
 words.
@@ -41,7 +41,7 @@ def _are_missing_words(texts: pd.Series) -> pd.Series:
 
 
 def parse_numbers(series: pd.Series, errors: ValidationErrors) -> np.ndarray:
-    """A column as float64 [N], NaN where a number is missing; adds its other faults."""
+    """A column as float64 [N], NaN where a number is missing; adds its other errors."""
     missing, values = series.isna().to_numpy(), series
     if series.dtype == object or isinstance(series.dtype, pd.StringDtype):
         text = series.astype(str).str.strip()
@@ -183,7 +183,7 @@ def _category_numbers(
 def raw_numbers(
     leaf: Numeric | Leaf, series: pd.Series, errors: ValidationErrors
 ) -> np.ndarray:
-    """The numbers of one leaf before scaling; adds the faults of its cells.
+    """The numbers of one leaf before scaling; adds the errors of its cells.
 
     Of float64 [N]: 32 bits would round 1,000 moments of an hour to 30.
     """

@@ -228,7 +228,7 @@ def encode_in_parts(
         columns: what to learn from.
         training: the rows that the columns are fitted on.
         label, classes: the column to predict, and its classes.
-        errors: where the faults of cells are added.
+        errors: where the errors of cells are added.
     """
     in_training = np.isin(np.arange(n), training)
 

@@ -94,7 +94,7 @@ class Features:
     ) -> dict[str, np.ndarray]:
         """The numbers [N] or [N, L] that `encode` takes, float32 or int32.
 
-        Raises UserError naming every row, column and value at fault, all at once;
+        Raises UserError naming every row, column and wrong value, all at once;
         with `errors` they are added to those instead.
         """
         collected = ValidationErrors("the table") if errors is None else errors

@@ -60,7 +60,7 @@ def fit_columns(
     Means, deviations, ranges and vocabularies are exact; quantiles are of at most
     SAMPLE values, drawn at random where there are more.
 
-    Raises UserError naming every row, column and value at fault (with `errors` they are
+    Raises UserError naming every row, column and wrong value (with `errors` they are
     added to those instead), where a column is missing, or no row is there; ValueError
     where the columns make no sense. Of a column without any number all are missing.
     """

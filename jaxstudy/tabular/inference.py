@@ -79,7 +79,7 @@ class _Profile:
 
     @property
     def is_numeric(self) -> bool:
-        """Whether what is no number in it is missing, or a fault."""
+        """Whether what is no number in it is missing, or an error."""
         values = self.present - self.missing.total()
         return values > 0 and self.numeric >= 0.9 * values
 

@@ -106,7 +106,7 @@ def numbers_of_tables(
 ) -> list[Numbers]:
     """The numbers of every table; says which words are missing numbers, or unknown.
 
-    Raises UserError where a cell is at fault.
+    Raises UserError where a cell is wrong.
     """
     numbers, missing = list[Numbers](), dict[str, Counter[str]]()
     for table in tables:

@@ -194,7 +194,7 @@ def csv_rows(
     """The header of a CSV file, and its rows, each after "NUMBER (line NUMBER)".
 
     Rows count from 1, after the header; blank cells of the header get a name. Rows of
-    another number of fields are noted as faults and left out; raises UserError where it
+    another number of fields are noted as errors and left out; raises UserError where it
     is no table at all: empty, a header alone, a quote left open, bytes that are not
     UTF-8.
     """
@@ -284,7 +284,7 @@ def read_table(
     """Read these columns of a CSV file with a header; other columns are ignored.
 
     Raises UserError naming file, row (1 is the first after the header), line, column
-    and value of every fault: a missing or doubled column, a ragged row, blank or
+    and value of every error: a missing or doubled column, a ragged row, blank or
     unreadable or infinite numbers, an unknown class, no rows.
     """
     with ValidationErrors(name) as errors:

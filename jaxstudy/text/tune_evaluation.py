@@ -29,16 +29,16 @@ TEXT = re.compile(r'"[^"\n]*"|![^!\n]*!')  # chord symbols, fingerings, expressi
 
 
 class Verdict(NamedTuple):
-    """What the judge says: the first fault ("" if none), bars, and the wrong ones."""
+    """What the judge says: the first error ("" if none), bars, and the wrong ones."""
 
-    fault: str
+    error: str
     bars: int = 0
     wrong: int = 0
 
     @property
     def accepted(self) -> bool:
         """Whether the parser reads all of it."""
-        return not self.fault
+        return not self.error
 
     @property
     def adds_up(self) -> bool:
@@ -128,13 +128,13 @@ def judge(tune: str) -> Verdict:
     except Exception as error:  # whatever a parser makes of garbage is a no
         return Verdict(f"{type(error).__name__}: {error}")
     bars, wrong = _count_bars(tokens)
-    fault = _header_fault(tokens) or _unread(_plain(tune), tokens) or warned
-    if not fault and not (bars and any(n.quarterLength for n in score.recurse().notes)):
-        fault = "no bar with a note"
-    return Verdict(fault, bars, wrong)
+    error = _header_error(tokens) or _unread(_plain(tune), tokens) or warned
+    if not error and not (bars and any(n.quarterLength for n in score.recurse().notes)):
+        error = "no bar with a note"
+    return Verdict(error, bars, wrong)
 
 
-def _header_fault(tokens: Sequence[Any]) -> str:
+def _header_error(tokens: Sequence[Any]) -> str:
     """What is missing before the first note, or unknown; "" if nothing."""
     from music21 import abcFormat
 
