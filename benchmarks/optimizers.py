@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import pydantic
 
-from jaxstudy.optimizers import OPTIMIZERS, Log
+from jaxstudy.optimizers import OPTIMIZERS, LogUniform
 from jaxstudy.parallel import Mode
 from jaxstudy.runs.cli import Count, Settings, experiment
 from jaxstudy.runs.run import Run
@@ -105,7 +105,7 @@ def with_range(
         space.pop(parameter, None)
         return candidate._replace(space=space, fixed={**fixed, parameter: low})
     try:
-        space[parameter] = Log(low, high[0], usual.one_minus)
+        space[parameter] = LogUniform(low, high[0], usual.one_minus)
     except UserError as error:
         raise UserError(f"--spaces {name}.{parameter}={value}: {error}") from error
     fixed.pop(parameter, None)

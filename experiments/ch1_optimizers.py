@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxstudy.optimizers import OPTIMIZERS, Log, Optimizer
+from jaxstudy.optimizers import OPTIMIZERS, LogUniform, Optimizer
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.lesson import Lesson
@@ -221,7 +221,7 @@ def draw_steps(run: Run, config: Config, best_rate: Callable[[str], float]) -> d
 
 def main(config: Config, run: Run) -> dict[str, Any]:
     """The comparison, the paths, the lengths of the steps."""
-    grid = Log(config.lowest_rate, config.highest_rate)
+    grid = LogUniform(config.lowest_rate, config.highest_rate)
     protocol = Protocol(
         trials=config.rates, search="grid", tuning_seeds=config.tuning_seeds,
         seeds=config.seeds, budgets=(), epochs=config.epochs, seed=config.seed,

@@ -158,7 +158,7 @@ def train(
     *,
     layers: Sequence[Layer] = (),
     begin: Callable[[TrainState], TrainState] = lambda state: state,
-) -> sizes.Trained:
+) -> sizes.TrainedSizes:
     """Train with every size and seed, each a replica of one program."""
     by_seed = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
     keys = jnp.tile(by_seed, (len(config.sizes), 1))
@@ -177,12 +177,12 @@ def train(
         log=run.sub_run(arm),
     )
     accuracy = sizes.accuracies(fitted.records, images.indices.shape[:2])
-    return sizes.Trained(fitted.state, accuracy)
+    return sizes.TrainedSizes(fitted.state, accuracy)
 
 
 def train_regression(
     arm: str, images: ImageSubsets, config: Config, run: Run
-) -> sizes.Trained:
+) -> sizes.TrainedSizes:
     """The regression on x [N, D], standardised by what each run learns from."""
     x, epochs = jnp.asarray(images.sets["train"]["x"]), config.regression_epochs
     model = tuning.regression(x.shape[1], len(images.classes))
@@ -193,7 +193,7 @@ def train_regression(
 
 def fine_tune(
     rest: Model, frozen: TrainState, images: ImageSubsets, config: Config, run: Run
-) -> sizes.Trained:
+) -> sizes.TrainedSizes:
     """The backbone's last layers and the regression, from where the latter ended."""
     epochs = config.tuning_epochs
     rate = schedule(config, epochs, config.tuning_rate)

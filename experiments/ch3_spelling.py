@@ -30,7 +30,7 @@ from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import SHARE, Estimate, mean_over_runs
 from jaxstudy.tabular.sets import read_digits
-from jaxstudy.text.decoding import Step, language_model_step, sample
+from jaxstudy.text.decoding import DecodeStep, language_model_step, sample
 from jaxstudy.text.pairs import END, padded, text_before_end
 from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary
 from jaxstudy.training import Evaluator, make_eval_step, train_seeds
@@ -102,7 +102,7 @@ class Speller(NamedTuple):
 
     model: Model
     first: Callable[[PyTree, Array], tuple[States, ...]]
-    step: Callable[[PyTree], Step]
+    step: Callable[[PyTree], DecodeStep]
 
 
 def speller(pixels: int, letters: int, units: int, kind: Kind = "lstm") -> Speller:
@@ -131,7 +131,7 @@ def speller(pixels: int, letters: int, units: int, kind: Kind = "lstm") -> Spell
         logits, _ = writer.apply(params["writer"], begin, before, train=False, key=None)
         return logits, extra
 
-    def step(params: PyTree) -> Step:
+    def step(params: PyTree) -> DecodeStep:
         return language_model_step(writer, params["writer"])
 
     return Speller(Model(init, apply), first, step)

@@ -41,7 +41,7 @@ from jaxstudy.gan.evaluation import (
     nearest_metrics,
     train_classifier,
 )
-from jaxstudy.gan.images import GanImages, key_for, pixels, read_gan_images
+from jaxstudy.gan.images import GanImages, gan_pixels, key_for, read_gan_images
 from jaxstudy.gan.step import (
     G,
     init_gan_state,
@@ -233,13 +233,13 @@ def main(config: Config, run: Run) -> Result:
     result["D cannot tell from epoch"] = stopping_epoch(
         fitted.records, len(data.held_out.indices)
     )
-    test = pixels(data.test)
+    test = gan_pixels(data.test)
     z = sample_latent(key_for(config.seed, "judged"), len(test))
     images = {
         "generated images": np.asarray(generate(g, *weights, z)),
-        "new images": pixels(data.held_out),
+        "new images": gan_pixels(data.held_out),
     }
-    copies = nearest_metrics(images, pixels(data.train), run)
+    copies = nearest_metrics(images, gan_pixels(data.train), run)
     if cnn is not None:
         untrained = g.init(key_for(config.seed, "untrained"))
         images["untrained generator"] = np.asarray(generate(g, *untrained, z))

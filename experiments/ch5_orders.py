@@ -24,7 +24,7 @@ import pydantic
 
 from jaxstudy.dataset import Dataset, dataset, evenly_spaced, steps_per_epoch, take
 from jaxstudy.gan.evaluation import classifier_features, resized, train_classifier
-from jaxstudy.gan.images import GanImages, key_for, pixels, read_gan_images
+from jaxstudy.gan.images import GanImages, gan_pixels, key_for, read_gan_images
 from jaxstudy.gan.step import (
     BatchOrder,
     G,
@@ -170,7 +170,7 @@ def compare_variants(
         for x in (take(part, np.asarray(part.indices))["x"] for part in parts)
     )
     z = sample_latent(key_for(config.seed, "judged"), len(test.indices))
-    real = cnn and classifier_features(cnn, pixels(test)).features
+    real = cnn and classifier_features(cnn, gan_pixels(test)).features
     result: dict[str, Estimate | float] = {}
     shown, distances, metrics = [], {}, ["accuracy on real", "accuracy on fake"]
     for name in config.variants:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyCommand:
     """Run every experiment at one preset, go on with those begun, and report.
 
     At full that includes the benchmark of optimizers.
@@ -83,7 +83,7 @@ def run_to_its_end(script: Path, arguments: list[str], notes: Path, lock: Any) -
         signal.signal(signal.SIGTERM, previous)
 
 
-def study(command: Study) -> None:
+def study(command: StudyCommand) -> None:
     """Run the experiments one after the other; name those that failed at the end.
 
     One that lacks data has not failed: it is named with the command that brings them.
@@ -93,7 +93,7 @@ def study(command: Study) -> None:
         run_all(command, lock)
 
 
-def run_all(command: Study, lock: Any) -> None:
+def run_all(command: StudyCommand, lock: Any) -> None:
     """Run the experiments, holding the lock of their folder."""
     failed, lacking = [], {}
     scripts = sorted((ROOT / "experiments").glob("ch*.py"))
@@ -137,14 +137,14 @@ def main() -> None:
             raise UserError("a path on the command line is empty")
         choice = tyro.cli(
             Annotated[Data, tyro.conf.subcommand("data")]
-            | Annotated[Study, tyro.conf.subcommand("study")]
+            | Annotated[StudyCommand, tyro.conf.subcommand("study")]
             | Annotated[Report, tyro.conf.subcommand("report")],
             prog="jaxstudy",
             description="A deep-learning course as executable JAX research code.",
         )  # type: ignore[call-overload]
         if isinstance(choice, Data):
             data()
-        elif isinstance(choice, Study):
+        elif isinstance(choice, StudyCommand):
             study(choice)
         else:
             print(write_report(choice.runs))

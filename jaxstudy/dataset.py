@@ -68,7 +68,7 @@ class Dataset:
         return None
 
 
-class Source(Protocol):
+class RowSource(Protocol):
     """Rows read one by one, or several by `__getitems__(rows)` if there is one."""
 
     def __len__(self) -> int: ...
@@ -79,7 +79,7 @@ class Source(Protocol):
 class StreamedDataset:
     """Some rows of a source that is not on the device: as a Dataset otherwise."""
 
-    source: Source
+    source: RowSource
     indices: Array
     mask: Array
     order: Order = SHUFFLED
@@ -112,7 +112,7 @@ class StreamedDataset:
 class _Pieces:
     """Rows of a source, READ_AT_ONCE an item, stacked."""
 
-    def __init__(self, source: Source, rows: np.ndarray) -> None:
+    def __init__(self, source: RowSource, rows: np.ndarray) -> None:
         self.source, self.rows = source, rows
 
     def __len__(self) -> int:
@@ -140,7 +140,7 @@ def dataset(arrays: Mapping[str, np.ndarray | Array]) -> Dataset:
     return Dataset(device_arrays, jnp.arange(n), jnp.ones(n, bool))
 
 
-def streamed(source: Source) -> StreamedDataset:
+def streamed(source: RowSource) -> StreamedDataset:
     """All rows of a source. Raises ValueError when there is none."""
     n = len(source)
     if n == 0:
@@ -148,7 +148,7 @@ def streamed(source: Source) -> StreamedDataset:
     return StreamedDataset(source, jnp.arange(n), jnp.ones(n, bool))
 
 
-def read_rows(source: Source, rows: Sequence[int]) -> Mapping[str, np.ndarray]:
+def read_rows(source: RowSource, rows: Sequence[int]) -> Mapping[str, np.ndarray]:
     """Some rows of a source as fields [n, ...]: at once, where the source can."""
     several = getattr(source, "__getitems__", None)
     read = several(rows) if several else [source[row] for row in rows]

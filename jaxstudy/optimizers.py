@@ -14,7 +14,7 @@ Rate = float | Array | optax.Schedule
 
 
 @dataclass(frozen=True)
-class Log:
+class LogUniform:
     """Where to look for a hyperparameter: evenly in the logarithm, low to high.
 
     With `one_minus` it is 1 - value that lies there: momentum 0.9 and 0.99 are as far
@@ -42,7 +42,7 @@ class Log:
         return 1 - inside if self.one_minus else inside
 
 
-Space = Mapping[str, Log]  # by the names of an optimizer's arguments
+Space = Mapping[str, LogUniform]  # by the names of an optimizer's arguments
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,12 @@ class Optimizer:
 class _Spaces(NamedTuple):
     """Ranges that several optimizers have: wide, and the same for alike ones."""
 
-    gradient: Log = Log(1e-4, 1e1)  # steps as long as the gradient times the rate
-    sign: Log = Log(1e-5, 1e0)  # steps about as long as the rate
-    momentum: Log = Log(1e-3, 1e0, one_minus=True)
-    decay: Log = Log(1e-4, 1e-1, one_minus=True)
-    weight_decay: Log = Log(1e-5, 1e-1)
+    # a step is as long as the gradient times the rate; or about as long as the rate
+    gradient: LogUniform = LogUniform(1e-4, 1e1)
+    sign: LogUniform = LogUniform(1e-5, 1e0)
+    momentum: LogUniform = LogUniform(1e-3, 1e0, one_minus=True)
+    decay: LogUniform = LogUniform(1e-4, 1e-1, one_minus=True)
+    weight_decay: LogUniform = LogUniform(1e-5, 1e-1)
 
 
 _S = _Spaces()
@@ -124,7 +125,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
             "x = d x + (1 - d) u^2; p -= a u"
         ),
         source="Zeiler 2012",
-        space={"rate": Log(1e-2, 1e3), "decay": _S.decay},
+        space={"rate": LogUniform(1e-2, 1e3), "decay": _S.decay},
     ),
     "adam": Optimizer(
         lambda rate, b1=0.9, b2=0.999, eps=1e-8: optax.adam(rate, b1, b2, eps),
@@ -197,7 +198,11 @@ OPTIMIZERS: dict[str, Optimizer] = {
         ),
         source="Defazio et al. 2024, with Adam and no warm-up",
         # b1 = 0, which no range to 1 may reach, would divide by zero
-        space={"rate": _S.sign, "b1": Log(1e-3, 0.9, one_minus=True), "b2": _S.decay},
+        space={
+            "rate": _S.sign,
+            "b1": LogUniform(1e-3, 0.9, one_minus=True),
+            "b2": _S.decay,
+        },
         weights=contrib.schedule_free_eval_params,
     ),
 }

@@ -473,7 +473,7 @@ import sys
 from pathlib import Path
 from jaxstudy import __main__ as program
 program.ROOT = Path(sys.argv[1])
-program.study(program.Study("smoke", Path(sys.argv[2])))
+program.study(program.StudyCommand("smoke", Path(sys.argv[2])))
 """
 LESSON = """
 import os, pathlib, sys, time
@@ -499,7 +499,7 @@ def test_a_killed_studys_lesson_is_noticed_by_the_next(
     (tmp_path / "study.py").write_text(STUDY)
 
     def study() -> int:
-        return cli.exit_code(lambda: program.study(program.Study("smoke", runs)))
+        return cli.exit_code(lambda: program.study(program.StudyCommand("smoke", runs)))
 
     first = start(tmp_path / "study.py", [tmp_path, runs])
     lines = [first.stdout.readline() for _ in range(3)]

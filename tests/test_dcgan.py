@@ -13,7 +13,7 @@ from jax import lax
 
 from jaxstudy import ops
 from jaxstudy.model import parameter_count
-from jaxstudy.models.dcgan import NOISE, discriminator, generator, sample_latent
+from jaxstudy.models.dcgan import LATENT_SIZE, discriminator, generator, sample_latent
 from jaxstudy.types import PyTree, UserError
 
 layers: Any = keras.layers
@@ -44,7 +44,7 @@ def keras_generator(shape: tuple[int, int, int], batch_norm: bool = True) -> Any
     """The lesson's, for other sizes than 64 pixels too."""
     height, width, channels = shape
     stack = [
-        keras.Input((NOISE,)),
+        keras.Input((LATENT_SIZE,)),
         layers.Dense(height // 16 * width // 16 * 256),
         layers.Reshape((height // 16, width // 16, 256)),
     ]
@@ -165,7 +165,7 @@ def test_they_are_the_lesson_s_at_64_pixels() -> None:
     widths = (256, 256, 128, 64, 1)
     enlarging = [9 * a * b + b for a, b in itertools.pairwise(widths)]
     norms = 2 * (256 + 128 + 64)
-    dense = 4 * 4 * 256 * (NOISE + 1)
+    dense = 4 * 4 * 256 * (LATENT_SIZE + 1)
     assert parameter_count(generator()) == dense + sum(enlarging) + norms
 
 
@@ -202,7 +202,7 @@ def test_dropout_is_for_training_and_needs_a_key() -> None:
 
 def test_noise_is_uniform_between_minus_one_and_one() -> None:
     z = np.asarray(sample_latent(jax.random.key(0), 500))
-    assert z.shape == (500, NOISE)
+    assert z.shape == (500, LATENT_SIZE)
     assert z.min() == pytest.approx(-1, abs=1e-3)
     assert z.max() == pytest.approx(1, abs=1e-3)
     # of 50,000 numbers: five standard errors

@@ -15,21 +15,21 @@ from jaxstudy.data.sources import EFFICIENTNET_LITE0, read_bytes
 from jaxstudy.model import Model, Stage, sequential
 from jaxstudy.models.efficientnet import (
     ConvNorm,
-    Make,
+    MakeLayer,
     MBConv,
     efficientnet_lite0,
     efficientnet_stages,
     efficientnet_weights,
-    preprocess,
+    normalise_pixels,
 )
 from jaxstudy.pretrained.torch_weights import read_torch_weights
 from jaxstudy.types import Array, Key, PyTree, UserError
 
 # A stem, a block without expansion, one with it that adds its input, a top.
 STAGES = (
-    Stage("stem", Make(ConvNorm, (8, 3, 2))),
-    Stage("first", Make(MBConv, (3, 2, 1, 16))),
-    Stage("second", Make(MBConv, (3, 1, 6, 16))),
+    Stage("stem", MakeLayer(ConvNorm, (8, 3, 2))),
+    Stage("first", MakeLayer(MBConv, (3, 2, 1, 16))),
+    Stage("second", MakeLayer(MBConv, (3, 1, 6, 16))),
     *efficientnet_stages()[-2:],
 )
 SIZE = 12
@@ -213,7 +213,7 @@ def test_an_image_that_is_too_small_is_refused(size: tuple[int, int]) -> None:
 
 
 def test_preprocess() -> None:
-    x = preprocess(np.array([0, 51, 255], np.uint8))
+    x = normalise_pixels(np.array([0, 51, 255], np.uint8))
     assert x.dtype == jnp.float32
     np.testing.assert_allclose(x, [-1, -0.6, 1], atol=1e-6)
 
@@ -353,7 +353,9 @@ def test_the_imagenet_weights() -> None:
     weights = efficientnet_weights(tensors)
     h, w, c = np.meshgrid(*map(np.arange, (224, 224, 3)), indexing="ij")
     sines = np.sin((h * (c + 1) + 2 * w) / 17)
-    pictures = [preprocess(photograph(name)) for name in ("flower.jpg", "china.jpg")]
+    pictures = [
+        normalise_pixels(photograph(name)) for name in ("flower.jpg", "china.jpg")
+    ]
     x = np.stack([sines, *pictures]).astype(np.float32)
     model = efficientnet_lite0()
 

@@ -18,7 +18,7 @@ import pytest
 
 from jaxstudy import __main__ as command
 from jaxstudy.data import fetch as module
-from jaxstudy.data.fetch import STEPS, Step, fetch, package_step, unpack
+from jaxstudy.data.fetch import STEPS, FetchStep, fetch, package_step, unpack
 from jaxstudy.data.sources import (
     NOTES,
     MissingData,
@@ -318,9 +318,9 @@ def test_interrupted_it_cleans_up(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fetch([Step("x", "", absent, stop)], tmp_path)
+        fetch([FetchStep("x", "", absent, stop)], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
-    fetch([Step("x", "", absent, lambda folder: None)], tmp_path)  # not locked
+    fetch([FetchStep("x", "", absent, lambda folder: None)], tmp_path)  # not locked
 
 
 def test_two_at_a_time(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_two_at_a_time(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="another process is fetching"):
             fetch([], tmp_path)
 
-    assert fetch([Step("x", "", absent, bring)], tmp_path) == {}
+    assert fetch([FetchStep("x", "", absent, bring)], tmp_path) == {}
     assert fetch([], tmp_path) == {}
 
 
@@ -346,7 +346,7 @@ def test_a_full_disk_is_one_missing_item(tmp_path: Path) -> None:
     def full(folder: Path) -> None:
         raise OSError(28, "No space left on device", str(folder / "big"))
 
-    missing = fetch([Step("x", "", absent, full)], tmp_path)
+    missing = fetch([FetchStep("x", "", absent, full)], tmp_path)
     assert "big cannot be written: No space left on device" in missing["x"]
 
 
@@ -430,13 +430,17 @@ def steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         command,
         "STEPS",
         (
-            Step("first", "MIT", absent, lambda folder: done.append("first")),
-            Step("second", "", absent, fail),
-            Step("third", "", absent, lambda folder: done.append("third"), ("second",)),
-            Step(
+            FetchStep("first", "MIT", absent, lambda folder: done.append("first")),
+            FetchStep("second", "", absent, fail),
+            FetchStep(
+                "third", "", absent, lambda folder: done.append("third"), ("second",)
+            ),
+            FetchStep(
                 "fourth", "", absent, lambda folder: done.append("fourth"), ("third",)
             ),
-            Step("fifth", "", absent, lambda folder: done.append("fifth"), ("first",)),
+            FetchStep(
+                "fifth", "", absent, lambda folder: done.append("fifth"), ("first",)
+            ),
         ),
     )
     monkeypatch.setattr(

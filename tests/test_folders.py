@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxstudy.images import folders
-from jaxstudy.images.decoding import FORMATS
+from jaxstudy.images.decoding import IMAGE_FORMATS
 from jaxstudy.images.folders import (
     Audit,
     audit,
@@ -250,7 +250,7 @@ def test_a_terminal_sees_a_bar(
 IDLE = {"PNG": 4, "GIF": 2, "BMP": 1, "JPEG": 0, "WEBP": 0}
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", IMAGE_FORMATS)
 def test_no_part_of_an_image_passes(tmp_path: Path, format: str) -> None:
     content = picture(format=format)
     content = content[: len(content) - IDLE[format]]

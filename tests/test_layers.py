@@ -244,3 +244,22 @@ assert seen() == before, seen()
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+def test_every_public_name_has_one_meaning() -> None:
+    """No two modules of the library define the same one."""
+    defined: dict[str, list[str]] = {}
+    for module in (name for name in MODULES if not name.startswith("experiments")):
+        for node in ast.parse(MODULES[module].read_text()).body:
+            names = []
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names = [node.name]
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = (
+                    node.targets if isinstance(node, ast.Assign) else [node.target]
+                )
+                names = [t.id for t in targets if isinstance(t, ast.Name)]
+            for name in names:
+                defined.setdefault(name, []).append(module)
+    shared = {n: m for n, m in defined.items() if len(m) > 1 and n[0] != "_"}
+    assert shared == {}

@@ -95,11 +95,11 @@ def test_the_passengers_are_those_of_the_table() -> None:
     assert table["survived"].value_counts().to_dict() == {"0": 809, "1": 500}
     missing = table[["age", "cabin", "fare", "embarked"]].isna().sum()
     assert missing.tolist() == [263, 1014, 1, 2]
-    prepared = with_titles_and_decks(table)
+    prepared: Any = with_titles_and_decks(table)
     assert prepared["title"].notna().all()
     assert set(prepared["title"]) > {"Mr", "Mrs", "Rev", "Countess", "Jonkheer"}
-    many: Any = prepared["cabin"] == "C23 C25 C27"
-    decks: Any = prepared.loc[many, "deck"]
+    many = prepared["cabin"] == "C23 C25 C27"
+    decks = prepared.loc[many, "deck"]
     assert decks.iloc[0] == "C C C"
 
 

@@ -15,9 +15,9 @@ from PIL import Image
 from jaxstudy.data.sources import MissingData
 from jaxstudy.gan import images as gan_images
 from jaxstudy.gan.evaluation import classifier_features
-from jaxstudy.gan.images import USES, key_for, pixels
+from jaxstudy.gan.images import USES, gan_pixels, key_for
 from jaxstudy.models.cnn import cnn
-from jaxstudy.models.dcgan import NOISE
+from jaxstudy.models.dcgan import LATENT_SIZE
 from jaxstudy.runs import cli
 from jaxstudy.runs.run import read_saved
 from jaxstudy.runs.statistics import frechet_distance
@@ -81,7 +81,7 @@ def test_a_run_shows_all_that_the_lesson_promises(smoke_run: Path) -> None:
     data = lesson.load(saved.config)
     distance = frechet_distance(
         *(
-            classifier_features(classifier, pixels(part)).features
+            classifier_features(classifier, gan_pixels(part)).features
             for part in (data.held_out, data.test)
         )
     )
@@ -168,7 +168,11 @@ def test_samples_from_the_saved_run(
 @pytest.mark.parametrize(
     ("module", "words", "says"),
     [
-        (lesson, ("--image-size", "8"), "16, 32, 48, ... pixels a side, not of 8 by 8"),
+        (
+            lesson,
+            ("--image-size", "8"),
+            "16, 32, 48, ... pixels a side, not of 8 by 8",
+        ),
         (orders, ("--variant-size", "40"), "pixels a side, not of 40 by 40"),
         (lesson, ("--channels", "2"), "images have 1 or 3 channels, not 2"),
         (lesson, ("--data", "fashion"), "did you mean 'fashion_mnist'"),
@@ -233,7 +237,7 @@ def test_a_folder_of_pictures_is_brought_to_the_networks(
         assert part.arrays["x"].shape == (count, 16, 16, channels)
         assert part.arrays["x"].dtype == np.uint8
         assert part.arrays["row"].tolist() == list(range(count))
-    every = [x.tobytes() for part in data[:3] for x in pixels(part)]
+    every = [x.tobytes() for part in data[:3] for x in gan_pixels(part)]
     assert len(set(every)) == len(every)
 
 
@@ -300,8 +304,8 @@ def test_interpolation_goes_from_one_draw_to_another(monkeypatch: Patch) -> None
     monkeypatch.setattr(lesson, "generate", generate)
     monkeypatch.setattr(lesson.plots, "save_images", lambda *_: None)
     lesson.draw_interpolation(lesson.Config(), None, None, None, None)
-    ways = drawn[0].reshape(4, lesson.COLUMNS, NOISE)
+    ways = drawn[0].reshape(4, lesson.COLUMNS, LATENT_SIZE)
     assert np.abs(ways).max() <= 1
-    assert len(np.unique(ways[:, [0, -1]].reshape(8, NOISE), axis=0)) == 8
+    assert len(np.unique(ways[:, [0, -1]].reshape(8, LATENT_SIZE), axis=0)) == 8
     steps = np.diff(ways, axis=1)
     np.testing.assert_allclose(steps, steps[:, :1].repeat(steps.shape[1], 1), atol=1e-6)

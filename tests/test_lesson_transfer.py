@@ -16,7 +16,7 @@ from jaxstudy.data import sources
 from jaxstudy.images import subsets
 from jaxstudy.images.sets import Images, ImageSet
 from jaxstudy.model import Stage, compose, sequential
-from jaxstudy.models.efficientnet import efficientnet_stages, preprocess
+from jaxstudy.models.efficientnet import efficientnet_stages, normalise_pixels
 from jaxstudy.pretrained import backbones, tuning
 from jaxstudy.runs import cli
 from jaxstudy.runs.run import Options, open_run, read_saved
@@ -46,7 +46,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     params, extra = sequential(STAGES, image).init(jax.random.key(3))
     network = backbones.Backbone(
-        "efficientnet_lite0", STAGES, {"params": params, "extra": extra}, preprocess
+        "efficientnet_lite0",
+        STAGES,
+        {"params": params, "extra": extra},
+        normalise_pixels,
     )
     config = lesson.Config(
         fine_tune_from="block0", image_size=32, small_size=8, sizes=(6, 2286, 100),

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxstudy.optimizers import OPTIMIZERS, Log
+from jaxstudy.optimizers import OPTIMIZERS, LogUniform
 from jaxstudy.types import Array, PyTree, UserError
 from tests.conftest import assert_rounding
 
@@ -318,7 +318,7 @@ def test_adamw_decays_apart_from_the_gradient() -> None:
 # What to tune
 
 
-def ends(log: Log) -> tuple[float, float]:
+def ends(log: LogUniform) -> tuple[float, float]:
     low, high = sorted(log.value(np.array([0.0, 1.0])).tolist())
     return low, high
 
@@ -367,7 +367,7 @@ unit = st.floats(0, 1)
 @given(bounds=st.tuples(positive, positive).map(sorted), at=unit)
 def test_a_log_range_is_even_in_the_logarithm(bounds: list[float], at: float) -> None:
     low, high = bounds
-    ends_and_inside = Log(low, high).value(np.array([0, at, 1]))
+    ends_and_inside = LogUniform(low, high).value(np.array([0, at, 1]))
     want = np.exp((1 - at) * np.log(low) + at * np.log(high))
     np.testing.assert_allclose(ends_and_inside, [low, want, high], rtol=1e-12)
 
@@ -377,14 +377,14 @@ def test_a_range_of_1_minus_value_is_even_in_its_logarithm(
     bounds: list[float], at: float
 ) -> None:
     low, high = bounds
-    got = Log(low, high, one_minus=True).value(np.array([0, at, 1]))
+    got = LogUniform(low, high, one_minus=True).value(np.array([0, at, 1]))
     inside = np.exp((1 - at) * np.log(low) + at * np.log(high))
     want = [1 - low, 1 - inside, 1 - high]
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
 
 
 def test_momentum_is_searched_by_nines() -> None:
-    got = Log(1e-3, 1e-1, one_minus=True).value(np.array([0, 0.5, 1]))
+    got = LogUniform(1e-3, 1e-1, one_minus=True).value(np.array([0, 0.5, 1]))
     np.testing.assert_allclose(got, [0.999, 0.99, 0.9], rtol=1e-12)
     # 1 - value in all its digits, where the value is near 1
     np.testing.assert_allclose(1 - got, [1e-3, 1e-2, 1e-1], rtol=1e-12)
@@ -409,11 +409,11 @@ def test_a_range_without_a_logarithm_is_refused(
     low: float, high: float, why: str, one_minus: bool
 ) -> None:
     with pytest.raises(UserError, match=why):
-        Log(low, high, one_minus)
+        LogUniform(low, high, one_minus)
 
 
 def test_1_minus_value_must_not_exceed_1() -> None:
     with pytest.raises(UserError, match=r"must not exceed 1, so not 1\.5"):
-        Log(0.5, 1.5, one_minus=True)
-    assert ends(Log(0.5, 1.5)) == (0.5, 1.5)
-    assert ends(Log(1.0, 1.0, one_minus=True)) == (0.0, 0.0)
+        LogUniform(0.5, 1.5, one_minus=True)
+    assert ends(LogUniform(0.5, 1.5)) == (0.5, 1.5)
+    assert ends(LogUniform(1.0, 1.0, one_minus=True)) == (0.0, 0.0)

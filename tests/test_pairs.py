@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxstudy.text.pairs import (
+    DATE_FORMATS,
     END,
     FIRST,
-    FORMATS,
     LAST,
     LONGEST_DATE,
     Pair,
@@ -37,7 +37,7 @@ dates = st.dates(FIRST, LAST)
 def test_dates_are_written_as_cldr_has_them() -> None:
     date = datetime.date(2024, 3, 5)
     assert {form: (date_text(date, form, "ko"), date_text(date, form, "en"))
-            for form in FORMATS} == {
+            for form in DATE_FORMATS} == {
         "full": ("2024년 3월 5일 화요일", "Tuesday, March 5, 2024"),
         "long": ("2024년 3월 5일", "March 5, 2024"),
         "medium": ("2024. 3. 5.", "Mar 5, 2024"),
@@ -47,7 +47,7 @@ def test_dates_are_written_as_cldr_has_them() -> None:
     }  # fmt: skip
 
 
-@given(dates, dates, st.sampled_from(FORMATS), st.sampled_from(FORMATS))
+@given(dates, dates, st.sampled_from(DATE_FORMATS), st.sampled_from(DATE_FORMATS))
 def test_the_same_korean_is_the_same_english(
     a: datetime.date, b: datetime.date, one: str, other: str
 ) -> None:

@@ -14,8 +14,8 @@ import pytest
 from jaxstudy.models.recurrent import (
     CELLS,
     Kind,
-    Layer,
     Recurrent,
+    RecurrentLayer,
     States,
     first_states,
     from_keras,
@@ -44,7 +44,9 @@ def normal(*shape: int, seed: int = 0, dtype: Any = np.float32) -> Array:
 def random_params(kind: Kind) -> Any:
     """Every array is random: a bias that stayed zero would prove nothing."""
     x = jnp.zeros((1, 1, FEATURES))
-    like = jax.eval_shape(Layer(kind, UNITS).init, jax.random.key(0), x)["params"]
+    like = jax.eval_shape(RecurrentLayer(kind, UNITS).init, jax.random.key(0), x)[
+        "params"
+    ]
     return {
         name: 0.5 * normal(*leaf.shape, seed=seed)
         for seed, (name, leaf) in enumerate(sorted(like.items()), 1)
@@ -52,7 +54,7 @@ def random_params(kind: Kind) -> Any:
 
 
 def outputs(kind: Kind, params: Any, x: Array, lengths: Any = None) -> Array:
-    return Layer(kind, UNITS).apply({"params": params}, x, lengths)[0]  # type: ignore[index]
+    return RecurrentLayer(kind, UNITS).apply({"params": params}, x, lengths)[0]  # type: ignore[index]
 
 
 def total(y: Array) -> Array:
@@ -200,7 +202,7 @@ def test_no_output_depends_on_a_later_input(kind: Kind) -> None:
 def test_padding_changes_nothing(kind: Kind) -> None:
     """What it holds, no bit; how much of it there is, the program."""
     x = normal(BATCH, STEPS, FEATURES)
-    layer = Layer(kind, UNITS)
+    layer = RecurrentLayer(kind, UNITS)
     variables, run = layer.init(jax.random.key(0), x), jax.jit(layer.apply)
     y, last = run(variables, x, LENGTHS)
     real = (np.arange(STEPS) < LENGTHS[:, None])[..., None]
@@ -239,7 +241,7 @@ def test_it_runs_in_replicas(kind: Kind) -> None:
 
 def test_first_weights_are_those_of_each_library() -> None:
     def first(kind: Kind, start: Any) -> Any:
-        layer = Layer(kind, 8, start)
+        layer = RecurrentLayer(kind, 8, start)
         return layer.init(jax.random.key(0), jnp.zeros((1, 1, 5)))["params"]
 
     def singular(a: Any) -> np.ndarray:

@@ -94,9 +94,9 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(autouse=True)
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[charts.Panel]]:
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[charts.ChartPanel]]:
     """The panels of every chart of curves; none is drawn before `undo`."""
-    found: list[list[charts.Panel]] = []
+    found: list[list[charts.ChartPanel]] = []
 
     def curves(panels: Any) -> charts.Chart:
         found.append(panels)
@@ -424,7 +424,7 @@ def test_every_part_has_a_panel_and_few_share_one(tmp_path, drawn, parts, togeth
 def test_panels_get_a_scale_of_their_own_only_where_a_common_one_flattens():
     def shared(*factors: float) -> bool:
         line = np.arange(1.0, 6)[:, None] * np.ones(4)
-        panels = [charts.Panel("", "", [charts.Curve("", 0, f * line)])
+        panels = [charts.ChartPanel("", "", [charts.Curve("", 0, f * line)])
                   for f in factors]  # fmt: skip
         return charts.have_one_scale(panels)
 
@@ -441,10 +441,10 @@ def test_a_chart_is_one_image_for_light_and_dark_pages(monkeypatch):
     )
     curves = [charts.Curve(name, i, table) for i, name in enumerate(names)]
     estimates = {name: report.Estimate(1.0, 0.5, 2.0, 9, "") for name in names}
-    few = charts.curves([charts.Panel("t", "epoch", curves[:3])] * 2)
-    assert charts.curves([charts.Panel("t", "epoch", curves[:3])] * 2) == few
+    few = charts.curves([charts.ChartPanel("t", "epoch", curves[:3])] * 2)
+    assert charts.curves([charts.ChartPanel("t", "epoch", curves[:3])] * 2) == few
     for chart in (few,
-                  charts.curves([charts.Panel("t", "epoch", curves)]),
+                  charts.curves([charts.ChartPanel("t", "epoch", curves)]),
                   charts.intervals({"loss": estimates})):  # fmt: skip
         kind, data = chart["source"].split(",")
         assert kind == "data:image/svg+xml;base64"

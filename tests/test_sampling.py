@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstudy.text.decoding import beam_search, draw, sample, top_k_logits
+from jaxstudy.text.decoding import beam_search, draw_tokens, sample, top_k_logits
 from jaxstudy.types import Array
 
 VOCABULARY, END, HIDDEN = 4, 3, 5
@@ -155,7 +155,7 @@ def test_one_program_serves_every_temperature_and_k() -> None:
     def go(temperature: Array, k: Array) -> Array:
         traces.append(1)
         _, logits = step(begin(2), jnp.array([0, 1]))
-        return draw(jnp.array([0.1, 0.7]), logits, temperature, k)
+        return draw_tokens(jnp.array([0.1, 0.7]), logits, temperature, k)
 
     for temperature, k in ((0.0, 4), (1.0, 1), (0.7, 2), (1.0, 99)):
         go(jnp.float32(temperature), jnp.int32(k))
@@ -163,7 +163,7 @@ def test_one_program_serves_every_temperature_and_k() -> None:
 
 
 SIZE = 20
-jitted_draw = jax.jit(draw)
+jitted_draw = jax.jit(draw_tokens)
 
 
 @settings(deadline=None)

@@ -16,7 +16,7 @@ import pytest
 from jaxstudy.dataset import Order, dataset, epoch_batches, subset
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import cross_entropy
-from jaxstudy.optimizers import OPTIMIZERS, Log
+from jaxstudy.optimizers import OPTIMIZERS, LogUniform
 from jaxstudy.runs.run import open_run
 from jaxstudy.study import runner
 from jaxstudy.study.comparison import compare
@@ -193,7 +193,7 @@ def test_fewer_trials_are_the_beginning_of_more() -> None:
 
 
 def test_a_grid_is_even_in_the_logarithm() -> None:
-    candidate = Candidate(OPTIMIZERS["adam"], {"rate": Log(1e-4, 1e-1)})
+    candidate = Candidate(OPTIMIZERS["adam"], {"rate": LogUniform(1e-4, 1e-1)})
     at = points(candidate, Protocol(trials=4, search="grid"), "digits")
     np.testing.assert_allclose(at["rate"], [1e-4, 1e-3, 1e-2, 1e-1], rtol=1e-6)
     with pytest.raises(UserError, match="a grid has one axis, not 3"):
@@ -320,7 +320,7 @@ def test_replicas_split_over_devices_have_the_same_numbers(tmp_path: Path) -> No
 
 def test_a_run_that_diverges_is_the_worst_and_stays_in(tmp_path: Path) -> None:
     """Rates of 1e30 overflow: of the two trials the other one is chosen."""
-    wild = Candidate(OPTIMIZERS["sgd"], {"rate": Log(1e-2, 1e38)})
+    wild = Candidate(OPTIMIZERS["sgd"], {"rate": LogUniform(1e-2, 1e38)})
     protocol = replace(PROTOCOL, trials=2, search="grid")
     with open_run(tmp_path / "run", "tiny", "", Config()) as run:
         record = run_study({"blobs": tiny_problem()}, {"sgd": wild}, protocol, run)
@@ -328,7 +328,7 @@ def test_a_run_that_diverges_is_the_worst_and_stays_in(tmp_path: Path) -> None:
     assert cell["tuning"]["validation"][1] == [None, None, None]
     assert cell["reported"]["2"]["point"] == 0
 
-    hopeless = Candidate(OPTIMIZERS["sgd"], {"rate": Log(1e37, 1e38)})
+    hopeless = Candidate(OPTIMIZERS["sgd"], {"rate": LogUniform(1e37, 1e38)})
     with open_run(tmp_path / "worse", "tiny", "", Config()) as run:
         record = run_study(
             {"blobs": tiny_problem()},

@@ -24,7 +24,7 @@ from jaxstudy.model import (
 )
 from jaxstudy.models.inception import inception_stages, inception_v3
 from jaxstudy.models.mlp import mlp
-from jaxstudy.models.summary import Row, Summary, print_summary, summary
+from jaxstudy.models.summary import LayerRow, Summary, print_summary, summary
 from jaxstudy.pretrained.keras_weights import keras_order
 from jaxstudy.types import Array
 
@@ -35,14 +35,14 @@ def test_a_dense_network() -> None:
     model = mlp(3, (4, 5), 2)
     found = summary(model, jnp.ones((7, 3)))
     assert found.rows == (
-        Row("input", "Input", ((7, 3),), 0, 0, ()),
-        Row("hidden_1", "Dense", ((7, 4),), 16, 0, ("input",)),
-        Row("hidden_2", "Dense", ((7, 5),), 25, 0, ("hidden_1",)),
-        Row("output", "Dense", ((7, 2),), 12, 0, ("hidden_2",)),
+        LayerRow("input", "Input", ((7, 3),), 0, 0, ()),
+        LayerRow("hidden_1", "Dense", ((7, 4),), 16, 0, ("input",)),
+        LayerRow("hidden_2", "Dense", ((7, 5),), 25, 0, ("hidden_1",)),
+        LayerRow("output", "Dense", ((7, 2),), 12, 0, ("hidden_2",)),
     )
     assert (found.trainable, found.other) == (53, 0)
     whole = summary(model, jnp.ones((7, 3)), depth=0).rows[1]
-    assert whole == Row("MLP", "MLP", ((7, 2),), 53, 0, ("input",))
+    assert whole == LayerRow("MLP", "MLP", ((7, 2),), 53, 0, ("input",))
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ from jaxstudy.images.sets import IMAGE_SETS
 from jaxstudy.types import UserError
 
 
-class Step(NamedTuple):
+class FetchStep(NamedTuple):
     """Something `make data` sees to.
 
     check: raises MissingData unless it is there and as it should be; bring: brings it,
@@ -56,7 +56,7 @@ class Step(NamedTuple):
     needs: tuple[str, ...] = ()
 
 
-def fetch(steps: Sequence[Step], data: Path = DATA) -> dict[str, str]:
+def fetch(steps: Sequence[FetchStep], data: Path = DATA) -> dict[str, str]:
     """Bring what is not there; what could not be brought, by title, and why.
 
     Each step works in a folder that is renamed at its end, so that one that is stopped
@@ -79,7 +79,10 @@ def fetch(steps: Sequence[Step], data: Path = DATA) -> dict[str, str]:
 
 
 def _ensure(
-    step: Step, missing: dict[str, str], folder: Path, console: rich.console.Console
+    step: FetchStep,
+    missing: dict[str, str],
+    folder: Path,
+    console: rich.console.Console,
 ) -> str:
     """Bring one step's data unless they are there; which of the two it was."""
     # the spinners show on a terminal only
@@ -136,7 +139,7 @@ def _put(folder: Path, place: Path) -> None:
 # ------------------------------------------------------------------ packages
 
 
-def package_step(package: Package) -> Step:
+def package_step(package: Package) -> FetchStep:
     """The step that fetches a package."""
 
     def bring(folder: Path) -> None:
@@ -145,7 +148,7 @@ def package_step(package: Package) -> Step:
         check_package(package, unpacked)
         _put(unpacked, package.place)
 
-    return Step(
+    return FetchStep(
         package.title, package.sources[0].origin, lambda: check_package(package), bring
     )
 
@@ -246,11 +249,11 @@ def unpack(package: Package, archive: Path, folder: Path) -> None:
         raise UserError(f"{archive.name} cannot be unpacked: {error}") from error
 
 
-Keep = Sequence[tuple[str, str]]
+KeepFile = Sequence[tuple[str, str]]
 Members = Iterator[tuple[str, bytes]]
 
 
-def _kept_as(member: str, keep: Keep) -> str | None:
+def _kept_as(member: str, keep: KeepFile) -> str | None:
     """The name under which a member is kept, if it is."""
     for pattern, template in keep:
         match = re.fullmatch(pattern, member)
@@ -259,7 +262,7 @@ def _kept_as(member: str, keep: Keep) -> str | None:
     return None
 
 
-def _deb_members(archive: Path, keep: Keep) -> Members:
+def _deb_members(archive: Path, keep: KeepFile) -> Members:
     command = ["dpkg-deb", "--fsys-tarfile", str(archive.absolute())]
     try:
         done = subprocess.run(command, capture_output=True, check=False)
@@ -273,12 +276,12 @@ def _deb_members(archive: Path, keep: Keep) -> Members:
         yield from _tar_members(tar, keep)
 
 
-def _tgz_members(archive: Path, keep: Keep) -> Members:
+def _tgz_members(archive: Path, keep: KeepFile) -> Members:
     with tarfile.open(archive, "r:gz") as tar:
         yield from _tar_members(tar, keep)
 
 
-def _tar_members(tar: tarfile.TarFile, keep: Keep) -> Members:
+def _tar_members(tar: tarfile.TarFile, keep: KeepFile) -> Members:
     for member in tar:
         name = _kept_as(member.name, keep)
         if name and member.isreg():  # a link or a device is no content
@@ -287,7 +290,7 @@ def _tar_members(tar: tarfile.TarFile, keep: Keep) -> Members:
             yield name, content.read()
 
 
-def _zip_members(archive: Path, keep: Keep) -> Members:
+def _zip_members(archive: Path, keep: KeepFile) -> Members:
     with zipfile.ZipFile(archive) as wheel:
         for member in wheel.namelist():
             name = _kept_as(member, keep)
@@ -307,7 +310,7 @@ def _sort_emoji(folder: Path) -> None:
     _put(made, EMOJI_FOLDERS.path)
 
 
-def records_step(name: str, data_dir: Path = TFDS) -> Step:
+def records_step(name: str, data_dir: Path = TFDS) -> FetchStep:
     """The step that prepares one of IMAGE_SETS."""
 
     def bring(folder: Path) -> None:
@@ -316,7 +319,7 @@ def records_step(name: str, data_dir: Path = TFDS) -> Step:
         prepare(name, folder)
         _put(folder / name, data_dir / name)
 
-    return Step(
+    return FetchStep(
         f"{name} for TFDS",
         f"array_record, in {data_dir / name}",
         lambda: IMAGE_SETS[name].check(data_dir / name),
@@ -325,10 +328,10 @@ def records_step(name: str, data_dir: Path = TFDS) -> Step:
     )
 
 
-def all_steps() -> tuple[Step, ...]:
+def all_steps() -> tuple[FetchStep, ...]:
     """The packages, the emoji sorted into folders, and the records of image sets."""
     drawings = {source.path for source in EMOJI.values()}
-    emoji = Step(
+    emoji = FetchStep(
         "emoji in folders",
         f"by category, in {EMOJI_FOLDERS.path}",
         lambda: check_folder(EMOJI_FOLDERS),

@@ -39,7 +39,7 @@ BATCH = 50  # images at a time
 ROWS = 2000  # training images at a time
 CLASS_SHARE = 0.02  # of the images, above which a class counts as found
 COMPARED = 200  # images whose nearest training image is looked for
-COLUMNS = 10  # of the picture of them
+_COLUMNS = 10  # of the picture of them
 
 GanMetrics = dict[str, Estimate | float]
 
@@ -216,7 +216,7 @@ def nearest_metrics(
         rows, distances = nearest(x[:COMPARED], training_images)
         away = mean_over_cases(distances, "images", NONNEGATIVE)
         result[f"{name}: distance to the nearest training image"] = away
-        drawn += [x[:COLUMNS], training_images[rows[:COLUMNS]]]
+        drawn += [x[:_COLUMNS], training_images[rows[:_COLUMNS]]]
         titles += [name.replace(" ", "\n"), "nearest\ntraining\nimages"]
     plots.save_images(run, "nearest", drawn, rows=titles)
     return result

@@ -68,6 +68,6 @@ def read_gan_images(
     return GanImages(*sets, classes=splits.classes)
 
 
-def pixels(data: Dataset) -> np.ndarray:
+def gan_pixels(data: Dataset) -> np.ndarray:
     """The images of a set, uint8 [N, H, W, C]."""
     return np.asarray(data.arrays["x"])

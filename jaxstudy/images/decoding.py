@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 # By content, not by suffix. Few, because PIL would run Ghostscript for an EPS.
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
+IMAGE_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
 MAX_PIXELS = 2**26  # of one image, by its header: 256 MiB as RGBA
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Beside the critical chunks, what of a PNG says how it looks: transparency, orientation
@@ -55,7 +55,7 @@ def decode(content: bytes, verify: bool = False) -> Image.Image:
     except UnidentifiedImageError:
         if _begins_like_an_image(content):
             raise DecodeError("truncated or damaged", "no whole header") from None
-        detail = f"none of {', '.join(FORMATS)}"
+        detail = f"none of {', '.join(IMAGE_FORMATS)}"
         raise DecodeError("not an image", detail) from None
     except Image.DecompressionBombError as error:
         raise DecodeError("too large", str(error)) from error
@@ -94,13 +94,13 @@ def _without_metadata(content: bytes) -> bytes:
 
 
 def _begins_like_an_image(content: bytes) -> bool:
-    tests = [Image.OPEN[name][1] for name in FORMATS]
+    tests = [Image.OPEN[name][1] for name in IMAGE_FORMATS]
     return any(accept is not None and accept(content[:16]) for accept in tests)
 
 
 def _open(content: bytes) -> ImageFile.ImageFile:
     """The image in a file, by its header; refused here if it is a bomb."""
-    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
     assert isinstance(image, ImageFile.ImageFile)
     width, height = image.size
     if width * height > MAX_PIXELS:

@@ -34,11 +34,11 @@ from jaxstudy.types import UserError
 MAX_BYTES = 4 * MAX_PIXELS  # of one file
 MAX_THREADS = 8  # each may hold an image of MAX_PIXELS several times
 MAX_SIDE = 4096  # of what images are resized to
-MAX_SHOWN = 20  # problems in an error message, where there are more than a hundred
+_MAX_LISTED = 20  # problems in an error message, where there are more than a hundred
 
 A = TypeVar("A")
 B = TypeVar("B")
-Kind = Literal[
+ProblemKind = Literal[
     DecodeFault,
     "bad link",
     "nested folder",
@@ -54,7 +54,7 @@ class FileProblem(NamedTuple):
     """What is wrong with a file or folder; its path is relative, and printable."""
 
     path: str
-    kind: Kind
+    kind: ProblemKind
     detail: str
 
 
@@ -341,7 +341,7 @@ def audit(folder: Path) -> Audit:
     for name, paths in usable.items():
         if len(paths) < 2:  # too few to learn from
             detail = f"{len(paths)} usable of {len(files[name])} files"
-            kind: Kind = "single image" if paths else "empty class"
+            kind: ProblemKind = "single image" if paths else "empty class"
             problems.append(FileProblem(_printable(name), kind, detail))
     classes = tuple(name for name in files if usable[name])
     return Audit(
@@ -375,7 +375,7 @@ def report(audited: Audit) -> str:
 def _refusal(audited: Audit) -> str:
     """The problems as an error: all of them, or the first of hundreds."""
     problems = audited.problems
-    shown = problems if len(problems) <= 100 else problems[:MAX_SHOWN]
+    shown = problems if len(problems) <= 100 else problems[:_MAX_LISTED]
     left = len(problems) - len(shown)
     without = "" if audited.paths else "no usable image, and "
     lines = [f"{audited.folder} has {without}{_number(problems)}:", *map(_line, shown)]
@@ -390,7 +390,7 @@ def _number(problems: Sequence[FileProblem]) -> str:
     return f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
 
 
-def _class_problem(path: Path, root: str) -> tuple[Kind, str] | None:
+def _class_problem(path: Path, root: str) -> tuple[ProblemKind, str] | None:
     """Why what lies directly in the folder is no class."""
     link = _link_problem(path, root)
     if link:

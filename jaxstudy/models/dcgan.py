@@ -11,7 +11,7 @@ from jaxstudy import ops
 from jaxstudy.model import Model, from_linen
 from jaxstudy.types import Array, Key, PyTree, UserError
 
-NOISE = 100  # numbers that an image is made from
+LATENT_SIZE = 100  # numbers that an image is made from
 SLOPE = 0.2  # of LeakyReLU, below 0
 DROPOUT_RATE = 0.4  # of what a convolution of D gives, in training
 WIDTHS = (256, 128, 64)  # channels of the enlarging layers, but for the last
@@ -102,13 +102,13 @@ def generator(image_shape: Shape = (64, 64, 1), batch_norm: bool = True) -> Mode
     multiple of 16, or there are not 1 or 3 channels.
     """
     _check(image_shape)
-    example = jax.ShapeDtypeStruct((1, NOISE), jnp.float32)
+    example = jax.ShapeDtypeStruct((1, LATENT_SIZE), jnp.float32)
     return from_linen(Generator(image_shape, batch_norm), example)
 
 
 def sample_latent(key: Key, n: int) -> Array:
     """What n images are made from: numbers [n, 100], uniform from -1 to 1."""
-    return jax.random.uniform(key, (n, NOISE), jnp.float32, -1, 1)
+    return jax.random.uniform(key, (n, LATENT_SIZE), jnp.float32, -1, 1)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -13,7 +13,7 @@ from jaxstudy.ops import conv_general_dilated
 from jaxstudy.types import Array, PyTree, UserError
 
 CLASSES = 1000
-SMALLEST = 32  # five strides of two leave one position
+SMALLEST_IMAGE = 32  # five strides of two leave one position
 # Repeats, kernel, stride of the first, expansion, channels: table 1 of the paper.
 _GROUPS = (
     (1, 3, 1, 1, 16),
@@ -125,7 +125,7 @@ class MBConv(nn.Module):
         return x + h if h.shape == x.shape else h
 
 
-class Pool(nn.Module):
+class _Pool(nn.Module):
     """The mean over all positions."""
 
     def __call__(self, x: Array, train: bool) -> Array:
@@ -133,7 +133,7 @@ class Pool(nn.Module):
         return jnp.mean(x, (1, 2))
 
 
-class Classifier(nn.Module):
+class _Classifier(nn.Module):
     """One logit for each class."""
 
     classes: int
@@ -144,7 +144,7 @@ class Classifier(nn.Module):
         return nn.Dense(self.classes, kernel_init=_DENSE_INIT, name="dense")(x)
 
 
-class Make(NamedTuple):
+class MakeLayer(NamedTuple):
     """Makes a module: a description, which can be read and compared."""
 
     module: Callable[..., nn.Module]
@@ -165,37 +165,38 @@ def efficientnet_stages(*, include_top: bool = True) -> Stages:
     Source: Tan and Le 2019, table 1; the Lite variant has ReLU6 for swish and no
     squeeze-and-excitation (Google's EfficientNet-Lite, 2020).
     """
-    blocks = (Stage(f"block{i}", Make(MBConv, b)) for i, b in enumerate(_BLOCKS))
+    blocks = (Stage(f"block{i}", MakeLayer(MBConv, b)) for i, b in enumerate(_BLOCKS))
     stages = (
-        Stage("stem", Make(ConvNorm, (32, 3, 2))),
+        Stage("stem", MakeLayer(ConvNorm, (32, 3, 2))),
         *blocks,
-        Stage("head", Make(ConvNorm, (1280,))),
-        Stage("pool", Make(Pool)),
+        Stage("head", MakeLayer(ConvNorm, (1280,))),
+        Stage("pool", MakeLayer(_Pool)),
     )
     if not include_top:
         return stages
-    return (*stages, Stage("classifier", Make(Classifier, (CLASSES,))))
+    return (*stages, Stage("classifier", MakeLayer(_Classifier, (CLASSES,))))
 
 
 def efficientnet_lite0(
     image_size: tuple[int, int] = (224, 224), *, include_top: bool = True
 ) -> Model:
-    """EfficientNet-Lite0 on images [B, H, W, 3] as `preprocess` has them.
+    """EfficientNet-Lite0 on images [B, H, W, 3] as `normalise_pixels` has them.
 
     Outputs are 1000 logits, or 1280 features without `include_top`; 4,652,008
     parameters, or 3,371,008. The weights fit any size of image. Raises UserError for
     images of less than 32 pixels a side.
     """
-    if min(image_size) < SMALLEST:
+    if min(image_size) < SMALLEST_IMAGE:
         raise UserError(
             f"images of {image_size[0]}x{image_size[1]} are too small for "
-            f"EfficientNet-Lite0, which needs {SMALLEST}x{SMALLEST} at least"
+            f"EfficientNet-Lite0, which needs {SMALLEST_IMAGE}x{SMALLEST_IMAGE}"
+            " at least"
         )
     example = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
     return sequential(efficientnet_stages(include_top=include_top), example)
 
 
-def preprocess(images: Array | np.ndarray) -> Array:
+def normalise_pixels(images: Array | np.ndarray) -> Array:
     """Pixels from 0 to 255, [..., H, W, 3] in RGB, to the [-1, 1] of the network."""
     return jnp.asarray(images, jnp.float32) / 127.5 - 1
 
@@ -224,7 +225,7 @@ def efficientnet_weights(tensors: Mapping[str, np.ndarray]) -> dict[str, PyTree]
             )
         return np.ascontiguousarray(found)
 
-    model = efficientnet_lite0((SMALLEST, SMALLEST))
+    model = efficientnet_lite0((SMALLEST_IMAGE, SMALLEST_IMAGE))
     params, extra = jax.eval_shape(model.init, jax.random.key(0))
     weights = {
         "params": jax.tree.map_with_path(take, params),

@@ -80,7 +80,7 @@ class GlobalAveragePool(nn.Module):
         return x.mean((1, 2))
 
 
-class Classifier(nn.Module):
+class _Classifier(nn.Module):
     """One dense layer of logits."""
 
     classes: int
@@ -246,7 +246,7 @@ def inception_stages(*, include_top: bool = True, classes: int = 1000) -> Stages
     stages = tuple(Stage(name, make) for name, make in _STAGES.items())
     if not include_top:
         return stages
-    top = Stage("predictions", lambda name: Classifier(classes, name=name))
+    top = Stage("predictions", lambda name: _Classifier(classes, name=name))
     return (*stages, Stage("avg_pool", _global_pool), top)
 
 

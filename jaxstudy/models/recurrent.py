@@ -170,7 +170,7 @@ def _first_bias(kind: Kind, start: Start, units: int) -> np.ndarray:
     return bias
 
 
-class Layer(nn.Module):
+class RecurrentLayer(nn.Module):
     """One recurrent layer; its arrays are Keras's, a GRU's two biases apart."""
 
     kind: Kind
@@ -242,7 +242,7 @@ class Recurrent(nn.Module):
         """
         last = []
         for i, units in enumerate(self.units):
-            layer = Layer(self.kind, units, self.start, name=f"layer_{i + 1}")
+            layer = RecurrentLayer(self.kind, units, self.start, name=f"layer_{i + 1}")
             mine = None if begin is None else begin[i]
             x, states = layer(x, lengths, mine)
             last.append(states)

@@ -15,7 +15,7 @@ from flax.linen import initializers
 from jaxstudy.model import Model, small_uniform
 from jaxstudy.models.recurrent import Kind, Recurrent, States
 from jaxstudy.ops import flat_dot_general
-from jaxstudy.text.decoding import Step
+from jaxstudy.text.decoding import DecodeStep
 from jaxstudy.types import Array, Key, PyTree
 
 
@@ -45,7 +45,7 @@ class Seq2Seq(NamedTuple):
     encode: Callable[[PyTree, Array, Array], Memory]
     decode: Callable[[PyTree, Memory, Array], tuple[Memory, Array, Array]]
 
-    def step(self, params: PyTree) -> Step:
+    def step(self, params: PyTree) -> DecodeStep:
         """One more token, as `jaxstudy.text.decoding` decodes."""
 
         def step(memory: Memory, token: Array) -> tuple[Memory, Array]:

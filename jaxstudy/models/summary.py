@@ -19,7 +19,7 @@ from jaxstudy.types import Array
 _MARK = "jaxstudy.models.summary "  # and the number of a row: the name of its outputs
 
 
-class Row(NamedTuple):
+class LayerRow(NamedTuple):
     """A layer: the shapes of its outputs, its numbers, and where its inputs come from.
 
     `trainable` counts its parameters; `other` what it keeps that is not trained:
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 class Summary(NamedTuple):
     """The rows, and the totals of the model, with what belongs to no row."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[LayerRow, ...]
     trainable: int
     other: int
 
@@ -52,10 +52,10 @@ def summary(
     Nothing is computed, the model is only traced; modules in a loop are not opened.
     """
     params, extra = jax.eval_shape(model.init, jax.random.key(0))
-    rows: list[Row] = []
+    rows: list[LayerRow] = []
     for x in inputs:
         name = _unused("input", rows)
-        rows.append(Row(name, "Input", (tuple(x.shape),), 0, 0, ()))
+        rows.append(LayerRow(name, "Input", (tuple(x.shape),), 0, 0, ()))
 
     def marked(params: Any, extra: Any, *inputs: Array) -> Any:
         # Wherever a wrapper may have put them, the leaves are the same objects.
@@ -78,7 +78,7 @@ def summary(
                 counts[uncounted.pop(id(x), "")] += x.size
             kind = type(module).__name__
             rows.append(
-                Row(
+                LayerRow(
                     _unused("/".join(module.path) or kind, rows),
                     kind,
                     tuple(tuple(x.shape) for x in jax.tree.leaves(outputs)),
@@ -116,7 +116,7 @@ def _variables(module: nn.Module) -> list[Any]:
     return found
 
 
-def _unused(name: str, rows: Sequence[Row]) -> str:
+def _unused(name: str, rows: Sequence[LayerRow]) -> str:
     """The name, numbered if a row has it: a layer called twice has two rows."""
     count = sum(row.name.partition(" ")[0] == name for row in rows)
     return f"{name} ({count + 1})" if count else name

@@ -48,7 +48,7 @@ def backbone(name: BackboneName, weights: Path | None = None) -> Backbone:
         tensors = efficientnet.efficientnet_weights(read_torch_weights(content, path))
         stages = efficientnet.efficientnet_stages(include_top=False)
         return Backbone(
-            name, stages, select_weights(stages, tensors), efficientnet.preprocess
+            name, stages, select_weights(stages, tensors), efficientnet.normalise_pixels
         )
     if name == "inception_v3":
         if weights is None:
@@ -63,7 +63,7 @@ def backbone(name: BackboneName, weights: Path | None = None) -> Backbone:
 
 
 _SMALLEST = {
-    "efficientnet_lite0": efficientnet.SMALLEST,
+    "efficientnet_lite0": efficientnet.SMALLEST_IMAGE,
     "inception_v3": inception.SMALLEST,
 }
 

@@ -24,12 +24,12 @@ from h5py import h5d, h5l, h5o, h5t  # pyright: ignore[reportAttributeAccessIssu
 _LIST = 2**16  # bytes of a list of names: Keras cuts longer ones
 _SPARE = 2**31  # bytes of memory beside the file
 
-Array = tuple[str, tuple[int, ...], int]  # dtype, shape, offset in the file
-Layer = tuple[str, list[Array]]
-Kind = TypeVar("Kind", h5py.Group, h5py.Dataset)
+ArrayPlace = tuple[str, tuple[int, ...], int]  # dtype, shape, offset in the file
+LayerIndex = tuple[str, list[ArrayPlace]]
+_Kind = TypeVar("_Kind", h5py.Group, h5py.Dataset)
 
 
-def main() -> None:
+def index_file() -> None:
     """Read the file from standard input and print where its arrays are."""
     content = sys.stdin.buffer.read()
     with contextlib.suppress(OSError, ValueError):  # not every system has this limit
@@ -60,7 +60,7 @@ class _Index:
     def __init__(self) -> None:
         self._seen: set[int] = set()
 
-    def layers(self, file: h5py.Group) -> Iterator[Layer]:
+    def layers(self, file: h5py.Group) -> Iterator[LayerIndex]:
         """All layers, also those that hold nothing."""
         # of a whole model, they are one level down
         old = _group(file, "model_weights") if _has(file, "model_weights") else file
@@ -73,7 +73,7 @@ class _Index:
         else:
             raise _KerasError("it holds no layers of Keras")
 
-    def _old_layers(self, name: str, group: h5py.Group) -> Iterator[Layer]:
+    def _old_layers(self, name: str, group: h5py.Group) -> Iterator[LayerIndex]:
         """A layer, or those of a model inside the model.
 
         Of these the list has what is trained before what is not: their numbers give the
@@ -89,7 +89,7 @@ class _Index:
         else:
             yield self._layer(name, group, next(iter(inner.values()), []))
 
-    def _new_layers(self, group: h5py.Group) -> Iterator[Layer]:
+    def _new_layers(self, group: h5py.Group) -> Iterator[LayerIndex]:
         """The layers of a model, with those of models inside it.
 
         dense, dense_1, ... are the dense layers in order.
@@ -103,10 +103,10 @@ class _Index:
             if _has(layer, "layers"):
                 yield from self._new_layers(_group(layer, "layers"))
 
-    def _layer(self, name: str, group: h5py.Group, arrays: list[str]) -> Layer:
+    def _layer(self, name: str, group: h5py.Group, arrays: list[str]) -> LayerIndex:
         return name, [self._array(group, path) for path in arrays]
 
-    def _array(self, group: h5py.Group, path: str) -> Array:
+    def _array(self, group: h5py.Group, path: str) -> ArrayPlace:
         """Floating-point numbers that lie in the file as they are."""
         place, _, name = path.rpartition("/")
         dataset = _open(_group(group, place) if place else group, name, h5py.Dataset)
@@ -144,7 +144,7 @@ def _group(group: h5py.Group, path: str) -> h5py.Group:
     return group
 
 
-def _open(group: h5py.Group, name: str, kind: type[Kind]) -> Kind:
+def _open(group: h5py.Group, name: str, kind: type[_Kind]) -> _Kind:
     """What has this name in a group, not by a link that may lead into other files."""
     where = f"{group.name}/{name}".replace("//", "/")
     if not _has(group, name):
@@ -186,4 +186,4 @@ def _texts(group: h5py.Group, name: str) -> list[str] | None:
 
 
 if __name__ == "__main__":
-    main()
+    index_file()

@@ -21,7 +21,7 @@ from jaxstudy.runs import plots
 from jaxstudy.runs.statistics import Estimate
 
 Chart = dict[str, str]
-COLUMNS = 3  # of panels
+_COLUMNS = 3  # of panels
 # Each colour on a light page, and on a dark one.
 INK = "#5b6570"
 DARK = {
@@ -29,7 +29,7 @@ DARK = {
     "#8650c8": "#bd9df5", "#c92a45": "#fa7f8f", "#0b7f8c": "#4fc8d3",
     "#8c6a14": "#d6b05e", "#bd3a8c": "#f08fc6", INK: "#9aa5b1",
 }  # fmt: skip
-COLOURS = [colour for colour in DARK if colour != INK]
+LINE_COLOURS = [colour for colour in DARK if colour != INK]
 STYLE: Any = {
     "svg.hashsalt": "jaxstudy", "svg.fonttype": "none", "text.parse_math": False,
     "font.size": 8, "axes.titlesize": 8, "legend.frameon": False, "legend.fontsize": 7,
@@ -48,7 +48,7 @@ class Curve(NamedTuple):
     table: np.ndarray
 
 
-class Panel(NamedTuple):
+class ChartPanel(NamedTuple):
     """Axes with the curves of one metric."""
 
     title: str
@@ -79,7 +79,7 @@ def _grid(
     count: int, size: tuple[float, float], **how: Any
 ) -> tuple[Figure, list[Axes]]:
     """A figure of so many axes, each of this size in inches, in rows."""
-    columns = min(COLUMNS, count)
+    columns = min(_COLUMNS, count)
     rows = -(-count // columns)
     figure, axes = plots.subplots(
         rows, columns, figsize=(size[0] * columns, size[1] * rows), squeeze=False, **how
@@ -89,7 +89,7 @@ def _grid(
     return figure, list(axes.flat[:count])
 
 
-def curves(panels: Sequence[Panel]) -> Chart:
+def curves(panels: Sequence[ChartPanel]) -> Chart:
     """Panels side by side, with one vertical scale unless that flattens some."""
     with _style():
         shared = have_one_scale(panels)
@@ -97,8 +97,8 @@ def curves(panels: Sequence[Panel]) -> Chart:
         figure, axes = _grid(len(panels), (3.6, 2.4), sharey=shared)
         for axis, panel in zip(axes, panels, strict=True):
             for curve in panel.curves:
-                colour = COLOURS[curve.colour % len(COLOURS)]
-                style = "--" if curve.colour >= len(COLOURS) else "-"
+                colour = LINE_COLOURS[curve.colour % len(LINE_COLOURS)]
+                style = "--" if curve.colour >= len(LINE_COLOURS) else "-"
                 x, middle, low, high = curve.table.T
                 marker = "o" if len(x) <= 12 else ""
                 axis.plot(x, middle, style, color=colour, lw=1.3, marker=marker, ms=2.5)
@@ -135,7 +135,7 @@ def is_log(values: np.ndarray) -> bool:
     return bool(len(values)) and 0 < 100 * values.min() < values.max()
 
 
-def have_one_scale(panels: Sequence[Panel]) -> bool:
+def have_one_scale(panels: Sequence[ChartPanel]) -> bool:
     """Whether a common scale leaves three panels of four an eighth of its height."""
     each = [v for v in (values_of(panel.curves) for panel in panels) if len(v)]
     if not each:
@@ -156,7 +156,7 @@ def intervals(tables: Mapping[str, Mapping[str, Estimate]]) -> Chart:
         figure, axes = _grid(len(tables), (3.6, height))
         for axis, (title, estimates) in zip(axes, tables.items(), strict=True):
             for y, estimate in enumerate(estimates.values()):
-                plots.draw_estimate(axis, estimate, y, COLOURS[0])
+                plots.draw_estimate(axis, estimate, y, LINE_COLOURS[0])
             axis.set_yticks(range(len(estimates)), map(label, estimates))
             axis.set_ylim(len(estimates) - 0.4, -0.6)
             axis.grid(False, axis="y")

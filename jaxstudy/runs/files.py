@@ -17,7 +17,7 @@ from typing_extensions import (  # pydantic asks for it before Python 3.12
 
 from jaxstudy.types import UserError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 STRICT = pydantic.ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
 Step = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
@@ -80,7 +80,7 @@ class Holder(TypedDict):
     processes: dict[str, Annotated[int, pydantic.Field(gt=0, lt=2**31)]]
 
 
-class Protocol(TypedDict):
+class StudyProtocol(TypedDict):
     """How a study was made."""
 
     __pydantic_config__ = STRICT  # type: ignore[misc]
@@ -103,12 +103,12 @@ class Study(TypedDict):
 
     __pydantic_config__ = STRICT  # type: ignore[misc]
     schema: int
-    protocol: Protocol
+    protocol: StudyProtocol
     problems: dict[str, Object]
     comparison: Comparison
 
 
-class Record(TypedDict):
+class LoggedRecord(TypedDict):
     """A line of metrics.jsonl: the metrics of one split after one step."""
 
     __pydantic_config__ = STRICT  # type: ignore[misc]
@@ -118,7 +118,7 @@ class Record(TypedDict):
     epoch: NotRequired[float | None]
 
 
-def read_json(path: Path, kind: type[T]) -> T:
+def read_json(path: Path, kind: type[_T]) -> _T:
     """The value in a JSON file, which has to be of this type.
 
     Raises UserError where the file cannot be read or holds another thing.
@@ -130,7 +130,7 @@ def read_json(path: Path, kind: type[T]) -> T:
         raise UserError(f"{path} cannot be read: {reason(error)}") from error
 
 
-def json_lines(content: bytes, kind: type[T]) -> tuple[list[T], dict[int, str], bool]:
+def json_lines(content: bytes, kind: type[_T]) -> tuple[list[_T], dict[int, str], bool]:
     """The values of the good lines, what is wrong with others, and if the last is torn.
 
     A last line that is wrong and has no end is torn: its program was killed, or still
@@ -161,7 +161,7 @@ def read_file(path: Path) -> bytes:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def from_json(content: bytes, kind: type[T]) -> T:
+def from_json(content: bytes, kind: type[_T]) -> _T:
     """The value of this type that a JSON text describes, or ValueError."""
     value = json.loads(content.decode("utf-8"), parse_constant=_refuse)
     _adapter(pydantic.JsonValue).validate_python(value)  # not nested without end

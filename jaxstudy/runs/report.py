@@ -22,8 +22,8 @@ import jinja2
 from jaxstudy.runs import charts
 from jaxstudy.runs.files import (
     Description,
+    LoggedRecord,
     Object,
-    Record,
     Result,
     StepTimes,
     Study,
@@ -38,9 +38,10 @@ from jaxstudy.runs.statistics import Estimate, estimate_texts
 from jaxstudy.study import comparison
 from jaxstudy.types import UserError
 
-Row = Mapping[str, Any]  # of metrics.jsonl
-Series = tuple[str, str, int, Sequence[Row]]  # of a curve: panel, name, colour, rows
-T = TypeVar("T")
+TableRow = Mapping[str, Any]  # of metrics.jsonl
+# of a curve: panel, name, colour, rows
+Series = tuple[str, str, int, Sequence[TableRow]]
+_T = TypeVar("_T")
 Drawn = dict[str, Any]  # what the template has to draw
 
 MARKERS = ("config.json", "metrics.jsonl", "result.json")  # any of them makes a run
@@ -49,7 +50,7 @@ INSIDE = ("checkpoints", "figures", "samples", "tensorboard", "trainings")
 IMAGES = {".png": (b"\x89PNG\r\n", "image/png"), ".gif": (b"GIF8", "image/gif")}
 TEXTS = (".txt", ".abc")
 STUDY_PARTS = ("tune ", "report ")  # of a study: trainings by the hundred
-TOGETHER = len(charts.COLOURS)  # parts in one chart
+TOGETHER = len(charts.LINE_COLOURS)  # parts in one chart
 
 
 def write_report(root: Path) -> Path:
@@ -63,7 +64,7 @@ def write_report(root: Path) -> Path:
     runs = find_runs(root)
     if not runs:
         raise UserError(f"there is no run under {root}: no folder with a config.json")
-    experiments: dict[str, list[Run]] = {}
+    experiments: dict[str, list[ReportedRun]] = {}
     for run in sorted(runs, key=lambda r: (_natural(r.experiment), _natural(r.path))):
         experiments.setdefault(run.experiment, []).append(run)
     environment = jinja2.Environment(
@@ -75,7 +76,9 @@ def write_report(root: Path) -> Path:
     environment.globals.update(plain=plain, duration=duration, flat=flat)
     environment.filters["urlencode"] = _anchor
     text = environment.get_template("report.html.jinja").render(
-        experiments=[compare(name, members) for name, members in experiments.items()]
+        experiments=[
+            compare_runs(name, members) for name, members in experiments.items()
+        ]
     )
     path = root / "report.html"
     # ASCII, so that no locale can spoil it; outside of <style> and <script>, which
@@ -97,7 +100,7 @@ def _anchor(name: str) -> str:
 
 
 @dataclass
-class Run:
+class ReportedRun:
     """What was read of one run; `problems` says what could not be."""
 
     path: str
@@ -109,7 +112,7 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
-    records: list[Row] = field(default_factory=list)
+    records: list[TableRow] = field(default_factory=list)
     result: dict[str, Any] = field(default_factory=dict)
     study: Drawn = field(default_factory=dict)
     figures: list[Drawn] = field(default_factory=list)
@@ -143,7 +146,7 @@ class Run:
         return {"tables": tables, "chart": _intervals(drawn)}
 
     @property
-    def drawn_parts(self) -> dict[str, list[Row]]:
+    def drawn_parts(self) -> dict[str, list[TableRow]]:
         """The records by part; the hundreds of trials of a study have their figures."""
         rows = self.records
         if self.study:
@@ -165,10 +168,10 @@ class Run:
             mine = _by(rows, "split")
             for i, split in enumerate(splits):
                 series.append((part, split, i, mine.get(split, [])))
-        return curves(series)
+        return _curves(series)
 
 
-def find_runs(root: Path) -> list[Run]:
+def find_runs(root: Path) -> list[ReportedRun]:
     """Every run under a folder, which may itself be one."""
     runs = []
     for place, folders, files in os.walk(root):
@@ -178,10 +181,10 @@ def find_runs(root: Path) -> list[Run]:
     return runs
 
 
-def read_run(folder: Path, root: Path) -> Run:
+def read_run(folder: Path, root: Path) -> ReportedRun:
     """Read a run folder as far as it can be read."""
     relative = folder.relative_to(root).as_posix()
-    run = Run(folder.resolve().name if relative == "." else relative)
+    run = ReportedRun(folder.resolve().name if relative == "." else relative)
     described: Drawn = dict(_read(folder, "config.json", Description, run.problems))
     run.config, run.options = described.get("config", {}), described.get("options", {})
     run.environment = _read(folder, "environment.json", Object, run.problems)
@@ -229,7 +232,7 @@ def _noting(folder: Path, problems: list[str]) -> Iterator[None]:
         problems.append(str(error).removeprefix(f"{folder}/"))
 
 
-def _read(folder: Path, name: str, kind: type[T], problems: list[str]) -> T | Drawn:
+def _read(folder: Path, name: str, kind: type[_T], problems: list[str]) -> _T | Drawn:
     """What a JSON file of a run holds; empty where it is damaged."""
     with _noting(folder, problems):
         try:
@@ -248,8 +251,10 @@ def _read_study(folder: Path, problems: list[str]) -> Drawn:
     if os.path.lexists(folder / "timing.json"):
         step_times = dict(_read(folder, "timing.json", StepTimes, problems))
     try:
-        if record["schema"] != comparison.SCHEMA:
-            raise ValueError(f"schema {record['schema']}, not {comparison.SCHEMA}")
+        if record["schema"] != comparison.STUDY_SCHEMA:
+            raise ValueError(
+                f"schema {record['schema']}, not {comparison.STUDY_SCHEMA}"
+            )
         tables = {
             f"{facts['title']} ({name})": comparison.problem_table(
                 record, name, step_times.get(name, {})
@@ -267,10 +272,10 @@ def _read_study(folder: Path, problems: list[str]) -> Drawn:
         return {}
 
 
-def _read_records(folder: Path, problems: list[str]) -> tuple[list[Row], bool]:
+def _read_records(folder: Path, problems: list[str]) -> tuple[list[TableRow], bool]:
     """The good records of metrics.jsonl, and whether its last line is torn."""
     with _noting(folder, problems):
-        rows, bad, torn = json_lines(_content(folder, "metrics.jsonl"), Record)
+        rows, bad, torn = json_lines(_content(folder, "metrics.jsonl"), LoggedRecord)
         if bad:
             where = ", ".join(map(str, [*bad][:5])) + (", ..." if len(bad) > 5 else "")
             first = next(iter(bad.values()))
@@ -331,8 +336,8 @@ def _natural(text: str) -> tuple[list[tuple[int, str]], str]:
     return [(len(p) if i % 2 else 0, p) for i, p in enumerate(pieces)], text
 
 
-def _by(rows: Iterable[Row], tag: str) -> dict[str, list[Row]]:
-    groups: dict[str, list[Row]] = {}
+def _by(rows: Iterable[TableRow], tag: str) -> dict[str, list[TableRow]]:
+    groups: dict[str, list[TableRow]] = {}
     for row in rows:
         groups.setdefault(row[tag], []).append(row)
     return groups
@@ -417,7 +422,7 @@ def _finite(value: Any) -> float | None:
 # Curves
 
 
-def curves(series: Sequence[Series], least: int = 1) -> list[Drawn]:
+def _curves(series: Sequence[Series], least: int = 1) -> list[Drawn]:
     """The charts of all metrics that have `least` lines.
 
     One for each metric with several panels, and one for all others together.
@@ -425,7 +430,7 @@ def curves(series: Sequence[Series], least: int = 1) -> list[Drawn]:
     tags = ("part", "step", "epoch", "split")
     metrics = {m for *_, rows in series for row in rows for m in row if m not in tags}
     groups: list[Drawn] = []
-    single: list[charts.Panel] = []
+    single: list[charts.ChartPanel] = []
     notes: list[str] = []
     for metric in sorted(metrics, key=lambda m: (m != "loss", _natural(m))):
         kept = [(a, b, c, _numbers(rows, metric)) for a, b, c, rows in series]
@@ -448,7 +453,7 @@ def curves(series: Sequence[Series], least: int = 1) -> list[Drawn]:
     return groups
 
 
-def _numbers(rows: Sequence[Row], metric: str) -> list[Row]:
+def _numbers(rows: Sequence[TableRow], metric: str) -> list[TableRow]:
     """The records that have a metric, with the numbers of its replicas, or NaN."""
     return [
         {**row, metric: [*map(number_of, v if isinstance(v, list) else [v])]}
@@ -457,7 +462,7 @@ def _numbers(rows: Sequence[Row], metric: str) -> list[Row]:
     ]
 
 
-def _panel(title: str, metric: str, lines: Sequence[Series]) -> charts.Panel:
+def _panel(title: str, metric: str, lines: Sequence[Series]) -> charts.ChartPanel:
     """The curves of a metric; where a line has several splits, validation's."""
     drawn, splits, x = [], {}, "epoch"
     for _, name, colour, rows in lines:
@@ -475,7 +480,7 @@ def _panel(title: str, metric: str, lines: Sequence[Series]) -> charts.Panel:
         charts.Curve(name, colour, curve(rows, split, metric, x))
         for name, colour, rows, split in drawn
     ]
-    return charts.Panel(title, x, found)
+    return charts.ChartPanel(title, x, found)
 
 
 def _note(values: Sequence[Sequence[float]]) -> str:
@@ -491,7 +496,9 @@ def _note(values: Sequence[Sequence[float]]) -> str:
     return text
 
 
-def _group(name: str, panels: Sequence[charts.Panel], notes: Iterable[str]) -> Drawn:
+def _group(
+    name: str, panels: Sequence[charts.ChartPanel], notes: Iterable[str]
+) -> Drawn:
     chart = charts.curves(panels)
     alt = f"{name}: {chart['alt']}" if name else chart["alt"]
     shared = charts.have_one_scale(panels)
@@ -530,7 +537,7 @@ def _intervals(tables: Mapping[str, dict[str, Estimate]]) -> Drawn | None:
     return charts.intervals(drawn) if drawn else None
 
 
-def compare(experiment: str, runs: Sequence[Run]) -> Drawn:
+def compare_runs(experiment: str, runs: Sequence[ReportedRun]) -> Drawn:
     """The runs of one experiment; what several of them have, side by side."""
     out: Drawn = {"experiment": experiment, "runs": runs, "differ": {}, "metrics": []}
     if len(runs) == 1:
@@ -552,5 +559,5 @@ def compare(experiment: str, runs: Sequence[Run]) -> Drawn:
     for i, run in enumerate(runs):
         parts = run.drawn_parts
         series += [(part, run.name, i, rows) for part, rows in parts.items()]
-    out["curves"] = curves(series, least=2)
+    out["curves"] = _curves(series, least=2)
     return out

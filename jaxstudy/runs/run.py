@@ -45,8 +45,8 @@ from jaxstudy.runs.checkpoint import sha256_of_json as _sha256_of_json
 from jaxstudy.runs.files import (
     Description,
     Holder,
+    LoggedRecord,
     Object,
-    Record,
     Sealed,
     from_json,
     json_lines,
@@ -57,9 +57,9 @@ from jaxstudy.runs.files import (
 from jaxstudy.runs.progress import Bar
 from jaxstudy.types import PyTree, Refused, TrainState, UserError
 
-SCHEMA = 2
+CONFIG_SCHEMA = 2
 C = TypeVar("C")
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class Stopped(Exception):
@@ -502,7 +502,7 @@ class Run:
         train_s, wall_s = sum(t.train_s for t in timings), self.wall_s
         examples = sum(t.examples for t in timings)
         result = {
-            "schema": SCHEMA,
+            "schema": CONFIG_SCHEMA,
             "experiment": self.experiment,
             "preset": self.preset,
             "seed": self.config.seed,
@@ -558,7 +558,7 @@ class Saved(Generic[C]):
         return self.weights({"params": params, "extra": extra}, part, step)
 
 
-def read_sealed(folder: Path, name: str, kind: type[T]) -> T:
+def read_sealed(folder: Path, name: str, kind: type[_T]) -> _T:
     """What `Run.write_sealed` wrote into a run folder, as a type that pydantic knows.
 
     Raises UserError where it is another run's, or is not what was written.
@@ -726,7 +726,7 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     content = read_file(path)
-    records, bad, _ = json_lines(content, Record)
+    records, bad, _ = json_lines(content, LoggedRecord)
     for number, what in bad.items():
         raise UserError(f"{path}, line {number}, is damaged: {what}")
     if content and not content.endswith(b"\n"):  # torn, be it only of its line end
@@ -748,7 +748,7 @@ def _describe_config(run: Run) -> str:
         return pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
 
     fields = {
-        "schema": SCHEMA,
+        "schema": CONFIG_SCHEMA,
         "experiment": run.experiment,
         "run": run.id,
         "preset": run.preset,

@@ -18,10 +18,10 @@ from jaxstudy.runs.statistics import (
     paired_test,
 )
 
-SCHEMA = 2  # of study.json
+STUDY_SCHEMA = 2  # of study.json
 ALPHA = 0.05
 TAU_MAX = 4.0
-Record = Mapping[str, Any]  # study.json
+StudyRecord = dict[str, Any]  # study.json
 
 
 class Outcome(NamedTuple):
@@ -38,7 +38,7 @@ def losses(values: Any) -> np.ndarray:
     return np.nan_to_num(np.array(values, float), nan=np.inf, posinf=np.inf)
 
 
-def cell_of(record: Record, problem: str, optimizer: str) -> Record:
+def cell_of(record: StudyRecord, problem: str, optimizer: str) -> StudyRecord:
     """What study.json says of an optimizer on a problem."""
     for cell in record["cells"]:
         if (cell["problem"], cell["optimizer"]) == (problem, optimizer):
@@ -46,13 +46,13 @@ def cell_of(record: Record, problem: str, optimizer: str) -> Record:
     raise KeyError((problem, optimizer))
 
 
-def budgets(record: Record) -> list[int]:
+def budgets(record: StudyRecord) -> list[int]:
     """After how many trials something was reported."""
     return [int(k) for k in record["cells"][0]["reported"]]
 
 
 def outcome(
-    record: Record, problem: str, optimizer: str, k: int | None = None
+    record: StudyRecord, problem: str, optimizer: str, k: int | None = None
 ) -> Outcome:
     """The reported seeds, with the best of k trials, or of all."""
     cell = cell_of(record, problem, optimizer)
@@ -69,17 +69,17 @@ def outcome(
     )
 
 
-def trial_losses(record: Record, problem: str, optimizer: str) -> np.ndarray:
+def trial_losses(record: StudyRecord, problem: str, optimizer: str) -> np.ndarray:
     """Validation losses [P, T] of all trials with the tuning seeds."""
     return losses(cell_of(record, problem, optimizer)["tuning"]["validation"])
 
 
-def tuned_loss(record: Record, problem: str, optimizer: str) -> float:
+def tuned_loss(record: StudyRecord, problem: str, optimizer: str) -> float:
     """The lowest median validation loss of the tuning seeds over all trials."""
     return float(np.median(trial_losses(record, problem, optimizer), axis=1).min())
 
 
-def scores(record: Record, optimizer: str) -> np.ndarray:
+def scores(record: StudyRecord, optimizer: str) -> np.ndarray:
     """Test losses [problems, S] on one scale: 0 as before training, 1 as the best.
 
     (start - loss) / (start - best), within 0 and 1, with the lowest median of all
@@ -96,12 +96,12 @@ def scores(record: Record, optimizer: str) -> np.ndarray:
     return np.array(out)
 
 
-def optimizers(record: Record) -> list[str]:
+def optimizers(record: StudyRecord) -> list[str]:
     """Their names, in order."""
     return list(record["optimizers"])
 
 
-def times_to_target(record: Record, k: int | None = None) -> np.ndarray:
+def times_to_target(record: StudyRecord, k: int | None = None) -> np.ndarray:
     """Median steps to the target [optimizers, problems]; inf if half did not get there.
 
     Runs that did not reach it stay in, as later than all others.
@@ -122,7 +122,9 @@ def upper_median(values: np.ndarray) -> np.ndarray:
     return np.quantile(values, 0.5, axis=-1, method="higher")
 
 
-def algoperf_target(record: Record, problem: str, reference: Sequence[str]) -> float:
+def algoperf_target(
+    record: StudyRecord, problem: str, reference: Sequence[str]
+) -> float:
     """A target set as AlgoPerf does, from the tuning seeds alone.
 
     The lowest, over the reference optimizers, of the median validation loss that their
@@ -136,7 +138,7 @@ def algoperf_target(record: Record, problem: str, reference: Sequence[str]) -> f
     return float(min(reached))
 
 
-def compare(record: Record) -> dict[str, Any]:
+def compare(record: StudyRecord) -> dict[str, Any]:
     """Everything that is said of a study, as JSON.
 
     AlgoPerf's score is of medians, by which it jumps from one value to another; it has
@@ -156,7 +158,7 @@ def compare(record: Record) -> dict[str, Any]:
     return {**comparison, "sentences": sentences(record, comparison)}
 
 
-def compare_on(record: Record, problem: str) -> dict[str, Any]:
+def compare_on(record: StudyRecord, problem: str) -> dict[str, Any]:
     """Each optimizer on a problem, and beside one that tuning found the best.
 
     That one is chosen by the tuning seeds, so the reported ones test it afresh. Nothing
@@ -192,7 +194,7 @@ def compare_on(record: Record, problem: str) -> dict[str, Any]:
     return facts | {"smallest_p": smallest, "exact": some.exact}
 
 
-def row_of(record: Record, problem: str, name: str) -> dict[str, Any]:
+def row_of(record: StudyRecord, problem: str, name: str) -> dict[str, Any]:
     """What an optimizer chose on a problem, and how it did."""
     found, cell = outcome(record, problem, name), cell_of(record, problem, name)
     chosen = cell["reported"][str(budgets(record)[-1])]
@@ -226,7 +228,7 @@ def finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def sentences(record: Record, comparison: Mapping[str, Any]) -> list[str]:
+def sentences(record: StudyRecord, comparison: Mapping[str, Any]) -> list[str]:
     """The conclusions, each computed from the comparison."""
     out = []
     for problem, found in comparison["problems"].items():
@@ -295,7 +297,7 @@ def verdicts(problem: str, found: Mapping[str, Any]) -> list[str]:
     return out
 
 
-def remarks(record: Record, problem: str, found: Mapping[str, Any]) -> list[str]:
+def remarks(record: StudyRecord, problem: str, found: Mapping[str, Any]) -> list[str]:
     """Divergence, edges of the spaces, and targets that were not reached."""
     out, table = [], found["optimizers"]
     for name, row in table.items():
@@ -338,7 +340,7 @@ def listing(names: Sequence[str]) -> str:
 # Tables, as text
 
 
-def summary_table(record: Record) -> list[list[str]]:
+def summary_table(record: StudyRecord) -> list[list[str]]:
     """A heading and a row an optimizer: test loss on each problem, overall scores."""
     comparison = record["comparison"]
     titles = [name.replace("_", " ") for name in comparison["problems"]]
@@ -354,7 +356,7 @@ def summary_table(record: Record) -> list[list[str]]:
 
 
 def problem_table(
-    record: Record, problem: str, step_times: Mapping[str, float]
+    record: StudyRecord, problem: str, step_times: Mapping[str, float]
 ) -> list[list[str]]:
     """A heading and a row for each optimizer on one problem.
 

@@ -11,7 +11,7 @@ from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import performance_profile
 from jaxstudy.study.comparison import (
     TAU_MAX,
-    Record,
+    StudyRecord,
     budgets,
     cell_of,
     optimizers,
@@ -48,7 +48,7 @@ def finish(figure: Figure, axes: np.ndarray, run: Run, name: str) -> None:
     plots.save(figure, run, name)
 
 
-def save_study(record: Record, run: Run) -> None:
+def save_study(record: StudyRecord, run: Run) -> None:
     """All figures of a study."""
     save_sensitivity(record, run)
     save_bands(record, run)
@@ -57,13 +57,13 @@ def save_study(record: Record, run: Run) -> None:
         save_budgets(record, run)
 
 
-def _above_floor(record: Record, problem: str, split: str) -> Callable:
+def _above_floor(record: StudyRecord, problem: str, split: str) -> Callable:
     """Losses as they are drawn: above the floor of the set, where that is known."""
     floor = record["problems"][problem]["floors"].get(split, 0.0)
     return lambda values: np.asarray(values) - floor
 
 
-def _title(record: Record, problem: str, split: str) -> str:
+def _title(record: StudyRecord, problem: str, split: str) -> str:
     name = problem.replace("_", " ")
     known = split in record["problems"][problem]["floors"]
     return f"{name}, above the floor" if known else name
@@ -84,7 +84,7 @@ def _limits(axis: Axes, best: float, start: float) -> float:
     return start + room
 
 
-def save_sensitivity(record: Record, run: Run) -> None:
+def save_sensitivity(record: StudyRecord, run: Run) -> None:
     """Validation loss of each trial against its learning rate: sensitivity.png.
 
     The median of the tuning seeds, as a line where only the rate was varied; crosses
@@ -128,7 +128,7 @@ def save_sensitivity(record: Record, run: Run) -> None:
     finish(figure, axes, run, "sensitivity")
 
 
-def save_bands(record: Record, run: Run) -> None:
+def save_bands(record: StudyRecord, run: Run) -> None:
     """Losses by epoch with the chosen trial: the median and 80 % of the seeds."""
     problems, names = list(record["problems"]), optimizers(record)
     figure, axes = panels(len(problems), rows=2)
@@ -158,7 +158,7 @@ def save_bands(record: Record, run: Run) -> None:
     finish(figure, axes, run, "bands")
 
 
-def save_reached(record: Record, run: Run) -> None:
+def save_reached(record: StudyRecord, run: Run) -> None:
     """How soon the targets are reached: by seed on each problem, and as profiles."""
     problems, names = list(record["problems"]), optimizers(record)
     several = len(problems) > 1
@@ -192,7 +192,7 @@ def save_reached(record: Record, run: Run) -> None:
     finish(figure, axes, run, "reached")
 
 
-def save_budgets(record: Record, run: Run) -> None:
+def save_budgets(record: StudyRecord, run: Run) -> None:
     """Test loss by the number of trials that could be tried: budgets.png."""
     problems, names = list(record["problems"]), optimizers(record)
     figure, axes = panels(len(problems))

@@ -52,7 +52,7 @@ class Problem:
 # The stochastic quadratic of DeepOBS (Schneider, Balles and Hennig 2019)
 
 DIMENSIONS = 100
-NOISE = 0.6  # the standard deviation of the data
+QUADRATIC_NOISE = 0.6  # the standard deviation of the data
 
 
 def quadratic_hessian() -> np.ndarray:
@@ -84,7 +84,7 @@ def quadratic_hessian() -> np.ndarray:
 def quadratic_rows(seed: int) -> np.ndarray:
     """The 1000 rows x [1000, 100] of one set, float32."""
     random = np.random.RandomState(seed)
-    return random.normal(0.0, NOISE, (1000, DIMENSIONS)).astype(np.float32)
+    return random.normal(0.0, QUADRATIC_NOISE, (1000, DIMENSIONS)).astype(np.float32)
 
 
 def quadratic_objective(hessian: np.ndarray) -> Objective:

@@ -26,7 +26,7 @@ from jaxstudy.parallel import Mode, map_replicas
 from jaxstudy.runs.progress import Bar
 from jaxstudy.runs.run import Run, to_json, write_atomically
 from jaxstudy.study import comparison
-from jaxstudy.study.comparison import SCHEMA, compare
+from jaxstudy.study.comparison import STUDY_SCHEMA, StudyRecord, compare
 from jaxstudy.study.problems import Problem
 from jaxstudy.training import (
     EvalStep,
@@ -39,11 +39,10 @@ from jaxstudy.training import (
 )
 from jaxstudy.types import Array, Batch, Key, Metrics, PyTree, TrainState, UserError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 LEAST_TUNING_SEEDS = 3
 LEAST_SEEDS = 5
 Points = dict[str, np.ndarray]  # values [P] of each hyperparameter
-Record = dict[str, Any]  # as study.json has it
 
 
 @dataclass(frozen=True)
@@ -256,7 +255,7 @@ class Trained(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyCell:
     """One optimizer on one problem."""
 
     problem_name: str
@@ -329,7 +328,7 @@ class Cell:
                 sub_run.log([row | {"seconds per step": pace}])
         sub_run.delete_checkpoints()
         return Trained(
-            *(curve(sub_run.records, split, shape) for split in Trained._fields)
+            *(loss_curve(sub_run.records, split, shape) for split in Trained._fields)
         )
 
     def measure_test(
@@ -346,7 +345,7 @@ class Cell:
         return {**head, **values}
 
 
-def curve(
+def loss_curve(
     rows: Sequence[Mapping[str, Any]], split: str, shape: tuple[int, int]
 ) -> np.ndarray:
     """Losses [E, P, S] of a split by epoch, the mean of an epoch's rows; or [P, S]."""
@@ -386,7 +385,7 @@ def run_study(
     candidates: Mapping[str, Candidate],
     protocol: Protocol,
     run: Run,
-) -> Record:
+) -> StudyRecord:
     """Tune and report every candidate on every problem; the record is study.json.
 
     A resumed run repeats nothing that its metrics hold.
@@ -404,13 +403,13 @@ def run_study(
             common = make_common(problem)
             check_order(problem, seed_keys(protocol, [0, 1])[1])
             for candidate_name, candidate in candidates.items():
-                cell = Cell(
+                cell = StudyCell(
                     name, problem, candidate_name, candidate, common, protocol, run,
                     number=len(cells),
                 )  # fmt: skip
                 cells.append(run_cell(cell, bar))
     record = {
-        "schema": SCHEMA,
+        "schema": STUDY_SCHEMA,
         "protocol": asdict(protocol),
         "problems": {name: describe(p, protocol) for name, p in problems.items()},
         "optimizers": {
@@ -432,7 +431,7 @@ def run_study(
     return record
 
 
-def step_times(record: Record, run: Run) -> dict[str, dict[str, float]]:
+def step_times(record: StudyRecord, run: Run) -> dict[str, dict[str, float]]:
     """Seconds a step of a replica took, by problem and optimizer, compiling apart.
 
     Beside study.json and not in it, which is the same however often it is made.
@@ -447,7 +446,7 @@ def step_times(record: Record, run: Run) -> dict[str, dict[str, float]]:
     return out
 
 
-def run_cell(cell: Cell, bar: Bar) -> Record:
+def run_cell(cell: StudyCell, bar: Bar) -> StudyRecord:
     """Tune, choose, report: what study.json says of one optimizer on one problem."""
     protocol, problem = cell.protocol, cell.problem
     tuning_seeds = range(protocol.tuning_seeds)
@@ -496,7 +495,7 @@ def listed(values: np.ndarray) -> Any:
     return float(str(np.float32(values))) if np.isfinite(values) else None
 
 
-def describe(problem: Problem, protocol: Protocol) -> Record:
+def describe(problem: Problem, protocol: Protocol) -> StudyRecord:
     """What study.json says of a problem; "start" is the loss before training."""
     params, extra = problem.model.init(seed_keys(protocol, [0])[0][0])
     key = jax.random.key(0)
@@ -515,7 +514,7 @@ def describe(problem: Problem, protocol: Protocol) -> Record:
     }
 
 
-def look_up(what: str, name: str, known: Mapping[str, T]) -> T:
+def look_up(what: str, name: str, known: Mapping[str, _T]) -> _T:
     """known[name]; raises UserError with the nearest name where there is none."""
     if name in known:
         return known[name]
@@ -523,7 +522,7 @@ def look_up(what: str, name: str, known: Mapping[str, T]) -> T:
     raise UserError(f"no {what} {name!r} among {', '.join(known)}{hint}")
 
 
-def metrics(record: Record) -> dict[str, Any]:
+def metrics(record: StudyRecord) -> dict[str, Any]:
     """What result.json says of a study, "optimizer: measure on problem"."""
     out: dict[str, Any] = {}
     found_on, overall = (record["comparison"][k] for k in ("problems", "overall"))

@@ -31,7 +31,7 @@ def accuracies(
     return {split: np.reshape(v, (-1, *shape)) for split, v in values.items()}
 
 
-class Trained(NamedTuple):
+class TrainedSizes(NamedTuple):
     """The weights of every size and seed, and the accuracy after each epoch.
 
     accuracy [epochs, sizes, seeds], by set.

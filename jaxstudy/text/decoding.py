@@ -1,7 +1,8 @@
 """Decoding: sequences out of a model that gives the chances of the next token.
 
-A `Step` is (states, token [B]) -> (states, logits [B, V]): what one more token makes of
-the states, arrays [B, ...]. Each function is pure and one scan; jit comes from outside.
+A `DecodeStep` is (states, token [B]) -> (states, logits [B, V]): what one more token
+makes of the states, arrays [B, ...]. Each function is pure and one scan; jit comes from
+outside.
 """
 
 import functools
@@ -16,10 +17,10 @@ from jaxstudy.model import Model
 from jaxstudy.text.vocabulary import Vocabulary
 from jaxstudy.types import Array, Key, PyTree
 
-Step = Callable[[PyTree, Array], tuple[PyTree, Array]]
+DecodeStep = Callable[[PyTree, Array], tuple[PyTree, Array]]
 
 
-def language_model_step(model: Model, params: PyTree) -> Step:
+def language_model_step(model: Model, params: PyTree) -> DecodeStep:
     """One more token by a `language_model`, whose states are in its `extra`."""
 
     def step(states: PyTree, token: Array) -> tuple[PyTree, Array]:
@@ -42,7 +43,7 @@ def top_k_logits(logits: Array, k: Array | int) -> Array:
     return jnp.where(logits >= lowest, logits, -jnp.inf)
 
 
-def draw(
+def draw_tokens(
     u: Array, logits: Array, temperature: Array | float, k: Array | int | None = None
 ) -> Array:
     """A token [B] of each row, from softmax(logits / temperature) of the k largest.
@@ -61,7 +62,7 @@ def draw(
 
 
 def sample(
-    step: Step,
+    step: DecodeStep,
     states: PyTree,
     prefix: Array,
     key: Key,
@@ -88,7 +89,7 @@ def sample(
     def body(carry: tuple[PyTree, Array, Array], now: Any) -> tuple[tuple, Array]:
         (states, token, ended), (at, u) = carry, now
         states, logits = step(states, token)
-        drawn = draw(u, logits, temperature, k)
+        drawn = draw_tokens(u, logits, temperature, k)
         inside = at + 1 < given
         following = prefix[:, jnp.minimum(at + 1, given - 1)]
         token = jnp.where(inside, following, drawn).astype(prefix.dtype)
@@ -103,7 +104,7 @@ def sample(
 
 
 def sample_texts(
-    step: Step,
+    step: DecodeStep,
     states: PyTree,
     vocabulary: Vocabulary,
     prefix: str,
@@ -145,7 +146,7 @@ class Beams(NamedTuple):
 
 
 def beam_search(
-    step: Step, states: PyTree, first: Array, *, width: int, length: int, end: int
+    step: DecodeStep, states: PyTree, first: Array, *, width: int, length: int, end: int
 ) -> Beams:
     """The `width` most probable sequences after the tokens `first` [B], as it finds.
 

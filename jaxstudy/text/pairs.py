@@ -38,7 +38,7 @@ class Pairs(NamedTuple):
 FIRST, LAST = datetime.date(1900, 1, 1), datetime.date(2099, 12, 31)
 # Of CLDR's patterns those whose Korean says which English one is meant: 2024. 3. 5. is
 # both of two, so that one of them is left out.
-FORMATS = ("full", "long", "medium", "short", "yMEd", "yMMMEd")
+DATE_FORMATS = ("full", "long", "medium", "short", "yMEd", "yMMMEd")
 LONGEST_DATE = len("2026년 12월 30일 수요일"), len("Wednesday, September 30, 2026")
 # What follows the year, the month and the day of each.
 _KOREAN = {
@@ -53,14 +53,14 @@ _WEEKDAYS = "월화수목금토일"
 
 
 def date_text(date: datetime.date, form: str, language: str) -> str:
-    """A date as CLDR writes it: one of FORMATS, in "ko" or "en"."""
+    """A date as CLDR writes it: one of the formats, in "ko" or "en"."""
     if form.startswith("y"):
         return format_skeleton(form, date, locale=language)
     return format_date(date, form, locale=language)  # type: ignore[arg-type]
 
 
 def date_pairs(count: int, *, held_out: float = 0.1) -> Pairs:
-    """So many dates between FIRST and LAST, each in one of FORMATS by chance.
+    """So many dates between FIRST and LAST, each in one of the formats by chance.
 
     The same at every call; a Korean text is in one of the sets only. Raises UserError
     where there are not so many days, or too few to split.
@@ -71,7 +71,7 @@ def date_pairs(count: int, *, held_out: float = 0.1) -> Pairs:
     rng = np.random.default_rng(0)
     chosen = rng.choice(days, count, replace=False)
     pairs = []
-    for day, form in zip(chosen, rng.choice(FORMATS, count), strict=True):
+    for day, form in zip(chosen, rng.choice(DATE_FORMATS, count), strict=True):
         date = FIRST + datetime.timedelta(int(day))
         pairs.append(
             Pair(*(date_text(date, str(form), language) for language in ("ko", "en")))
@@ -92,7 +92,7 @@ def _split(
 
 
 def check_date(text: str) -> None:
-    """Raise UserError where this is no date in one of the Korean FORMATS.
+    """Raise UserError where this is no date in one of the Korean formats.
 
     The day must exist, and fall on the weekday that the text says.
     """
@@ -100,7 +100,7 @@ def check_date(text: str) -> None:
     match = next(filter(None, matches), None)
     if match is None:
         example = ", ".join(date_text(datetime.date(2024, 3, 5), form, "ko")
-                            for form in FORMATS)  # fmt: skip
+                            for form in DATE_FORMATS)  # fmt: skip
         raise UserError(f"{text!r} is not written as one of: {example}")
     year, month, day, *weekday = match.groups()
     centuries = (19, 20) if len(year) == 2 else ("",)  # the short form has no century
