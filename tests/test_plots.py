@@ -1,12 +1,13 @@
 """Figures with intervals, and of so few runs that there are none."""
 
+import base64
 from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from jaxstudy.runs import plots
+from jaxstudy.runs import charts, plots
 from jaxstudy.runs.statistics import NONNEGATIVE, mean_over_runs
 
 MANY = mean_over_runs(np.array([1.0, 2, 3, 4]), NONNEGATIVE)
@@ -52,3 +53,12 @@ def test_a_line_of_few_runs_has_no_band(drawn: list[Figure]) -> None:
     assert not few.axes[0].collections or not few.axes[0].collections[0].get_paths()
     assert ([1.0, 1.0], [1.0, 3.0]) in lines(few)
     assert ([2.0, 2.0], [1.0, 3.0]) in lines(few)
+
+
+def test_a_logarithmic_chart_is_shared_and_labelled_in_plain_numbers() -> None:
+    table = np.array([[0, 1e-4, 1e-5, 1e-3], [1, 10, 1, 100]])
+    panel = charts.ChartPanel("loss", "epoch", [charts.Curve("sgd", 0, table)])
+    source = charts.curves([panel, panel])["source"]
+    svg = base64.b64decode(source.split(",")[1]).decode()
+    assert ">0.01<" in svg
+    assert "10^{" not in svg

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from jaxstudy.runs import plots
 from jaxstudy.runs.statistics import Estimate
@@ -108,9 +110,12 @@ def curves(panels: Sequence[ChartPanel]) -> Chart:
             axis.legend(axis.lines, ends)
             axis.set_title(label(panel.title), loc="left")
             axis.set_xlabel(panel.xlabel)
-            axis.locator_params(nbins=5)
+            axis.locator_params("x", nbins=5)
             if is_log(values_of(everything if shared else panel.curves)):
                 axis.set_yscale("log")
+                _plain_numbers(axis.yaxis)
+            else:
+                axis.locator_params("y", nbins=5)
         width, height = figure.get_size_inches()
         figure.subplots_adjust(  # tight_layout would draw everything once more
             left=0.5 / width, right=1 - 0.1 / width, wspace=0.2,
@@ -166,8 +171,15 @@ def intervals(tables: Mapping[str, Mapping[str, Estimate]]) -> Chart:
                 axis.axvline(0, color=INK, lw=1, linestyle=":", zorder=0)
             elif is_log(np.array(ends)):
                 axis.set_xscale("log")
+                _plain_numbers(axis.xaxis)
         figure.tight_layout()
         return {"source": _svg(figure), "alt": f"Intervals of {', '.join(tables)}"}
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """Label a logarithmic axis as "0.01": names of runs are no mathematics here."""
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _svg(figure: Figure) -> str:
