@@ -87,7 +87,7 @@ class Config(Settings):
 
 PRESETS = {
     "smoke": Config(
-        optimizers=("sgd", "adagrad", "adam"), problems=("digits",), rates=4,
+        optimizers=("sgd", "adagrad"), problems=("digits",), rates=4,
         lowest_rate=1e-3, highest_rate=1.0, seeds=5, epochs=2, path_steps=20,
     ),
     "quick": Config(),

@@ -67,9 +67,13 @@ def batch(n: int = B, channels: int = 1) -> dict[str, Array]:
     return {"x": jnp.asarray(pixels(n, channels)), "mask": jnp.ones(n)}
 
 
+def compiled_init(d: Model, g: Model) -> TrainState:
+    return jax.jit(lambda key: init_gan_state(d, g, SGD, SGD, key))(jax.random.key(0))
+
+
 @functools.cache
 def fresh() -> TrainState:
-    return init_gan_state(D, G, SGD, SGD, jax.random.key(0))
+    return compiled_init(D, G)
 
 
 def seen(model: Model, name: str, calls: list[Any]) -> Model:
@@ -78,7 +82,10 @@ def seen(model: Model, name: str, calls: list[Any]) -> Model:
     def apply(
         params: PyTree, extra: PyTree, x: Array, *, train: bool, key: Key | None
     ) -> Any:
-        calls.append((name, train, jax.lax.stop_gradient(x), key))
+        data = None if key is None else jax.random.key_data(key)
+        jax.debug.callback(
+            lambda *values: calls.append((name, train, *values)), x, data, ordered=True
+        )
         return model.apply(params, extra, x, train=train, key=key)
 
     return Model(model.init, apply)
@@ -86,15 +93,15 @@ def seen(model: Model, name: str, calls: list[Any]) -> Model:
 
 @functools.cache
 def calls_of(steps: int, use_running_stats: bool = False) -> list[Any]:
-    """(network, training, input, key) of each application, in steps that are not
-    compiled."""
+    """(network, training, input, bits of the key) of each application."""
     calls: list[Any] = []
     models = seen(D, "D", calls), seen(G, "G", calls)
-    step = make_gan_step(*models, SGD, SGD, use_running_stats=use_running_stats)
+    options: Any = {"use_running_stats": use_running_stats}
+    step = jax.jit(make_gan_step(*models, SGD, SGD, **options))
     state = fresh()
-    with jax.disable_jit():  # so that the loop of D's two updates shows its values
-        for _ in range(steps):
-            state, _ = step(state, batch())
+    for _ in range(steps):
+        state, _ = step(state, batch())
+    jax.effects_barrier()
     return calls
 
 
@@ -127,7 +134,7 @@ def test_a_step_is_the_lessons_in_keras(
         return real_d.apply(params, extra, x, train=False, key=None)
 
     d_model = Model(real_d.init, undropped)
-    first = init_gan_state(d_model, g_model, SGD, SGD, jax.random.key(0))
+    first = compiled_init(d_model, g_model)
     step = make_gan_step(
         d_model, g_model, SGD, SGD, use_running_stats=use_running_stats
     )
@@ -175,7 +182,8 @@ def test_a_step_is_the_lessons_in_keras(
 def test_the_modes_of_both_networks(use_running_stats: bool) -> None:
     """Fakes for D as in G's own update, or by running ones; D drops out whenever it is
     trained, or trained through."""
-    calls = calls_of(1, use_running_stats)
+    # of the usual step, two are needed below
+    calls = calls_of(1, True) if use_running_stats else calls_of(2)[:5]
     assert [(name, train) for name, train, *_ in calls] == [
         ("G", not use_running_stats), ("D", True), ("D", True), ("G", True), ("D", True)
     ]  # fmt: skip
@@ -187,9 +195,7 @@ def test_the_modes_of_both_networks(use_running_stats: bool) -> None:
 def test_no_noise_and_no_dropout_is_drawn_twice() -> None:
     """In two steps: two draws of noise each, three of dropout."""
     noises = [np.asarray(x).tobytes() for name, _, x, _ in calls_of(2) if name == "G"]
-    keys = [
-        jax.random.key_data(key).tobytes() for *_, key in calls_of(2) if key is not None
-    ]
+    keys = [np.asarray(key).tobytes() for *_, key in calls_of(2) if key is not None]
     assert len(set(noises)) == len(noises) == 4
     assert len(set(keys)) == len(keys) == 6
 
@@ -211,7 +217,7 @@ def test_the_update_of_one_network_leaves_the_other_alone() -> None:
     assert bits(only_d.params[d]) == bits(both.params[d])
     # the statistics change by G's own update alone: not by D's, twice on G's images
     assert bits(only_g.extra[g]) == bits(both.extra[g]) != bits(first.extra[g])
-    *_, z = (x for name, _, x, _ in calls_of(1) if name == "G")
+    *_, z = (x for name, _, x, _ in calls_of(2)[:5] if name == "G")
     _, want = G.apply(first.params[g], first.extra[g], z, train=True, key=None)
     chex.assert_trees_all_close(both.extra[g], want, atol=1e-6)
 
@@ -452,19 +458,20 @@ def test_a_replica_is_its_run_alone() -> None:
 def test_images_of_three_colours() -> None:
     """D judges all of them, and G makes them."""
     d, g = discriminator((16, 16, 3)), generator((16, 16, 3), batch_norm=False)
-    state = init_gan_state(d, g, SGD, SGD, jax.random.key(0))
+    state = compiled_init(d, g)
     assert jax.tree.leaves(state.extra) == []
     evaluate = jax.jit(make_gan_eval_step(d, g, EVALUATION))
     found = evaluate(state, {**batch(2, 3), "row": jnp.arange(2)})
     z = jnp.concatenate(
         [sample_latent(jax.random.fold_in(EVALUATION, row), 1) for row in range(2)]
     )
-    fake, _ = g.apply(state.params[NAMES[1]], {}, z, train=False, key=None)
+    apply = [jax.jit(functools.partial(m.apply, train=False, key=None)) for m in (d, g)]
+    fake, _ = apply[1](state.params[NAMES[1]], {}, z)
     assert fake.shape == (2, 16, 16, 3)
     real = pixels(2, 3) / np.float32(255)
     grey = real.mean(-1, keepdims=True).repeat(3, -1)
     on_real, on_grey, on_fake = (
-        np.asarray(d.apply(state.params[NAMES[0]], {}, x, train=False, key=None)[0])
+        np.asarray(apply[0](state.params[NAMES[0]], {}, x)[0])
         for x in (real, grey, fake)
     )
     assert np.abs(on_real - on_grey).min() > 1e-4

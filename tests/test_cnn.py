@@ -44,7 +44,7 @@ def test_outputs_and_gradients_are_keras_s(pool: Any, padding: Any) -> None:
     model = cnn(
         SHAPE, CLASSES, filters=FILTERS, hidden=HIDDEN, pool=pool, padding=padding
     )
-    params, extra = model.init(jax.random.key(0))
+    params, extra = jax.jit(model.init)(jax.random.key(0))
     params = jax.tree.map(
         lambda a: a + 0.1 * jax.random.normal(jax.random.key(1), a.shape), params
     )
@@ -75,7 +75,7 @@ def test_it_shows_what_every_layer_gave() -> None:
     model = cnn(
         SHAPE, CLASSES, filters=FILTERS, hidden=HIDDEN, padding="VALID", capture=True
     )
-    params, extra = model.init(jax.random.key(0))
+    params, extra = jax.jit(model.init)(jax.random.key(0))
     x = np.random.default_rng(0).integers(0, 256, (2, *SHAPE)).astype(np.float32)
     (_, values), _ = model.apply(params, extra, x, train=False, key=None)
     other = twin("max", "VALID")
@@ -89,7 +89,7 @@ def test_it_shows_what_every_layer_gave() -> None:
 
 def test_dropout_is_for_training_and_needs_a_key() -> None:
     model = cnn(SHAPE, CLASSES, filters=(2,), dropout=0.5)
-    params, extra = model.init(jax.random.key(0))
+    params, extra = jax.jit(model.init)(jax.random.key(0))
     x = jnp.full((2, *SHAPE), 99.0)
 
     def outputs(key: int | None) -> np.ndarray:

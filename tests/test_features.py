@@ -65,32 +65,19 @@ def x_of(column: Column, table: pd.DataFrame = TABLE) -> np.ndarray:
 # ------------------------------------------------------------------ by hand
 
 
-def test_a_standardised_number() -> None:
+def test_a_scaled_number() -> None:
     # mean 5, deviations -4 -2 0 6: variance 14
     expected = np.array([-4, -2, 0, 0, 6]) / math.sqrt(14)
     x = x_of(Numeric("age"))
     np.testing.assert_allclose(x[:, 0], expected, rtol=1e-6)
     np.testing.assert_array_equal(x[:, 1], [0, 0, 1, 0, 0])
-
-
-def test_a_logarithm() -> None:
     logs = np.log1p([1.0, 3, 5, 11])
     x = x_of(Numeric("age", "log"))
     expected = (logs - logs.mean()) / logs.std()
     np.testing.assert_allclose(x[[0, 1, 3, 4], 0], expected, rtol=1e-6)
     np.testing.assert_allclose(x[2], [0, 1], atol=1e-7)
-
-
-def test_from_least_to_largest() -> None:
     x = x_of(Numeric("age", "min-max"))
     np.testing.assert_allclose(x[:, 0], [0, 0.2, 0.4, 0.4, 1], rtol=1e-6)
-
-
-def test_a_constant_number_becomes_zero() -> None:
-    table = pd.DataFrame({"age": [2.0, 2.0, 2.0]})
-    for scale in ("standard", "log", "min-max"):
-        x = encoded([Numeric("age", scale)], table, table).x
-        np.testing.assert_allclose(x, np.zeros((3, 1)), atol=1e-6)
 
 
 def test_given_boundaries() -> None:
@@ -107,11 +94,9 @@ def test_boundaries_by_quantiles() -> None:
     np.testing.assert_allclose(column.of.boundaries, [2.75, 5.5, 8.25])
     x = np.asarray(fitted.encode(fitted.numbers(values)).x)
     np.testing.assert_array_equal(x.sum(0), [0, 3, 3, 3, 3])
-
-
-def test_equal_quantiles_are_one_boundary() -> None:
+    # equal quantiles are one boundary
     values = pd.DataFrame({"age": [0.0] * 9 + [1.0]})
-    column: Any = fit_columns([Indicator(Bucketized("age", 4))], values).columns[0]
+    column = fit_columns([Indicator(Bucketized("age", 4))], values).columns[0]
     assert column.of.boundaries == ()
     assert column.of.absent == (MISSING,)
 
@@ -310,9 +295,6 @@ def test_refusing_names_every_row_column_and_value() -> None:
 def test_what_is_no_number(text: str) -> None:
     with pytest.raises(UserError, match=r"row 1, column 'age': .* is not a number"):
         fit_columns([Numeric("age")], pd.DataFrame({"age": ["1", text]}))
-
-
-def test_what_has_no_logarithm() -> None:
     with pytest.raises(UserError, match=r"row 0, column 'age': '-1' has no log\(1"):
         fit_columns([Numeric("age", "log")], pd.DataFrame({"age": ["-1", "2"]}))
 
@@ -324,9 +306,6 @@ def test_columns_that_are_not_there() -> None:
     doubled = pd.concat([TABLE, TABLE[["age"]]], axis=1)
     with pytest.raises(UserError, match="'age' occurs more than once"):
         fitted.numbers(doubled)
-
-
-def test_nothing_to_learn_from() -> None:
     with pytest.raises(UserError, match="no training row"):
         fit_columns([Numeric("age")], TABLE.iloc[:0])
 
@@ -373,11 +352,7 @@ SOME: tuple[Column, ...] = (
 FITTED = fit_columns(
     SOME,
     pd.DataFrame(
-        {
-            "age": ["1", "4", None],
-            "sex": ["a", "a", "b"],
-            "deck": ["a b", None, "b"],
-        }
+        {"age": ["1", "4", None], "sex": ["a", "a", "b"], "deck": ["a b", None, "b"]}
     ),
 )
 
@@ -386,31 +361,19 @@ ENCODE = jax.jit(FITTED.encode)  # compiled once for tables of the same length
 
 
 @settings(deadline=None, max_examples=30)
-@given(tables)
-def test_jitted_equals_unjitted(table: pd.DataFrame) -> None:
-    numbers = FITTED.numbers(table)
-    assert_rounding(ENCODE(numbers), FITTED.encode(numbers), 4)
-
-
-@settings(deadline=None, max_examples=30)
 @given(tables, st.integers(0, 3))
-def test_a_row_is_encoded_by_itself(table: pd.DataFrame, row: int) -> None:
+def test_encoding_is_pure_and_of_each_row_alone(table: pd.DataFrame, row: int) -> None:
     row %= len(table)
-    whole = FITTED.encode(FITTED.numbers(table))
-    alone = FITTED.encode(FITTED.numbers(table.iloc[[row]]))
-    mine = jax.tree.map(lambda a: a[row : row + 1], whole)
-    assert_rounding(mine, alone, 4)
-
-
-@settings(deadline=None, max_examples=30)
-@given(tables)
-def test_encoding_changes_no_table(table: pd.DataFrame) -> None:
     before = table.copy(deep=True)
     numbers = FITTED.numbers(table)
     copies = {name: a.copy() for name, a in numbers.items()}
-    FITTED.encode(numbers)
+    whole = FITTED.encode(numbers)
     pd.testing.assert_frame_equal(table, before)
     jax.tree.map(np.testing.assert_array_equal, numbers, copies)
+    assert_rounding(ENCODE(numbers), whole, 4)
+    alone = ENCODE(FITTED.numbers(table.iloc[[row]]))
+    mine = jax.tree.map(lambda a: a[row : row + 1], whole)
+    assert_rounding(mine, alone, 4)
 
 
 @settings(deadline=None, max_examples=30)
@@ -585,6 +548,13 @@ def test_words_for_missing_numbers_are_found_and_told() -> None:
     assert fitted.missing_words(table) == found.missing_words
 
 
+def test_nothing_to_infer() -> None:
+    with pytest.raises(UserError, match="no column to learn 'y' from"):
+        infer([pd.DataFrame({"y": ["a", "b"]})], "y")
+    with pytest.raises(UserError, match="'z' is missing"):
+        infer([TABLE], "z")
+
+
 def test_text_among_numbers_is_an_error_and_no_category() -> None:
     values = [*map(str, range(30)), "many"]
     table = pd.DataFrame({"n": values, "y": "a"})
@@ -592,10 +562,3 @@ def test_text_among_numbers_is_an_error_and_no_category() -> None:
     errors = ValidationErrors("t.csv")
     with pytest.raises(UserError, match=r"t.csv, row 30, column 'n': 'many' is not"):
         fit_columns(found.columns, table, errors)
-
-
-def test_nothing_to_infer() -> None:
-    with pytest.raises(UserError, match="no column to learn 'y' from"):
-        infer([pd.DataFrame({"y": ["a", "b"]})], "y")
-    with pytest.raises(UserError, match="'z' is missing"):
-        infer([TABLE], "z")

@@ -225,12 +225,8 @@ def test_a_good_folder_has_no_problem_and_nothing_is_printed(
     audited = audit(pets(tmp_path))
     assert audited.problems == ()
     assert report(audited) == "4 images in 2 classes: cat 2, dog 2\nno problems"
-    assert load_folder(audited, image_size=(2, 2), strict=True).y.tolist() == [
-        0,
-        0,
-        1,
-        1,
-    ]
+    loaded = load_folder(audited, image_size=(2, 2), strict=True)
+    assert loaded.y.tolist() == [0, 0, 1, 1]
     assert capsys.readouterr() == ("", "")
 
 
@@ -310,10 +306,8 @@ def test_any_file_name_is_read_and_stays_on_its_line(
 ) -> None:
     pets(tmp_path)
     for content, suffix in ((picture(), b".png"), (b"bad", b".bad")):
-        with open(
-            os.path.join(os.fsencode(tmp_path / "cat"), name + suffix), "wb"
-        ) as f:
-            f.write(content)
+        Path(os.fsdecode(os.fsencode(tmp_path / "cat/") + b"/" + name + suffix)
+             ).write_bytes(content)  # fmt: skip
     loaded = load_folder(tmp_path, image_size=(6, 5), subset="training",
                          validation_split=0.5)  # fmt: skip
     assert loaded.audit.classes == ("cat", "dog")
@@ -324,12 +318,7 @@ def test_any_file_name_is_read_and_stays_on_its_line(
 
 
 def test_composed_letters_clash_like_case(tmp_path: Path) -> None:
-    files = (
-        "caf\u00e9/0.png",
-        "caf\u00e9/1.png",
-        "cafe\u0301/0.png",
-        "cafe\u0301/1.png",
-    )
+    files = [f"{c}/{i}.png" for c in ("caf\u00e9", "cafe\u0301") for i in range(2)]
     audited = audit(tree(tmp_path, {name: picture() for name in files}))
     assert {problem.kind for problem in audited.problems} == {"case clash"}
     assert len(audited.paths) == 4
@@ -545,23 +534,15 @@ def test_resizing_is_that_of_keras_with_antialiasing(
     assert np.abs(got - np.asarray(expected)).max() <= 1.01
 
 
-def test_shrinking_averages(tmp_path: Path) -> None:
-    board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
-    got = pixels(encoded(Image.fromarray(board)), tmp_path, image_size=(8, 8))
-    assert np.abs(got.astype(int) - 127).max() <= 2  # where skipping sees only black
-
-
 # ------------------------------------------------------------------ sources
 
 
 def test_a_source_gives_the_rows_of_the_loaded_folder(tmp_path: Path) -> None:
-    asked: Any = {
-        "image_size": (3, 4),
-        "subset": "training",
-        "validation_split": 0.4,
-    }
-    loaded = load_folder(pets(tmp_path, 5), **asked, channels=1)
-    source = folder_source(loaded.audit, **asked, channels=1)
+    asked: Any = dict(
+        image_size=(3, 4), subset="training", validation_split=0.4, channels=1
+    )
+    loaded = load_folder(pets(tmp_path, 5), **asked)
+    source = folder_source(loaded.audit, **asked)
     here, there = Pipe()
     here.send(source)  # as to a worker
     source = there.recv()
@@ -587,10 +568,10 @@ def test_a_file_that_changed_since_the_audit_is_named(
     path.unlink()
     if change is not None:
         path.write_bytes(change)
-    with pytest.raises(UserError, match=r"dog/1.png has changed since the audit"):
-        folder_source(audited, image_size=(2, 2))[3]
-    with pytest.raises(UserError, match=r"dog/1.png has changed since the audit"):
-        load_folder(audited, image_size=(2, 2))
+    for read in (lambda: folder_source(audited, image_size=(2, 2))[3],
+                 lambda: load_folder(audited, image_size=(2, 2))):  # fmt: skip
+        with pytest.raises(UserError, match=r"dog/1.png has changed since the audit"):
+            read()
 
 
 @pytest.mark.parametrize(
@@ -741,9 +722,6 @@ def test_a_class_that_a_part_would_lack_is_named(
 ) -> None:
     with pytest.raises(UserError, match=reason):
         stratified_split(listed(sizes), share, 0)
-
-
-def test_one_group_cannot_be_in_both_parts() -> None:
     with pytest.raises(UserError, match="no validation example of class 'c0'"):
         stratified_split(listed([9]), 0.2, 0, lambda path: "the same")
 
@@ -878,12 +856,13 @@ HOSTILE = {
     "Thumbs.db": "is reserved",
     "": "is empty",
     "é" * 128: "is longer than 255 bytes",
+    3: "is no text",
 }
 
 
 @pytest.mark.parametrize("label", HOSTILE)
 def test_a_label_must_be_a_plain_folder_name(
-    flat: Path, tmp_path: Path, label: str
+    flat: Path, tmp_path: Path, label: Any
 ) -> None:
     with pytest.raises(UserError, match=rf"of d1\.png {HOSTILE[label]}") as error:
         sort_into_folders(
@@ -891,12 +870,6 @@ def test_a_label_must_be_a_plain_folder_name(
         )
     assert "\n" not in str(error.value)
     assert os.listdir(tmp_path) == ["flat"]
-
-
-def test_a_label_must_be_text(flat: Path, tmp_path: Path) -> None:
-    rule: Any = lambda path: 3  # noqa: E731
-    with pytest.raises(UserError, match=r"the label 3 of c1\.png is no text"):
-        sort_into_folders(flat, tmp_path / "sorted", rule)
 
 
 @pytest.mark.parametrize("label", ["Smileys & Emotion", "고양이", "a.b", "con", "é"])
@@ -931,6 +904,8 @@ def test_source_and_target_lie_apart(flat: Path, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(UserError, match="loop cannot be listed"):
         sort_into_folders(flat, tmp_path / "loop", by_letter)
+    with pytest.raises(UserError, match="gone cannot be listed: No such file"):
+        sort_into_folders(tmp_path / "gone", tmp_path / "sorted", by_letter)
     assert sort_into_folders(flat, tmp_path / "flat2", by_letter)  # a prefix, no parent
 
 
@@ -962,8 +937,3 @@ def test_a_target_that_is_no_folder(flat: Path, tmp_path: Path, what: str) -> No
     with pytest.raises(UserError, match=r"dog is not a folder|sorted cannot be listed"):
         sort_into_folders(flat, target, by_letter)
     assert "cat" not in (os.listdir(target) if target.is_dir() else [])
-
-
-def test_a_missing_source_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="gone cannot be listed: No such file"):
-        sort_into_folders(tmp_path / "gone", tmp_path / "sorted", by_letter)

@@ -40,7 +40,7 @@ def compose(folder: Path, prefix: str) -> Any:
 
 def test_training_carries_states_and_evaluation_begins_with_zeros() -> None:
     model = lesson.build_carrying(CONFIG, len(VOCABULARY))
-    params, extra = model.init(jax.random.key(1))
+    params, extra = jax.jit(model.init)(jax.random.key(1))
     objective = jax.jit(lesson.next_character(model))
     text = np.random.default_rng(0).integers(1, len(VOCABULARY), (CONFIG.streams, 9))
     x, y, mask = jnp.asarray(text[:, :-1]), jnp.asarray(text[:, 1:]), np.ones(16)

@@ -44,7 +44,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     `begun` and `ended` are the states of each training, `given` its other arguments.
     """
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    params, extra = sequential(STAGES, image).init(jax.random.key(3))
+    params, extra = jax.jit(sequential(STAGES, image).init)(jax.random.key(3))
     network = backbones.Backbone(
         "efficientnet_lite0",
         STAGES,

@@ -266,7 +266,7 @@ def test_first_weights_are_those_of_each_library() -> None:
 @pytest.mark.parametrize("embedding", [None, 3])
 def test_a_language_model_goes_on_from_its_states(kind: Kind, embedding: Any) -> None:
     model = language_model(7, kind, (UNITS, 5), embedding=embedding)
-    params, extra = model.init(jax.random.key(0))
+    params, extra = jax.jit(model.init)(jax.random.key(0))
     assert extra == {}
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 7, (BATCH, STEPS)))
     whole, none = model.apply(params, {}, tokens, train=False, key=None)
