@@ -849,20 +849,28 @@ def test_a_file_system_that_does_not_lock(
 
 
 HOLD = """
-import sys
+import sys, time
 from pathlib import Path
-from jaxstudy.runs.run import open_run
+from jaxstudy.runs.run import Options, Run, open_run
 sys.path.insert(0, sys.argv[2])
-from tiny import Config
-with open_run(Path(sys.argv[1]), "tiny", "quick", Config(kind="noisy")):
-    print("held", flush=True)
-    sys.stdin.read() if sys.argv[3:] else __import__("time").sleep(60)
+import tiny
+config = tiny.Config(kind="noisy")
+append = Run.append
+def wait(run, records):
+    append(run, records)
+    if records[-1]["step"] == 9:
+        print("held", flush=True)
+        time.sleep(60)
+Run.append = wait
+with open_run(Path(sys.argv[1]), "tiny", "quick", config, Options(save_every=0)) as run:
+    tiny.train(run, config)
 """
 
 
 def test_a_run_in_use_by_another_process_and_then_killed(
     whole: Reference, folder: Path, tmp_path: Path, start: Any
 ) -> None:
+    """By SIGKILL between the records of an epoch and its checkpoint: no bit is lost."""
     script = tmp_path / "hold.py"
     script.write_text(HOLD)
     process = start(script, [folder, ROOT / "tests"])
@@ -872,7 +880,8 @@ def test_a_run_in_use_by_another_process_and_then_killed(
     process.kill()
     process.wait()
     assert (folder / "run.lock").exists()  # and is not in the way
-    whole.assert_same(folder, go(folder, options=Options(), resume=True))
+    assert (steps_of(folder), rows_of(folder)[-1]["step"]) == ([3, 6], 9)
+    whole.assert_same(folder, go(folder, resume=True))
     assert not (folder / "run.lock").exists()
 
 

@@ -16,7 +16,6 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxstudy.chunks import plan_chunk
 from jaxstudy.data.splits import kfold
@@ -42,7 +41,7 @@ from jaxstudy.training import (
     make_train_step,
 )
 from jaxstudy.types import Array, Batch, Mean, Metrics, PyTree, TrainState, UserError
-from tests.conftest import assert_rounding, assert_rows, run_on_devices
+from tests.conftest import assert_rounding, assert_rows
 
 # 52 rows in batches of 10: six steps an epoch, the last with two rows and padding.
 N, BATCH, PER_EPOCH, EPOCHS = 52, 10, 6, 4
@@ -872,48 +871,3 @@ def test_one_key_fixes_a_state() -> None:
     assert first.step == 0
     # the weights' key and the steps' key are not the same
     assert bits(first.key) != bits(jax.random.key(3))
-
-
-# Several devices: a sharded batch needs no other step.
-
-
-def sharded_steps() -> None:
-    """Runs in a process with four devices, called by the test below."""
-    assert jax.device_count() == 4
-    mesh = Mesh(np.array(jax.devices()), ("data",))
-    rng = np.random.default_rng(0)
-    step = jax.jit(make_train_step(OBJECTIVE, TX))
-    single = fresh()
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    spread = jax.device_put(fresh(), everywhere)
-    for _ in range(5):
-        x = rng.normal(size=(40, 3)).astype(np.float32)
-        rows = {"x": x, "y": (x[:, 0] > 0).astype(np.float32)}
-        rows["mask"] = (np.arange(40) < 37).astype(np.float32)  # uneven over devices
-        shards = jax.device_put(rows, NamedSharding(mesh, PartitionSpec("data")))
-        assert [s.data.shape for s in shards["x"].addressable_shards] == [(10, 3)] * 4
-        single, metrics = step(single, jax.device_put(rows, jax.devices()[0]))
-        spread, spread_metrics = step(spread, shards)
-        got, want = jax.device_get((spread_metrics["loss"], metrics["loss"]))
-        assert got.count == want.count == 37
-        assert got.total == pytest.approx(want.total, rel=1e-5)
-    for a, b in zip(
-        jax.tree.leaves(spread.params), jax.tree.leaves(single.params), strict=True
-    ):
-        assert a.sharding.is_fully_replicated
-        assert len(a.addressable_shards) == 4
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
-    moved = np.abs(
-        single.params["output"]["kernel"] - fresh().params["output"]["kernel"]
-    )
-    assert moved.max() > 0.01
-    print("equal on four devices")
-
-
-def test_the_step_runs_unchanged_on_a_sharded_batch() -> None:
-    printed = run_on_devices(4, "-W", "error", __file__)
-    assert printed.endswith("equal on four devices\n")
-
-
-if __name__ == "__main__":
-    sharded_steps()
