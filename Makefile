@@ -47,7 +47,8 @@ lint: .venv/installed-test  ## ruff and pyright
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
-torture: .venv/installed-test  ## kill a run at 24 random moments; the end must be the same
+torture: .venv/installed-test  ## kill a study twice, a run at 24 random moments; the end must be the same
+	$(BIN)/python -m pytest -m torture
 	$(BIN)/python tests/torture.py --kills 24
 
 bench: .venv-bench/installed  ## speed beside Keras and PyTorch

@@ -150,24 +150,6 @@ def run_smoke(name: str, folder: Path, notes: Path) -> Any:
     return ended.value.code
 
 
-def run_on_devices(count: int, *arguments: str) -> str:
-    """What `python ARGUMENTS` prints where the processor is so many devices."""
-    flag = f"--xla_force_host_platform_device_count={count}"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
-    own = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": PYTHONPATH}
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**os.environ, **own},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def assert_rounding(found: Any, want: Any, ulps: float) -> None:
     """Two trees that differ by rounding alone; what are no floats are equal.
 

@@ -1,7 +1,6 @@
 """A small pair of networks that compete: dense, with dropout and BatchNorm."""
 
 import functools
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -9,20 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from test_training import bits
 
 from jaxstudy.dataset import Dataset, dataset
 from jaxstudy.gan.step import (
-    init_gan_replicas,
     init_gan_state,
     make_gan_eval_step,
-    make_gan_step,
-    real_first,
 )
 from jaxstudy.model import from_linen
-from jaxstudy.training import Evaluator, FitResult, Replicas, TrainStep, fit
+from jaxstudy.training import Evaluator, FitResult, TrainStep, fit
 from jaxstudy.types import Array, Key, TrainState
-from tests.conftest import assert_rounding
 
 SHAPE, B = (16, 16, 1), 6
 EVALUATION = jax.random.key(99)
@@ -86,37 +80,3 @@ def train_alone(step: TrainStep, **options: Any) -> FitResult:
     """From one key for the weights, and one for the order."""
     state = init_gan_state(*PAIR, jax.random.key(3))
     return train(state, jax.random.key(4), step, **options)
-
-
-def replicas_and_alone() -> None:
-    """Two replicas in both orders, to the bit, and one of them alone.
-
-    By SGD: a gradient that is 0 but for rounding, of a bias before BatchNorm, is as
-    large as any other to Adam.
-    """
-    pair = D, G, optax.sgd(0.1), optax.sgd(0.1)
-    keys = jnp.stack([jax.random.key(8), jax.random.key(3)])
-    order_keys = jnp.stack([jax.random.key(9), jax.random.key(4)])
-    step = make_gan_step(*pair, real_first(3))
-
-    def fitted(order: Any) -> FitResult:
-        state = init_gan_replicas(*pair, keys[order])
-        return train(state, order_keys[order], step, replicas=Replicas())
-
-    def replica(i: int, fitted: FitResult) -> TrainState:
-        return jax.tree.map(lambda a: a[i], fitted.state)
-
-    replicas, other = fitted(jnp.array([0, 1])), fitted(jnp.array([1, 0]))
-    assert bits(replica(1, replicas)) == bits(replica(0, other))
-    losses = replicas.records[-1]["loss"]
-    assert losses[0] != losses[1]
-    assert losses == other.records[-1]["loss"][::-1]
-    alone = train(init_gan_state(*pair, keys[1]), order_keys[1], step)
-    # 18 updates by sums of 256 products
-    assert_rounding(replica(1, replicas), alone.state, 18 * 16)
-    assert math.isclose(losses[1], alone.records[-1]["loss"], rel_tol=1e-5)
-    print("equal")
-
-
-if __name__ == "__main__":
-    replicas_and_alone()

@@ -14,7 +14,6 @@ import numpy as np
 import optax
 import pytest
 import scipy.stats
-import small_gan
 from small_gan import (
     ADAM,
     EVALUATE,
@@ -57,7 +56,6 @@ from jaxstudy.runs.cli import Settings
 from jaxstudy.runs.run import Options, Stopped, open_run
 from jaxstudy.training import Evaluator, FitResult
 from jaxstudy.types import Array, Batch, Key, Metrics, PyTree, TrainState
-from tests.conftest import run_on_devices
 
 SGD = optax.sgd(0.1)
 NAMES = ("discriminator", "generator")
@@ -448,11 +446,6 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert [{"part": "gan", **row} for row in fitted.records] == [
         {"part": "gan", **row} for row in trained().records
     ]
-
-
-def test_a_replica_is_its_run_alone() -> None:
-    """On two devices, in the order that depends on the step."""
-    assert run_on_devices(2, small_gan.__file__).endswith("equal\n")
 
 
 def test_images_of_three_colours() -> None:

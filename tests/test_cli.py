@@ -305,13 +305,6 @@ def test_what_cannot_be_predicted_from(
     assert answer.out == ""
 
 
-def test_a_loss_that_is_not_finite(call: Call, tmp_path: Path) -> None:
-    sentence = refused(call("--rate", 1e30, "--run-dir", "run"))
-    assert "loss" in sentence
-    assert "step" in sentence
-    assert not (tmp_path / "run" / "result.json").exists()
-
-
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [

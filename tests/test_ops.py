@@ -13,11 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxstudy import ops
 from jaxstudy.types import Array
-from tests.conftest import assert_rounding, run_on_devices
+from tests.conftest import assert_rounding
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -321,39 +320,6 @@ def test_they_map_and_scan() -> None:
     )(x, kernels)
     for got in (mapped, scanned):
         jax.tree.map(lambda a, b: close(a, b, 1e-6), got, want)
-
-
-# Several devices
-
-
-def split_batches() -> None:
-    """Runs in a process with four devices, called by the test below."""
-    ops.PATCH_BYTES, ops.SLICE_BYTES = 2**16, 2**15
-    x, kernel, square = normal(16, 8, 8, 4), normal(3, 3, 4, 4), normal(4, 4, 6, 4)
-    operations: dict[str, Callable[[Array], Array]] = {
-        "in slices": lambda x: ops.conv2d(x, kernel),
-        "strided": lambda x: ops.conv2d(x, kernel, 2),
-        "transposed": lambda x: ops.conv2d_transpose(x, square, 2),
-        "largest": ops.max_pool,
-        "means": lambda x: ops.average_pool(x, (3, 3), (1, 1), "SAME"),
-    }
-    for kind in (AxisType.Auto, AxisType.Explicit):
-        mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
-        split = NamedSharding(mesh, PartitionSpec("data"))
-        for name, operation in operations.items():
-            want = with_gradients(operation, x)
-            with jax.set_mesh(mesh):
-                got = with_gradients(operation, jax.device_put(x, split))
-            for a, b in zip(got, want, strict=True):
-                close(a, b, 1e-6)
-                if kind == AxisType.Explicit:
-                    assert jax.typeof(a).sharding.spec[0] == "data", name
-    print("equal on four devices")
-
-
-def test_batches_split_over_devices_come_out_the_same() -> None:
-    code = "from tests import test_ops; test_ops.split_batches()"
-    assert run_on_devices(4, "-c", code).endswith("equal on four devices\n")
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (2, 3, 5), (2, 2, 3, 5)])

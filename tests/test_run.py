@@ -161,12 +161,9 @@ def test_a_whole_run(whole: Reference) -> None:
     assert steps == [3, 6, 9, 12]
 
 
-def test_the_same_config_gives_the_same_bits(whole: Reference, folder: Path) -> None:
-    whole.assert_same(folder, go(folder))
-
-
-def test_another_seed_gives_other_bits(whole: Reference, folder: Path) -> None:
-    state = go(folder, dataclasses.replace(CONFIG, seed=1))
+def test_the_seed_alone_decides_the_bits(whole: Reference, tmp_path: Path) -> None:
+    whole.assert_same(tmp_path / "same", go(tmp_path / "same"))
+    state = go(tmp_path / "other", dataclasses.replace(CONFIG, seed=1))
     assert bits(state) != whole.bits
 
 
@@ -199,9 +196,11 @@ def test_a_failed_write_leaves_the_old_text(
 
 # interrupted anywhere, resumed: the same end
 
+# Of each chunk the records are appended, then the checkpoint is saved: a crash after
+# the former is one before the latter, and one after the latter is before the next.
 CRASHES = [
-    *((Run, "append", call, after) for call in (1, 3, 5) for after in (False, True)),
-    *((Checkpoints, "save", call, after) for call in (1, 4) for after in (False, True)),
+    *((Run, "append", call, after) for call in (1, 3) for after in (False, True)),
+    *((Checkpoints, "save", 4, after) for after in (False, True)),
     (Run, "finish", 1, False),
 ]
 
@@ -263,7 +262,7 @@ def test_resuming_what_is_finished_changes_nothing(
             assert after[name] == before[name], name
 
 
-@pytest.mark.parametrize("cut", [1, 2, 40, "row"])
+@pytest.mark.parametrize("cut", [40, "row"])
 def test_a_torn_last_line_is_dropped(
     whole: Reference, folder: Path, monkeypatch: pytest.MonkeyPatch, cut: Any
 ) -> None:
@@ -444,10 +443,7 @@ def test_another_content_of_a_file_is_another_run(tmp_path: Path) -> None:
         go(folder, config, resume=True)
 
 
-@pytest.mark.parametrize("change", ["content", "name", "another", "one less"])
-def test_another_content_of_a_folder_is_another_run(
-    tmp_path: Path, change: str
-) -> None:
+def test_another_content_of_a_folder_is_another_run(tmp_path: Path) -> None:
     images, folder = tmp_path / "images", tmp_path / "run"
     for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
         (images / name).parent.mkdir(parents=True, exist_ok=True)
@@ -456,17 +452,15 @@ def test_another_content_of_a_folder_is_another_run(
     go(folder, config)
     (images / "cat" / ".thumbnails").write_text("of a file manager")
     go(folder, config, resume=True)
-    path = images / "cat" / "2.png"
-    if change == "content":
-        path.write_text("other")
-    elif change == "name":
-        path.rename(images / "dog" / "2.png")
-    elif change == "another":
-        (images / "dog" / "2.png").write_text("new")
-    else:
-        path.unlink()
-    with pytest.raises(UserError, match="the content of table"):
-        go(folder, config, resume=True)
+    path, other = images / "cat" / "2.png", images / "dog" / "2.png"
+    changes = (
+        lambda: path.write_text("other"), lambda: path.rename(other),
+        lambda: path.write_text("cat/2.png"), path.unlink,
+    )  # fmt: skip
+    for change in changes:  # content, name, one more and one less
+        change()
+        with pytest.raises(UserError, match="the content of table"):
+            go(folder, config, resume=True)
 
 
 def test_a_pipe_is_left_to_its_reader(tmp_path: Path) -> None:
@@ -501,24 +495,34 @@ def test_weights_to_begin_with_are_part_of_a_run(
         go(tmp_path / "run", options=options, resume=True)
 
 
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of one config with two parts: in the folders 0 and 1."""
+    config, root = dataclasses.replace(CONFIG, parts=2), tmp_path_factory.mktemp("two")
+    for name in ("0", "1"):
+        with open_run(root / name, "tiny", "quick", config, EACH) as run:
+            tiny.main(config, run)
+            run.finish({})
+    return root
+
+
 @pytest.mark.parametrize("what", ["part", "step", "run"])
 def test_a_checkpoint_is_refused_elsewhere(
-    folder: Path, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
+    two_runs: Path, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of the same shapes, so that nothing else would show."""
     config = dataclasses.replace(CONFIG, parts=2)
-    for where in (folder, tmp_path / "other"):
-        with open_run(where, "tiny", "quick", config, EACH) as run:
-            tiny.main(config, run)
+    folder = shutil.copytree(two_runs / "0", tmp_path / "run")
     part = folder / "checkpoints" / "part1"
     newest = part / str(LAST)
     if what == "step":
         newest = newest.rename(part / str(LAST + PER_EPOCH))
     else:
         shutil.rmtree(newest)
-        source = folder if what == "part" else tmp_path / "other"
-        name = "part0" if what == "part" else "part1"
-        shutil.copytree(source / "checkpoints" / name / str(LAST), newest)
+        source = two_runs / (
+            "0/checkpoints/part0" if what == "part" else "1/checkpoints/part1"
+        )
+        shutil.copytree(source / str(LAST), newest)
     load_weights(folder, tiny.weights_like(config), "part1")
     assert f"{newest}: it belongs to {what} " in capsys.readouterr().err
     with open_run(folder, "tiny", "quick", config, EACH, resume=True) as run:
@@ -699,9 +703,14 @@ def signal_at(
 
 
 @pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+    ("signum", "code", "append"),
+    [
+        (signal.SIGTERM, 143, 1),
+        (signal.SIGINT, 130, 2),
+        (signal.SIGTERM, 143, 3),
+        (signal.SIGINT, 130, 5),
+    ],
 )
-@pytest.mark.parametrize("append", [1, 2, 3, 5])
 def test_a_signal_saves_and_stops(
     whole: Reference,
     folder: Path,
@@ -849,20 +858,28 @@ def test_a_file_system_that_does_not_lock(
 
 
 HOLD = """
-import sys
+import sys, time
 from pathlib import Path
-from jaxstudy.runs.run import open_run
+from jaxstudy.runs.run import Options, Run, open_run
 sys.path.insert(0, sys.argv[2])
-from tiny import Config
-with open_run(Path(sys.argv[1]), "tiny", "quick", Config(kind="noisy")):
-    print("held", flush=True)
-    sys.stdin.read() if sys.argv[3:] else __import__("time").sleep(60)
+import tiny
+config = tiny.Config(kind="noisy")
+append = Run.append
+def wait(run, records):
+    append(run, records)
+    if records[-1]["step"] == 9:
+        print("held", flush=True)
+        time.sleep(60)
+Run.append = wait
+with open_run(Path(sys.argv[1]), "tiny", "quick", config, Options(save_every=0)) as run:
+    tiny.train(run, config)
 """
 
 
 def test_a_run_in_use_by_another_process_and_then_killed(
     whole: Reference, folder: Path, tmp_path: Path, start: Any
 ) -> None:
+    """By SIGKILL between the records of an epoch and its checkpoint: no bit is lost."""
     script = tmp_path / "hold.py"
     script.write_text(HOLD)
     process = start(script, [folder, ROOT / "tests"])
@@ -872,7 +889,8 @@ def test_a_run_in_use_by_another_process_and_then_killed(
     process.kill()
     process.wait()
     assert (folder / "run.lock").exists()  # and is not in the way
-    whole.assert_same(folder, go(folder, options=Options(), resume=True))
+    assert (steps_of(folder), rows_of(folder)[-1]["step"]) == ([3, 6], 9)
+    whole.assert_same(folder, go(folder, resume=True))
     assert not (folder / "run.lock").exists()
 
 
@@ -932,13 +950,9 @@ def test_nothing_to_resume(folder: Path) -> None:
     expected = f"there is nothing to resume in {folder}: no config.json"
     assert str(error.value) == expected
     assert not folder.parent.exists()
-
-
-def test_nothing_to_resume_in_a_folder_of_other_things(tmp_path: Path) -> None:
-    (tmp_path / "notes").write_text("mine")
-    with pytest.raises(UserError, match="nothing to resume"):
-        go(tmp_path, resume=True)
-    assert contents(tmp_path) == {"notes": b"mine"}
+    folder.mkdir(parents=True)
+    (folder / "notes").write_text("mine")
+    assert "nothing to resume" in refused(folder, resume=True)
 
 
 def refused(folder: Path, *args: Any, **how: Any) -> str:
@@ -964,12 +978,9 @@ def test_another_config_is_not_mixed_in(whole: Reference) -> None:
     assert "--allow-change" in refused(whole.folder, other, resume=True)
 
 
-def test_another_option_is_shown(whole: Reference) -> None:
+def test_another_option_or_preset_is_shown(whole: Reference) -> None:
     message = refused(whole.folder, CONFIG, Options(save_every=0, keep="best"))
     assert "keep: 'last' there, 'best' here" in message
-
-
-def test_another_preset_is_shown(whole: Reference) -> None:
     message = refused(whole.folder, preset="full", resume=True)
     assert "preset: 'quick' there, 'full' here" in message
 
@@ -1075,20 +1086,19 @@ def test_another_environment_is_said(
 # a run that fails
 
 
-def test_a_user_error_before_training_leaves_no_trace(folder: Path) -> None:
-    with (
-        pytest.raises(UserError, match="no such table"),
-        open_run(folder, "tiny", "quick", CONFIG),
-    ):
-        raise UserError("no such table")
+def test_a_user_error_before_training_leaves_what_was_there(folder: Path) -> None:
+    def fail() -> None:
+        with (
+            pytest.raises(UserError, match="no such table"),
+            open_run(folder, "tiny", "quick", CONFIG),
+        ):
+            raise UserError("no such table")
+
+    fail()
     assert not folder.parent.exists()
-
-
-def test_a_user_error_leaves_what_was_there(folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "notes").write_text("mine")
-    with pytest.raises(UserError), open_run(folder, "tiny", "quick", CONFIG):
-        raise UserError("no such table")
+    fail()
     assert contents(folder) == {"notes": b"mine"}
 
 
@@ -1149,7 +1159,6 @@ def test_parameters_alone_predict_but_do_not_go_on(
     ("options", "expected"),
     [
         (Options(keep="every"), [3, 6, 9, 12]),
-        (Options(keep="last", keep_n=3, save_every=0), [6, 9, 12]),
         (Options(keep="last"), [12]),
         (Options(keep="best", keep_n=1, monitor="train.loss", mode="max"), [3, 12]),
     ],
@@ -1161,8 +1170,9 @@ def test_which_checkpoints_stay(
     assert steps_of(folder) == expected
 
 
-@pytest.mark.parametrize("monitor", ["train.loss", "validation.loss"])
-@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize(
+    ("monitor", "mode"), [("train.loss", "max"), ("validation.loss", "min")]
+)
 def test_the_best_by_any_logged_metric(folder: Path, monitor: str, mode: Any) -> None:
     options = Options(keep="best", keep_n=1, monitor=monitor, mode=mode)
     config = dataclasses.replace(CONFIG, rate=0.7)  # so that it goes up and down
@@ -1183,7 +1193,7 @@ def test_the_best_by_any_logged_metric(folder: Path, monitor: str, mode: Any) ->
     )
 
 
-@pytest.mark.parametrize("monitor", ["validation.accuracy", "test.loss", "loss", ""])
+@pytest.mark.parametrize("monitor", ["validation.accuracy", "loss", ""])
 def test_a_metric_that_is_not_logged(folder: Path, monitor: str) -> None:
     with pytest.raises(UserError) as error:
         go(folder, options=Options(keep="best", monitor=monitor))
@@ -1227,6 +1237,7 @@ def test_beginning_with_loaded_parameters(whole: Reference, folder: Path) -> Non
             lambda f: edit_config(f, lambda c: c["options"].update(keep_n="x")),
             "config.json does not fit",
         ),
+        (contents, r"weights/params/hidden_1/bias has shape \[4\], not \[5\]"),
     ],
 )
 def test_parameters_that_cannot_be_loaded(
@@ -1234,17 +1245,9 @@ def test_parameters_that_cannot_be_loaded(
 ) -> None:
     source = shutil.copytree(whole.folder, tmp_path / "run")
     prepare(source)
+    config = dataclasses.replace(CONFIG, hidden=5)
     with pytest.raises(UserError, match=expected):
-        go(folder, options=Options(load_params=source))
-    assert not folder.parent.exists()
-
-
-def test_parameters_of_another_shape(whole: Reference, folder: Path) -> None:
-    wider = dataclasses.replace(CONFIG, hidden=5)
-    with pytest.raises(UserError) as error:
-        go(folder, wider, Options(load_params=whole.folder))
-    expected = "weights/params/hidden_1/bias has shape [4], not [5]"
-    assert expected in str(error.value)
+        go(folder, config, Options(load_params=source))
     assert not folder.parent.exists()
 
 
@@ -1265,12 +1268,9 @@ def test_parameters_of_the_newest_good_step(
         load_weights(folder, like, step=LAST)
 
 
-def test_two_parts_have_their_own_rows_and_checkpoints(folder: Path) -> None:
-    config = dataclasses.replace(CONFIG, parts=2)
-    with open_run(folder, "tiny", "quick", config, EACH) as run:
-        tiny.main(config, run)
-        result = run.finish({})
-    assert result["steps"] == 2 * LAST
+def test_two_parts_have_their_own_rows_and_checkpoints(two_runs: Path) -> None:
+    folder = two_runs / "0"
+    assert json.loads((folder / "result.json").read_text())["steps"] == 2 * LAST
     for name in ("part0", "part1"):
         assert Checkpoints(folder / "checkpoints" / name).steps() == [9, 12]
         own = [r["step"] for r in rows_of(folder) if r["part"] == name]
@@ -1324,19 +1324,14 @@ def wait_for(path: Path, process: Any, timeout: float = 60) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
-)
-def test_a_process_saves_and_exits(
-    folder: Path, start: Any, signum: int, code: int
-) -> None:
+def test_a_process_saves_and_exits(folder: Path, start: Any) -> None:
     arguments = ["--run-dir", folder, "--epochs", 100000, "--keep", "last"]
     process = start(ROOT / "tests" / "tiny.py", arguments)
     wait_for(folder / "metrics.jsonl", process)
     time.sleep(0.3)
-    process.send_signal(signum)
+    process.send_signal(signal.SIGTERM)
     out, error = process.communicate(timeout=30)
-    assert process.returncode == code, error
+    assert process.returncode == 143, error
     assert "--resume goes on" in error
     assert "Traceback" not in error
     assert out == ""

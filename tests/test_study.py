@@ -44,7 +44,7 @@ from jaxstudy.training import (
     make_train_step,
 )
 from jaxstudy.types import Array, Key, UserError
-from tests.conftest import ROOT, load, run_on_devices
+from tests.conftest import ROOT, load
 
 PROTOCOL = Protocol(trials=3, seeds=5, budgets=(1,), epochs=2)
 
@@ -291,30 +291,6 @@ def test_one_trace_for_each_block(tmp_path: Path) -> None:
     )
 
 
-def run_both_modes(folder: Path) -> None:
-    """A study of twelve replicas a block in each mode: four devices share them."""
-    for mode in ("map", "vmap"):
-        run_tiny(folder / mode, protocol=replace(PROTOCOL, trials=4, mode=mode))
-
-
-def test_replicas_split_over_devices_have_the_same_numbers(tmp_path: Path) -> None:
-    code = (
-        "from tests.test_study import *; assert jax.local_device_count() == 4; "
-        f"run_both_modes(Path({str(tmp_path / '4')!r}))"
-    )
-    run_on_devices(4, "-c", code)
-    run_both_modes(tmp_path / "1")
-
-    for mode in ("map", "vmap"):
-        paths = (tmp_path / n / mode / "study.json" for n in ("1", "4"))
-        one, four = (json.loads(path.read_text())["cells"] for path in paths)
-        for a, b in zip(one, four, strict=True):
-            assert a["points"] == b["points"]
-            for of in (lambda c: c["tuning"], lambda c: c["reported"]["4"]):
-                losses = (np.array(of(c)["validation"], float) for c in (a, b))
-                np.testing.assert_allclose(*losses, rtol=1e-4)
-
-
 # Divergence.
 
 
@@ -407,6 +383,7 @@ SLOW = [
 ]  # fmt: skip
 
 
+@pytest.mark.torture
 def test_a_study_killed_twice_ends_as_one_never_killed(
     tmp_path: Path, start: Any
 ) -> None:

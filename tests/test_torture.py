@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torture
 
+pytestmark = pytest.mark.torture
+
 
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:

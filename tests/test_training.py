@@ -16,7 +16,6 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxstudy.chunks import plan_chunk
 from jaxstudy.data.splits import kfold
@@ -42,7 +41,7 @@ from jaxstudy.training import (
     make_train_step,
 )
 from jaxstudy.types import Array, Batch, Mean, Metrics, PyTree, TrainState, UserError
-from tests.conftest import assert_rounding, assert_rows, run_on_devices
+from tests.conftest import assert_rounding, assert_rows
 
 # 52 rows in batches of 10: six steps an epoch, the last with two rows and padding.
 N, BATCH, PER_EPOCH, EPOCHS = 52, 10, 6, 4
@@ -213,9 +212,10 @@ def test_the_first_state_is_donated_and_nothing_else() -> None:
 
 
 def test_no_tracer_leaks() -> None:
-    step = make_train_step(OBJECTIVE, TX)
-    evaluate = make_eval_step(OBJECTIVE)
-    kept = []
+    model, tx = mlp(3, (), 1), optax.sgd(0.1)
+    objective, kept = binary_cross_entropy(model), []
+    step, evaluate = make_train_step(objective, tx), make_eval_step(objective)
+    state, other = (init_state(model, tx, jax.random.key(0)) for _ in range(2))
 
     def leaking(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         kept.append(state.params)
@@ -223,10 +223,10 @@ def test_no_tracer_leaks() -> None:
 
     with jax.checking_leaks():
         gc.freeze()  # each check collects garbage: not among all that was imported, too
-        run(fresh(), step, evaluate, chunk_steps=3, epochs=1)
+        run(state, step, evaluate, chunk_steps=3, epochs=1)
         gc.unfreeze()
         with pytest.raises(Exception, match="Leaked trace"):
-            run(fresh(), leaking, evaluate, chunk_steps=3, epochs=1)
+            run(other, leaking, evaluate, chunk_steps=3, epochs=1)
 
 
 def test_nothing_is_transferred_but_by_name() -> None:
@@ -258,20 +258,26 @@ def empty_log(step: int, total: int = TOTAL) -> TrainState:
     return TrainState(jnp.int32(step), {}, log, {}, jax.random.key(0))
 
 
+def fit_log(
+    state: TrainState, data: Any, step: TrainStep = log_rows, **options: Any
+) -> FitResult:
+    """`fit` of a log, by default for four epochs."""
+    defaults = {"key": jax.random.key(1), "epochs": EPOCHS, "batch_size": BATCH}
+    return fit(state, step, data, **(defaults | options))
+
+
+def numbered(n: int = N) -> Dataset:
+    return dataset({"row": np.arange(n, dtype=np.int32)})
+
+
+def three_of(state: TrainState) -> TrainState:
+    return jax.tree.map(lambda a: jnp.stack([a] * 3), state)
+
+
 @functools.cache
-def visited(start: int, **options: Any) -> np.ndarray:
+def visited(start: int) -> np.ndarray:
     """The log [steps, B] of a run that goes on from a step."""
-    data = dataset({"row": np.arange(N, dtype=np.int32)})
-    fitted = fit(
-        empty_log(start),
-        log_rows,
-        data,
-        key=jax.random.key(1),
-        epochs=EPOCHS,
-        batch_size=BATCH,
-        **options,
-    )
-    return np.asarray(fitted.state.extra)
+    return np.asarray(fit_log(empty_log(start), numbered()).state.extra)
 
 
 def test_each_epoch_visits_every_row_once_in_a_new_order() -> None:
@@ -291,19 +297,11 @@ def test_a_run_goes_on_with_the_same_rows_from_any_step(start: int) -> None:
 
 def test_a_finished_run_is_left_alone() -> None:
     state = empty_log(TOTAL)
-    fitted = fit(
-        state,
-        log_rows,
-        dataset({"row": np.arange(N)}),
-        key=jax.random.key(1),
-        epochs=EPOCHS,
-        batch_size=BATCH,
-    )
-    assert fitted == (state, [])
+    assert fit_log(state, numbered()) == (state, [])
     assert not state.extra.is_deleted()
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(
     per_epoch=st.integers(1, 2000),
     epochs=st.integers(1, 200),
@@ -468,17 +466,11 @@ def test_replicas_begin_as_init_state_does() -> None:
 @pytest.mark.parametrize("mode", ["map", "vmap"])
 def test_a_replica_visits_its_own_rows_and_no_padding(mode: Any) -> None:
     groups = [np.arange(0, 31), np.arange(10, 50), np.arange(40, 77)]
-    data = stacked_subsets(dataset({"row": np.arange(80, dtype=np.int32)}), groups)
-    state = jax.tree.map(lambda a: jnp.stack([a] * 3), empty_log(0, total=8))
-    fitted = fit(
-        state,
-        log_rows,
-        data,
-        key=jax.random.split(jax.random.key(1), 3),
-        epochs=2,
-        batch_size=BATCH,
+    fitted = fit_log(
+        three_of(empty_log(0, total=8)), stacked_subsets(numbered(80), groups),
+        key=jax.random.split(jax.random.key(1), 3), epochs=2,
         replicas=Replicas(mode=mode),
-    )
+    )  # fmt: skip
     for log, group in zip(np.asarray(fitted.state.extra), groups, strict=True):
         epochs = log.reshape(2, -1)
         assert not np.array_equal(*epochs)
@@ -488,14 +480,13 @@ def test_a_replica_visits_its_own_rows_and_no_padding(mode: Any) -> None:
 
 @pytest.mark.parametrize("mode", ["map", "vmap"])
 def test_replicas_share_an_order_or_have_their_own(mode: Any) -> None:
-    data = dataset({"row": np.arange(20, dtype=np.int32)})
-    state = jax.tree.map(lambda a: jnp.stack([a] * 3), empty_log(0, total=6))
+    state = three_of(empty_log(0, total=6))
     keys = jax.random.split(jax.random.key(1), 3)
 
     def logs(state: TrainState, key: Array) -> np.ndarray:
-        fitted = fit(
-            jax.tree.map(jnp.copy, state), log_rows, data, key=key, epochs=2,
-            batch_size=BATCH, replicas=Replicas(mode=mode),
+        fitted = fit_log(
+            jax.tree.map(jnp.copy, state), numbered(20), key=key, epochs=2,
+            replicas=Replicas(mode=mode),
         )  # fmt: skip
         return np.asarray(fitted.state.extra)
 
@@ -507,14 +498,13 @@ def test_replicas_share_an_order_or_have_their_own(mode: Any) -> None:
 
 def test_replicas_that_differ_in_number_are_refused() -> None:
     """Of a state of three, what else has two is named."""
-    data, three = dataset({"row": np.arange(20)}), jnp.arange(3)
-    state = jax.tree.map(lambda a: jnp.stack([a] * 3), empty_log(0, total=6))
+    data, three = numbered(20), jnp.arange(3)
     two = stacked_subsets(data, [np.arange(9), np.arange(9)])
 
     def call(data: Dataset, keys: int, *args: Array, **options: Any) -> None:
-        fit(
-            state, log_rows, data, key=jax.random.split(jax.random.key(1), keys),
-            epochs=1, batch_size=BATCH, replicas=Replicas(args), **options,
+        fit_log(
+            three_of(empty_log(0, total=6)), data, replicas=Replicas(args),
+            key=jax.random.split(jax.random.key(1), keys), **options,
         )  # fmt: skip
 
     for wrong in (
@@ -526,18 +516,9 @@ def test_replicas_that_differ_in_number_are_refused() -> None:
 
 
 def test_an_order_may_drop_the_remainder_and_not_reshuffle() -> None:
-    data = dataset({"row": np.arange(25, dtype=np.int32)})
-
     def log(order: Order) -> np.ndarray:
-        fitted = fit(
-            empty_log(0, total=6),
-            log_rows,
-            replace(data, order=order),
-            key=jax.random.key(1),
-            epochs=3,
-            batch_size=BATCH,
-        )
-        return np.asarray(fitted.state.extra)
+        data = replace(numbered(25), order=order)
+        return np.asarray(fit_log(empty_log(0, total=6), data, epochs=3).state.extra)
 
     whole = 25 // BATCH
     # whole batches: 20 of 25 rows
@@ -546,16 +527,9 @@ def test_an_order_may_drop_the_remainder_and_not_reshuffle() -> None:
     moving = log(Order(drop_remainder=True))[: 3 * whole].reshape(3, -1)
     assert moving.min() >= 0  # no padding
     assert len({tuple(np.sort(epoch)) for epoch in moving}) > 1  # other rows left out
-    few = subset(data, range(BATCH - 1))
+    few = replace(numbered(BATCH - 1), order=Order(drop_remainder=True))
     with pytest.raises(UserError, match=f"{BATCH - 1} rows do not make one batch"):
-        fit(
-            empty_log(0),
-            log_rows,
-            replace(few, order=Order(drop_remainder=True)),
-            key=jax.random.key(1),
-            epochs=1,
-            batch_size=BATCH,
-        )
+        fit_log(empty_log(0), few)
 
 
 def test_fitting_again_compiles_nothing_again() -> None:
@@ -738,17 +712,11 @@ def failing(replica: Array, bad: tuple[int, int]) -> TrainStep:
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     chunk_steps: int,
 ) -> None:
-    data = dataset({"row": np.arange(N)})
     with pytest.raises(UserError, match="the loss at step 15 was not finite; the run"):
-        fit(
-            empty_log(0),
-            failing(jnp.int32(0), (15, 0)),
-            data,
-            key=jax.random.key(1),
-            epochs=EPOCHS,
-            batch_size=BATCH,
+        fit_log(
+            empty_log(0), numbered(), failing(jnp.int32(0), (15, 0)),
             chunk_steps=chunk_steps,
-        )
+        )  # fmt: skip
 
 
 def test_weights_that_the_last_step_ruined_are_noticed() -> None:
@@ -758,17 +726,9 @@ def test_weights_that_the_last_step_ruined_are_noticed() -> None:
         loss = jnp.where(state.step == TOTAL, jnp.inf, jnp.float32(1))
         return {"loss": Mean(loss, jnp.float32(1))}
 
-    data = dataset({"row": np.arange(N)})
+    test = Evaluator(evaluate, numbered())
     with pytest.raises(UserError, match="the test loss after step 24 was not finite"):
-        fit(
-            empty_log(0),
-            log_rows,
-            data,
-            key=jax.random.key(1),
-            epochs=EPOCHS,
-            batch_size=BATCH,
-            evaluators={"test": Evaluator(evaluate, data)},
-        )
+        fit_log(empty_log(0), numbered(), evaluators={"test": test})
 
 
 @pytest.mark.parametrize("may_diverge", [False, True])
@@ -776,15 +736,10 @@ def test_a_replica_that_is_not_finite_is_named_or_let_be(may_diverge: bool) -> N
     replicas = Replicas((jnp.arange(3),), "map", may_diverge)
 
     def three() -> FitResult:
-        return fit(
-            jax.tree.map(lambda a: jnp.stack([a] * 3), empty_log(0)),
-            failing(jnp.int32(0), (15, 1)),
-            dataset({"row": np.arange(N)}),
-            key=jax.random.split(jax.random.key(1), 3),
-            epochs=EPOCHS,
-            batch_size=BATCH,
-            replicas=replicas,
-        )
+        return fit_log(
+            three_of(empty_log(0)), numbered(), failing(jnp.int32(0), (15, 1)),
+            key=jax.random.split(jax.random.key(1), 3), replicas=replicas,
+        )  # fmt: skip
 
     if not may_diverge:
         message = r"step 15 was not finite in 1 of 3 replicas \(the first is 1\)"
@@ -797,16 +752,11 @@ def test_a_replica_that_is_not_finite_is_named_or_let_be(may_diverge: bool) -> N
 
 
 def test_arguments_that_do_not_fit_together_are_refused() -> None:
-    data = dataset({"row": np.arange(N)})
-    key = jax.random.key(0)
-
-    def call(**options: Any) -> None:
-        options = {"batch_size": BATCH, "epochs": 1} | options
-        fit(empty_log(0), log_rows, data, key=key, **options)
-
-    for name in ("batch_size", "epochs"):
+    data = numbered()
+    wrong: dict[str, Any]
+    for wrong in ({"batch_size": 0}, {"epochs": 0}):
         with pytest.raises(ValueError, match="need batch_size and epochs >= 1"):
-            call(**{name: 0})
+            fit_log(empty_log(0), data, **wrong)
     with pytest.raises(ValueError, match="rows must be some of 0 to 51"):
         subset(data, [])
     with pytest.raises(ValueError, match="rows must be some of 0 to 51"):
@@ -872,48 +822,3 @@ def test_one_key_fixes_a_state() -> None:
     assert first.step == 0
     # the weights' key and the steps' key are not the same
     assert bits(first.key) != bits(jax.random.key(3))
-
-
-# Several devices: a sharded batch needs no other step.
-
-
-def sharded_steps() -> None:
-    """Runs in a process with four devices, called by the test below."""
-    assert jax.device_count() == 4
-    mesh = Mesh(np.array(jax.devices()), ("data",))
-    rng = np.random.default_rng(0)
-    step = jax.jit(make_train_step(OBJECTIVE, TX))
-    single = fresh()
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    spread = jax.device_put(fresh(), everywhere)
-    for _ in range(5):
-        x = rng.normal(size=(40, 3)).astype(np.float32)
-        rows = {"x": x, "y": (x[:, 0] > 0).astype(np.float32)}
-        rows["mask"] = (np.arange(40) < 37).astype(np.float32)  # uneven over devices
-        shards = jax.device_put(rows, NamedSharding(mesh, PartitionSpec("data")))
-        assert [s.data.shape for s in shards["x"].addressable_shards] == [(10, 3)] * 4
-        single, metrics = step(single, jax.device_put(rows, jax.devices()[0]))
-        spread, spread_metrics = step(spread, shards)
-        got, want = jax.device_get((spread_metrics["loss"], metrics["loss"]))
-        assert got.count == want.count == 37
-        assert got.total == pytest.approx(want.total, rel=1e-5)
-    for a, b in zip(
-        jax.tree.leaves(spread.params), jax.tree.leaves(single.params), strict=True
-    ):
-        assert a.sharding.is_fully_replicated
-        assert len(a.addressable_shards) == 4
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
-    moved = np.abs(
-        single.params["output"]["kernel"] - fresh().params["output"]["kernel"]
-    )
-    assert moved.max() > 0.01
-    print("equal on four devices")
-
-
-def test_the_step_runs_unchanged_on_a_sharded_batch() -> None:
-    printed = run_on_devices(4, "-W", "error", __file__)
-    assert printed.endswith("equal on four devices\n")
-
-
-if __name__ == "__main__":
-    sharded_steps()
