@@ -43,7 +43,7 @@ class Config(Settings):
         "admissions_network",
         "digits",
     )
-    """Names of jaxstudy/study/problems.py; fashion needs `make data`, and takes long."""
+    """Names of study/problems.py; fashion needs `make data`, and takes long."""
     spaces: tuple[str, ...] = ()
     """Other ranges to tune in, OPTIMIZER.HYPERPARAMETER=LOW:HIGH, or set values."""
     trials: Annotated[int, pydantic.Field(le=4096)] = 10
