@@ -113,6 +113,7 @@ class Crash(Exception):
     """Stands for a kill: nothing of the program expects it."""
 
 
+@pytest.mark.torture
 def test_a_killed_run_ends_with_the_same_numbers_and_pictures(
     smoke_run: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
