@@ -27,19 +27,17 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import jax
 import numpy as np
 import optax
 import pandas as pd
-import pydantic
 
 from jaxstudy.dataset import Dataset
 from jaxstudy.model import Model
 from jaxstudy.models.mlp import embedding_mlp
 from jaxstudy.objectives import cross_entropy
-from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.cli import experiment
 from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run, Saved
 from jaxstudy.runs.statistics import Estimate
@@ -61,6 +59,7 @@ from jaxstudy.tabular.figures import draw_embedding
 from jaxstudy.tabular.inference import class_numbers
 from jaxstudy.tabular.prediction import predict_file, save_columns
 from jaxstudy.tabular.sets import read_titanic, with_titles_and_decks
+from jaxstudy.tabular.settings import TableSettings
 from jaxstudy.training import (
     Evaluator,
     fit,
@@ -119,35 +118,8 @@ LEAKING = (Indicator(Hashed("boat", 40)), Numeric("body"))
 
 
 @dataclass(frozen=True)
-class Config(Settings):
+class Config(TableSettings):
     """The columns, the network, and how it is trained and cross-validated."""
-
-    columns: tuple[str, ...] | None = None
-    """Columns of the table to learn from; None: all that may be used."""
-    separator: str | None = None
-    """What separates the cells of --predict, or tab; None: found out."""
-    decimal: Literal[".", ","] | None = None
-    """The decimal sign of its numbers; None: found out."""
-    hidden: tuple[Count, ...] = (32,)
-    """Widths of the hidden layers."""
-    dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.3
-    """Share of their outputs that is left out in a training step."""
-    epochs: Count = 15
-    """Passes over the rows."""
-    batch_size: Count = 32
-    """Rows in a gradient step."""
-    rate: Positive = 0.003
-    """Learning rate of AdamW at the start; it falls to 0 along a cosine."""
-    weight_decay: Annotated[float, pydantic.Field(ge=0)] = 0.01
-    """What AdamW takes of each weight, times the rate, at every step."""
-    folds: Annotated[int, pydantic.Field(ge=2)] = 10
-    """Parts of the cross-validation."""
-    repeats: Count = 2
-    """Cross-validations, each with folds and weights of its own."""
-    members: Annotated[int, pydantic.Field(ge=2)] = 4
-    """Networks of all rows that predict together; an even number shares two cores."""
-    part: Count = 100_000
-    """Rows of --predict that are read at a time."""
 
 
 PRESETS = {

@@ -34,6 +34,7 @@ ORDER = (
     {"study.runner", "study.plots", "runs.report"},
     {"text.tune_evaluation", "text.translation"},
     {"runs.cli", "text.plots"},
+    {"tabular.settings"},
     {"__main__"},
 )
 FLAX = {"model", "models", "models.seq2seq", "models.summary"}

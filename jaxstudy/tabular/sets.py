@@ -39,7 +39,6 @@ ADMISSION_COLUMNS: tuple[Field, ...] = (
     NumberField("gpa"),
     ClassField("rank", RANKS),
 )
-ADMISSION_FEATURES = ("gre", "gpa", "rank 2", "rank 3", "rank 4")
 
 
 def read_admissions(
