@@ -136,7 +136,7 @@ def lessons_table() -> str:
         if "outdated" in stored:
             outdated[number] = stored["outdated"]
             number += OUTDATED
-        parts = [f"{name} {shown(metrics[m])}" for m, name in lesson.headline.items()]
+        parts = [f"{m} {shown(metrics[m])}" for m in lesson.metrics if m in metrics]
         time = f"{result['wall_s']:.0f} s" if result["wall_s"] >= 1 else "1 s"
         hardware = f"{environment['cores']} cores, {environment['processor']}"
         cells = (number, lesson.title, command, "; ".join(parts), time, hardware)

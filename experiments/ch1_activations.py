@@ -37,14 +37,17 @@ from jaxstudy.types import Array, Batch, Mean, Metrics, TrainState
 
 LESSON = Lesson(
     number="1.2",
-    title="Six activations, 1 to 16 layers: who still learns, where the gradient goes",
-    headline={
-        "none, 4 hidden: test log-loss": "test log-loss at 4 hidden layers: none",
-        "sigmoid, 4 hidden: test log-loss": "sigmoid",
-        "tanh, 4 hidden: test log-loss": "tanh",
-        "relu, 4 hidden: test log-loss": "relu",
-        "none = one affine map: largest difference": "none is one affine map to",
-    },
+    title="Activations and depth",
+    question="Which activations let a deep network learn, and why?",
+    metrics=(
+        "none, 4 hidden: test log-loss",
+        "sigmoid, 4 hidden: test log-loss",
+        "tanh, 4 hidden: test log-loss",
+        "relu, 4 hidden: test log-loss",
+        "none = one affine map: largest difference",
+    ),
+    claims=(),
+    figures={},
 )
 
 NAMES = tuple(ACTIVATIONS)
@@ -258,4 +261,4 @@ def draw(run: Run, outcomes: dict[int, Outcome], result: dict) -> None:
 
 
 if __name__ == "__main__":
-    experiment(main, PRESETS)
+    experiment(main, PRESETS, LESSON)

@@ -58,13 +58,16 @@ from jaxstudy.types import Array, Key, TrainState, UserError
 
 LESSON = Lesson(
     number="1.4",
-    title="400 real admissions: a network, cross-validated beside logistic regression",
-    headline={
-        "network: accuracy": "accuracy: network",
-        "logistic regression: accuracy": "logistic regression",
-        "majority class: accuracy": "majority class",
-        "network - logistic regression: log-loss": "log-loss, network minus regression",
-    },
+    title="Admissions",
+    question="Does a network beat logistic regression on 400 rows?",
+    metrics=(
+        "network: accuracy",
+        "logistic regression: accuracy",
+        "majority class: accuracy",
+        "network - logistic regression: log-loss",
+    ),
+    claims=(),
+    figures={},
 )
 
 FEATURES = 5
@@ -237,4 +240,4 @@ def predict(saved: Saved[Config], applicant: tuple[float, float, int]) -> None:
 
 
 if __name__ == "__main__":
-    experiment(main, PRESETS, predict=predict)
+    experiment(main, PRESETS, LESSON, predict=predict)

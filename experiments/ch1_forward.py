@@ -30,12 +30,15 @@ from jaxstudy.types import PyTree
 
 LESSON = Lesson(
     number="1.1",
-    title="A 3-2-1 network by hand: every product, every gradient, three ways",
-    headline={
-        "forward: largest difference": "by hand - `Model.apply`",
-        "jax.grad - chain rule: largest difference": "chain rule - `jax.grad`",
-        "finite differences - chain rule: largest": "chain rule - differences",
-    },
+    title="A 3-2-1 network by hand",
+    question="What does a network compute?",
+    metrics=(
+        "forward: largest difference",
+        "jax.grad - chain rule: largest difference",
+        "finite differences - chain rule: largest",
+    ),
+    claims=(),
+    figures={},
 )
 
 MONTHS = ("June", "September", "October")
@@ -191,4 +194,4 @@ def draw(
 
 
 if __name__ == "__main__":
-    experiment(main, PRESETS)
+    experiment(main, PRESETS, LESSON)

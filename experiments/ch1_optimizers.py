@@ -38,17 +38,20 @@ from jaxstudy.types import Array, Batch, Mean, Metrics, TrainState
 
 LESSON = Lesson(
     number="1.3",
-    title="Eight optimizers, each at its best rate; their paths, how long a step is",
-    headline={
-        "sgd: test loss on digits": "test log-loss on the digits: sgd",
-        "momentum: test loss on digits": "momentum",
-        "nesterov: test loss on digits": "nesterov",
-        "adagrad: test loss on digits": "adagrad",
-        "rmsprop: test loss on digits": "rmsprop",
-        "adadelta: test loss on digits": "adadelta",
-        "adam: test loss on digits": "adam",
-        "adamw: test loss on digits": "adamw",
-    },
+    title="Optimizers",
+    question="How do optimizers differ?",
+    metrics=(
+        "sgd: test loss on digits",
+        "momentum: test loss on digits",
+        "nesterov: test loss on digits",
+        "adagrad: test loss on digits",
+        "rmsprop: test loss on digits",
+        "adadelta: test loss on digits",
+        "adam: test loss on digits",
+        "adamw: test loss on digits",
+    ),
+    claims=(),
+    figures={},
 )
 
 NAMES = (
@@ -249,4 +252,4 @@ def main(config: Config, run: Run) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    experiment(main, PRESETS)
+    experiment(main, PRESETS, LESSON)

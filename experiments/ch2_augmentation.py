@@ -63,19 +63,17 @@ from jaxstudy.types import Array, Batch, Metrics
 
 LESSON = Lesson(
     number="2.2.1, 2.2.3",
-    title="Images in folders, looked at before training; what augmentation is "
-    "worth, by the number of images",
-    headline={
-        "150 images: accuracy gained by augmentation": (
-            "accuracy gained with 150 images"
-        ),
-        "500 images: accuracy gained by augmentation": "500",
-        "1500 images: accuracy gained by augmentation": "1500",
-        "2286 images: accuracy gained by augmentation": "2286",
-        "time of a step, augmented / as they are": (
-            "time of a step, augmented / as they are"
-        ),
-    },
+    title="Image folders and augmentation",
+    question="When does augmentation help?",
+    metrics=(
+        "150 images: accuracy gained by augmentation",
+        "500 images: accuracy gained by augmentation",
+        "1500 images: accuracy gained by augmentation",
+        "2286 images: accuracy gained by augmentation",
+        "time of a step, augmented / as they are",
+    ),
+    claims=(),
+    figures={},
 )
 
 ARMS = ("as they are", "augmented")
@@ -260,4 +258,4 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
 
 
 if __name__ == "__main__":
-    experiment(main, PRESETS)
+    experiment(main, PRESETS, LESSON)

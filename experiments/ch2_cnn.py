@@ -51,15 +51,17 @@ from jaxstudy.types import Array, Batch, Metrics, TrainState
 
 LESSON = Lesson(
     number="2.0, 2.1",
-    title="A flattened image against convolutions, on images shifted by 0 to 6 "
-    "pixels; pooling, padding, feature maps",
-    headline={
-        "flatten: test accuracy": "test accuracy: flattened",
-        "max pooling: test accuracy": "convolutions, max pooling",
-        "flatten: accuracy, shifted by 3 pixels": "shifted by 3 pixels: flattened",
-        "max pooling: accuracy, shifted by 3 pixels": "max pooling",
-        "no pooling: accuracy, shifted by 3 pixels": "no pooling",
-    },
+    title="Convolution and pooling",
+    question="What do convolution and pooling buy?",
+    metrics=(
+        "flatten: test accuracy",
+        "max pooling: test accuracy",
+        "flatten: accuracy, shifted by 3 pixels",
+        "max pooling: accuracy, shifted by 3 pixels",
+        "no pooling: accuracy, shifted by 3 pixels",
+    ),
+    claims=(),
+    figures={},
 )
 
 Name = Literal[
@@ -253,4 +255,4 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
 
 
 if __name__ == "__main__":
-    experiment(main, PRESETS)
+    experiment(main, PRESETS, LESSON)

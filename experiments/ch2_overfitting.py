@@ -46,19 +46,22 @@ from jaxstudy.training import (
 
 LESSON = Lesson(
     number="2.1.2",
-    title="Overfitting: what another dense layer, a convolution and dropout are worth",
-    headline={
-        "base: test accuracy": "test accuracy: base",
-        "+ dense: test accuracy": "+ dense",
-        "+ convolution: test accuracy": "+ convolution",
-        "+ dropout: test accuracy": "+ dropout",
-        "all: test accuracy": "all of it",
-        "all, every image: test accuracy": "and 54,000 images for 10,000",
-        "base: generalization gap": "generalization gap in accuracy: base",
-        "+ dropout: generalization gap": "with dropout",
-        "all: generalization gap": "all of it",
-        "all, every image: generalization gap": "and 54,000 images",
-    },
+    title="Overfitting and its remedies",
+    question="What is overfitting, and what helps?",
+    metrics=(
+        "base: test accuracy",
+        "+ dense: test accuracy",
+        "+ convolution: test accuracy",
+        "+ dropout: test accuracy",
+        "all: test accuracy",
+        "all, every image: test accuracy",
+        "base: generalization gap",
+        "+ dropout: generalization gap",
+        "all: generalization gap",
+        "all, every image: generalization gap",
+    ),
+    claims=(),
+    figures={},
 )
 
 Name = Literal[
@@ -171,4 +174,4 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
 
 
 if __name__ == "__main__":
-    experiment(main, PRESETS)
+    experiment(main, PRESETS, LESSON)

@@ -41,16 +41,17 @@ from jaxstudy.types import Array, PyTree
 
 LESSON = Lesson(
     number="2.2.2",
-    title="Every way to save and load, each checked",
-    headline={
-        "resume: stopped half-way and gone on, the same bits": (
-            "promises kept: resumed, the same bits"
-        ),
-        "a flipped bit is noticed, not loaded": "a flipped bit is noticed",
-        "every: MiB on the disk": "checkpoints, MiB: every epoch's",
-        "last: MiB on the disk": "last",
-        "params: MiB on the disk": "weights alone",
-    },
+    title="Checkpoints",
+    question="What does a checkpoint hold?",
+    metrics=(
+        "resume: stopped half-way and gone on, the same bits",
+        "a flipped bit is noticed, not loaded",
+        "every: MiB on the disk",
+        "last: MiB on the disk",
+        "params: MiB on the disk",
+    ),
+    claims=(),
+    figures={},
 )
 
 NAME = "ch2_saving"
@@ -258,4 +259,4 @@ def main(config: Config, run: Run) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    experiment(main, PRESETS)
+    experiment(main, PRESETS, LESSON)

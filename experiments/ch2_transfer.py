@@ -54,20 +54,22 @@ Classes = tuple[tuple[str, ...], tuple[int, ...]]  # and sizes, for --predict
 
 LESSON = Lesson(
     number="2.3",
-    title="Transfer: a regression on the frozen features of EfficientNet, fine-"
-    "tuning, and starting from scratch, by the number of images",
-    headline={
-        "100 images, pixels: test accuracy": "test accuracy with 100 images: pixels",
-        "100 images, scratch: test accuracy": "scratch",
-        "100 images, frozen: test accuracy": "frozen",
-        "100 images, fine-tuned: test accuracy": "fine-tuned",
-        "2286 images, pixels: test accuracy": "with all 2286: pixels",
-        "2286 images, scratch: test accuracy": "scratch",
-        "2286 images, scratch, augmented: test accuracy": "scratch, augmented",
-        "2286 images, frozen: test accuracy": "frozen",
-        "2286 images, fine-tuned: test accuracy": "fine-tuned",
-        "majority class: test accuracy": "majority class",
-    },
+    title="Transfer learning",
+    question="What is pretraining worth?",
+    metrics=(
+        "100 images, pixels: test accuracy",
+        "100 images, scratch: test accuracy",
+        "100 images, frozen: test accuracy",
+        "100 images, fine-tuned: test accuracy",
+        "2286 images, pixels: test accuracy",
+        "2286 images, scratch: test accuracy",
+        "2286 images, scratch, augmented: test accuracy",
+        "2286 images, frozen: test accuracy",
+        "2286 images, fine-tuned: test accuracy",
+        "majority class: test accuracy",
+    ),
+    claims=(),
+    figures={},
 )
 
 ARMS = ("pixels", "scratch", "scratch, augmented", "frozen", "fine-tuned")
@@ -266,4 +268,4 @@ def predict(saved: Saved[Config], files: tuple[Path, ...]) -> None:
 
 
 if __name__ == "__main__":
-    experiment(main, PRESETS, predict=predict)
+    experiment(main, PRESETS, LESSON, predict=predict)

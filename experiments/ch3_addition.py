@@ -32,8 +32,11 @@ from jaxstudy.types import UserError
 
 LESSON = Lesson(
     number="3.1.1",
-    title="From a sequence to a sequence: sums written digit by digit",
-    headline={"addition: exact match": "sums right"},
+    title="From a sequence to a sequence",
+    question="How does a network turn one sequence into another?",
+    metrics=("addition: exact match",),
+    claims=(),
+    figures={},
 )
 
 BATCH = 32  # sums in a gradient step
@@ -127,4 +130,4 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
 
 
 if __name__ == "__main__":
-    experiment(main, PRESETS)
+    experiment(main, PRESETS, LESSON)

@@ -52,20 +52,23 @@ from jaxstudy.types import Array, Objective, PyTree, UserError
 
 LESSON = Lesson(
     number="3.2.1",
-    title="Composing: an LSTM over the characters of 4233 tunes, judged by a parser",
-    headline={
-        "LSTM: validation bits per character": "bits per character, validation: LSTM",
-        "n-gram: validation bits per character": "n-gram",
-        "xz -9: validation bits per character": "xz -9",
-        "LSTM: test bits per character": "test: LSTM",
-        "n-gram: test bits per character": "n-gram",
-        "xz -9: test bits per character": "xz -9",
-        "composed: accepted by music21": "music21 accepts, of composed tunes",
-        "real: accepted by music21": "of real ones",
-        "composed: accepted, and all bars add up": "and all bars add up, of composed",
-        "real: accepted, and all bars add up": "of real ones",
-        "composed: copies of a training tune": "copies among the composed",
-    },
+    title="Composing music",
+    question="Can a network compose?",
+    metrics=(
+        "LSTM: validation bits per character",
+        "n-gram: validation bits per character",
+        "xz -9: validation bits per character",
+        "LSTM: test bits per character",
+        "n-gram: test bits per character",
+        "xz -9: test bits per character",
+        "composed: accepted by music21",
+        "real: accepted by music21",
+        "composed: accepted, and all bars add up",
+        "real: accepted, and all bars add up",
+        "composed: copies of a training tune",
+    ),
+    claims=(),
+    figures={},
 )
 
 VOCABULARY = "vocabulary.json"  # in the run folder
@@ -242,4 +245,4 @@ def compose(saved: Saved[Config], prefix: str) -> None:
 
 
 if __name__ == "__main__":
-    experiment(main, PRESETS, compose=compose)
+    experiment(main, PRESETS, LESSON, compose=compose)

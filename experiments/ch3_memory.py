@@ -51,21 +51,21 @@ from jaxstudy.types import TrainState
 
 LESSON = Lesson(
     number="3.1.2, 3.2",
-    title="The vanishing gradient: adding two of T numbers with SimpleRNN, GRU and "
-    "LSTM",
-    headline={
-        "simple, T = 200: squared error": "squared error at T = 200: SimpleRNN",
-        "gru, T = 200: squared error": "GRU",
-        "lstm, T = 200: squared error": "LSTM",
-        "simple, T = 400: squared error": "at T = 400: SimpleRNN",
-        "gru, T = 400: squared error": "GRU",
-        "lstm, T = 400: squared error": "LSTM",
-        "always the mean: squared error": "always the mean",
-        "simple, T = 200: gradient at the first step / the last": (
-            "untrained gradient at the first of 200 steps / the last: SimpleRNN"
-        ),
-        "lstm, T = 200: gradient at the first step / the last": "LSTM",
-    },
+    title="The vanishing gradient",
+    question="Who remembers the first word?",
+    metrics=(
+        "simple, T = 200: squared error",
+        "gru, T = 200: squared error",
+        "lstm, T = 200: squared error",
+        "simple, T = 400: squared error",
+        "gru, T = 400: squared error",
+        "lstm, T = 400: squared error",
+        "always the mean: squared error",
+        "simple, T = 200: gradient at the first step / the last",
+        "lstm, T = 200: gradient at the first step / the last",
+    ),
+    claims=(),
+    figures={},
 )
 
 SOLVED = 0.01  # a squared error below it: the sum is known to 0.1
@@ -233,4 +233,4 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
 
 
 if __name__ == "__main__":
-    experiment(main, PRESETS)
+    experiment(main, PRESETS, LESSON)

@@ -53,21 +53,21 @@ from jaxstudy.types import UserError
 
 LESSON = Lesson(
     number="3.1",
-    title="The next word of Moby Dick: a bag of the last words, the words in order, "
-    "a simple RNN, an LSTM, n-grams; and the same words shuffled",
-    headline={
-        "bag of words: test perplexity": "test perplexity: bag of words",
-        "words in order: test perplexity": "words in order",
-        "simple RNN: test perplexity": "simple RNN",
-        "LSTM: test perplexity": "LSTM",
-        "n-gram: test perplexity": "n-gram",
-        "LSTM: perplexity, last words in order": (
-            "of the last 8 words alone, in order: LSTM"
-        ),
-        "LSTM: perplexity, last words shuffled": "shuffled",
-        "bag of words: perplexity, last words in order": "the bag, in order",
-        "bag of words: perplexity, last words shuffled": "shuffled",
-    },
+    title="The next word",
+    question="What is word order worth?",
+    metrics=(
+        "bag of words: test perplexity",
+        "words in order: test perplexity",
+        "simple RNN: test perplexity",
+        "LSTM: test perplexity",
+        "n-gram: test perplexity",
+        "LSTM: perplexity, last words in order",
+        "LSTM: perplexity, last words shuffled",
+        "bag of words: perplexity, last words in order",
+        "bag of words: perplexity, last words shuffled",
+    ),
+    claims=(),
+    figures={},
 )
 
 Name = Literal["bag of words", "words in order", "simple RNN", "LSTM"]
@@ -238,4 +238,4 @@ def predict(saved: Saved[Config], text: str) -> None:
 
 
 if __name__ == "__main__":
-    experiment(main, PRESETS, predict=predict)
+    experiment(main, PRESETS, LESSON, predict=predict)

@@ -38,11 +38,14 @@ from jaxstudy.types import Array, Key, PyTree
 
 LESSON = Lesson(
     number="3.1.1",
-    title="From a vector to a sequence: a digit's image spelled in letters",
-    headline={
-        "spelling: exact match": "names spelled right",
-        "spelling, always one name: exact match": "always one name",
-    },
+    title="From a vector to a sequence",
+    question="How does a network turn a vector into a sequence?",
+    metrics=(
+        "spelling: exact match",
+        "spelling, always one name: exact match",
+    ),
+    claims=(),
+    figures={},
 )
 
 NAMES = (
@@ -209,4 +212,4 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
 
 
 if __name__ == "__main__":
-    experiment(main, PRESETS)
+    experiment(main, PRESETS, LESSON)

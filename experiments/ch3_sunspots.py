@@ -39,14 +39,17 @@ from jaxstudy.types import Array, PyTree, UserError
 
 LESSON = Lesson(
     number="3.1.1",
-    title="From a sequence to a vector: sunspots forecast from eleven years",
-    headline={
-        "sunspots, simple: error": "root mean squared error: simple",
-        "sunspots, gru: error": "GRU",
-        "sunspots, lstm: error": "LSTM",
-        "sunspots, persistence: error": "persistence (previous year)",
-        "sunspots, linear regression: error": "linear regression",
-    },
+    title="From a sequence to a vector",
+    question="How does a network turn a sequence into a forecast?",
+    metrics=(
+        "sunspots, simple: error",
+        "sunspots, gru: error",
+        "sunspots, lstm: error",
+        "sunspots, persistence: error",
+        "sunspots, linear regression: error",
+    ),
+    claims=(),
+    figures={},
 )
 
 LAST_TRAINING_YEAR, LAST_VALIDATION_YEAR = 1900, 1950
@@ -202,4 +205,4 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
 
 
 if __name__ == "__main__":
-    experiment(main, PRESETS)
+    experiment(main, PRESETS, LESSON)

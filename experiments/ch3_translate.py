@@ -51,23 +51,19 @@ from jaxstudy.types import PyTree, UserError
 
 LESSON = Lesson(
     number="3.1.1",
-    title="An encoder-decoder from Korean to English, dates and messages, with and "
-    "without attention, greedy and by beam",
-    headline={
-        "dates, attention: exact match, greedy": (
-            "exact match on dates, greedy: attention"
-        ),
-        "dates, no attention: exact match, greedy": "no attention",
-        "messages, attention: exact match, beam of 4": (
-            "on messages, beam of 4: attention"
-        ),
-        "messages, no attention: exact match, beam of 4": "no attention",
-        "messages, attention: chrF, beam of 4": "chrF: attention",
-        "messages, no attention: chrF, beam of 4": "no attention",
-        "messages, noise: several English": (
-            "share of messages whose Korean has other English too"
-        ),
-    },
+    title="Attention",
+    question="What does attention buy?",
+    metrics=(
+        "dates, attention: exact match, greedy",
+        "dates, no attention: exact match, greedy",
+        "messages, attention: exact match, beam of 4",
+        "messages, no attention: exact match, beam of 4",
+        "messages, attention: chrF, beam of 4",
+        "messages, no attention: chrF, beam of 4",
+        "messages, noise: several English",
+    ),
+    claims=(),
+    figures={},
 )
 
 Task = Literal["dates", "messages"]
@@ -241,4 +237,4 @@ def translate(saved: Saved[Config], text: str) -> None:
 
 
 if __name__ == "__main__":
-    experiment(main, PRESETS, translate=translate)
+    experiment(main, PRESETS, LESSON, translate=translate)

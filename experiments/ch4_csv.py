@@ -71,24 +71,19 @@ from jaxstudy.types import TrainState, UserError
 
 LESSON = Lesson(
     number="4",
-    title="Columns of a table scaled, bucketed, embedded, hashed, crossed: who "
-    "survived the Titanic, beside logistic regression on the same folds; the "
-    "effect of target leakage",
-    headline={
-        "network: accuracy": "cross-validated accuracy: network",
-        "logistic regression: accuracy": "logistic regression",
-        "network - logistic regression: accuracy": "network less that",
-        "network - logistic regression, all columns: accuracy": (
-            "network less one that gets all columns"
-        ),
-        "network - logistic regression, all columns: log-loss": (
-            "log-loss, network less that"
-        ),
-        "with boat and body (a leak): accuracy": "with a leak",
-        "log-loss when sex is shuffled: increase": (
-            "log-loss when sex is shuffled: increase"
-        ),
-    },
+    title="Feature columns",
+    question="What do feature columns buy?",
+    metrics=(
+        "network: accuracy",
+        "logistic regression: accuracy",
+        "network - logistic regression: accuracy",
+        "network - logistic regression, all columns: accuracy",
+        "network - logistic regression, all columns: log-loss",
+        "with boat and body (a leak): accuracy",
+        "log-loss when sex is shuffled: increase",
+    ),
+    claims=(),
+    figures={},
 )
 
 CLASS = Category("pclass")
@@ -229,4 +224,4 @@ def predict(saved: Saved[Config], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    experiment(main, PRESETS, predict=predict)
+    experiment(main, PRESETS, LESSON, predict=predict)

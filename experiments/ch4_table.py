@@ -68,13 +68,15 @@ from jaxstudy.types import TrainState, UserError
 
 LESSON = Lesson(
     number="4, any table",
-    title="Columns inferred from a CSV file, printed and learned from; here the "
-    "admissions",
-    headline={
-        "network: accuracy": "cross-validated accuracy: network",
-        "logistic regression: accuracy": "logistic regression",
-        "majority class: accuracy": "majority class",
-    },
+    title="Any table",
+    question="What does a network learn from any table?",
+    metrics=(
+        "network: accuracy",
+        "logistic regression: accuracy",
+        "majority class: accuracy",
+    ),
+    claims=(),
+    figures={},
 )
 
 
@@ -233,4 +235,4 @@ def predict(saved: Saved[Config], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    experiment(main, PRESETS, predict=predict)
+    experiment(main, PRESETS, LESSON, predict=predict)

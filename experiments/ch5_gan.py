@@ -63,21 +63,19 @@ from jaxstudy.types import PyTree, TrainState, UserError
 
 LESSON = Lesson(
     number="5",
-    title="A GAN of the course's two networks: samples after every epoch, what a "
-    "CNN sees in them, whether they copy",
-    headline={
-        "generated images: Frechet distance of this CNN's features": (
-            "Frechet distance of a CNN's features to test images': generated"
-        ),
-        "new images: Frechet distance of this CNN's features": "new real ones",
-        "untrained generator: Frechet distance of this CNN's features": (
-            "untrained generator"
-        ),
-        "noise: Frechet distance of this CNN's features": "noise",
-        "generated images: classes with over 2 %": "classes with over 2 % of them",
-        "generated images: top probability": "top probability, generated",
-        "test images: top probability": "test images",
-    },
+    title="Generative adversarial networks",
+    question="How do two networks teach each other?",
+    metrics=(
+        "generated images: Frechet distance of this CNN's features",
+        "new images: Frechet distance of this CNN's features",
+        "untrained generator: Frechet distance of this CNN's features",
+        "noise: Frechet distance of this CNN's features",
+        "generated images: classes with over 2 %",
+        "generated images: top probability",
+        "test images: top probability",
+    ),
+    claims=(),
+    figures={},
 )
 
 Result = dict[str, Estimate | float]
@@ -265,4 +263,4 @@ def sample(saved: Saved[Config], count: int) -> None:
 
 
 if __name__ == "__main__":
-    experiment(main, PRESETS, sample=sample)
+    experiment(main, PRESETS, LESSON, sample=sample)

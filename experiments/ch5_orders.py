@@ -56,15 +56,17 @@ from jaxstudy.types import PyTree
 
 LESSON = Lesson(
     number="5.3",
-    title="The order of real and generated images: real images first, alternating, "
-    "mixed",
-    headline={
-        "alternating: Frechet distance": "Frechet distance: alternating",
-        "real first: Frechet distance": "real first",
-        "mixed: Frechet distance": "mixed",
-        "alternating, no BatchNorm: Frechet distance": "no BatchNorm",
-        "alternating, predicted: Frechet distance": "running BatchNorm statistics",
-    },
+    title="The order of real and generated images",
+    question="In which order should the discriminator see real and generated images?",
+    metrics=(
+        "alternating: Frechet distance",
+        "real first: Frechet distance",
+        "mixed: Frechet distance",
+        "alternating, no BatchNorm: Frechet distance",
+        "alternating, predicted: Frechet distance",
+    ),
+    claims=(),
+    figures={},
 )
 
 Name = Literal[
@@ -222,4 +224,4 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
 
 
 if __name__ == "__main__":
-    experiment(main, PRESETS)
+    experiment(main, PRESETS, LESSON)

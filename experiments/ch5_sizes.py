@@ -25,9 +25,11 @@ from jaxstudy.types import Array
 
 LESSON = Lesson(
     number="5.2.1",
-    title="How many rows a transposed convolution makes: the course's formula beside "
-    "the shapes",
-    headline={"size formula: largest difference": "largest difference"},
+    title="Transposed convolution",
+    question="How large an image does a transposed convolution make?",
+    metrics=("size formula: largest difference",),
+    claims=(),
+    figures={},
 )
 
 
@@ -88,4 +90,4 @@ def main(config: Config, run: Run) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    experiment(main, PRESETS)
+    experiment(main, PRESETS, LESSON)

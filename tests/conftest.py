@@ -146,7 +146,7 @@ def run_smoke(name: str, folder: Path, notes: Path) -> Any:
         patch.setenv(NOTES, str(notes))
         patch.setattr(sys, "argv", argv)
         with pytest.raises(SystemExit) as ended:
-            cli.experiment(module.main, module.PRESETS)
+            cli.experiment(module.main, module.PRESETS, module.LESSON)
     return ended.value.code
 
 

@@ -284,7 +284,8 @@ def test_a_lesson_is_one_script(tmp_path: Path, monkeypatch: Patch) -> None:
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "ch9_toy.py").write_text(
         "from jaxstudy.runs.lesson import Lesson\n"
-        "LESSON = Lesson(number='9', title='A toy', headline={'loss': 'its loss'})\n"
+        "LESSON = Lesson(number='9', title='A toy', question='?', metrics=['loss'],"
+        " claims=(), figures={})\n"
     )
     row = "| 9 | A toy | `python experiments/ch9_toy.py --preset full` |"
     assert f"{row} not measured yet |  |  |" in readme.lessons_table()
@@ -292,7 +293,7 @@ def test_a_lesson_is_one_script(tmp_path: Path, monkeypatch: Patch) -> None:
     stored = {"result": result, "environment": {"cores": 2, "processor": "X"}}
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "ch9_toy.json").write_text(json.dumps(stored))
-    assert f"{row} its loss **0.5** | 2 s | 2 cores, X |" in readme.lessons_table()
+    assert f"{row} loss **0.5** | 2 s | 2 cores, X |" in readme.lessons_table()
 
 
 # Each workload: the same work

@@ -14,7 +14,7 @@ import pytest
 import tiny
 from jax.errors import JaxRuntimeError
 
-from jaxstudy.runs import cli
+from jaxstudy.runs import cli, terminal
 from jaxstudy.runs.run import Stopped, locked
 from jaxstudy.types import Refused, UserError
 from tests.conftest import ROOT, contents
@@ -223,7 +223,7 @@ def test_without_an_interval_the_values_are_printed(
                  "values": [1.0, None]},
     }  # fmt: skip
     times = {"wall_s": 1.0, "compile_s": 0.5, "train_s": 0.2, "steps": 3}
-    cli.print_result("tiny", {"metrics": metrics, **times})
+    terminal.print_result("tiny", {"metrics": metrics, **times}, Path("run"))
     lines = capsys.readouterr().out.splitlines()
     few, lost = (next(x for x in lines if name in x) for name in metrics)
     assert [c.strip() for c in few.strip("│").split("│")] == [
@@ -422,7 +422,9 @@ def test_a_damaged_result_is_made_again(call: Call, finished: Path, text: str) -
 
 def test_metrics_are_named_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     times = {"steps": 1, "wall_s": 1.0, "compile_s": 0.5, "train_s": 0.5}
-    cli.print_result("tiny", {"metrics": {"class [/x] :bug:": 0.5}, **times})
+    terminal.print_result(
+        "tiny", {"metrics": {"class [/x] :bug:": 0.5}, **times}, Path("run")
+    )
     assert "class [/x] :bug:" in capsys.readouterr().out  # no markup of rich
 
 

@@ -17,6 +17,7 @@ from jaxstudy.data.splits import kfold
 from jaxstudy.dataset import dataset, stacked_subsets
 from jaxstudy.optimizers import OPTIMIZERS
 from jaxstudy.runs import cli
+from jaxstudy.runs.lesson import caption_of
 from jaxstudy.study.problems import SURFACES
 from jaxstudy.tabular.sets import digit_sets
 from tests.conftest import Smoke, load
@@ -37,6 +38,19 @@ def test_smoke_preset_writes_a_whole_run(name: str, smoke: Smoke) -> None:
     assert json.loads((folder / "config.json").read_text())["experiment"] == name
     assert json.loads((folder / "environment.json").read_text())["packages"]["jax"]
     assert not (folder / "run.lock").exists()
+    judged = [claim["sentence"] for claim in result["claims"]]
+    lesson = load("experiments", name).LESSON
+    assert judged == [claim.sentence for claim in lesson.claims]
+    kinds = (".png", ".gif")
+    drawn = [
+        path.relative_to(folder).as_posix()
+        for kind in ("figures", "samples")
+        for path in (folder / kind).glob("*")
+        if path.suffix in kinds
+    ]
+    assert [path for path in drawn if not caption_of(lesson.figures, path)] == []
+    for key in lesson.figures:
+        assert any(caption_of({key: "yes"}, path) for path in drawn), key
     figures = list((folder / "figures").glob("*.png"))
     assert figures
     for figure in figures:  # not blank: a good share of pixels is not background
@@ -45,13 +59,30 @@ def test_smoke_preset_writes_a_whole_run(name: str, smoke: Smoke) -> None:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_presets_and_readme_row(name: str) -> None:
+def test_presets_and_docstring(name: str) -> None:
     module = load("experiments", name)
     assert set(module.PRESETS) == {"smoke", "quick", "full"}
     assert module.__doc__ is not None
     assert "Lesson" in module.__doc__
-    assert "Expected" in module.__doc__
-    assert f"experiments/{name}.py" in (ROOT / "README.md").read_text()
+    assert "Expected" not in module.__doc__  # that is what claims are for
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_lesson_has_a_question_claims_and_a_page(name: str) -> None:
+    lesson = load("experiments", name).LESSON
+    assert lesson.question.endswith("?")
+    assert 2 <= len(lesson.claims) <= 5
+    assert len(lesson.figures) >= 1
+    assert (ROOT / "docs" / "lessons" / f"{name}.md").exists()
+    stored = json.loads((ROOT / "results" / f"{name}.json").read_text())
+    if "outdated" not in stored:  # else it may lack what was added since
+        missing = [m for m in lesson.metrics if m not in stored["result"]["metrics"]]
+        assert missing == []
+
+
+def test_a_page_has_its_lesson() -> None:
+    pages = {path.stem for path in (ROOT / "docs" / "lessons").glob("ch*.md")}
+    assert pages == set(SCRIPTS)
 
 
 def test_readme_says_what_the_results_say() -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from jaxstudy.messages import MAX_CHARACTERS
-from jaxstudy.runs import cli, plots
+from jaxstudy.runs import cli, plots, terminal
 from jaxstudy.runs.run import open_run
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.tabular import prediction
@@ -375,7 +375,7 @@ def test_a_column_may_have_any_name(
     assert drawn[:2] == [r"\$\frac\$", "[/b]"]
     assert len(drawn[2]) == MAX_CHARACTERS
     times = dict.fromkeys(("wall_s", "compile_s", "train_s", "steps"), 0)
-    cli.print_result("t", {"metrics": {"[/b]": 1.0}, **times})
+    terminal.print_result("t", {"metrics": {"[/b]": 1.0}, **times}, Path("run"))
     assert "[/b]" in capsys.readouterr().out
 
 

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-import rich.console
-import rich.table
 import tyro
 
 from jaxstudy.data.sources import MissingData
 from jaxstudy.messages import did_you_mean, warn
 from jaxstudy.parallel import usable_cores
+from jaxstudy.runs import terminal
 from jaxstudy.runs.files import Result, read_json
+from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import (
     Options,
     Run,
@@ -35,7 +35,7 @@ from jaxstudy.runs.run import (
     open_run,
     read_saved,
 )
-from jaxstudy.runs.statistics import Estimate, estimate_texts
+from jaxstudy.runs.statistics import Estimate
 from jaxstudy.types import UserError
 
 Count = Annotated[int, pydantic.Field(ge=1)]  # a setting that must be 1 or more
@@ -66,15 +66,24 @@ class Command:
     """Go on with the run in RUN_DIR, by its config."""
     allow_change: bool = False
     """Resume even if the settings differ."""
+    all: bool = False
+    """Print every metric, not the dozen that matter most."""
 
 
-def experiment(main: Main, presets: Mapping[str, Settings], **actions: Any) -> None:
+def experiment(
+    main: Main,
+    presets: Mapping[str, Settings],
+    lesson: Lesson | None = None,
+    **actions: Any,
+) -> None:
     """Parse the command line, hold the run folder, run `main`, write its result.
+
+    It begins with the lesson's question, and ends with what became of its claims.
 
     Each action becomes an option that works on a saved run instead of training: its
     second parameter's type says what the option takes.
     """
-    code = exit_code(lambda: _experiment(main, presets, actions))
+    code = exit_code(lambda: _experiment(main, presets, lesson, actions))
     if code > 128:  # all is saved, and XLA may still compile: an exit tears it down
         os._exit(code)
     sys.exit(code)
@@ -153,7 +162,12 @@ def _complain(sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)
 
 
-def _experiment(main: Main, presets: Mapping[str, Settings], actions: Actions) -> None:
+def _experiment(
+    main: Main,
+    presets: Mapping[str, Settings],
+    lesson: Lesson | None,
+    actions: Actions,
+) -> None:
     module = inspect.getmodule(main)
     assert module is not None
     assert module.__file__ is not None
@@ -169,6 +183,8 @@ def _experiment(main: Main, presets: Mapping[str, Settings], actions: Actions) -
     _validate(asked.settings, asked.saving)
     if asked.resume and _already_finished(folder, name, asked):
         return None
+    if lesson:
+        terminal.print_question(lesson)
     _prepare_jax()
     with open_run(
         folder, name, asked.preset, asked.settings, asked.saving,
@@ -178,9 +194,8 @@ def _experiment(main: Main, presets: Mapping[str, Settings], actions: Actions) -
         plain = {
             k: v.json() if isinstance(v, Estimate) else v for k, v in metrics.items()
         }
-        result = run.finish(plain)
-    print_result(name, result)
-    print(f"saved in {folder}")
+        result = run.finish(plain, lesson)
+    terminal.print_result(name, result, folder, everything=asked.all)
     return None
 
 
@@ -200,7 +215,7 @@ def _already_finished(folder: Path, name: str, asked: Any) -> bool:
     except UserError as error:
         warn(f"{error}; it is made again")
         return False
-    print_result(name, result)
+    terminal.print_result(name, result, folder, everything=asked.all)
     print(f"{folder} was finished before")
     return True
 
@@ -323,24 +338,3 @@ def _caches() -> Path | None:
         if os.path.isabs(place):
             return Path(place)
     return None
-
-
-def print_result(name: str, result: Mapping[str, Any]) -> None:
-    """Print a run's metrics as a table."""
-    table = rich.table.Table(title=name, title_justify="left")
-    for heading in ("metric", "value", "95 % interval", "over"):
-        table.add_column(heading, justify="left" if heading == "metric" else "right")
-    for metric, value in result["metrics"].items():
-        if isinstance(value, dict):
-            over = f"{value['n']} {value['of']}"
-            table.add_row(metric, *estimate_texts(value), over)
-        elif isinstance(value, float):
-            table.add_row(metric, f"{value:.6g}", "", "")
-        else:
-            table.add_row(metric, str(value), "", "")
-    console = rich.console.Console(markup=False, emoji=False)  # names are not ours
-    if not console.is_terminal:  # a pipe or a file has no width to fit into
-        console.width = 120
-    console.print(table)
-    times = f"{result['wall_s']:.1f} s, of which compiling {result['compile_s']:.1f} s"
-    print(f"{result['steps']:,} steps; {times}, training {result['train_s']:.1f} s")

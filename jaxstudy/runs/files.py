@@ -61,6 +61,28 @@ class Interval(TypedDict):
     values: NotRequired[list[float | None]]
 
 
+class JudgedClaim(TypedDict):
+    """What a run says of a claim of its lesson."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    sentence: str
+    verdict: Literal["holds", "fails", "undetermined"]
+    evidence: str
+
+
+class LessonText(TypedDict):
+    """What a run's lesson says of itself; figures have captions by name."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    number: str
+    title: str
+    question: str
+    metrics: list[str]
+    figures: dict[str, str]
+    try_it: dict[str, str]
+    mistakes: dict[str, str]
+
+
 class Result(TypedDict):
     """result.json of a run."""
 
@@ -70,6 +92,8 @@ class Result(TypedDict):
     compile_s: Seconds
     train_s: Seconds
     wall_s: Seconds
+    lesson: NotRequired[LessonText]
+    claims: NotRequired[list[JudgedClaim]]
 
 
 class Holder(TypedDict):

@@ -20,7 +20,7 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -54,6 +54,7 @@ from jaxstudy.runs.files import (
     read_json,
     reason,
 )
+from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.progress import Bar
 from jaxstudy.types import PyTree, Refused, TrainState, UserError
 
@@ -264,12 +265,15 @@ class SubRun(Log):
     def _show(self, chunk: Advance, records: list[dict[str, Any]]) -> None:
         """Epoch, training loss (the median of replicas) and speed, in a bar."""
         if self.shown is None:
-            self.shown = self.bar.enter_context(Bar(chunk.total, self.name))
+            name = "  ".join(filter(None, (self.run.place, self.name)))
+            self.shown = self.bar.enter_context(Bar(chunk.total, name))
         losses = [r["loss"] for r in records if r["split"] == "train"][-1]
         finite = [v for v in np.ravel(losses) if v is not None]
         loss = np.median(finite) if finite else np.nan
         epoch, speed = chunk.step / chunk.per_epoch, chunk.steps / chunk.seconds
-        text = f"epoch {epoch:.4g}  loss {loss:.4f}  {speed:,.0f} steps/s"
+        text = (
+            f"epoch {epoch:.4g}  loss {loss:.4f}  {speed:,.0f} steps/s{self.run.left}"
+        )
         self.shown.update(chunk.step, text)
 
     @property
@@ -403,6 +407,8 @@ class Run:
     attempts: Attempts = field(default_factory=Attempts)  # the earlier ones
     started: float = field(default_factory=time.monotonic)
     signum: int | None = None
+    place: str = ""  # which of how many trainings this is, from `each`
+    left: str = ""  # how long the others may take
     _attempts_saved: float = field(default_factory=time.monotonic)
     _board: Any = None
 
@@ -426,6 +432,21 @@ class Run:
         if name not in self.sub_runs:
             self.sub_runs[name] = SubRun(self, name, **options)
         return self.sub_runs[name]
+
+    def each(self, items: Iterable[_T]) -> Iterator[_T]:
+        """The items; while one is worked on, the progress says "3 of 8" and time left.
+
+        Of loops within each other the outermost knows the time that is left.
+        """
+        items, begun = list(items), time.monotonic()
+        outer, outer_left = self.place, self.left
+        for i, item in enumerate(items):
+            self.place = f"{outer}{', ' if outer else ''}{i + 1} of {len(items)}"
+            if i and not outer:
+                left = (time.monotonic() - begun) / i * (len(items) - i)
+                self.left = f"  about {left / 60:.0f} min left in all"
+            yield item
+        self.place, self.left = outer, outer_left
 
     def append(self, records: list[dict[str, Any]]) -> None:
         """Add records to metrics.jsonl, in the file when this returns."""
@@ -496,7 +517,9 @@ class Run:
         fields = asdict(Attempts(walls, {**self.attempts.parts, **timings}))
         write_atomically(self.folder / "attempts.json", to_json(fields) + "\n")
 
-    def finish(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    def finish(
+        self, metrics: Mapping[str, Any], lesson: Lesson | None = None
+    ) -> dict[str, Any]:
         """Write result.json, the last file of a run, and return what it holds."""
         timings = [sub_run.timing for sub_run in self.sub_runs.values()]
         train_s, wall_s = sum(t.train_s for t in timings), self.wall_s
@@ -507,6 +530,7 @@ class Run:
             "preset": self.preset,
             "seed": self.config.seed,
             "metrics": dict(metrics),
+            **(lesson.json(metrics) if lesson else {}),
             "steps": sum(t.steps for t in timings),
             "compile_s": round(sum(t.compile_s for t in timings), 3),
             "train_s": round(train_s, 3),
