@@ -632,3 +632,8 @@ def test_folds_and_layers_that_cannot_be(
     sentence = refused(admission("--csv", "t.csv", "--preset", "smoke", *arguments))
     assert sentence.startswith(expected)
     assert contents(tmp_path) == before
+
+
+def test_a_command_line_may_be_empty() -> None:
+    assert cli._given([]) == {}
+    assert cli._given(["--epochs=3", "--resume"]) == {"epochs": "3", "resume": ""}

@@ -277,7 +277,7 @@ def _given(argv: Sequence[str]) -> dict[str, str]:
         words += word.split("=", 1) if word.startswith("--") else [word]
     return {
         flag[2:].replace("-", "_"): value
-        for flag, value in zip(words, [*words[1:], ""], strict=True)
+        for flag, value in zip(words, [*words[1:], ""], strict=False)
         if flag.startswith("--")
     }
 
