@@ -7,7 +7,7 @@ VENV := $(PYTHON) -m venv --upgrade-deps
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile \
 	-c constraints.txt
 
-.PHONY: study full test check lint torture bench readme data clean
+.PHONY: study full test check lint docs torture bench readme data clean
 .DEFAULT_GOAL := study
 
 .venv/installed: pyproject.toml constraints.txt
@@ -17,6 +17,10 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 
 .venv/installed-test: .venv/installed
 	$(PIP) -e ".[test]"
+	@touch $@
+
+.venv/installed-docs: .venv/installed
+	$(PIP) -e ".[docs]"
 	@touch $@
 
 .venv-bench/installed: pyproject.toml constraints.txt benchmarks/peers.txt
@@ -33,7 +37,7 @@ full: .venv/installed  ## every lesson at the full preset: the figures of the RE
 	-$(BIN)/python -m jaxstudy data
 	$(BIN)/python -m jaxstudy study --preset full
 
-readme: .venv/installed  ## put the measured figures of runs/ and benchmarks/ into the README
+readme: .venv/installed  ## put the measured figures and pictures of runs/ and benchmarks/ into results/ and the README
 	$(BIN)/python benchmarks/readme.py
 
 test: .venv/installed-test  ## the tests
@@ -54,6 +58,9 @@ lint: .venv/installed-test  ## ruff and pyright
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
+
+docs: .venv/installed-docs  ## the documentation as pages that need no network: build/docs/index.html
+	$(BIN)/mkdocs build --strict --quiet
 
 torture: .venv/installed-test  ## kill a study twice, a run at 24 random moments; the end must be the same
 	$(BIN)/python -m pytest -m torture

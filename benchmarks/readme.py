@@ -1,42 +1,44 @@
-"""Put measured figures into the README: from results/*.json, and from nowhere else.
+"""Put what was measured into results/ and the README: from runs, and nothing by hand.
 
-`make full` runs the lessons; this copies what they wrote to results/, and writes the
-tables between the README's markers. `--check` only says whether they are up to date.
+`make full` runs the lessons; this copies what they wrote to results/, draws the contact
+sheet of their pictures, and writes the tables between the README's markers. `--check`
+only says whether these are up to date. The tables of docs/ are made by docs_hooks.py.
 """
 
 import json
+import math
+import shutil
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
+from PIL import Image, ImageDraw, ImageOps
 
 sys.path.insert(0, str(Path(__file__).parent))
 import harness
 
-from jaxstudy.runs.lesson import find_lessons
+from jaxstudy.runs.lesson import Judgement, Lesson, find_lessons
 from jaxstudy.runs.run import write_atomically
-from jaxstudy.runs.statistics import values_text
+from jaxstudy.runs.values import duration
 from jaxstudy.study import comparison, problems
 
 ROOT = Path(__file__).resolve().parents[1]
 
-
 # of results/ that say by "outdated" what has been mended since
 OUTDATED = " \N{DOUBLE DAGGER}"
-# of what a method of before made in results/, until it is measured again
-EARLIER = " \N{DAGGER}"
-FOOTNOTE = (
-    f"{EARLIER.strip()} By an earlier method, to be measured again: intervals that "
-    "cover less than 95 %, or of rows taken for independent that are not; whether an "
-    "optimizer is better or worse, by another statistic than its p."
-)
+# Pictures that a network made; others are published where they hold no image at all,
+# which might be one of a data set.
+GENERATED = ("ch5_gan/interpolation.png", "ch5_gan/samples/epoch*.png")
+OF_OPTIMIZERS = ("sensitivity.png", "reached.png")
+COLUMNS, THUMBNAIL, MARGIN = 5, (300, 200), 10  # of the contact sheet
 
 
 @dataclass(frozen=True)
 class Command:
-    """Update the README's tables from the full runs."""
+    """Update results/ and the README from the full runs."""
 
     runs: Path = Path("runs")
     """Where the run folders are."""
@@ -44,36 +46,20 @@ class Command:
     """Write nothing; exit with 1 if the README is not what the results say."""
 
 
-def shown(value: Any) -> str:
-    """A metric as the README has it: with its interval and n, where it has one."""
-    if isinstance(value, dict):
-        units = f"n = {value['n']} {value['of']}"
-        if value["low"] is None:
-            return f"**{value['mean']:.3g}** ({values_text(value)}; {units})"
-        ends = [value[name] for name in ("mean", "low", "high")]
-        form = ".3f" if max(map(abs, ends)) >= 0.01 else ".2g"
-        mean, low, high = (format(end, form) for end in ends)
-        mark = EARLIER if value.get("interval") == "earlier" else ""
-        return f"**{mean}** [{low}, {high}]{mark} ({units})"
-    return f"**{value:.3g}**" if isinstance(value, float) else f"**{value}**"
-
-
-def stored(folder: Path) -> dict[str, Any] | None:
-    """What a full run wrote, if there is one."""
-    if not (folder / "result.json").exists():
-        return None
-    names = ("config", "environment", "result")
-    return {n: json.loads((folder / f"{n}.json").read_text()) for n in names}
+# From runs to results/
 
 
 def store(runs: Path) -> None:
-    """Copy into results/ what full runs wrote, and the figures of the optimizers'."""
+    """Copy into results/ what full runs wrote, and those of their figures we may."""
     scripts = [path.stem for path in (ROOT / "experiments").glob("ch*.py")]
     for name in (*scripts, "optimizers"):
         folder = runs / name / "full"
-        content = stored(folder)
-        if content is None:
+        if not (folder / "result.json").exists():
             continue
+        names = ("config", "environment", "result")
+        content: dict[str, Any] = {
+            n: json.loads((folder / f"{n}.json").read_text()) for n in names
+        }
         if name == "optimizers":
             record = json.loads((folder / "study.json").read_text())
             kept = ("schema", "protocol", "problems", "optimizers")
@@ -85,105 +71,203 @@ def store(runs: Path) -> None:
                 )
                 for problem in record["problems"]
             }
-            for figure in ("sensitivity", "reached"):
-                image = (folder / "figures" / f"{figure}.png").read_bytes()
-                (ROOT / "results" / f"optimizers_{figure}.png").write_bytes(image)
         text = json.dumps(content, indent=1) + "\n"
         write_atomically(ROOT / "results" / f"{name}.json", text)
+        store_figures(folder, ROOT / "results" / "figures" / name)
+
+
+def store_figures(folder: Path, target: Path) -> None:
+    """Copy the pictures of a run that hold no image of a data set, in 128 colours."""
+    shutil.rmtree(target, ignore_errors=True)
+    samples = sorted(folder.glob("samples/*.png"))[-1:]
+    for path in (*sorted(folder.glob("figures/*.png")), *samples):
+        name = path.relative_to(folder).as_posix().removeprefix("figures/")
+        with Image.open(path) as picture:
+            published = picture.info.get("Title") == "chart" or any(
+                Path(target.name, name).match(pattern) for pattern in GENERATED
+            )
+            if target.name == "optimizers":
+                published = name in OF_OPTIMIZERS
+            if published:
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                colours = picture.convert("RGB").quantize(128)
+                colours.save(target / name, optimize=True)
+
+
+def contact_sheet(lessons: Mapping[str, Lesson]) -> Image.Image:
+    """The first picture of every lesson that has one, and of the optimizers', small."""
+    pictures = []
+    for name, lesson in lessons.items():
+        stored = [p for key in lesson.figures for p in stored_figures(name, key)]
+        if stored:
+            pictures.append((lesson.number, stored[0]))
+    for path in stored_figures("optimizers", "sensitivity"):
+        pictures.append(("optimizers", path))
+    rows = math.ceil(len(pictures) / COLUMNS)
+    width, height = THUMBNAIL[0] + MARGIN, THUMBNAIL[1] + 2 * MARGIN + 6
+    columns = min(COLUMNS, len(pictures))
+    sheet = Image.new("RGB", (columns * width + MARGIN, rows * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (number, path) in enumerate(pictures):
+        x, y = MARGIN + i % COLUMNS * width, i // COLUMNS * height
+        draw.text((x, y + 3), number, fill="black")
+        with Image.open(path) as picture:
+            small = ImageOps.contain(picture.convert("RGB"), THUMBNAIL)
+        sheet.paste(small, (x, y + MARGIN + 8))
+    return sheet.quantize(128)
+
+
+def stored_figures(name: str, key: str) -> list[Path]:
+    """The files in results/figures/ of a key of a lesson's figures."""
+    return sorted((ROOT / "results" / "figures" / name).glob(f"{key}.png"))
+
+
+# From results/ to tables
+
+
+def stored_result(experiment: str) -> dict[str, Any] | None:
+    """What results/ holds of a lesson's full run, if there was one."""
+    path = ROOT / "results" / f"{experiment}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def main_claim(lesson: Lesson, metrics: Mapping[str, Any]) -> str:
+    """The first claim, its verdict, and the numbers that decide it."""
+    if not lesson.claims:
+        return "no claims yet"
+    claim: Judgement = lesson.judge(metrics)[0]
+    if any(isinstance(m, str) and m not in metrics for m in lesson.claims[0].metrics):
+        return f"{claim.sentence} **Not measured yet.**"
+    return f"{claim.sentence} **{claim.verdict.capitalize()}**: {claim.evidence}"
+
+
+def lessons_table(
+    lessons: Mapping[str, Lesson], link: str = "docs/lessons/{}.md"
+) -> str:
+    """A row per lesson, with the links of the page that it stands in."""
+    rows = [["", "question", "main claim", "time"]]
+    notes = ""
+    for name, lesson in lessons.items():
+        stored = stored_result(name)
+        mark = OUTDATED if stored and "outdated" in stored else ""
+        notes = notes or mark
+        number = f"[{lesson.number}]({link.format(name)}){mark}"
+        result = stored["result"] if stored else {"metrics": {}, "wall_s": None}
+        claim = main_claim(lesson, result["metrics"])
+        rows.append([number, lesson.question, claim, duration(result["wall_s"])])
+    if notes:
+        notes = (
+            f"\n\n{OUTDATED.strip()} Measured before an error was mended, which the "
+            "lesson's page names; to be measured again."
+        )
+    return table(rows) + notes
+
+
+def table(rows: list[list[str]]) -> str:
+    """Markdown of a heading and its rows."""
+    heading, *body = rows
+    lines = [heading, ["---"] * len(heading), *body]
+    cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def optimizers() -> tuple[list[list[str]], dict[str, Any]]:
+    """The table of the benchmark of optimizers, and all that was stored of it."""
+    stored = json.loads((ROOT / "results" / "optimizers.json").read_text())
+    return comparison.summary_table(stored["study"]), stored
+
+
+def optimizers_summary() -> str:
+    """A row per problem: who was chosen, and how the others compare with it."""
+    _, stored = optimizers()
+    study = stored["study"]
+    others = ("better", "not told apart", "worse")
+    rows = [["problem", "best by tuning", "its test loss", *others]]
+    for problem, found in study["comparison"]["problems"].items():
+        best = found["best_tuned"][0]
+        loss = comparison.test_text(found["optimizers"][best])
+        groups = comparison.against_best(found)
+        counts = [str(len(names)) for names in groups.values()]
+        rows.append([study["problems"][problem]["title"], best, loss, *counts])
+    return table(rows)
 
 
 def optimizers_table() -> str:
-    """What the benchmark of optimizers found, from results/optimizers.json."""
-    stored = json.loads((ROOT / "results" / "optimizers.json").read_text())
+    """What the benchmark of optimizers found, on each problem and in words."""
+    rows, stored = optimizers()
     study, result = stored["study"], stored["result"]
     protocol, environment = study["protocol"], stored["environment"]
-    mark = EARLIER if study.get("interval") == "earlier" else ""
-    heading, *body = comparison.summary_table(study)
-    lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *body]
-    table = [f"| {' | '.join(cells)} |" for cells in lines]
     about = (
-        f"`python benchmarks/optimizers.py --preset full`: {len(body)} optimizers, "
+        f"`python benchmarks/optimizers.py --preset full`: {len(rows) - 1} optimizers, "
         f"{protocol['trials']} trials of each on each problem with "
         f"{protocol['tuning_seeds']} seeds to choose by, test loss of "
-        f"{protocol['seeds']} others with 95 % intervals{mark}; "
+        f"{protocol['seeds']} others with 95 % intervals; "
         f"{result['steps']:,} steps in {result['wall_s']:.0f} s, "
         f"{environment['cores']} cores, {environment['processor']}."
     )
     sentences = [f"- {sentence}" for sentence in study["comparison"]["sentences"]]
-    summary = f"What the study says of it{mark}"
-    folded = [f"<details><summary>{summary}</summary>", "", *sentences]
-    note = ["", FOOTNOTE] if mark else []
-    return "\n".join([*table, "", about, "", *folded, "", "</details>", *note])
+    return "\n".join([table(rows), "", about, "", *sentences])
 
 
-def lessons_table() -> str:
-    """One row per lesson, from results/*.json."""
-    lines = [
-        "| | shows | command | measured (95 % interval) | time | on |",
-        "|---|---|---|---|---|---|",
-    ]
-    outdated: dict[str, str] = {}
-    for experiment, lesson in find_lessons(ROOT / "experiments").items():
-        command = f"`python experiments/{experiment}.py --preset full`"
-        path = ROOT / "results" / f"{experiment}.json"
-        if not path.exists():
-            cells = (lesson.number, lesson.title, command, "not measured yet", "", "")
-            lines.append("| " + " | ".join(cells) + " |")
-            continue
-        stored = json.loads(path.read_text())
-        result, environment = stored["result"], stored["environment"]
-        metrics, number = result["metrics"], lesson.number
-        if "outdated" in stored:
-            outdated[number] = stored["outdated"]
-            number += OUTDATED
-        parts = [f"{m} {shown(metrics[m])}" for m in lesson.metrics if m in metrics]
-        time = f"{result['wall_s']:.0f} s" if result["wall_s"] >= 1 else "1 s"
-        hardware = f"{environment['cores']} cores, {environment['processor']}"
-        cells = (number, lesson.title, command, "; ".join(parts), time, hardware)
-        lines.append("| " + " | ".join(cells) + " |")
-    notes = [FOOTNOTE] if any(EARLIER in line for line in lines) else []
-    if outdated:
-        listed = "; ".join(f"{number} ({why})" for number, why in outdated.items())
-        notes.append(
-            f"{OUTDATED.strip()} Measured before an error was mended: {listed}."
-        )
-    return "\n".join([*lines, *(line for note in notes for line in ("", note))])
+def speed_results() -> Iterator[dict[str, Any]]:
+    """What `make bench` measured, by workload."""
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        yield json.loads(path.read_text())
 
 
-def speed_table() -> str:
-    """The tables of benchmarks/results/*.json."""
-    files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
-    return "\n\n".join(harness.table(json.loads(path.read_text())) for path in files)
+def speed_summary() -> str:
+    """A row per workload: this project, the best peer, and the ratio."""
+    rows = [["workload", "this project", "best peer", "", "faster by"]]
+    for result in speed_results():
+        ours = result["candidates"][harness.OURS]["figures"]
+        peer = result["candidates"][result["best_peer"]]
+        unit = {"step_ms": "ms per step", "total_s": "s"}[result["time"]]
+        times = [
+            f"{harness.cell(result['time'], f[result['time']]).split(' (')[0]} {unit}"
+            for f in (ours, peer["figures"])
+        ]
+        ratio = harness.cell("times_as_fast", peer["figures"]["times_as_fast"])
+        title, label = result["title"].split(":")[0], peer["label"]
+        rows.append([title, times[0], label, times[1], ratio])
+    return table(rows)
 
 
-def fill(text: str, name: str, table: str) -> str:
-    """Replace what stands between the markers of this name."""
-    begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
-    before, rest = text.split(begin)
-    _, after = rest.split(end)
-    return f"{before}{begin}\n{table}\n{end}{after}"
+def speed_tables() -> str:
+    """The full tables of all workloads, each with what was measured."""
+    parts = []
+    for result in speed_results():
+        title = result["title"].split(":")[0]
+        parts.append(f"## {title[0].upper()}{title[1:]}\n\n{harness.table(result)}")
+    return "\n\n".join(parts)
 
 
-def rendered(text: str) -> str:
-    """The README with its tables as the results say."""
-    tables = {
-        "lessons": lessons_table(),
-        "optimizers": optimizers_table(),
-        "speed": speed_table(),
-    }
-    for name, table in tables.items():
-        text = fill(text, name, table)
+# The README
+
+
+def fill(text: str, tables: Mapping[str, str]) -> str:
+    """Replace what stands between the markers of each table."""
+    for name, content in tables.items():
+        begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+        before, rest = text.split(begin)
+        _, after = rest.split(end)
+        text = f"{before}{begin}\n{content}\n{end}{after}"
     return text
 
 
 def main(command: Command) -> int:
-    """Store, render, write or compare."""
+    """Store, draw, render; write or compare."""
     readme = ROOT / "README.md"
+    lessons = find_lessons(ROOT / "experiments")
     if not command.check:
-        (ROOT / "results").mkdir(exist_ok=True)
         store(command.runs)
+        contact_sheet(lessons).save(ROOT / "results" / "contact.png", optimize=True)
     text = readme.read_text()
-    new = rendered(text)
+    tables = {
+        "lessons": lessons_table(lessons),
+        "optimizers": optimizers_summary(),
+        "speed": speed_summary(),
+    }
+    new = fill(text, tables)
     if command.check:
         return int(new != text)
     write_atomically(readme, new)

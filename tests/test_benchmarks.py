@@ -26,6 +26,7 @@ from jaxstudy.dataset import epoch_batches
 from jaxstudy.images.sets import Images
 from jaxstudy.models.cnn import cnn
 from jaxstudy.optimizers import OPTIMIZERS
+from jaxstudy.runs.lesson import find_lessons
 from jaxstudy.study import problems, runner
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -283,17 +284,26 @@ def test_a_lesson_is_one_script(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(readme, "ROOT", tmp_path)
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "ch9_toy.py").write_text(
-        "from jaxstudy.runs.lesson import Lesson\n"
-        "LESSON = Lesson(number='9', title='A toy', question='?', metrics=['loss'],"
-        " claims=(), figures={})\n"
+        "from jaxstudy.runs.lesson import Claim, Lesson\n"
+        "LESSON = Lesson(number='9', title='A toy', question='Is it?',"
+        " metrics=['loss'], figures={},"
+        " claims=[Claim('It is low.', ('loss', 1.0), '<')])\n"
     )
-    row = "| 9 | A toy | `python experiments/ch9_toy.py --preset full` |"
-    assert f"{row} not measured yet |  |  |" in readme.lessons_table()
-    result = {"metrics": {"loss": 0.5}, "wall_s": 2.0}
-    stored = {"result": result, "environment": {"cores": 2, "processor": "X"}}
     (tmp_path / "results").mkdir()
+
+    def row() -> str:
+        lessons = find_lessons(tmp_path / "experiments")
+        return readme.lessons_table(lessons).splitlines()[2]
+
+    start = "| [9](docs/lessons/ch9_toy.md)"
+    assert row() == f"{start} | Is it? | It is low. **Not measured yet.** |  |"
+    stored: dict[str, Any] = {"result": {"metrics": {"loss": 0.5}, "wall_s": 90.0}}
     (tmp_path / "results" / "ch9_toy.json").write_text(json.dumps(stored))
-    assert f"{row} loss **0.5** | 2 s | 2 cores, X |" in readme.lessons_table()
+    verdict = "It is low. **Holds**: loss: 0.5"
+    assert row() == f"{start} | Is it? | {verdict} | 1 min 30 s |"
+    stored["outdated"] = "why"
+    (tmp_path / "results" / "ch9_toy.json").write_text(json.dumps(stored))
+    assert row() == f"{start} \N{DOUBLE DAGGER} | Is it? | {verdict} | 1 min 30 s |"
 
 
 # Each workload: the same work

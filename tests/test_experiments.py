@@ -90,17 +90,6 @@ def test_readme_says_what_the_results_say() -> None:
     assert readme.main(readme.Command(check=True)) == 0
 
 
-def test_the_readme_marks_intervals_of_an_earlier_method() -> None:
-    shown = load("benchmarks", "readme").shown
-    value = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 400, "of": "rows"}
-    assert shown(value) == "**0.500** [0.400, 0.600] (n = 400 rows)"
-    marked = shown({**value, "interval": "earlier"})
-    assert marked == "**0.500** [0.400, 0.600] † (n = 400 rows)"
-    few = {"mean": 1.5, "low": None, "high": None, "n": 2, "of": "seeds",
-           "values": [1.0, 2.0]}  # fmt: skip
-    assert shown(few) == "**1.5** (each: 1, 2; n = 2 seeds)"
-
-
 def test_forward_pass_and_gradients_agree(smoke: Smoke) -> None:
     result = json.loads((smoke("ch1_forward") / "result.json").read_text())
     metrics = result["metrics"]

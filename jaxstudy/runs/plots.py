@@ -39,8 +39,15 @@ def subplots(
 
 
 def save(figure: Figure, run: Run, name: str) -> None:
-    """Write figures/NAME.png."""
-    figure.savefig(run.figures / f"{name}.png", dpi=110, bbox_inches="tight")
+    """Write figures/NAME.png, marked as a chart if it shows no image.
+
+    An image might be one of a data set, which must not be published with the results.
+    """
+    images = any(axes.images for axes in figure.axes)
+    figure.savefig(
+        run.figures / f"{name}.png", dpi=110, bbox_inches="tight",
+        metadata=None if images else {"Title": "chart"},
+    )  # fmt: skip
 
 
 def curve(

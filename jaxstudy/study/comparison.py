@@ -265,14 +265,7 @@ def verdicts(problem: str, found: Mapping[str, Any]) -> list[str]:
             f"{tuning} The test loss of each optimizer is the same with every seed: "
             "one run each, nothing to test."
         ]
-    reference = best[0]
-    groups: dict[str, list[str]] = {"worse": [], "better": [], "apart": []}
-    for name, row in table.items():
-        if name == reference:
-            continue
-        # the effect and p are of one statistic, so they cannot disagree
-        kind = "worse" if row["effect"] > 0 else "better"
-        groups[kind if row["p_holm"] < ALPHA else "apart"].append(name)
+    reference, groups = best[0], against_best(found)
     how = "exact" if found["exact"] else "random signs"
     out = [
         f"{tuning} The others are compared with {reference} on {found['n']} fresh "
@@ -295,6 +288,17 @@ def verdicts(problem: str, found: Mapping[str, Any]) -> list[str]:
             f"{listing(groups['apart'])} (p >= {p:.2g})."
         )
     return out
+
+
+def against_best(found: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Who is better or worse than the best tuned optimizer, or not told apart."""
+    groups: dict[str, list[str]] = {"better": [], "apart": [], "worse": []}
+    for name, row in found["optimizers"].items():
+        if name != found["best_tuned"][0]:
+            # the effect and p are of one statistic, so they cannot disagree
+            kind = "worse" if row["effect"] > 0 else "better"
+            groups[kind if row["p_holm"] < ALPHA else "apart"].append(name)
+    return groups
 
 
 def remarks(record: StudyRecord, problem: str, found: Mapping[str, Any]) -> list[str]:
