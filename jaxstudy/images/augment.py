@@ -264,7 +264,7 @@ def augment_batch(key: Key, images: Array, layers: Layers) -> Array:
 
 
 def augmented(objective: Objective, layers: Layers) -> Objective:
-    """Train an objective on random versions of batch["x"] [B, H, W, C].
+    """Train an objective on random versions of the images x [B, H, W, C] of a batch.
 
     Evaluation, which has no key, is left as it is. Each of the two gets a key of its
     own, so that dropout does not depend on the augmentation.
