@@ -14,11 +14,10 @@ import tyro
 from jaxstudy.data.fetch import STEPS, fetch
 from jaxstudy.data.sources import NOTES
 from jaxstudy.runs.cli import exit_code
+from jaxstudy.runs.pages import ROOT
 from jaxstudy.runs.report import write_report
 from jaxstudy.runs.run import locked, write_holder
 from jaxstudy.types import UserError
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -96,10 +95,14 @@ def study(command: StudyCommand) -> None:
 def run_all(command: StudyCommand, lock: Any) -> None:
     """Run the experiments, holding the lock of their folder."""
     failed, lacking = [], {}
+    page = command.runs / "report.html"
+    print(f"the report, written anew after each lesson: {page}", flush=True)
     scripts = sorted((ROOT / "experiments").glob("ch*.py"))
     if command.preset == "full":
         scripts.append(ROOT / "benchmarks" / "optimizers.py")
     for script in scripts:
+        if script is not scripts[0]:
+            refresh(command.runs)
         folder = command.runs / script.stem / command.preset
         arguments = ["--preset", command.preset, "--run-dir", str(folder)]
         if (folder / "config.json").exists():
@@ -123,10 +126,17 @@ def run_all(command: StudyCommand, lock: Any) -> None:
         print("\nmissing data:")
         for name, note in lacking.items():
             print(f"  {name}: {note}")
-    page = write_report(command.runs)
-    print(f"\nreport: {page}")
+    print(f"\nreport: {write_report(command.runs)}")
     if failed:
         raise UserError(f"{len(failed)} of {len(scripts)} failed: {', '.join(failed)}")
+
+
+def refresh(runs: Path) -> None:
+    """Write the report of the runs so far; what is wrong with it stops no study."""
+    try:
+        write_report(runs)
+    except Exception as error:  # whatever it is, the lessons are worth more
+        print(f"no report yet: {error!r}")
 
 
 def main() -> None:

@@ -497,7 +497,7 @@ def test_a_killed_studys_lesson_is_noticed_by_the_next(
         return cli.exit_code(lambda: program.study(program.StudyCommand("smoke", runs)))
 
     first = start(tmp_path / "study.py", [tmp_path, runs])
-    lines = [first.stdout.readline() for _ in range(3)]
+    lines = [first.stdout.readline() for _ in range(4)]
     lesson = int(lines[-1])
     both = f"process {first.pid} (study) and process {lesson} (ch1_waits)"
     assert study() == 1

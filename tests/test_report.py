@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxstudy.runs import charts, report
-from jaxstudy.runs.report import value_of, write_report
+from jaxstudy.runs import charts
+from jaxstudy.runs.report import write_report
+from jaxstudy.runs.statistics import Estimate
+from jaxstudy.runs.values import duration, value_of
 from jaxstudy.types import UserError
 
 PNG = b"\x89PNG\r\n\x1a\n not more than a reader of the signature needs"
@@ -433,7 +435,7 @@ def test_a_chart_is_one_image_for_light_and_dark_pages(monkeypatch):
         [[0, 1, 0.5, 2], [1, math.nan, math.nan, math.nan], [2, 9, 1, 1e9]]
     )
     curves = [charts.Curve(name, i, table) for i, name in enumerate(names)]
-    estimates = {name: report.Estimate(1.0, 0.5, 2.0, 9, "") for name in names}
+    estimates = {name: Estimate(1.0, 0.5, 2.0, 9, "") for name in names}
     few = charts.curves([charts.ChartPanel("t", "epoch", curves[:3])] * 2)
     assert charts.curves([charts.ChartPanel("t", "epoch", curves[:3])] * 2) == few
     for chart in (few,
@@ -525,4 +527,4 @@ def test_numbers_as_text(value, text, interval):
      (7812, "2 h 10 min"), (None, ""), ("x", "")],
 )  # fmt: skip
 def test_durations(seconds, text):
-    assert report.duration(seconds) == text
+    assert duration(seconds) == text
