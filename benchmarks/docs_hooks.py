@@ -103,6 +103,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     return expanded(markdown, {}, lambda key: "")
 
 
+def on_post_build(config: Any) -> None:
+    """The index of the search as a script, which a page opened as a file can load."""
+    folder = Path(config.site_dir) / "search"
+    index = (folder / "search_index.json").read_text("utf-8")
+    (folder / "search_index.js").write_text(f"var __index = {index}", "utf-8")
+
+
 # The frame of a lesson
 
 
