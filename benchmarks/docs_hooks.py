@@ -8,7 +8,9 @@ LESSON of its script and from its full run.
 import functools
 import html
 import logging
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ from jaxstudy.runs.pages import escaped, expanded, read_page, unresolved
 from jaxstudy.runs.values import duration, value_of
 
 ROOT = readme.ROOT
+# What a browser would fetch
+TAGS = "script|link|img|iframe"
+LOADED = re.compile(rf'<(?:{TAGS})\b[^>]*\b(?:src|href)="(?:https?:)?//.*?>')
 log = logging.getLogger("mkdocs.hooks")
 GUIDES = {
     "Your own data": "guides/your-own-data.md",
@@ -100,14 +105,17 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     for marker, make in tables.items():
         if marker in markdown:
             markdown = markdown.replace(marker, make())
-    return expanded(markdown, {}, lambda key: "")
+    return filled(markdown, {}, lambda key: "")
 
 
 def on_post_build(config: Any) -> None:
-    """The index of the search as a script, which a page opened as a file can load."""
+    """The search as a script, for pages opened as files; nothing is of a network."""
     folder = Path(config.site_dir) / "search"
     index = (folder / "search_index.json").read_text("utf-8")
     (folder / "search_index.js").write_text(f"var __index = {index}", "utf-8")
+    for path in Path(config.site_dir).rglob("*.html"):
+        for loaded in LOADED.findall(path.read_text("utf-8")):
+            log.warning(f"{path} would be read over a network: {loaded}")
 
 
 # The frame of a lesson
@@ -126,7 +134,7 @@ def lesson_page(name: str, lesson: Lesson) -> str:
     text = read_page(name) or ""
     for missing in unresolved(text, lesson):  # which fails a strict build
         log.warning(f"docs/lessons/{name}.md: there is no {missing}")
-    prose = expanded(text, metrics, figure)
+    prose = filled(text, metrics, figure)
     unplaced = [figure(key) for key in lesson.figures if key not in placed]
     parts = [
         f"# {lesson.number} {lesson.title}",
@@ -141,6 +149,13 @@ def lesson_page(name: str, lesson: Lesson) -> str:
         provenance(name, stored),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def filled(text: str, metrics: dict[str, Any], figure: Callable[[str], str]) -> str:
+    """A page's text `expanded`, so that mkdocs keeps formulas within their lines."""
+    text = expanded(text, metrics, figure)
+    # Python-Markdown takes <math> for a block where a line begins with it
+    return re.sub('^(?=<math[^>]*"inline")', "<span></span>", text, flags=re.MULTILINE)
 
 
 def figure_html(name: str, key: str, caption: str) -> str:
