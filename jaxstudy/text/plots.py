@@ -47,7 +47,9 @@ def save_comparison(
                 estimate = result[f"{network}: {metric}"]
                 label = None if y else metric
                 plots.draw_estimate(axis, estimate, y, colour, label)
-        for (label, x), style in zip(panel.baselines.items(), ("--", ":"), strict=True):
+        for (label, x), style in zip(
+            panel.baselines.items(), ("--", ":"), strict=False
+        ):
             axis.axvline(x, color="0.3", linestyle=style, label=label)
         axis.set(yticks=range(len(names)), yticklabels=names, xlabel=panel.xlabel)
         axis.set_xscale(panel.scale)
