@@ -3,8 +3,6 @@
 A dense layer makes the first state of an LSTM out of the 64 pixels of a digit, and the
 LSTM spells its name, letter by letter: image captioning at its smallest. A name is
 right or wrong as a whole. The test digits were written by other people.
-
-Expected (quick, half a minute, and full, six seeds): 0.92 of the names exactly right.
 """
 
 from collections import Counter
@@ -15,25 +13,24 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pydantic
+from sklearn.linear_model import LogisticRegression
 
 from jaxstudy.data.splits import random_split
-from jaxstudy.dataset import Dataset, dataset, steps_per_epoch, subset
+from jaxstudy.dataset import Dataset, dataset, subset
 from jaxstudy.model import Model
 from jaxstudy.models.mlp import mlp
 from jaxstudy.models.recurrent import CELLS, Kind, States, language_model
-from jaxstudy.objectives import sequence_cross_entropy
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
-from jaxstudy.runs.lesson import Lesson
+from jaxstudy.runs.lesson import Claim, Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import SHARE, Estimate, mean_over_runs
 from jaxstudy.tabular.sets import read_digits
 from jaxstudy.text.decoding import DecodeStep, language_model_step, sample
+from jaxstudy.text.pair_training import train_on_pairs
 from jaxstudy.text.pairs import END, padded, text_before_end
 from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary
-from jaxstudy.training import Evaluator, make_eval_step, train_seeds
 from jaxstudy.types import Array, Key, PyTree
 
 LESSON = Lesson(
@@ -41,17 +38,59 @@ LESSON = Lesson(
     title="From a vector to a sequence",
     question="How does a network turn a vector into a sequence?",
     metrics=(
-        "spelling: exact match",
-        "spelling, always one name: exact match",
+        "network: exact match",
+        "most frequent name: exact match",
+        "logistic regression: exact match",
+        "network: written words that are names",
     ),
-    claims=(),
-    figures={},
+    claims=(
+        Claim(
+            "More names are exactly right than if it always wrote the most frequent.",
+            ("network: exact match", "most frequent name: exact match"),
+            ">",
+        ),
+        Claim(
+            "Letter by letter is as good as at once: exact match differs by less than "
+            "0.03 from the accuracy of a logistic regression on the same pixels.",
+            ("network: exact match", "logistic regression: exact match"),
+            "within",
+            0.03,
+        ),
+        Claim(
+            "More than 0.99 of the words that the network writes are names of digits.",
+            ("network: written words that are names", 0.99),
+            ">",
+        ),
+    ),
+    figures={
+        "spelling": (
+            "Test images with the word that the first seed's network writes. Upper "
+            "row: the first of the test set. Lower row, if there are any: wrong words, "
+            "with the right name below. A wrong word that is another digit's name is "
+            "an error of reading; a word that is no name is one of spelling."
+        ),
+        "curves": (
+            "Share of names exactly right, by epoch: the median of the seeds, and the "
+            "band that holds 80 % of them. The gap between the curves is what is "
+            "learned of the training images alone."
+        ),
+    },
+    try_it={
+        "--units 8": (
+            "Eight units hold which digit it is and how far its name is written: "
+            "expect more words that are no names."
+        ),
+        "--epochs 3": (
+            "A tenth of the training: expect fewer exact names, and a wide band, "
+            "since one wrong letter spoils a name."
+        ),
+        "--rate 0.1": ("A rate thirty times as high: expect a lower exact match."),
+    },
 )
 
 NAMES = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
 )  # fmt: skip
-BATCH = 32  # digits in a gradient step
 MAX_SHOWN = 8  # images in a row of the figure
 
 
@@ -142,18 +181,21 @@ def speller(pixels: int, letters: int, units: int, kind: Kind = "lstm") -> Spell
 
 def spell(
     network: Speller, params: PyTree, x: Array, letters: Vocabulary, length: int
-) -> list[str]:
-    """The names of x [B, D]: always the most probable letter after those before."""
+) -> np.ndarray:
+    """Words [seeds, B] for x [B, D]: each letter the most probable after the earlier.
+
+    params [seeds, ...].
+    """
     end = int(letters.encode(END)[0])
 
-    @jax.jit
-    def write(params: PyTree, x: Array) -> Array:
+    def write(params: PyTree) -> Array:
         return sample(
             network.step(params), network.first(params, x), jnp.full((len(x), 1), end),
             jax.random.key(0), length=length, temperature=0, end=end,
         )  # fmt: skip
 
-    return [text_before_end(row, letters) for row in np.asarray(write(params, x))]
+    written = np.asarray(jax.jit(lambda params: jax.lax.map(write, params))(params))
+    return np.array([[text_before_end(y, letters) for y in rows] for rows in written])
 
 
 def draw(run: Run, x: np.ndarray, spelled: list[str], names: list[str]) -> None:
@@ -168,7 +210,7 @@ def draw(run: Run, x: np.ndarray, spelled: list[str], names: list[str]) -> None:
             [f"{spelled[i]}\n{names[i] if spelled[i] != names[i] else ''}" for i in row]
             for row in rows
         ],
-        ["test images", "wrong, and\nthe right name"],
+        ["test images", "wrong (right\nname below)"],
     )
 
 
@@ -176,38 +218,29 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     """Train the network with every seed, each a replica, and spell the test digits."""
     (train, validation, test), letters = named_digits()
     x, y = (np.asarray(test.arrays[name])[np.asarray(test.indices)] for name in "xy")
+    names = np.array([text_before_end(row, letters) for row in y])
     network = speller(x.shape[1], len(letters), config.units)
-    objective = sequence_cross_entropy(network.model, int(letters.encode(END)[0]))
-    steps = config.epochs * steps_per_epoch(len(train.indices), BATCH)
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adam(optax.cosine_decay_schedule(config.rate, steps)),
-    )
-    eval_step = make_eval_step(objective)
-    state = train_seeds(
-        network.model,
-        objective,
-        optimizer,
-        train,
-        seed=config.seed,
-        seeds=config.seeds,
-        epochs=config.epochs,
-        batch_size=BATCH,
-        evaluators={"validation": Evaluator(eval_step, validation, 500)},
-        evaluate_first=False,
+    state, _ = train_on_pairs(
+        network.model, int(letters.encode(END)[0]), train, validation,
+        rate=config.rate, epochs=config.epochs, seed=config.seed, seeds=config.seeds,
         log=run.sub_run("spelling"),
-    ).state
-    exact = Evaluator(eval_step, test)(state)["exact match"]
-
-    first_seed = jax.tree.map(lambda a: a[0], state.params)
-    spelled = spell(network, first_seed, jnp.asarray(x), letters, y.shape[1])
-    names = [text_before_end(row, letters) for row in y]
-    draw(run, x, spelled, names)
-    plots.save_curves(run, ["spelling"], "exact match", "exact match")
-    (_, most_frequent), *_ = Counter(names).most_common(1)
+    )  # fmt: skip
+    spelled = spell(network, state.params, jnp.asarray(x), letters, y.shape[1])
+    draw(run, x, spelled[0].tolist(), names.tolist())
+    label = "exact match [share of names]"
+    plots.save_curves(run, ["spelling"], "exact match", label)
+    (_, most_frequent), *_ = Counter(names.tolist()).most_common(1)
+    pixels, digits = (read_digits()[name] for name in "xy")
+    rows = np.asarray(train.indices)
+    regression = LogisticRegression(max_iter=1000).fit(pixels[rows], digits[rows])
+    predicted = np.array(NAMES)[regression.predict(x)]
     return {
-        "spelling: exact match": mean_over_runs(np.array(exact), SHARE),
-        "spelling, always one name: exact match": most_frequent / len(names),
+        "network: exact match": mean_over_runs((spelled == names).mean(1), SHARE),
+        "network: written words that are names": mean_over_runs(
+            np.isin(spelled, NAMES).mean(1), SHARE
+        ),
+        "most frequent name: exact match": most_frequent / len(names),
+        "logistic regression: exact match": float(np.mean(predicted == names)),
     }
 
 

@@ -227,7 +227,7 @@ def test_judged_tunes_are_counted() -> None:
 
 def test_a_piano_roll_shows_the_notes(tmp_path: Path) -> None:
     with open_run(tmp_path / "run", "test", "smoke", Settings()) as run:
-        save_piano_roll(run, "roll", [GOOD, HEAD + "G6|c6|\n"])
+        save_piano_roll(run, "roll", {"good": [GOOD, HEAD + "G6|c6|\n"]})
     pixels = matplotlib.image.imread(tmp_path / "run" / "figures" / "roll.png")
     blue = np.all(np.abs(pixels[..., :3] - np.array([31, 119, 180]) / 255) < 0.02, -1)
     assert np.mean(blue) > 0.02

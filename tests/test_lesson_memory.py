@@ -1,5 +1,6 @@
 """The adding problem: what the sequences are, and where gradients go."""
 
+import json
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 
 from jaxstudy.models.recurrent import sequence_to_vector
 from jaxstudy.training import init_replicas
-from tests.conftest import load
+from tests.conftest import Smoke, load
 
 lesson: Any = load("experiments", "ch3_memory")
 
@@ -64,3 +65,21 @@ def test_a_gradient_fades_by_the_size_of_the_recurrent_matrix() -> None:
 
     assert np.all(bits_lost(0.5) >= 1)
     assert np.all(bits_lost(1.0) < 0.5)
+
+
+def test_the_longest_sequences_have_a_name_of_their_own(smoke: Smoke) -> None:
+    """So that a claim can name them at every preset."""
+    text = (smoke("ch3_memory") / "result.json").read_text()
+    metrics = json.loads(text)["metrics"]
+    assert metrics["constant prediction: squared error"] == 1 / 6
+    for name in ("SimpleRNN", "GRU", "LSTM"):
+        error = metrics[f"{name}, the longest T: squared error"]
+        assert error == metrics[f"{name}, T = 4: squared error"]
+        assert len(error["values"]) == 2
+        for ratio in (lesson.RATIO, f"{lesson.RATIO}, trained"):
+            assert metrics[f"{name}, T = 4: {ratio}"] > 0
+    at_50 = {f"{name}, T = 50: {of}" for name in ("SimpleRNN", "GRU", "LSTM")
+             for of in ("squared error", lesson.RATIO)}  # fmt: skip
+    assert set(lesson.LESSON.metrics) - set(metrics) == at_50  # of quick and full
+    for preset in ("quick", "full"):
+        assert 50 in lesson.PRESETS[preset].lengths

@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 
 from jaxstudy.data.sources import SUNSPOTS, read_bytes
+from jaxstudy.dataset import dataset
+from jaxstudy.models.seq2seq import seq2seq
+from jaxstudy.records import Log
 from jaxstudy.tabular.sets import read_digits
-from jaxstudy.text.pairs import END, text_before_end
-from jaxstudy.text.vocabulary import fit_vocabulary
+from jaxstudy.text.pair_training import train_on_pairs
+from jaxstudy.text.pairs import END, Pair, text_before_end
+from jaxstudy.text.vocabulary import UNKNOWN, fit_vocabulary
+from jaxstudy.training import Evaluator
 from jaxstudy.types import UserError
 from tests.conftest import Smoke, load
 
@@ -22,9 +27,10 @@ addition: Any = load("experiments", "ch3_addition")
 
 FIGURES = {
     "spelling": {"spelling", "curves"},
-    "sunspots": {"sunspots"},
-    "addition": {"curves"},
+    "sunspots": {"sunspots", "errors"},
+    "addition": {"sums", "curves"},
 }
+MODULES = {"spelling": spelling, "sunspots": sunspots, "addition": addition}
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -32,13 +38,42 @@ def test_every_shape_has_its_figures_and_metrics(name: str, smoke: Smoke) -> Non
     folder = smoke(f"ch3_{name}")
     assert {path.stem for path in (folder / "figures").iterdir()} == FIGURES[name]
     metrics = json.loads((folder / "result.json").read_text())["metrics"]
+    assert set(metrics) == set(MODULES[name].LESSON.metrics)
     if name == "sunspots":
-        names = ("persistence", "linear regression", "simple", "gru", "lstm")
-        assert set(metrics) == {f"sunspots, {name}: error" for name in names}
-    else:
-        assert 0 <= metrics[f"{name}: exact match"]["mean"] <= 1
+        kinds = ("SimpleRNN", "GRU", "LSTM", "largest of the networks")
+        *each, largest = (metrics[f"{kind}: test RMSE"]["values"] for kind in kinds)
+        assert largest == np.max(each, axis=0).tolist()
     if name == "spelling":  # of the second half of the digits, 92 of 899 are of a kind
-        assert metrics["spelling, always one name: exact match"] == 92 / 899
+        assert metrics["most frequent name: exact match"] == 92 / 899
+        assert 0.9 < metrics["logistic regression: exact match"] < 1
+    if name == "addition":  # of the ten test sums
+        pairs = addition.sums(100, 2)[-10:]
+        carries = [addition.needs_carry(pair) for pair in pairs]
+        right = 1 - np.mean(carries)
+        assert metrics["adder without carries: exact match"] == pytest.approx(right)
+        shares = [metrics[f"network: exact match, sums {kind} a carry"]["values"]
+                  for kind in ("without", "with")]  # fmt: skip
+        both = right * np.array(shares[0]) + (1 - right) * np.array(shares[1])
+        np.testing.assert_allclose(metrics["network: exact match"]["values"], both)
+
+
+def test_training_on_pairs_learns_from_every_seed() -> None:
+    """To copy one symbol."""
+    rng = np.random.default_rng(0)
+    symbols = rng.integers(1, 4, (64, 1))
+    ones = np.ones(64, np.int32)
+    pairs = {"x": symbols, "x_length": ones, "y": symbols, "y_length": ones}
+    data = dataset(pairs)
+    model = seq2seq(4, 4, 8, attention=False, kind="gru", embedding=4).model
+    state, eval_step = train_on_pairs(
+        model, 0, data, data, rate=0.03, epochs=8, seed=0, seeds=2, log=Log(),
+        batch_size=16,
+    )  # fmt: skip
+    scores = Evaluator(eval_step, data)(state)
+    assert np.all(np.array(scores["exact match"]) == 1)
+    assert state.step.tolist() == [32, 32]
+    first, second = (jax.tree.leaves(state.params)[0][i] for i in (0, 1))
+    assert not np.array_equal(first, second)
 
 
 def test_digits_have_their_names_and_test_hands_are_others() -> None:
@@ -91,8 +126,10 @@ def test_names_end_where_the_network_says_so() -> None:
         (i,), (j,) = letters.encode(last), letters.encode(following)
         kernel = params["writer"]["output"]["kernel"]
         params["writer"]["output"]["kernel"] = kernel.at[i, j].set(1.0)
-    names = spelling.spell(network, params, jnp.zeros((2, 2)), letters, 6)
-    assert names == ["ab", "ab"]
+    seeds = jax.tree.map(lambda a: jnp.stack([a, 0 * a]), params)
+    names = spelling.spell(network, seeds, jnp.zeros((2, 2)), letters, 6)
+    # all letters are equally probable to zeros: the first is the unknown one
+    assert names.tolist() == [["ab", "ab"], [6 * UNKNOWN] * 2]
 
 
 def test_years_are_in_order_and_scaled_by_the_past() -> None:
@@ -162,5 +199,8 @@ def test_sums_are_right_and_none_comes_twice() -> None:
     assert len({tuple(sorted(ab)) for ab in numbers}) == 5050
     assert 0.4 < np.mean([a < b for a, b in numbers]) < 0.6  # both orders occur
     assert addition.sums(50, 2) == pairs[:50]
+    carries = [any(x % 10**k + y % 10**k >= 10**k for k in (1, 2)) for x, y in numbers]
+    assert [addition.needs_carry(pair) for pair in pairs] == carries
+    assert addition.written(Pair("321+54", "663")) == "123 + 45 = 366"
     with pytest.raises(UserError, match="--sums 56: there are 55 of 1 digits"):
         addition.sums(56, 1)

@@ -1,14 +1,16 @@
 """The translating lesson: what a saved run says, and refuses."""
 
 import dataclasses
+import json
 import unicodedata
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from jaxstudy.runs.run import read_saved, read_sealed
 from jaxstudy.text.pairs import Pair
-from jaxstudy.text.plots import romanised
+from jaxstudy.text.plots import learning_lines, romanised
 from jaxstudy.text.translation import Alphabets
 from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary
 from jaxstudy.types import UserError
@@ -53,3 +55,25 @@ def test_a_translation_ends_where_the_end_is() -> None:
 
 def test_hangul_is_drawn_as_its_sound() -> None:
     assert [*map(romanised, "화5. \n")] == ["hwa", "5", ".", "_", "\n"]
+
+
+def test_claims_are_about_dates_which_quick_and_full_have(smoke: Smoke) -> None:
+    lesson: Any = load("experiments", "ch3_translate")
+    text = (smoke("ch3_translate") / "result.json").read_text()
+    named = {m for m in lesson.LESSON.metrics if m not in json.loads(text)["metrics"]}
+    assert all(name.startswith("dates, ") for name in named)  # smoke has messages
+    for preset in ("quick", "full"):
+        assert "dates" in lesson.PRESETS[preset].tasks
+        assert lesson.PRESETS[preset].beam == 4
+
+
+def test_learning_is_drawn_by_pairs_seen() -> None:
+    records = [
+        {"split": "validation", "epoch": epoch, "loss": [epoch, 10.0 * epoch, 2.0]}
+        for epoch in (1, 2)
+    ]
+    other = {"split": "train", "epoch": 1, "loss": [9.0, 9.0, 9.0]}
+    sub_run = SimpleNamespace(records=[other, *records])
+    run: Any = SimpleNamespace(sub_runs={"no_attention": sub_run})
+    lines = learning_lines(run, ["no attention"], "validation", "loss", 400)
+    assert lines == {"no attention": ([400.0, 800.0], [2.0, 2.0])}

@@ -30,6 +30,9 @@ def test_only_the_bag_answers_the_same_to_shuffled_words(smoke: Smoke) -> None:
     for name in NETWORKS:
         ordered, shuffled = (metrics[f"{name}: {order}"] for order in lesson.ORDERS)
         assert (ordered == shuffled) == (name == "bag of words")
+    assert set(lesson.LESSON.metrics) <= set(metrics)
+    verdicts = [claim.verdict for claim in lesson.LESSON.judge(metrics)]
+    assert verdicts == ["undetermined"] * 4 + ["holds"]  # of two seeds
 
 
 def test_predict_names_what_may_follow(
@@ -93,7 +96,7 @@ def test_what_a_network_sees(name: str) -> None:
         changed[:, place] = (changed[:, place] + 1) % SIZE
         differs = np.abs(apply(changed) - logits).max((0, 2)) > 0
         sees = np.arange(5) >= place - 3 + 1  # from the first that has seen it
-        if name in ("bag of words", "words in order"):
+        if name in ("bag of words", "concatenated words"):
             sees &= np.arange(5) <= place
         np.testing.assert_array_equal(differs, sees)
     ordered, *others = (apply(np.array([w])) for w in ([0, 1, 2], [2, 1, 0], [1, 0, 2]))

@@ -22,6 +22,7 @@ from jaxstudy.types import Array, Key, PyTree
 Kind = Literal["simple", "gru", "lstm"]
 Start = Literal["keras", "flax"]
 States = tuple[Array, ...]  # h [B, U], and of an LSTM the cell c [B, U]
+KERAS_NAMES: dict[Kind, str] = {"simple": "SimpleRNN", "gru": "GRU", "lstm": "LSTM"}
 
 
 class Cell(NamedTuple):

@@ -2,8 +2,9 @@
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,38 +17,92 @@ from jaxstudy.text.tune_evaluation import notes_of
 from jaxstudy.types import PyTree
 
 
-def save_perplexities(
+class Comparison(NamedTuple):
+    """A panel of estimates: metrics as colours, baselines as vertical lines."""
+
+    xlabel: str
+    metrics: Sequence[str]
+    baselines: Mapping[str, float] = {}
+    scale: str = "linear"
+
+
+def save_comparison(
     run: Run,
+    name: str,
     result: Mapping[str, Any],
     names: Sequence[str],
-    orders: Sequence[str],
-    context: int,
+    panels: Sequence[Comparison],
 ) -> None:
-    """Test perplexities of networks and of the n-gram model, as perplexity.png.
-
-    Beside them the metrics `orders`, from the words of a `context` alone.
-    """
+    """Estimates "NAME: METRIC" of several networks, a row each, as NAME.png."""
     figure, axes = plots.subplots(
-        1, 2, figsize=(11, 0.9 + 0.55 * len(names)), sharey=True
+        1,
+        len(panels),
+        figsize=(5.5 * len(panels), 0.9 + 0.55 * len(names)),
+        sharey=True,
+        squeeze=False,
     )
-    for axis, metrics in zip(axes, (("test perplexity",), orders), strict=True):
-        for metric, colour in zip(metrics, plots.COLOURS, strict=False):
-            for y, name in enumerate(names):
-                label = metric if y == 0 else None
-                estimate = result[f"{name}: {metric}"]
+    for axis, panel in zip(axes[0], panels, strict=True):
+        for metric, colour in zip(panel.metrics, plots.COLOURS, strict=False):
+            for y, network in enumerate(names):
+                estimate = result[f"{network}: {metric}"]
+                label = None if y else metric
                 plots.draw_estimate(axis, estimate, y, colour, label)
-        axis.set(yticks=range(len(names)), yticklabels=names)
+        for (label, x), style in zip(
+            panel.baselines.items(), ("--", ":"), strict=False
+        ):
+            axis.axvline(x, color="0.3", linestyle=style, label=label)
+        axis.set(yticks=range(len(names)), yticklabels=names, xlabel=panel.xlabel)
+        axis.set_xscale(panel.scale)
         axis.margins(y=0.2)
         axis.grid(alpha=0.3)
-    label = f"{result['n-gram: order']:.0f}-gram model"
-    ngram = result["n-gram: test perplexity"]
-    axes[0].axvline(ngram, color="0.3", linestyle="--", label=label)
-    axes[0].set_xlabel("perplexity")
-    axes[0].invert_yaxis()
-    axes[1].set_xlabel(f"perplexity from {context} words alone")
-    for axis in axes:
         axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
-    plots.save(figure, run, "perplexity")
+    axes[0, 0].invert_yaxis()
+    plots.save(figure, run, name)
+
+
+def save_forecasts(
+    run: Run,
+    name: str,
+    years: np.ndarray,
+    measured: np.ndarray,
+    forecasts: Mapping[str, np.ndarray],
+    regression: np.ndarray,
+) -> None:
+    """A series [N] with the forecasts of each network, one below the other."""
+    count = len(forecasts)
+    figure, axes = plots.subplots(
+        count, 1, figsize=(9, 2.3 * count), sharex=True, sharey=True, squeeze=False
+    )
+    for axis, (network, forecast) in zip(axes[:, 0], forecasts.items(), strict=True):
+        axis.plot(years, measured, "k-", label="measured")
+        axis.plot(years, forecast, "C0o-", label=network, markersize=3)
+        axis.plot(years, regression, "C1--", label="linear regression")
+        axis.set(ylabel="sunspots")
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes[-1, 0].set_xlabel("year")
+    plots.save(figure, run, name)
+
+
+def learning_lines(
+    run: Run, names: Sequence[str], split: str, metric: str, per_epoch: float = 1
+) -> dict[str, plots.Line]:
+    """Median of a metric over the seeds of each sub-run, by epochs x `per_epoch`."""
+    lines: dict[str, plots.Line] = {}
+    for name in names:
+        records = run.sub_runs[name.replace(" ", "_")].records
+        epochs, median, *_ = plots.curve(records, split, metric).T
+        lines[name] = (per_epoch * epochs).tolist(), median.tolist()
+    return lines
+
+
+def save_learning(run: Run, names: Sequence[str], metric: str, label: str) -> None:
+    """A logged metric of all sub-runs by epoch as learning.png, a panel a split."""
+    panels = [
+        plots.Panel(title, "epoch", label, learning_lines(run, names, split, metric))
+        for title, split in (("training", "train"), ("validation", "validation"))
+    ]
+    plots.save_lines(run, "learning", panels)
 
 
 def save_bits(run: Run, metrics: Mapping[str, Any]) -> None:
@@ -55,24 +110,32 @@ def save_bits(run: Run, metrics: Mapping[str, Any]) -> None:
 
     `metrics` are those of `compare_bits`; the run's only training logs "bits".
     """
-    lines: dict[str, plots.Line] = {}
-    for split in ("train", "validation"):
-        epochs, bits, *_ = plots.curve(run.sub_runs[""].records, split, "bits").T
-        lines[f"LSTM, {split}"] = epochs.tolist(), bits.tolist()
-    ends = [0.0, max(lines["LSTM, train"][0])]
+    splits = {"LSTM, training": "train", "LSTM, validation": "validation"}
+    lines = {
+        label: learning_lines(run, [""], split, "bits")[""]
+        for label, split in splits.items()
+    }
+    ends = [0.0, max(lines["LSTM, training"][0])]
     ngram = metrics["n-gram: validation bits per character"].mean
-    lines[f"{metrics['n-gram: n']:.0f}-gram"] = ends, [ngram, ngram]
-    lines["xz -9"] = ends, [metrics["xz -9: validation bits per character"]] * 2
-    panel = plots.Panel("validation tunes", "epoch", "loss [bits per character]", lines)
+    lines[f"{metrics['n-gram: n']:.0f}-gram, validation"] = ends, [ngram, ngram]
+    xz = metrics["xz -9: validation bits per character"]
+    lines["xz -9, validation"] = ends, [xz, xz]
+    panel = plots.Panel(
+        "cost of a character", "epoch", "loss [bits per character]", lines
+    )
     plots.save_lines(run, "bits", [panel])
 
 
-def save_piano_roll(run: Run, name: str, tunes: Sequence[str]) -> None:
-    """Tunes below each other as NAME.png: pitch by time, a line an octave of C."""
+def save_piano_roll(run: Run, name: str, tunes: Mapping[str, Sequence[str]]) -> None:
+    """Tunes below each other as NAME.png: pitch by time, a line at every C.
+
+    `tunes` are some of each kind, which is named in their titles.
+    """
+    every = [(kind, tune) for kind, some in tunes.items() for tune in some]
     figure, axes = plots.subplots(
-        len(tunes), 1, figsize=(11, 1.9 * len(tunes)), squeeze=False
+        len(every), 1, figsize=(11, 2 * len(every)), squeeze=False
     )
-    for axis, tune in zip(axes[:, 0], tunes, strict=True):
+    for axis, (kind, tune) in zip(axes[:, 0], every, strict=True):
         start, length, pitch = notes_of(tune).T
         axis.barh(pitch, 0.92 * length, left=start, height=0.9)
         octaves = np.arange(12 * (pitch.min() // 12), pitch.max() + 12, 12)
@@ -81,11 +144,11 @@ def save_piano_roll(run: Run, name: str, tunes: Sequence[str]) -> None:
         axis.set_xlim(0, (start + length).max())
         head = tune.partition("\n")[2].partition("\nK:")
         key = head[2].partition("\n")[0]
-        axis.set_title(
-            f"{head[0].replace(chr(10), '  ')}  K:{key}", fontsize=8, loc="left"
-        )
+        fields = head[0].replace("\n", "  ").replace("$", r"\$")
+        axis.set_title(f"{kind}: {fields}  K:{key}", fontsize=8, loc="left")
+        axis.set_ylabel("pitch")
         axis.grid(alpha=0.3)
-    axes[-1][0].set_xlabel("quarter notes")
+    axes[-1][0].set_xlabel("time [quarter notes]")
     figure.tight_layout()
     plots.save(figure, run, name)
 
@@ -128,7 +191,46 @@ def save_attention(
         axis.set_xticks(range(len(sounds)), sounds, rotation=90, fontsize=8)
         written = [*text.replace(" ", "_"), "(end)"]
         axis.set_yticks(range(len(written)), written, fontsize=8)
+        axis.set(xlabel="character read", ylabel="character written")
         title = text if text == pair.target else f"{text}\nright: {pair.target}"
         axis.set_title(title, fontsize=9)
     figure.tight_layout()
+    plots.save(figure, run, name)
+
+
+def save_written(
+    run: Run,
+    name: str,
+    network: Seq2Seq,
+    params: PyTree,
+    alphabets: Alphabets,
+    pairs: Sequence[Pair],
+    titles: Sequence[str],
+) -> None:
+    """Probabilities of every symbol while a network writes, as NAME.png.
+
+    A panel for each pair, a column for each step of greedy decoding; a circle marks the
+    right symbol.
+    """
+    arrays = alphabets.arrays(pairs)
+    x, lengths = map(jnp.asarray, (arrays["x"], arrays["x_length"]))
+    tokens = np.asarray(decoder(network, alphabets, 1)(params, x, lengths).tokens[:, 0])
+    before = np.insert(tokens[:, :-1], 0, alphabets.end, axis=1)
+    memory = network.encode(params, x, lengths)
+    _, logits, _ = network.decode(params, memory, jnp.asarray(before))
+    symbols = [symbol.replace("\n", "end") for symbol in alphabets.target.symbols]
+    figure, axes = plots.subplots(
+        1, len(pairs), figsize=(2.5 * len(pairs), 4), sharey=True, squeeze=False
+    )
+    image = None
+    for i, axis in enumerate(axes[0]):
+        steps = int(arrays["y_length"][i])
+        p = np.asarray(jax.nn.softmax(logits[i, :steps]))[:, 1:]  # 0 is unknown
+        image = axis.imshow(p.T, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axis.plot(range(steps), arrays["y"][i, :steps] - 1, "o", mfc="none", color="C1")
+        axis.set_xticks(range(steps), range(1, steps + 1))
+        axis.set_yticks(range(len(symbols)), symbols)
+        axis.set(title=titles[i], xlabel="step of the decoder")
+    axes[0, 0].set_ylabel("symbol")
+    figure.colorbar(image, ax=axes, label="probability")
     plots.save(figure, run, name)
