@@ -30,7 +30,7 @@ ORDER = (
     {"images.emoji", "images.folders", "text", "tabular.reading"},
     {"images.sets", "images.augment", "text.compression", "tabular.sets"},
     {"images.splits", "data.builders", "pretrained.keras_weights"},
-    {"images.folder_sets", "tabular.cross_validation"},
+    {"images.folder_sets", "tabular.cross_validation", "tabular.nested"},
     {"pretrained.backbones", "data.fetch", "runs.checkpoint"},
     {"pretrained.features", "pretrained.tuning", "images.subsets", "gan.images"},
     {"runs.run", "runs.promises"},

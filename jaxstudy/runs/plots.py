@@ -122,13 +122,22 @@ def save_intervals(
 
 
 def save_differences(
-    run: Run, name: str, estimates: Mapping[str, Estimate], xlabel: str
+    run: Run,
+    name: str,
+    estimates: Mapping[str, Estimate],
+    xlabel: str,
+    margin: float = 0.0,
 ) -> None:
-    """Estimates of differences with their intervals as NAME.png, beside a line at 0."""
+    """Estimates of differences with their intervals as NAME.png, beside a line at 0.
+
+    Within the margin, a grey band, differences do not matter.
+    """
     figure, axis = subplots(figsize=(6, 0.9 + 0.33 * len(estimates)))
     for y, estimate in enumerate(estimates.values()):
         draw_estimate(axis, estimate, y)
     axis.axvline(0, color="0.5", linewidth=1, zorder=0)
+    if margin:
+        axis.axvspan(-margin, margin, color="0.9", zorder=-1)
     # names of a user's columns: of any length, and their $ is no mathematics
     names = [shortened(label).replace("$", r"\$") for label in estimates]
     axis.set(yticks=range(len(estimates)), yticklabels=names, xlabel=xlabel)
