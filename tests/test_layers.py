@@ -37,7 +37,7 @@ ORDER = (
     {"runs.plots", "tabular.prediction"},
     {"study.problems", "study.comparison", "study.sizes", "gan.step", "gan.evaluation"},
     {"images.figures", "tabular.comparison", "tabular.figures", "runs.charts"},
-    {"study.runner", "study.plots", "runs.report"},
+    {"study.runner", "study.plots", "study.surfaces", "runs.report"},
     {"text.tune_evaluation", "text.translation"},
     {"runs.cli", "text.plots"},
     {"tabular.settings"},
