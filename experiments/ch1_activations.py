@@ -28,10 +28,7 @@ from jaxstudy.runs.lesson import Claim, Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import NONNEGATIVE, Estimate, mean_over_runs
 from jaxstudy.tabular.sets import DigitSets, digit_sets
-from jaxstudy.training import EvalStep, TrainStep
 from jaxstudy.types import Array, Batch, Metrics, TrainState
-
-LN_10 = 2.302585  # nats: the log-loss of guessing one digit of ten
 
 LESSON = Lesson(
     number="1.2",
@@ -51,7 +48,7 @@ LESSON = Lesson(
         Claim("ReLU's gradient keeps its size: its factor per layer is 1 +- 0.1.",
               ("relu: gradient factor per layer", 1.0), "within", 0.1),
         Claim("With 4 sigmoid layers the network only guesses: ln 10 to 0.05.",
-              ("sigmoid, 4 hidden: test log-loss", LN_10), "within", 0.05),
+              ("sigmoid, 4 hidden: test log-loss", np.log(10).item()), "within", 0.05),
         Claim("Without an activation the network is one affine map, to 1e-10.",
               ("none = one affine map: largest difference", 1e-10), "<"),
     ),
@@ -65,10 +62,8 @@ LESSON = Lesson(
         "diverged. Right: share of units that no digit can teach any more.",
     },
     try_it={
-        "--depths 1 4 --rates 0.1 1 3": "A larger rate can make up for sigmoid's small "
-        "gradient while it is not too small: look at 4 hidden layers.",
-        "--width 128": "The slope of an activation does not depend on the width: the "
-        "factors per layer change little.",
+        "--depths 1 4 --rates 0.1 1 3": "A larger rate may help 4 layers of sigmoid.",
+        "--width 128": "Slopes do not depend on the width: the factors change little.",
         "--epochs 60": "Where the gradient has vanished, more epochs change nothing.",
     },
 )  # fmt: skip
@@ -105,7 +100,7 @@ PRESETS = {
 }
 
 
-def build(depth: int, width: int) -> tuple[TrainStep, EvalStep]:
+def build(depth: int, width: int) -> tuple[training.TrainStep, training.EvalStep]:
     """Steps for any activation and rate: training, and evaluation with probes."""
 
     def activate(which: Array, z: Array) -> Array:
@@ -145,10 +140,9 @@ class Outcome(NamedTuple):
 
 
 def choose(losses: np.ndarray, tuning_seeds: int) -> np.ndarray:
-    """The best rate's number for each activation, by the mean of the tuning seeds.
+    """The number of each activation's best rate, of losses [activation, rate, seed].
 
-    `losses` are of the validation set, [activation, rate, seed]; a rate at which any of
-    those seeds diverged has a mean of infinity.
+    By the mean of the tuning seeds, infinite where one of them diverged.
     """
     return np.argmin(np.mean(losses[..., :tuning_seeds], axis=-1), axis=1)
 
@@ -161,10 +155,10 @@ def train_depth(config: Config, depth: int, data: DigitSets, run: Run) -> Outcom
     # replicas of one seed share weights and batches, whatever else they differ in
     seeds = jax.random.split(jax.random.key(config.seed), (shape[2], 2))[seed]
     train_step, probe = build(depth, config.width)
-    model = mlp(64, (config.width,) * depth, 10)
+    none = mlp(64, (config.width,) * depth, 10, ACTIVATIONS["none"])
     probed = training.Evaluator(probe, data.validation, args=args)
     fitted = training.fit(
-        training.init_replicas(model, optax.sgd(0.1), seeds[:, 0]), train_step,
+        training.init_replicas(none, optax.sgd(0.1), seeds[:, 0]), train_step,
         data.train, key=seeds[:, 1], epochs=config.epochs,
         batch_size=config.batch_size, evaluators={"validation": probed},
         replicas=training.Replicas(args, may_diverge=True),
@@ -186,7 +180,6 @@ def train_depth(config: Config, depth: int, data: DigitSets, run: Run) -> Outcom
     replica = np.ravel_multi_index((NAMES.index("none"), best[0], 0), shape)
     params = jax.tree.map(lambda a: np.float64(a[replica]), fitted.state.params)
     rows = np.asarray(data.test.arrays["x"], np.float64)[data.test.indices]
-    none = mlp(64, (config.width,) * depth, 10, ACTIVATIONS["none"])
     return Outcome(
         np.array(config.rates)[best],
         reported(training.Evaluator(probe, data.test, args=args)(fitted.state)["loss"]),
@@ -214,13 +207,13 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float | str]:
     for i, name in enumerate(NAMES):
         for depth, outcome in outcomes.items():
             label = f"{name}, {depth} hidden: "
-            losses, diverged = outcome.loss[i], int(np.sum(np.isinf(outcome.loss[i])))
-            text = f"diverged in {diverged} of {len(losses)} seeds"
-            mean = text if diverged else mean_over_runs(losses, NONNEGATIVE)
+            losses, lost = outcome.loss[i], int(np.sum(np.isinf(outcome.loss[i])))
+            diverged = f"diverged in {lost} of {len(losses)} seeds"
+            mean = diverged if lost else mean_over_runs(losses, NONNEGATIVE)
             result[label + "test log-loss"] = mean
             result[label + "learning rate"] = float(outcome.rate[i])
-    affine = [outcome.affine for outcome in outcomes.values()]
-    result["none = one affine map: largest difference"] = max(affine)
+    affine = max(outcome.affine for outcome in outcomes.values())
+    result["none = one affine map: largest difference"] = affine
     draw(run, outcomes, result)
     return result
 
@@ -228,7 +221,6 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float | str]:
 def draw(run: Run, outcomes: dict[int, Outcome], result: dict) -> None:
     """Log-loss and dead units by depth; the gradient's way down the deepest network."""
     depths, deepest = list(outcomes), max(outcomes)
-    layers = range(1, deepest + 1)
 
     def loss(name: str) -> plots.Line:
         each = [(d, result[f"{name}, {d} hidden: test log-loss"]) for d in depths]
@@ -240,7 +232,8 @@ def draw(run: Run, outcomes: dict[int, Outcome], result: dict) -> None:
         return depths, [float(np.mean(share)) for share in shares]
 
     def gradient(name: str, when: dict[str, np.ndarray]) -> plots.Line:
-        norms = [when[f"gradient norm hidden_{i}"][NAMES.index(name)] for i in layers]
+        layers, which = range(1, deepest + 1), NAMES.index(name)
+        norms = [when[f"gradient norm hidden_{i}"][which] for i in layers]
         return layers, [float(np.median(norm)) for norm in norms]
 
     def label(name: str) -> str:

@@ -28,7 +28,7 @@ from jaxstudy.runs.lesson import Claim, Lesson
 from jaxstudy.runs.run import Run, Saved, read_sealed
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.tabular import nested, sets
-from jaxstudy.tabular.nested import Learner, NestedCV, Scores
+from jaxstudy.tabular.nested import Choice, Learner, NestedCV, Scores
 from jaxstudy.types import UserError
 
 REGRESSION, MAJORITY, UNSTOPPED = (
@@ -69,7 +69,7 @@ LESSON = Lesson(
         "curves": "Log-loss of the network after each epoch, averaged over all folds, "
         "beside the held-out loss of logistic regression and of the majority class. "
         "Where the held-out loss turns up while the training loss falls, the network "
-        "overfits. The vertical line is the median epoch that the inner folds choose.",
+        "overfits. Vertical: where the folds that chose these layers stopped (median).",
         "differences": "Paired differences in log-loss with 95 % intervals: left of 0, "
         "the model named first is better. An interval within the grey band (0.02 nats "
         "either way) says that the two are equal for all practical purposes.",
@@ -78,7 +78,7 @@ LESSON = Lesson(
         "--hidden 256 256 256": "A larger network overfits sooner: look at how many "
         "epochs the inner folds choose, and at the loss without early stopping.",
         "--rate 0.0001": "With steps ten times smaller, 30 epochs may end before the "
-        "network overfits: look at whether early stopping still makes a difference.",
+        "network overfits, and early stopping makes no difference.",
         "--mistake untuned_baseline": "Logistic regression gets the network's learning "
         "rate: look at how much better the network seems.",
     },
@@ -182,8 +182,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     if config.folds > n:
         raise UserError(f"--folds {config.folds}: there are only {n} applicants")
     if config.inner_folds > (least := n - -(-n // config.folds)):
-        what = f"--inner-folds {config.inner_folds}"
-        raise UserError(f"{what}: a fold trains on only {least} applicants")
+        raise UserError(f"--inner-folds must be at most {least} here")
     outer, inner = nested.nested_folds(
         data, config.folds, config.inner_folds, config.repeats, config.seed
     )
@@ -200,16 +199,15 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     logits[UNSTOPPED] = cv.logits(UNSTOPPED, every["network"], largest)
     logits[MAJORITY] = cv.majority_logits()
     each = {name: cv.scores(values) for name, values in logits.items()}
-    result: dict[str, Estimate | float] = {**nested.compare(each, PAIRS)}
-    for name, choice in chosen.items():
-        result[f"{name}: epochs chosen"] = float(np.mean(choice.epochs))
+    epochs = {f"{k}: epochs chosen": float(c.epochs.mean()) for k, c in chosen.items()}
+    result: dict[str, Estimate | float] = {**nested.compare(each, PAIRS), **epochs}
     if config.mistake:
         result |= mistaken(config, cv, each)
-    draw(run, config, float(np.median(chosen["network"].epochs)), result)
+    draw(run, config, chosen["network"], result)
     return result
 
 
-def draw(run: Run, config: Config, chosen: float, result: Mapping) -> None:
+def draw(run: Run, config: Config, choice: Choice, result: Mapping) -> None:
     """The loss by epoch, and the differences."""
     part, lines = f"{UNSTOPPED}, {len(config.hidden)} hidden", {}
     for split, label in (("train", "training"), ("validation", "held-out")):
@@ -219,8 +217,10 @@ def draw(run: Run, config: Config, chosen: float, result: Mapping) -> None:
     for name in (REGRESSION, MAJORITY):
         level = result[f"{name}: log-loss"].mean
         lines[f"{name}, held-out rows"] = (1, config.epochs), (level, level)
-    ends = [f(v for _, y in lines.values() for v in y) for f in (min, max)]
-    lines["epochs chosen, median"] = (chosen, chosen), ends
+    stops = choice.epochs[choice.candidate == len(config.hidden) - 1]
+    if len(stops):
+        ends = [f(v for _, y in lines.values() for v in y) for f in (min, max)]
+        lines["early stopping, median"] = [float(np.median(stops))] * 2, ends
     panel = plots.Panel("without early stopping", "epoch", "log-loss [nats]", lines)
     plots.save_lines(run, "curves", [panel])
     gaps = {f"{a} - {b}": result[f"{a} - {b}: log-loss"] for a, b in PAIRS}

@@ -152,6 +152,8 @@ def test_activations_log_probes_of_every_layer(smoke: Smoke) -> None:
 def test_the_factor_per_layer_is_the_slope_of_the_logarithms() -> None:
     norms = 5 * np.array([0.25, 0.9])[None] ** np.arange(8)[::-1, None]  # [layer, seed]
     np.testing.assert_allclose(probes.gradient_factors(norms), [0.25, 0.9])
+    twice = probes.gradient_factors(norms[:, None])  # [layer, activation, seed]
+    np.testing.assert_allclose(twice, [[0.25, 0.9]])
 
 
 def test_activations_choose_rates_by_the_tuning_seeds_alone() -> None:

@@ -42,7 +42,9 @@ def gradient_factors(norms: np.ndarray) -> np.ndarray:
     exp(-b) for the slope b of the line through log norms [layers, ...], the first layer
     first, by least squares.
     """
-    return np.exp(-np.polyfit(np.arange(len(norms)), np.log(norms), 1)[0])
+    logs = np.log(norms).reshape(len(norms), -1)
+    slope = np.polyfit(np.arange(len(norms)), logs, 1)[0]
+    return np.exp(-slope).reshape(norms.shape[1:])
 
 
 def affine_map(params: Mapping[str, PyTree]) -> tuple[np.ndarray, np.ndarray]:
