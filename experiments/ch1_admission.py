@@ -1,15 +1,13 @@
 """Lesson 1.4: build, train, evaluate and use a network on 400 real admissions.
 
-Ten-fold cross-validation of a dense network, the same network on unscaled inputs, and
-logistic regression (no hidden layer), on the same folds. Every fold of every repeat
-trains as one replica of one compiled program.
-
-Expected (quick): about 0.70 accuracy for all that see scaled inputs, where always
-saying no gives 0.6825: with three weak predictors, more would be a leak. The network's
-validation loss is lowest after about three epochs, and rises: it overfits.
-Then: ch1_admission.py --predict GRE GPA RANK
+Nested cross-validation. Each outer fold is predicted by a model that saw the other
+folds alone: its layers and epochs are chosen by an inner cross-validation of those
+training rows, for the network and for logistic regression (no hidden layer) alike.
+Every fold trains as one replica of one compiled program. Then: --predict 700 3.7 1
 """
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,60 +18,78 @@ import numpy as np
 import pandas as pd
 import pydantic
 
-from jaxstudy.data.splits import kfold
-from jaxstudy.dataset import Dataset, dataset, stacked_subsets
+from jaxstudy.dataset import dataset
 from jaxstudy.messages import warn
-from jaxstudy.model import Model, column_statistics, standardized
+from jaxstudy.model import Model, standardized
 from jaxstudy.models.mlp import mlp
-from jaxstudy.objectives import binary_cross_entropy
-from jaxstudy.optimizers import OPTIMIZERS
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
-from jaxstudy.runs.lesson import Lesson
-from jaxstudy.runs.run import Run, Saved
-from jaxstudy.runs.statistics import (
-    NONNEGATIVE,
-    REAL,
-    SHARE,
-    SHARE_DIFFERENCE,
-    Estimate,
-    mean_over_cases,
-    mean_over_runs,
-)
-from jaxstudy.tabular.sets import (
-    Applicant,
-    admission_arrays,
-    applicant_row,
-    read_admissions,
-)
-from jaxstudy.training import (
-    Evaluator,
-    FitResult,
-    fit,
-    init_replicas,
-    make_eval_step,
-    make_train_step,
-)
-from jaxstudy.types import Array, Key, TrainState, UserError
+from jaxstudy.runs.lesson import Claim, Lesson
+from jaxstudy.runs.run import Run, Saved, read_sealed
+from jaxstudy.runs.statistics import Estimate
+from jaxstudy.tabular import nested, sets
+from jaxstudy.tabular.nested import Choice, Learner, NestedCV, Scores
+from jaxstudy.types import UserError
+
+REGRESSION, MAJORITY, UNSTOPPED = (
+    "logistic regression", "majority class", "without early stopping"
+)  # fmt: skip
+MARGIN = 0.02  # nats: the probability of what happened differs by less than 2 %
 
 LESSON = Lesson(
     number="1.4",
     title="Admissions",
     question="Does a network beat logistic regression on 400 rows?",
     metrics=(
-        "network: accuracy",
-        "logistic regression: accuracy",
-        "majority class: accuracy",
         "network - logistic regression: log-loss",
+        "without early stopping - network: log-loss",
+        "unscaled network - network: log-loss",
+        "logistic regression - majority class: log-loss",
+        "network - majority class: accuracy",
+        "network: log-loss", "logistic regression: log-loss",
+        "majority class: log-loss", "network: accuracy",
+        "logistic regression: accuracy", "majority class: accuracy",
+        "network: epochs chosen", "logistic regression: epochs chosen",
+        "unscaled network: epochs chosen", "unscaled network: log-loss",
+        "without early stopping: log-loss",
     ),
-    claims=(),
-    figures={},
-)
-
-FEATURES = 5
-RANGES = {"accuracy": SHARE, "log-loss": NONNEGATIVE}
-DIFFERENCES = {"accuracy": SHARE_DIFFERENCE, "log-loss": REAL}
-VARIANTS = ("network", "unscaled network", "logistic regression")
+    claims=(
+        Claim("Early-stopped network and regression differ by under 0.02 nats.",
+              ("network - logistic regression: log-loss", 0.0), "within", MARGIN),
+        Claim("Without early stopping, the network has a higher log-loss.",
+              ("without early stopping - network: log-loss", 0.0), ">"),
+        Claim("On unscaled inputs, the network has a higher log-loss.",
+              ("unscaled network - network: log-loss", 0.0), ">"),
+        Claim("Logistic regression has a lower log-loss than the majority class.",
+              ("logistic regression - majority class: log-loss", 0.0), "<"),
+        Claim("The network is right more often than the majority class.",
+              ("network - majority class: accuracy", 0.0), ">"),
+    ),
+    figures={
+        "curves": "Log-loss of the network after each epoch, averaged over all folds, "
+        "beside the held-out loss of logistic regression and of the majority class. "
+        "Where the held-out loss turns up while the training loss falls, the network "
+        "overfits. Vertical: where the folds that chose these layers stopped (median).",
+        "differences": "Paired differences in log-loss with 95 % intervals: left of 0, "
+        "the model named first is better. An interval within the grey band (0.02 nats "
+        "either way) says that the two are equal for all practical purposes.",
+    },
+    try_it={
+        "--hidden 256 256 256": "A larger network overfits sooner: look at how many "
+        "epochs the inner folds choose, and at the loss without early stopping.",
+        "--rate 0.0001": "With steps ten times smaller, 30 epochs may end before the "
+        "network overfits, and early stopping makes no difference.",
+        "--mistake untuned_baseline": "Logistic regression gets the network's learning "
+        "rate: look at how much better the network seems.",
+    },
+    mistakes={
+        "tuned_on_test": "Each fold's layers and epochs are those with the lowest loss "
+        "on the held-out rows themselves, as early stopping on a test set has it: the "
+        "network's log-loss looks lower than it is.",
+        "untuned_baseline": "Logistic regression gets the network's learning rate and "
+        "most epochs, and nothing is chosen for it: it looks worse than it is.",
+    },
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,17 +97,23 @@ class Config(Settings):
     """The network's layers, how it is trained, and how often it is cross-validated."""
 
     hidden: tuple[Count, ...] = (64, 128)
-    """Widths of the hidden layers: powers of 2, as the course has it."""
+    """Widths of the hidden layers; the inner folds choose how many are used."""
     epochs: Count = 30
-    """Epochs of the networks; logistic regression gets 300, to converge."""
+    """The most epochs; the inner folds choose how many are trained."""
     batch_size: Count = 32
     """Applicants in a gradient step."""
     rate: Positive = 0.001
-    """Learning rate of Adam."""
+    """Learning rate of Adam for the networks."""
+    regression_rate: Positive = 0.01
+    """Learning rate of Adam for logistic regression."""
     folds: Annotated[int, pydantic.Field(ge=2)] = 10
-    """Parts of the cross-validation."""
-    repeats: Count = 10
+    """Folds of the cross-validation that reports."""
+    inner_folds: Annotated[int, pydantic.Field(ge=2)] = 5
+    """Folds of the training rows, for the cross-validation that chooses."""
+    repeats: Count = 5
     """Cross-validations, each with folds and weights of its own."""
+    mistake: Literal["tuned_on_test", "untuned_baseline"] | None = None
+    """Make this mistake as well, on the same folds and seeds."""
     csv: Path | None = None
     """Another table with the columns admit, gre, gpa, rank."""
     separator: str | None = None
@@ -101,139 +123,124 @@ class Config(Settings):
 
 
 PRESETS = {
-    "smoke": Config(epochs=3, repeats=2),
+    "smoke": Config(epochs=3, repeats=2, inner_folds=2),
     "quick": Config(),
-    "full": Config(repeats=50),
+    "full": Config(repeats=20),
 }
 
-
-def build(variant: str, hidden: tuple[int, ...]) -> Model:
-    """The three models: logits of x [B, 5]."""
-    linear = variant == "logistic regression"
-    model = mlp(FEATURES, () if linear else hidden, 1)
-    return model if variant.startswith("unscaled") else standardized(model, FEATURES)
-
-
-def with_statistics(state: TrainState, train: Dataset) -> TrainState:
-    """Standardise every replica's inputs by the statistics of its training rows."""
-    x = train.arrays["x"]
-    statistics = jax.jit(
-        jax.vmap(lambda rows, valid: column_statistics(x[rows], valid))
-    )(train.indices, train.mask)
-    return state._replace(extra={**state.extra, "standardization": statistics})
+PAIRS = (
+    ("network", REGRESSION), (UNSTOPPED, "network"), ("unscaled network", "network"),
+    (REGRESSION, MAJORITY), ("network", MAJORITY),
+)  # fmt: skip
+CHOSEN = "layers.json"  # the number of the layers that each fold chose
 
 
-def cross_validate(
-    variant: str, config: Config, train: Dataset, held_out: Dataset, key: Key, run: Run
-) -> FitResult:
-    """Train one variant on every fold of every repeat: one replica each."""
-    linear = variant == "logistic regression"
-    model = build(variant, config.hidden)
-    objective = binary_cross_entropy(model)
-    optimizer = OPTIMIZERS["adam"].make(0.03 if linear else config.rate)
-    init_key, order_key = jax.random.split(key)
-    replicas = len(train.indices)
-    state = init_replicas(model, optimizer, jax.random.split(init_key, replicas))
-    if not variant.startswith("unscaled"):
-        state = with_statistics(state, train)
-    return fit(
-        state,
-        make_train_step(objective, optimizer),
-        train,
-        key=jax.random.split(order_key, replicas),
-        epochs=10 * config.epochs if linear else config.epochs,
-        batch_size=train.indices.shape[1] if linear else config.batch_size,
-        evaluators={"validation": Evaluator(make_eval_step(objective), held_out)},
-        log=run.sub_run(variant.replace(" ", "_")),
-    )
+@functools.lru_cache(maxsize=16)  # the same model is compiled once
+def build(hidden: tuple[int, ...]) -> Model:
+    """Dense layers on gre, gpa and rank, standardised: logits of x [B, 5]."""
+    return standardized(mlp(5, hidden, 1), 5)
 
 
-def logits_of(variant: str, config: Config, state: TrainState, x: Array) -> Array:
-    """What every replica says of every row: [L, N]."""
-    model = build(variant, config.hidden)
+def learners(config: Config) -> dict[str, Learner]:
+    """What is compared: a network has the first 1, 2, ... of the hidden layers."""
+    widths = [config.hidden[: i + 1] for i in range(len(config.hidden))]
+    networks = {f"{len(hidden)} hidden": build(hidden) for hidden in widths}
+    return {
+        "network": Learner(networks, config.rate),
+        "unscaled network": Learner(networks, config.rate, scaled=False),
+        REGRESSION: Learner({"0 hidden": build(())}, config.regression_rate),
+    }
 
-    def one(params: object, extra: object) -> Array:
-        return model.apply(params, extra, x, train=False, key=None)[0]
 
-    return jax.vmap(one)(state.params, state.extra)
-
-
-def scores(
-    config: Config, logits: Array, y: np.ndarray, held_out: Dataset
-) -> dict[str, np.ndarray]:
-    """Accuracy and log-loss of every applicant when held out: [repeats, N] each."""
-    loss = np.logaddexp(0, np.where(y > 0.5, -logits, logits))
-    right = (np.asarray(logits) > 0) == (y > 0.5)
-    out = {"accuracy": np.full((config.repeats, len(y)), np.nan)}
-    out["log-loss"] = out["accuracy"].copy()
-    for replica in range(len(logits)):
-        rows = np.asarray(held_out.indices[replica])[np.asarray(held_out.mask[replica])]
-        out["accuracy"][replica // config.folds, rows] = right[replica, rows]
-        out["log-loss"][replica // config.folds, rows] = loss[replica, rows]
-    assert not np.isnan(out["accuracy"]).any(), "a fold left somebody out"
-    return out
+def mistaken(config: Config, cv: NestedCV, right: Mapping[str, Scores]) -> dict:
+    """What the mistake does to the log-loss, and to the lesson's comparison."""
+    if config.mistake == "tuned_on_test":
+        of, learner = "network", learners(config)["network"]
+        choice = nested.choose(cv.losses("mistake", learner, cv.outer))
+    else:
+        of, learner = REGRESSION, learners(config)[REGRESSION]
+        learner, choice = learner._replace(rate=config.rate), cv.without_choice(0)
+    wrong = cv.scores(cv.logits("mistake", learner, choice))
+    a, b = ({**right, of: wrong}[name] for name in ("network", REGRESSION))
+    difference = nested.paired_difference
+    return {
+        f"mistake: {of}: log-loss": nested.mean_score(wrong, "log-loss"),
+        f"mistake - right: {of}: log-loss": difference(wrong, right[of], "log-loss"),
+        f"mistake: network - {REGRESSION}: log-loss": difference(a, b, "log-loss"),
+    }
 
 
 def applicants(config: Config) -> pd.DataFrame:
     """The admissions, or the table that is given in their place."""
-    return read_admissions(config.csv, config.separator, config.decimal)
+    return sets.read_admissions(config.csv, config.separator, config.decimal)
 
 
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:
-    """Cross-validate the three variants and compare them applicant by applicant."""
-    data = dataset(admission_arrays(applicants(config)))
+    """Choose on the inner folds, train, and compare applicant by applicant."""
+    data = dataset(sets.admission_arrays(applicants(config)))
     n = len(data.indices)
     if config.folds > n:
         raise UserError(f"--folds {config.folds}: there are only {n} applicants")
-    splits = [
-        fold
-        for repeat in range(config.repeats)
-        for fold in kfold(n, config.folds, seed=config.seed * 1000 + repeat)
-    ]
-    train = stacked_subsets(data, [rows for rows, _ in splits])
-    held_out = stacked_subsets(data, [rows for _, rows in splits])
-    keys = jax.random.split(jax.random.key(config.seed), len(VARIANTS))
-
-    y = np.asarray(data.arrays["y"])
-    result: dict[str, Estimate | float] = {
-        "majority class: accuracy": float(max(y.mean(), 1 - y.mean()))
-    }
-    each = {}
-    for variant, key in zip(VARIANTS, keys, strict=True):
-        fitted = cross_validate(variant, config, train, held_out, key, run)
-        logits = logits_of(variant, config, fitted.state, data.arrays["x"])
-        each[variant] = scores(config, logits, y, held_out)
-        for name, values in each[variant].items():
-            within = RANGES[name]
-            result[f"{variant}: {name}"] = mean_over_cases(
-                values.mean(0), "applicants", within
-            )
-            if config.repeats > 1:
-                spread = mean_over_runs(values.mean(1), within, "repeats")
-                result[f"{variant}: {name}, by repeat"] = spread
-    for name in RANGES:
-        gap = each["network"][name] - each["logistic regression"][name]
-        result[f"network - logistic regression: {name}"] = mean_over_cases(
-            gap.mean(0), "applicants, paired", DIFFERENCES[name]
-        )
-    plots.save_curves(run, VARIANTS, "loss", "log-loss [nats]")
-    plots.save_intervals(run, result, VARIANTS, ("accuracy", "log-loss"))
+    if config.inner_folds > (least := n - -(-n // config.folds)):
+        raise UserError(f"--inner-folds must be at most {least} here")
+    outer, inner = nested.nested_folds(
+        data, config.folds, config.inner_folds, config.repeats, config.seed
+    )
+    cv = NestedCV(
+        outer, inner, config.folds, config.inner_folds, config.epochs,
+        config.batch_size, config.seed, run.sub_run,
+    )  # fmt: skip
+    logits, chosen, every = {}, {}, learners(config)
+    for name, learner in run.each(every.items()):
+        chosen[name] = cv.choose(name, learner)
+        logits[name] = cv.logits(name, learner, chosen[name])
+    run.write_sealed(CHOSEN, chosen["network"].candidate.tolist())
+    largest = cv.without_choice(len(config.hidden) - 1)
+    logits[UNSTOPPED] = cv.logits(UNSTOPPED, every["network"], largest)
+    logits[MAJORITY] = cv.majority_logits()
+    each = {name: cv.scores(values) for name, values in logits.items()}
+    epochs = {f"{k}: epochs chosen": float(c.epochs.mean()) for k, c in chosen.items()}
+    result: dict[str, Estimate | float] = {**nested.compare(each, PAIRS), **epochs}
+    if config.mistake:
+        result |= mistaken(config, cv, each)
+    draw(run, config, chosen["network"], result)
     return result
+
+
+def draw(run: Run, config: Config, choice: Choice, result: Mapping) -> None:
+    """The loss by epoch, and the differences."""
+    part, lines = f"{UNSTOPPED}, {len(config.hidden)} hidden", {}
+    for split, label in (("train", "training"), ("validation", "held-out")):
+        rows = [r for r in run.sub_run(part).records if r["split"] == split]
+        losses = [float(np.mean(r["loss"])) for r in rows]
+        lines[f"network, {label} rows"] = [r["epoch"] for r in rows], losses
+    for name in (REGRESSION, MAJORITY):
+        level = result[f"{name}: log-loss"].mean
+        lines[f"{name}, held-out rows"] = (1, config.epochs), (level, level)
+    stops = choice.epochs[choice.candidate == len(config.hidden) - 1]
+    if len(stops):
+        ends = [f(v for _, y in lines.values() for v in y) for f in (min, max)]
+        lines["early stopping, median"] = [float(np.median(stops))] * 2, ends
+    panel = plots.Panel("without early stopping", "epoch", "log-loss [nats]", lines)
+    plots.save_lines(run, "curves", [panel])
+    gaps = {f"{a} - {b}": result[f"{a} - {b}: log-loss"] for a, b in PAIRS}
+    plots.save_differences(run, "differences", gaps, "log-loss [nats]", MARGIN)
 
 
 def predict(saved: Saved[Config], applicant: tuple[float, float, int]) -> None:
     """Probability of admission for GRE GPA RANK, from the saved run."""
-    config = saved.config
-    x = jnp.asarray(applicant_row(Applicant(*applicant), applicants(config), warn))
-    model = build("network", config.hidden)
-    replicas = config.folds * config.repeats
-    weights = saved.replica_weights(model, replicas, "network")
-    logits, _ = jax.vmap(
-        lambda params, extra: model.apply(params, extra, x, train=False, key=None)
-    )(weights["params"], weights["extra"])
-    p = np.asarray(jax.nn.sigmoid(logits[:, 0]))
+    config, person = saved.config, sets.Applicant(*applicant)
+    x = jnp.asarray(sets.applicant_row(person, applicants(config), warn))
+    chosen = np.array(read_sealed(saved.folder, CHOSEN, list[int]))
+    logits = np.zeros(len(chosen))
+    for number, (key, model) in enumerate(learners(config)["network"].models.items()):
+        if number in chosen:
+            tree = saved.replica_weights(model, len(chosen), f"network, {key}")
+            own = nested.logits_of(model, tree["params"], tree["extra"], x)
+            logits = np.where(chosen == number, own[:, 0], logits)
+    p = np.asarray(jax.nn.sigmoid(logits))
     print(
-        f"probability of admission {p.mean():.3f} (the {replicas} models of "
+        f"probability of admission {p.mean():.3f} (the {len(p)} models of "
         f"{config.repeats} x {config.folds} folds: sd {p.std(ddof=1):.3f}, "
         f"{p.min():.3f} to {p.max():.3f})"
     )

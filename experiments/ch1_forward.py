@@ -6,8 +6,6 @@
 Every product and sum is printed beside what `Model.apply` returns, and the gradient of
 the squared error with respect to each weight three times: by the chain rule on paper,
 by `jax.grad`, and by finite differences. Then one step of gradient descent.
-
-Expected: the same numbers in every column; a second.
 """
 
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from jaxstudy.models.mlp import ACTIVATIONS, mlp
 from jaxstudy.objectives import squared_error
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Positive, Settings, experiment
-from jaxstudy.runs.lesson import Lesson
+from jaxstudy.runs.lesson import Claim, Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.types import PyTree
 
@@ -33,13 +31,36 @@ LESSON = Lesson(
     title="A 3-2-1 network by hand",
     question="What does a network compute?",
     metrics=(
-        "forward: largest difference",
         "jax.grad - chain rule: largest difference",
-        "finite differences - chain rule: largest",
+        "finite differences - chain rule: largest difference",
+        "forward: largest difference",
+        "prediction", "loss", "loss after one step",
     ),
-    claims=(),
-    figures={},
-)
+    claims=(
+        Claim("jax.grad and the chain rule by hand agree to 1e-9.",
+              ("jax.grad - chain rule: largest difference", 1e-9), "<"),
+        Claim("Finite differences and the chain rule by hand agree to 1e-9.",
+              ("finite differences - chain rule: largest difference", 1e-9), "<"),
+        Claim("The sums by hand are what Model.apply returns, to 1e-12.",
+              ("forward: largest difference", 1e-12), "<"),
+        Claim("One step of gradient descent lowers the loss.",
+              ("loss after one step", "loss"), "<"),
+    ),
+    figures={
+        "network": "The forward pass, from left to right: on each arrow a weight times "
+        "the value that it multiplies; a unit adds up the products that reach it.",
+        "gradient": "The chain rule, from right to left: a unit holds the derivative "
+        "of the loss with respect to its value, and on each arrow that derivative is "
+        "multiplied by the value at the arrow's head: that is the weight's derivative.",
+    },
+    try_it={
+        "--rate 5": "A step that is too long jumps over the minimum: the loss rises, "
+        "and the claim about the step fails.",
+        "--target 0": "The loss and every gradient change, the forward pass does not.",
+        "--scores 0.7 0 0.9": "An input of 0 gives its weights a derivative of 0: they "
+        "learn nothing.",
+    },
+)  # fmt: skip
 
 MONTHS = ("June", "September", "October")
 Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
@@ -83,9 +104,13 @@ def gradient_by_hand(x: tuple[float, ...], w: np.ndarray, y: float) -> np.ndarra
 
 
 def gradient_by_differences(
-    x: tuple[float, ...], w: np.ndarray, y: float, eps: float = 1e-6
+    x: tuple[float, ...], w: np.ndarray, y: float, eps: float = 1e-3
 ) -> np.ndarray:
-    """[L(w + eps) - L(w - eps)] / (2 eps) for one weight after the other."""
+    """[L(w + eps) - L(w - eps)] / (2 eps) for one weight after the other.
+
+    L is quadratic in each weight alone, so that this is exact at any eps, rounding
+    apart: and of the difference of two losses the larger eps loses fewer digits.
+    """
     loss = lambda weights: (by_hand(x, weights)[2] - y) ** 2  # noqa: E731
     nudges = eps * np.eye(len(w))
     return np.array([(loss(w + d) - loss(w - d)) / (2 * eps) for d in nudges])
@@ -156,7 +181,7 @@ def work(config: Config, run: Run) -> dict[str, float]:
     gradients = {
         "chain rule": gradient_by_hand(x, w, y),
         "jax.grad": unpack(grads),
-        "differences": gradient_by_differences(x, w, y),
+        "finite differences": gradient_by_differences(x, w, y),
     }
     show_gradients(w, gradients)
 
@@ -164,33 +189,61 @@ def work(config: Config, run: Run) -> dict[str, float]:
     (after, _), _ = value_and_grad(stepped, extra, batch, None)
     step = f"w -= {config.rate:g} dL/dw"
     print(f"loss (prediction - {y:g})^2: {loss:.6f}; after {step}: {after:.6f}")
-    draw(run, config, w, by_hand(x, w), gradients["chain rule"])
+    h = by_hand(x, w)
+    draw_forward(run, config, w, h)
+    draw_gradient(run, config, w, h)
     exact, *others = gradients.values()
-    return {
-        "forward: largest difference": float(abs(applied - by_hand(x, w)).max()),
-        "jax.grad - chain rule: largest difference": float(
-            abs(others[0] - exact).max()
-        ),
-        "finite differences - chain rule: largest": float(abs(others[1] - exact).max()),
-        "loss": float(loss),
-        "loss after one step": float(after),
+    by_jax, by_differences = (abs(other - exact).max() for other in others)
+    result = {
+        "jax.grad - chain rule: largest difference": by_jax,
+        "finite differences - chain rule: largest difference": by_differences,
+        "forward: largest difference": abs(applied - h).max(),
+        "loss": loss,
+        "loss after one step": after,
+        **dict(zip(("h1", "h2", "prediction"), h, strict=True)),
     }
+    for i, weight in enumerate(w):
+        result[f"w{i + 1}"] = weight
+        for way, values in gradients.items():
+            result[f"dL/dw{i + 1} by {way}"] = values[i]
+    return {name: float(value) for name, value in result.items()}
 
 
-def draw(
-    run: Run, config: Config, w: np.ndarray, h: tuple[float, ...], gradient: np.ndarray
-) -> None:
-    """The network as a picture: values in the units, w and dL/dw on the arrows."""
-    xs = [f"{m}\n{s:g}" for m, s in zip(MONTHS, config.scores, strict=True)]
-    hidden = [f"h{i + 1}\n{v:.3f}" for i, v in enumerate(h[:2])]
+def draw_forward(run: Run, config: Config, w: np.ndarray, h: tuple[float, ...]) -> None:
+    """The values in the units, the products on the arrows."""
+    x = config.scores
     edges = {}
     for j in range(2):
         for i in range(3):
             k = 3 * j + i
-            edges[(0, i), (1, j)] = f"w{k + 1} {w[k]:+.2f}\n({gradient[k]:+.2f})"
-        edges[(1, j), (2, 0)] = f"w{7 + j} {w[6 + j]:+.2f}\n({gradient[6 + j]:+.2f})"
-    layers = [xs, hidden, [f"prediction\n{h[2]:.3f}"]]
-    plots.save_network(run, layers, edges, "weights, and in brackets dL/dw")
+            product = f"{x[i]:g} x {w[k]:.2f} = {x[i] * w[k]:.3f}"
+            edges[(0, i), (1, j)] = f"x{i + 1} w{k + 1}\n{product}"
+        product = f"{h[j]:.2f} x {w[6 + j]:.2f} = {h[j] * w[6 + j]:.3f}"
+        edges[(1, j), (2, 0)] = f"h{j + 1} w{7 + j}\n{product}"
+    inputs = [f"{m}\nx{i + 1} = {x[i]:g}" for i, m in enumerate(MONTHS)]
+    hidden = [f"h{j + 1} = {h[j]:.3f}" for j in range(2)]
+    layers = [inputs, hidden, [f"prediction\n{h[2]:.3f}"]]
+    plots.save_network(run, "network", layers, edges, "forward: values and products")
+
+
+def draw_gradient(
+    run: Run, config: Config, w: np.ndarray, h: tuple[float, ...]
+) -> None:
+    """The derivatives of the loss: of the units, and of the weights on the arrows."""
+    x, error = config.scores, 2 * (h[2] - config.target)
+    edges = {}
+    for j in range(2):
+        into = error * w[6 + j]  # dL/dh
+        for i in range(3):
+            product = f"{into:.2f} x {x[i]:g} = {into * x[i]:.3f}"
+            edges[(1, j), (0, i)] = f"dL/dw{3 * j + i + 1}\n{product}"
+        product = f"{error:.2f} x {h[j]:.2f} = {error * h[j]:.3f}"
+        edges[(2, 0), (1, j)] = f"dL/dw{7 + j}\n{product}"
+    hidden = [f"dL/dh{j + 1} =\n{error * w[6 + j]:.3f}" for j in range(2)]
+    inputs = [f"{m}\nx{i + 1} = {x[i]:g}" for i, m in enumerate(MONTHS)]
+    layers = [inputs, hidden, [f"2 (p - y) =\n{error:.3f}"]]
+    title = "backward: derivatives of the loss"
+    plots.save_network(run, "gradient", layers, edges, title)
 
 
 if __name__ == "__main__":

@@ -129,13 +129,22 @@ def save_intervals(
 
 
 def save_differences(
-    run: Run, name: str, estimates: Mapping[str, Estimate], xlabel: str
+    run: Run,
+    name: str,
+    estimates: Mapping[str, Estimate],
+    xlabel: str,
+    margin: float = 0.0,
 ) -> None:
-    """Estimates of differences with their intervals as NAME.png, beside a line at 0."""
+    """Estimates of differences with their intervals as NAME.png, beside a line at 0.
+
+    Within the margin, a grey band, differences do not matter.
+    """
     figure, axis = subplots(figsize=(6, 0.9 + 0.33 * len(estimates)))
     for y, estimate in enumerate(estimates.values()):
         draw_estimate(axis, estimate, y)
     axis.axvline(0, color="0.5", linewidth=1, zorder=0)
+    if margin:
+        axis.axvspan(-margin, margin, color="0.9", zorder=-1)
     # names of a user's columns: of any length, and their $ is no mathematics
     names = [shortened(label).replace("$", r"\$") for label in estimates]
     axis.set(yticks=range(len(estimates)), yticklabels=names, xlabel=xlabel)
@@ -146,40 +155,46 @@ def save_differences(
 
 def save_network(
     run: Run,
+    name: str,
     layers: Sequence[Sequence[str]],
     edges: Mapping[tuple[tuple[int, int], tuple[int, int]], str],
     title: str,
 ) -> None:
-    """A small network as network.png: units by layer, an arrow with a label per edge.
+    """A small network as NAME.png: units by layer, an arrow with a label per edge.
 
-    An edge ((layer, unit), (layer, unit)) names its two ends.
+    An edge ((layer, unit), (layer, unit)) names its two ends; the arrow points at the
+    second, and its label stands near the unit of the lower layer.
     """
+    radius = 36  # points
 
     def place(unit: tuple[int, int]) -> tuple[float, float]:
         layer, i = unit
-        return 2.6 * layer, 1.5 * ((len(layers[layer]) - 1) / 2 - i)
+        return 3.4 * layer, 1.7 * ((len(layers[layer]) - 1) / 2 - i)
 
-    figure, axis = subplots(figsize=(8, 5))
+    figure, axis = subplots(figsize=(14, 6.5))
     for ends, label in edges.items():
-        (x0, y0), (x1, y1) = map(place, ends)
-        axis.plot([x0, x1], [y0, y1], color="0.7", linewidth=1, zorder=1)
-        share = 0.32  # near its source, where arrows that cross are still apart
+        tail, head = map(place, ends)
+        axis.annotate(
+            "", head, tail, zorder=1,
+            arrowprops={"arrowstyle": "-|>", "mutation_scale": 16, "color": "0.5",
+                        "shrinkA": radius, "shrinkB": radius},
+        )  # fmt: skip
+        (x0, y0), (x1, y1) = map(place, sorted(ends))
+        share = 0.38  # where arrows that cross are still apart
         axis.text(
             x0 + share * (x1 - x0), y0 + share * (y1 - y0), label,
-            ha="center", va="center", fontsize=8, zorder=2,
+            ha="center", va="center", fontsize=9, zorder=2,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )  # fmt: skip
     for depth, units in enumerate(layers):
         for i, text in enumerate(units):
             x, y = place((depth, i))
-            axis.plot(
-                x, y, "o", markersize=62, color="#dbe9f6", mec=COLOURS[0], zorder=3
-            )
+            axis.plot(x, y, "o", markersize=2 * radius, color="#dbe9f6", mec=COLOURS[0])
             axis.text(x, y, text, ha="center", va="center", fontsize=9, zorder=4)
     axis.set(title=title)
-    axis.margins(0.18)
+    axis.margins(0.12, 0.16)
     axis.axis("off")
-    save(figure, run, "network")
+    save(figure, run, name)
 
 
 def save_lines(run: Run, name: str, panels: Sequence[Panel]) -> None:

@@ -1,0 +1,52 @@
+"""Paths of optimizers on surfaces of two parameters."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib.axes import Axes
+
+from jaxstudy.optimizers import Optimizer
+from jaxstudy.study.problems import Surface
+from jaxstudy.types import Array
+
+
+def path(
+    surface: Surface, optimizer: Optimizer, rates: np.ndarray, steps: int
+) -> np.ndarray:
+    """The way down [steps + 1, 2] at the rate with the lowest mean value.
+
+    Not the lowest last value: a rate that leaps about may end well by chance.
+    """
+
+    def descend(rate: Array) -> tuple[Array, Array]:
+        tx = optimizer.make(rate)
+
+        def step(carry: tuple[Array, Any], _: None) -> tuple[Any, Any]:
+            p, opt_state = carry
+            value, g = jax.value_and_grad(surface.value)(p)
+            updates, opt_state = tx.update(g, opt_state, p)
+            p = optax.apply_updates(p, updates)
+            return (p, opt_state), (p, value)
+
+        start = jnp.array(surface.start)
+        _, (visited, values) = jax.lax.scan(step, (start, tx.init(start)), length=steps)
+        return jnp.concatenate([start[None], visited]), jnp.mean(values)
+
+    paths, means = jax.jit(jax.vmap(descend))(jnp.asarray(rates, jnp.float32))
+    best = int(np.argmin(np.where(np.isfinite(means), means, np.inf)))
+    return np.asarray(paths[best])
+
+
+def draw_path(axis: Axes, surface: Surface, points: np.ndarray) -> None:
+    """A path [steps + 1, 2] over the surface's height, from its start."""
+    x0, x1, y0, y1 = surface.box
+    grid = np.stack(np.meshgrid(np.linspace(x0, x1, 160), np.linspace(y0, y1, 160)))
+    height = np.log10(np.asarray(surface.value(jnp.asarray(grid))) + 1e-3)
+    axis.contourf(*grid, height, 24, cmap="Greys", alpha=0.7)
+    axis.plot(*points.T, marker=".", markersize=3, linewidth=1)
+    axis.plot(*surface.start, "ko", markersize=6)
+    axis.plot(*surface.minimum, "k*", markersize=12)
+    axis.set(xlim=(x0, x1), ylim=(y0, y1))
