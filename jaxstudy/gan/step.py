@@ -237,6 +237,32 @@ def make_gan_step(
     return gan_step
 
 
+def changes_of_the_other(
+    discriminator: Model, generator: Model, batch: Batch, key: Key
+) -> tuple[float, float]:
+    """How much G's update changes D's weights, and D's updates change G's.
+
+    From two steps on the same batch, at fresh weights: in the first D's learning rate
+    is 0, in the second G's, so that the weights of that network can change by the
+    other's updates alone. Returns the largest change of a weight of each.
+    """
+
+    @jax.jit
+    def changes(rates: Array) -> Array:
+        pair = discriminator, generator, optax.sgd(rates[0]), optax.sgd(rates[1])
+        state = init_gan_state(*pair, key)
+        after, _ = make_gan_step(*pair)(state, batch)
+        apart = jax.tree.map(
+            lambda a, b: jnp.max(jnp.abs(a - b)), after.params, state.params
+        )
+        return jnp.stack(
+            [jnp.max(jnp.stack(jax.tree.leaves(apart[n]))) for n in (D, G)]
+        )
+
+    of_d, of_g = changes(jnp.array([0, 0.1]))[0], changes(jnp.array([0.1, 0]))[1]
+    return float(of_d), float(of_g)
+
+
 def make_gan_eval_step(discriminator: Model, generator: Model, key: Key) -> EvalStep:
     """The metrics of the training step in evaluation mode, (state, batch) -> metrics.
 
