@@ -96,7 +96,7 @@ LESSON = Lesson(
         "leakage": "The network with and without the two columns that were filled in "
         "afterwards, and the class prior, which reads no column. The distance between "
         "the first two is what target leakage fakes: no model has these columns when "
-        "it is used.",
+        "it is used. With --mistake, the network with that mistake stands below.",
         "scores": "Held-out accuracy and log-loss of every model. Intervals that "
         "overlap do not mean that two models are equal: all see the same passengers, "
         "so the differences above are what compares them.",

@@ -205,7 +205,7 @@ def main(config: Config, run: Run) -> Result:
     fitted = train(config, data, cnn, run)
     weights = fitted.state.params[G], fitted.state.extra[G]
     few = {"x": jnp.asarray(gan_pixels(data.train)[:2]), "mask": jnp.ones(2)}
-    changes = changes_of_the_other(d, g, few, key_for(config.seed, "untrained"))
+    changes = changes_of_the_other(d, g, fitted.state, few)
     draw_training(run)
     draw_interpolation(config, g, *weights, run)
     result: Result = {**accuracy, CHANGE_D: changes[0], CHANGE_G: changes[1]}

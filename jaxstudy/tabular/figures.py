@@ -56,7 +56,7 @@ def draw_embedding(
             xytext=(8, 0) if rank % 2 else (-8, 0), ha="left" if rank % 2 else "right",
         )  # fmt: skip
     figure.colorbar(dots, label=label)
-    axis.set(title=title, xlabel="1", ylabel="2")
+    axis.set(title=title, xlabel="first component", ylabel="second component")
     axis.margins(0.15)
     axis.grid(alpha=0.3)
     plots.save(figure, run, "embedding")
