@@ -6,110 +6,120 @@ real one. A step trains D on real images and on generated ones, then G against a
 frozen discriminator; an epoch is once through the images. What G makes of the same
 noise after every epoch is in samples/, and as an animation.
 
-Is it any good? a CNN trained on the classes of the real images says how many of them
-it finds in the generated ones and how sure it is, and the Frechet distance between
-its features of both has other real images and noise as the ends of its scale. Does G
-copy? Its images, and new real ones, are beside the nearest of those it was trained on.
-When to stop? When D can no longer tell, says the course: at the first epoch after which
-1/2 is in the 95 % interval of its accuracy on held-out and as many generated images;
-nan is for none.
+Is it any good? A CNN trained on the classes of the real images says how many of them
+it finds in the generated ones; the Frechet distance between its features of both has
+other real images, an untrained generator and noise as its scale. Does G copy? Its
+images, and new real ones, are beside the nearest of those it was trained on. When to
+stop? When D can no longer tell, says the course: at the first epoch after which 1/2 is
+in the 95 % interval of its accuracy on held-out and generated images; nan: at none.
 
-ch5_orders.py compares the orders in which D sees real and generated images, and
-ch5_sizes.py explains the sizes that the generator's layers make.
-
-Expected (quick, 32 by 32 pixels, 564 steps, about three minutes): shapes of garments,
-9 of 10 classes; Frechet distance 29, of an untrained generator 257, of real images 2.
-Expected (full, 64 by 64 pixels, 3,376 steps in 27 minutes): 10 of 10 classes; Frechet
-distance 41, of an untrained generator 301, of real images 0.5. D is ahead to the end.
 Then: ch5_gan.py --sample 100
 """
 
-import dataclasses
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pydantic
 
-from jaxstudy.gan.evaluation import (
-    classifier_metrics,
-    nearest_metrics,
-    train_classifier,
-)
-from jaxstudy.gan.images import GanImages, gan_pixels, key_for, read_gan_images
+from jaxstudy.gan import evaluation
+from jaxstudy.gan.evaluation import FRECHET
+from jaxstudy.gan.figures import draw_distances, draw_training
+from jaxstudy.gan.images import GanImages, gan_pixels, key_for
+from jaxstudy.gan.settings import GanSettings, evaluation_cnn, fit_batch, load
 from jaxstudy.gan.step import (
     G,
+    changes_of_the_other,
     init_gan_state,
     make_gan_eval_step,
     make_gan_step,
     stopping_epoch,
 )
-from jaxstudy.images.splits import at_most
-from jaxstudy.messages import warn
 from jaxstudy.model import Model
 from jaxstudy.models.dcgan import discriminator, generate, generator, sample_latent
 from jaxstudy.runs import plots
-from jaxstudy.runs.cli import Count, Positive, Settings, experiment
-from jaxstudy.runs.lesson import Lesson
+from jaxstudy.runs.cli import Count, experiment
+from jaxstudy.runs.lesson import Claim, Lesson
 from jaxstudy.runs.run import Run, Saved
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.training import Evaluator, FitResult, fit
 from jaxstudy.types import PyTree, TrainState, UserError
 
+MADE, NEAREST = "generated images", "distance to the nearest training image"
+CHANGE_D, CHANGE_G = (
+    "G's update: change of D's weights", "D's updates: change of G's weights"
+)  # fmt: skip
 LESSON = Lesson(
     number="5",
     title="Generative adversarial networks",
-    question="How do two networks teach each other?",
+    question="How do two networks teach each other to make images?",
     metrics=(
-        "generated images: Frechet distance of this CNN's features",
-        "new images: Frechet distance of this CNN's features",
-        "untrained generator: Frechet distance of this CNN's features",
-        "noise: Frechet distance of this CNN's features",
-        "generated images: classes with over 2 %",
-        "generated images: top probability",
-        "test images: top probability",
+        f"{MADE}: {FRECHET}", f"after epoch 1: {FRECHET}",
+        f"untrained generator: {FRECHET}", f"noise: {FRECHET}",
+        f"new images: {FRECHET}", CHANGE_D, CHANGE_G, f"{MADE}: {NEAREST}",
+        f"new images: {NEAREST}", f"{MADE}: classes with over 2 %",
+        "D cannot tell from epoch", "CNN: test accuracy",
     ),
-    claims=(),
-    figures={},
-)
+    claims=(
+        Claim("Training brings the generated images nearer to the test images than "
+              "those of an untrained generator.",
+              (f"{MADE}: {FRECHET}", f"untrained generator: {FRECHET}"), "<"),
+        Claim("They end nearer to the test images than noise is.",
+              (f"{MADE}: {FRECHET}", f"noise: {FRECHET}"), "<"),
+        Claim("The distance falls from the first epoch to the last.",
+              (f"{MADE}: {FRECHET}", f"after epoch 1: {FRECHET}"), "<"),
+        Claim("Each network's updates leave the weights of the other as they are.",
+              (CHANGE_D, CHANGE_G, 0), "="),
+        Claim("Generated images are farther from their nearest training image than new "
+              "real images are: no copies.",
+              (f"{MADE}: {NEAREST}", f"new images: {NEAREST}"), ">"),
+    ),
+    figures={
+        "samples/epoch*": "What G makes of the same 50 draws of noise after each epoch "
+        "(0: untrained). Follow one place: does it become a thing one can name, and "
+        "does it stay that thing?",
+        "distance": "Frechet distance of the generated to the test images after each "
+        "epoch. The ends of its scale are an untrained generator and noise, and new "
+        "real images. It need not fall in every epoch: no loss asks for it.",
+        "accuracy": "Share of held-out real and of generated images that D gets right. "
+        "Both near 1: D is ahead. Both near 1/2: D cannot tell. One high, one low: D "
+        "gives nearly all images the same label.",
+        "losses": "The three losses. They need not fall: a network's loss rises when "
+        "the other improves. A D that always says 1/2 has log 2 = 0.69 in all three.",
+        "nearest": "Generated and new real images, each above its nearest training "
+        "image. A generated image equal to the one below it was memorised; the new "
+        "ones show how near an image comes by chance.",
+        "interpolation": "Images on a straight line between two draws of noise, four "
+        "times. If they change gradually, G is a continuous map from noise to images "
+        "that look alike nearby; if they jump, it may have stored some.",
+        "classes": "Shares of the classes that a CNN sees in the generated and in the "
+        "test images. Bars missing from the first are a sign of mode collapse.",
+        "samples/training": "The samples of all epochs as an animation.",
+    },
+    try_it={
+        "--rate-d 0.0001": "A D that learns slowly gives G weak gradients: the "
+        "distance should fall less.",
+        "--no-batch-norm": "G without BatchNorm: see whether the first epochs are "
+        "slower and whether all images look alike.",
+        "--data emoji --channels 3": "Coloured pictures, few of each kind: harder.",
+    },
+)  # fmt: skip
 
 Result = dict[str, Estimate | float]
+Optimizer = optax.GradientTransformation
 COLUMNS, MOST = 10, 10_000  # of pictures; images of one picture
 
 
 @dataclass(frozen=True)
-class Config(Settings):
+class Config(GanSettings):
     """The images, the two networks, and how long they compete."""
 
-    data: str = "fashion_mnist"
-    """fashion_mnist, emoji, or tfds:NAME."""
-    folder: Path | None = None
-    """A folder of yours, FOLDER/CLASS/FILE, in the place of the data."""
-    channels: Count = 1
-    """1: grey images; 3: coloured ones."""
-    image_size: Count = 32
-    """Height and width of images, a multiple of 16; the course's are 64."""
-    images: Count | None = 6_000
-    """Images to learn from; None: all of them."""
     epochs: Count = 6
-    """Passes over them."""
-    batch_size: Count = 64
-    """Real images in a step, and generated ones for each network."""
-    rate: Positive = 0.0005
-    """Learning rate of G's Adam; b1 is 0.5 in both (Radford et al. 2016)."""
-    rate_d: Positive = 0.002
-    """That of D's: D should be the one ahead (Heusel et al. 2017)."""
+    """Passes over the images."""
     batch_norm: bool = True
     """Normalise what the generator's layers make."""
-    held_out: Annotated[int, pydantic.Field(ge=2)] = 500
-    """Images in a comparison: held-out ones, those of the test set, generated ones."""
-    classifier_epochs: Count = 5
-    """Passes of the CNN over the images."""
 
 
 PRESETS = {
@@ -122,20 +132,7 @@ PRESETS = {
 }  # fmt: skip
 
 
-def load(config: Config) -> GanImages:
-    """The images to learn from, to judge D by, and for the comparisons at the end."""
-    return read_gan_images(
-        config.data, config.folder, size=config.image_size, channels=config.channels,
-        limit=config.images, held_out=config.held_out,
-    )  # fmt: skip
-
-
-Networks = tuple[
-    Model, Model, optax.GradientTransformation, optax.GradientTransformation
-]
-
-
-def networks(config: Config) -> Networks:
+def networks(config: Config) -> tuple[Model, Model, Optimizer, Optimizer]:
     """D and G, and the optimizer of each."""
     shape = (config.image_size, config.image_size, config.channels)
     return (
@@ -146,20 +143,29 @@ def networks(config: Config) -> Networks:
     )
 
 
-def train(config: Config, data: GanImages, run: Run) -> FitResult:
-    """Let the two networks compete, and write samples after every epoch."""
+def train(config: Config, data: GanImages, cnn: PyTree | None, run: Run) -> FitResult:
+    """Let the two networks compete; after each epoch, draw and judge what G makes.
+
+    Where there is a CNN, the Frechet distance is logged as split "generated".
+    """
     d, g, *_ = pair = networks(config)
     init_key, order_key = jax.random.split(key_for(config.seed, "gan"))
     state = init_gan_state(*pair, init_key)
     z = sample_latent(key_for(config.seed, "shown"), 5 * COLUMNS)
-
+    judged = sample_latent(key_for(config.seed, "judged"), len(data.test.indices))
+    distance = evaluation.distance_to(cnn, gan_pixels(data.test)) if cnn else None
     folder = run.folder / "samples"
     folder.mkdir(exist_ok=True)
 
     def write_samples(epoch: int, state: TrainState) -> None:
-        made = np.asarray(generate(g, state.params[G], state.extra[G], z))
-        grid = plots.image_grid(made, COLUMNS, f"epoch {epoch}")
+        weights = state.params[G], state.extra[G]
+        shown = np.asarray(generate(g, *weights, z))
+        grid = plots.image_grid(shown, COLUMNS, f"epoch {epoch}")
         grid.save(folder / f"epoch_{epoch:03d}.png")
+        if distance and epoch:
+            record = {"step": int(state.step), "epoch": epoch, "split": "generated"}
+            value = distance(np.asarray(generate(g, *weights, judged)))
+            run.sub_runs["gan"].log([record | {FRECHET: value}])
 
     write_samples(0, state)
     eval_step = make_gan_eval_step(d, g, key_for(config.seed, "evaluation"))
@@ -179,23 +185,6 @@ def train(config: Config, data: GanImages, run: Run) -> FitResult:
     return fitted
 
 
-def draw_training(run: Run) -> None:
-    """The three losses, and D's accuracy on images that it does not learn from."""
-
-    def draw(figure: str, split: str, label: str, names: dict[str, str]) -> None:
-        lines: dict[str, plots.Line] = {}
-        for name, what in names.items():
-            table = plots.curve(run.sub_runs["gan"].records, split, name)
-            lines[what] = table[:, 0].tolist(), table[:, 1].tolist()
-        panel = plots.Panel(f"{split} images", "epoch", label, lines)
-        plots.save_lines(run, figure, [panel])
-
-    losses = {"loss1": "D, real", "loss2": "D, generated", "loss3": "G"}
-    draw("losses", "train", "loss, nats", losses)
-    accuracies = {"accuracy on real": "real", "accuracy on fake": "generated"}
-    draw("accuracy", "validation", "accuracy of D", accuracies)
-
-
 def draw_interpolation(
     config: Config, g: Model, params: PyTree, extra: PyTree, run: Run
 ) -> None:
@@ -209,41 +198,36 @@ def draw_interpolation(
 
 def main(config: Config, run: Run) -> Result:
     """Train the two networks, and judge what G makes."""
-    _, g, *_ = networks(config)  # a bad size stops here
+    d, g, *_ = networks(config)  # a bad size stops here
     data = load(config)
-    count = len(data.train.indices)
-    size = at_most("--batch-size", config.batch_size, count, "images to learn from")
-    config = dataclasses.replace(config, batch_size=size)
-    result: Result = {}
-    cnn = None
-    if len(data.classes) > 1:
-        cnn, result["CNN: test accuracy"] = train_classifier(
-            data[:3], len(data.classes), epochs=config.classifier_epochs, run=run,
-            batch_size=config.batch_size, key=key_for(config.seed, "classifier"),
-        )  # fmt: skip
-    else:
-        warn("the images are of one class: no CNN can judge them")
-
-    fitted = train(config, data, run)
+    config = fit_batch(config, data)
+    cnn, accuracy = evaluation_cnn(config, data, run)
+    fitted = train(config, data, cnn, run)
     weights = fitted.state.params[G], fitted.state.extra[G]
+    few = {"x": jnp.asarray(gan_pixels(data.train)[:2]), "mask": jnp.ones(2)}
+    changes = changes_of_the_other(d, g, fitted.state, few)
     draw_training(run)
     draw_interpolation(config, g, *weights, run)
+    result: Result = {**accuracy, CHANGE_D: changes[0], CHANGE_G: changes[1]}
     result["D cannot tell from epoch"] = stopping_epoch(
         fitted.records, len(data.held_out.indices)
     )
     test = gan_pixels(data.test)
     z = sample_latent(key_for(config.seed, "judged"), len(test))
     images = {
-        "generated images": np.asarray(generate(g, *weights, z)),
+        MADE: np.asarray(generate(g, *weights, z)),
         "new images": gan_pixels(data.held_out),
     }
-    copies = nearest_metrics(images, gan_pixels(data.train), run)
+    copies = evaluation.nearest_metrics(images, gan_pixels(data.train), run)
     if cnn is not None:
         untrained = g.init(key_for(config.seed, "untrained"))
         images["untrained generator"] = np.asarray(generate(g, *untrained, z))
         static = np.random.default_rng(0).integers(0, 256, test.shape, np.uint8)
         images["noise"] = static
-        result |= classifier_metrics(cnn, images, test, data.classes, run)
+        result |= evaluation.classifier_metrics(cnn, images, test, data.classes, run)
+        logged = plots.curve(run.sub_runs["gan"].records, "generated", FRECHET)
+        result[f"after epoch 1: {FRECHET}"] = float(logged[0, 1])
+        draw_distances(run, {n: result[f"{n}: {FRECHET}"] for n in [*images][1:]})
     return result | copies
 
 

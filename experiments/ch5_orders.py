@@ -6,15 +6,10 @@ and on mixed batches, each with every seed; also without BatchNorm, and with ima
 D by running BatchNorm statistics, as `predict` makes them in the course's Keras code.
 Each order is judged by D's accuracy on held-out and generated images, and by the
 Frechet distance of G's images to the test set in the features of a CNN.
-
-Expected (quick, about a minute): too short to tell the orders apart.
-Expected (full, results/ch5_orders.json): Frechet distance with real images first 224
-for 48 in the course's order; mixed 71; the others as in the course's order.
 """
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import jax
@@ -23,8 +18,15 @@ import optax
 import pydantic
 
 from jaxstudy.dataset import Dataset, dataset, evenly_spaced, steps_per_epoch, take
-from jaxstudy.gan.evaluation import classifier_features, resized, train_classifier
-from jaxstudy.gan.images import GanImages, gan_pixels, key_for, read_gan_images
+from jaxstudy.gan.evaluation import distance_to, resized
+from jaxstudy.gan.images import GanImages, gan_pixels, key_for
+from jaxstudy.gan.settings import (
+    AVAILABLE,
+    GanSettings,
+    evaluation_cnn,
+    fit_batch,
+    load,
+)
 from jaxstudy.gan.step import (
     BatchOrder,
     G,
@@ -36,21 +38,13 @@ from jaxstudy.gan.step import (
     real_first,
 )
 from jaxstudy.images.splits import at_most
-from jaxstudy.messages import warn
 from jaxstudy.model import Model
 from jaxstudy.models.dcgan import discriminator, generate, generator, sample_latent
 from jaxstudy.runs import plots
-from jaxstudy.runs.cli import Count, Positive, Settings, experiment
-from jaxstudy.runs.lesson import Lesson
+from jaxstudy.runs.cli import Count, experiment
+from jaxstudy.runs.lesson import Claim, Lesson
 from jaxstudy.runs.run import Run
-from jaxstudy.runs.statistics import (
-    NONNEGATIVE,
-    REAL,
-    SHARE,
-    Estimate,
-    frechet_distance,
-    mean_over_runs,
-)
+from jaxstudy.runs.statistics import NONNEGATIVE, REAL, SHARE, Estimate, mean_over_runs
 from jaxstudy.training import Evaluator, FitResult, fit
 from jaxstudy.types import PyTree
 
@@ -59,15 +53,51 @@ LESSON = Lesson(
     title="The order of real and generated images",
     question="In which order should the discriminator see real and generated images?",
     metrics=(
+        "real first - alternating: Frechet distance",
+        "mixed - alternating: Frechet distance",
+        "alternating, no BatchNorm - alternating: Frechet distance",
         "alternating: Frechet distance",
         "real first: Frechet distance",
         "mixed: Frechet distance",
         "alternating, no BatchNorm: Frechet distance",
         "alternating, predicted: Frechet distance",
+        "real first: accuracy on real",
+        "alternating: accuracy on real",
+        "real first: accuracy on fake",
+        "alternating: accuracy on fake",
     ),
-    claims=(),
-    figures={},
-)
+    claims=(
+        Claim("With real images first, the generator's images end farther from the "
+              "test images than with alternating batches.",
+              ("real first - alternating: Frechet distance", 0), ">"),
+        Claim("With real images first, D ends by taking fewer held-out real images for "
+              "real than with alternating batches.",
+              ("real first: accuracy on real", "alternating: accuracy on real"), "<"),
+        Claim("With mixed batches the generator's images end nearer to the test images "
+              "than with alternating batches.",
+              ("mixed - alternating: Frechet distance", 0), "<"),
+        Claim("Without BatchNorm the generator's images end farther from the test "
+              "images.",
+              ("alternating, no BatchNorm - alternating: Frechet distance", 0), ">"),
+    ),
+    figures={
+        "variants": "What the first seed's generator makes of the same ten draws of "
+        "noise at the end, a row for each order. Compare rows, not single images: "
+        "every order has the same number of updates and of images.",
+        "intervals": "D's accuracy on held-out real and on generated images, and the "
+        "Frechet distance to the test images, by order: means over seeds with 95 % "
+        "intervals, or each seed as a tick where there are fewer than four. Real near "
+        "0 and fake near 1 is a D that calls everything generated.",
+    },
+    try_it={
+        "--variants alternating mixed --seeds 4": "The course's advice, with enough "
+        "seeds for an interval; it takes twice as long as the quick preset.",
+        "--rate-d 0.0005": "A slower D: real images first should bias it less, for it "
+        "forgets less within half an epoch.",
+        "--variant-epochs 8": "Twice the training. If the orders differ by their speed "
+        "alone, the differences shrink.",
+    },
+)  # fmt: skip
 
 Name = Literal[
     "alternating", "real first", "mixed", "alternating, no BatchNorm",
@@ -77,29 +107,12 @@ COLUMNS = 10  # of the picture
 
 
 @dataclass(frozen=True)
-class Config(Settings):
-    """The images, the orders, and how long the networks compete in each."""
+class Config(GanSettings):
+    """The images, the orders, and how long the networks compete in each.
 
-    data: str = "fashion_mnist"
-    """fashion_mnist, emoji, or tfds:NAME."""
-    folder: Path | None = None
-    """A folder of yours, FOLDER/CLASS/FILE, in the place of the data."""
-    channels: Count = 1
-    """1: grey images; 3: coloured ones."""
-    image_size: Count = 32
-    """Height and width of the images that the CNN learns from."""
-    images: Count | None = 6_000
-    """Images that it learns from; None: all of them."""
-    batch_size: Count = 64
-    """Real images in a step, and generated ones for each network."""
-    rate: Positive = 0.0005
-    """Learning rate of G's Adam; b1 is 0.5 in both (Radford et al. 2016)."""
-    rate_d: Positive = 0.002
-    """That of D's: D should be the one ahead (Heusel et al. 2017)."""
-    held_out: Annotated[int, pydantic.Field(ge=2)] = 500
-    """Images in a comparison: held-out ones, those of the test set, generated ones."""
-    classifier_epochs: Count = 5
-    """Passes of the CNN over the images."""
+    The CNN learns from images of --image-size; the networks from smaller ones.
+    """
+
     variants: tuple[Name, ...] = ("alternating", "real first")
     """The orders to compare."""
     variant_size: Count = 16
@@ -123,14 +136,6 @@ PRESETS = {
         variant_size=32, variant_images=6_400, variant_epochs=5, seeds=6,
     ),
 }  # fmt: skip
-
-
-def load(config: Config) -> GanImages:
-    """The images, for the CNN and, smaller, for the networks."""
-    return read_gan_images(
-        config.data, config.folder, size=config.image_size, channels=config.channels,
-        limit=config.images, held_out=config.held_out,
-    )  # fmt: skip
 
 
 def train_variant(
@@ -172,10 +177,10 @@ def compare_variants(
         for x in (take(part, np.asarray(part.indices))["x"] for part in parts)
     )
     z = sample_latent(key_for(config.seed, "judged"), len(test.indices))
-    real = cnn and classifier_features(cnn, gan_pixels(test)).features
+    distance = cnn and distance_to(cnn, gan_pixels(test))
     result: dict[str, Estimate | float] = {}
     shown, distances, metrics = [], {}, ["accuracy on real", "accuracy on fake"]
-    for name in config.variants:
+    for name in run.each(config.variants):
         g, fitted = train_variant(name, config, train, held_out, run)
         for metric in metrics:
             values = np.array(fitted.records[-1][metric])
@@ -186,11 +191,10 @@ def compare_variants(
             for i in range(config.seeds)
         ]
         shown.append(generated[0][:COLUMNS])
-        if cnn:
-            features = (classifier_features(cnn, x).features for x in generated)
-            distances[name] = np.array([frechet_distance(f, real) for f in features])
-            distance = mean_over_runs(distances[name], NONNEGATIVE)
-            result[f"{name}: Frechet distance"] = distance
+        if distance:
+            distances[name] = np.array([distance(x) for x in generated])
+            mean = mean_over_runs(distances[name], NONNEGATIVE)
+            result[f"{name}: Frechet distance"] = mean
     for name in distances:
         if name != "alternating" and "alternating" in distances:
             difference = distances[name] - distances["alternating"]
@@ -207,20 +211,13 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     """Train the CNN that judges, then the networks in every order."""
     discriminator((config.variant_size, config.variant_size, config.channels))  # valid?
     data = load(config)
-    count, what = len(data.train.indices), "images to learn from"
-    config = dataclasses.replace(
-        config,
-        batch_size=at_most("--batch-size", config.batch_size, count, what),
-        variant_images=at_most("--variant-images", config.variant_images, count, what),
+    config = fit_batch(config, data)
+    size = at_most(
+        "--variant-images", config.variant_images, len(data.train.indices), AVAILABLE
     )
-    if len(data.classes) == 1:
-        warn("the images are of one class: no CNN can judge them")
-        return compare_variants(config, data, None, run)
-    cnn, accuracy = train_classifier(
-        data[:3], len(data.classes), epochs=config.classifier_epochs,
-        batch_size=config.batch_size, key=key_for(config.seed, "classifier"), run=run,
-    )  # fmt: skip
-    return {"CNN: test accuracy": accuracy} | compare_variants(config, data, cnn, run)
+    config = dataclasses.replace(config, variant_images=size)
+    cnn, accuracy = evaluation_cnn(config, data, run)
+    return accuracy | compare_variants(config, data, cnn, run)
 
 
 if __name__ == "__main__":

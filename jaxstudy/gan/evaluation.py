@@ -5,7 +5,7 @@ like the generated ones: theirs are the values to reach.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -39,6 +39,7 @@ BATCH = 50  # images at a time
 ROWS = 2000  # training images at a time
 CLASS_SHARE = 0.02  # of the images, above which a class counts as found
 COMPARED = 200  # images whose nearest training image is looked for
+FRECHET = "Frechet distance of this CNN's features"
 _COLUMNS = 10  # of the picture of them
 
 GanMetrics = dict[str, Estimate | float]
@@ -146,7 +147,7 @@ def classifier_metrics(
     result: GanMetrics = {}
     for name, of_these in outputs.items():
         distance = frechet_distance(of_these.features, of_real.features)
-        result[f"{name}: Frechet distance of this CNN's features"] = distance
+        result[f"{name}: {FRECHET}"] = distance
     outputs["test images"] = of_real
     shares = {}
     for name, of_these in outputs.items():
@@ -175,6 +176,16 @@ def _draw_classes(
     axis.set(ylabel="share of the images", title="classes, as the CNN sees them")
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     plots.save(figure, run, "classes")
+
+
+def distance_to(params: PyTree, real: np.ndarray) -> Callable[[np.ndarray], float]:
+    """The Frechet distance of images to real ones, in this CNN's features."""
+    features = classifier_features(params, real).features
+
+    def distance(x: np.ndarray) -> float:
+        return frechet_distance(classifier_features(params, x).features, features)
+
+    return distance
 
 
 # ------------------------------------------------------------------ by training images

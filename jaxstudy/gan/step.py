@@ -237,6 +237,34 @@ def make_gan_step(
     return gan_step
 
 
+def changes_of_the_other(
+    discriminator: Model, generator: Model, state: TrainState, batch: Batch
+) -> tuple[float, float]:
+    """How much G's update changes D's weights, and D's updates change G's.
+
+    From two steps of gradient descent on the same batch: in the first D's learning rate
+    is 0, in the second G's, so that the weights of that network can change by the
+    other's updates alone. Returns the largest change of a weight of each.
+    """
+
+    @jax.jit
+    def changes(rates: Array, state: TrainState) -> Array:
+        tx_d, tx_g = optax.sgd(rates[0]), optax.sgd(rates[1])
+        fresh = {D: tx_d.init(state.params[D]), G: tx_g.init(state.params[G])}
+        step = make_gan_step(discriminator, generator, tx_d, tx_g)
+        after, _ = step(state._replace(opt_state=fresh), batch)
+        apart = jax.tree.map(
+            lambda a, b: jnp.max(jnp.abs(a - b)), after.params, state.params
+        )
+        return jnp.stack(
+            [jnp.max(jnp.stack(jax.tree.leaves(apart[n]))) for n in (D, G)]
+        )
+
+    of_d = changes(jnp.array([0, 0.1]), state)[0]
+    of_g = changes(jnp.array([0.1, 0]), state)[1]
+    return float(of_d), float(of_g)
+
+
 def make_gan_eval_step(discriminator: Model, generator: Model, key: Key) -> EvalStep:
     """The metrics of the training step in evaluation mode, (state, batch) -> metrics.
 

@@ -1,15 +1,18 @@
 """Networks and logistic regressions on the same folds of a table, row by row."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pandas as pd
 
-from jaxstudy.dataset import Dataset, dataset
+from jaxstudy.dataset import AnyDataset, dataset
 from jaxstudy.model import Model
+from jaxstudy.models.mlp import embedding_mlp
+from jaxstudy.objectives import cross_entropy
 from jaxstudy.runs import plots
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import (
@@ -32,14 +35,58 @@ from jaxstudy.tabular.cross_validation import (
 )
 from jaxstudy.tabular.encoding import Features
 from jaxstudy.tabular.fitting import fit_columns
+from jaxstudy.tabular.settings import TableSettings
+from jaxstudy.training import (
+    Evaluator,
+    fit,
+    init_replicas,
+    make_eval_step,
+    make_train_step,
+)
 from jaxstudy.types import Array, PyTree, TrainState
 
-Build = Callable[[Sequence[Table], int], Model]  # (embeddings, width of x) -> network
-# (model, training set, sets to evaluate on, replicas, name) -> the replicas trained
-Train = Callable[[Model, Dataset, Mapping[str, Dataset], int, str], TrainState]
+Splits = list[tuple[np.ndarray, np.ndarray]]  # (training, held-out rows) of each fold
 
 RANGES = {"accuracy": SHARE, "log-loss": NONNEGATIVE}
 DIFFERENCES = {"accuracy": SHARE_DIFFERENCE, "log-loss": REAL}
+
+
+def build_network(
+    config: TableSettings, classes: int, tables: Sequence[Table], width: int
+) -> Model:
+    """The network, from x [B, width] and the ids of embeddings to logits."""
+    return embedding_mlp(
+        width, tuple(tables), config.hidden, classes, dropout=config.dropout
+    )
+
+
+def train_network(
+    config: TableSettings,
+    run: Run,
+    model: Model,
+    data: AnyDataset,
+    held_out: Mapping[str, AnyDataset],
+    replicas: int,
+    sub_run: str,
+) -> TrainState:
+    """Train so many replicas, each with rows or with weights of its own."""
+    objective = cross_entropy(model, ("x", "ids"))
+    steps = config.epochs * -(-data.indices.shape[-1] // config.batch_size)
+    rate = optax.cosine_decay_schedule(config.rate, steps)
+    optimizer = optax.adamw(rate, weight_decay=config.weight_decay)
+    eval_step = make_eval_step(objective)
+    keys = jax.random.split(jax.random.key(config.seed), (replicas, 2))
+    fitted = fit(
+        init_replicas(model, optimizer, keys[:, 0]),
+        make_train_step(objective, optimizer),
+        data,
+        key=keys[:, 1],
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        evaluators={name: Evaluator(eval_step, s) for name, s in held_out.items()},
+        log=run.sub_run(sub_run),
+    )
+    return fitted.state
 
 
 def fold_log_probs(
@@ -85,16 +132,47 @@ def train_ensemble(
     table: pd.DataFrame,
     y: np.ndarray,
     columns: Sequence[Column],
-    members: int,
-    build: Build,
-    train: Train,
+    config: TableSettings,
+    run: Run,
 ) -> tuple[Features, TrainState]:
     """Networks of all rows, which predict together: the sub-run "all_rows"."""
     fitted = fit_columns(columns, table)
     encoded = fitted.encode(fitted.numbers(table))
-    model = build(fitted.tables, encoded.x.shape[1])
+    classes, width = int(y.max()) + 1, encoded.x.shape[1]
+    model = build_network(config, classes, fitted.tables, width)
     data = dataset({**encoded._asdict(), "y": y})
-    return fitted, train(model, data, {}, members, "all_rows")
+    return fitted, train_network(
+        config, run, model, data, {}, config.members, "all_rows"
+    )
+
+
+def class_prior(y: np.ndarray, training: np.ndarray) -> np.ndarray:
+    """Log-probabilities [K] of the classes of y, by their shares in the training rows.
+
+    What a model that reads no column can say: the most frequent class, for every row.
+    Each class counts once more (Laplace), for one may be in no training row.
+    """
+    counts = np.bincount(y[training], minlength=int(y.max()) + 1) + 1
+    return np.log(counts / counts.sum())
+
+
+def compare_scores(
+    scores: Mapping[str, Mapping[str, np.ndarray]],
+    groups: np.ndarray | None = None,
+    pairs: Sequence[tuple[str, str]] = (),
+) -> dict[str, Estimate]:
+    """Scores [N] of several models on the same rows, and what they differ by.
+
+    a - b is paired by row: for the first model and each other, and for more `pairs`.
+    """
+    first, *others = scores
+    result: dict[str, Estimate] = {}
+    for name, of_rows in scores.items():
+        result |= score_estimates(name, of_rows, groups)
+    for a, b in (*((first, name) for name in others), *pairs):
+        gaps = {metric: scores[a][metric] - scores[b][metric] for metric in scores[a]}
+        result |= score_estimates(f"{a} - {b}", gaps, groups, DIFFERENCES)
+    return result
 
 
 def as_indicator(column: Column) -> Column:
@@ -107,15 +185,17 @@ def compare_on_folds(
     y: np.ndarray,
     networks: Mapping[str, Sequence[Column]],
     regressions: Mapping[str, Sequence[Column]],
-    splits: list[tuple[np.ndarray, np.ndarray]],
-    build: Build,
-    train: Train,
+    splits: Splits,
+    config: TableSettings,
     run: Run,
     *,
-    seed: int,
     groups: np.ndarray | None = None,
-) -> dict[str, Estimate | float]:
+    pairs: Sequence[tuple[str, str]] = (),
+    mistaken: Splits | None = None,
+) -> dict[str, Estimate]:
     """Cross-validate networks and logistic regressions on the same folds.
+
+    Beside them stands the class prior, which reads no column.
 
     Args:
         table, y: the rows, and their classes [N].
@@ -123,52 +203,48 @@ def compare_on_folds(
             and the importance of its columns is measured.
         regressions: the columns of each logistic regression.
         splits: (training rows, held-out rows) of every fold.
-        build: makes the network for the inputs of the folds.
-        train: trains it on every fold, a replica each; its name is the sub-run's.
-        run: where the figures are saved.
-        seed: of the shuffling of columns.
+        config: the network, how it is trained, and the seed of the shuffling.
+        run: where all is logged, a sub-run for each network, a replica for each fold.
         groups: [N], the unit that intervals are over: rows of one are dependent.
+        pairs: (a, b), others to compare: a - b is a metric, too.
+        mistaken: the folds of a mistake: the first network is cross-validated on these,
+            too, and compared with itself.
     """
     first = next(iter(networks))
-    result: dict[str, Estimate | float] = {
-        "majority class: accuracy": float(np.bincount(y).max() / len(y))
-    }
     scores, changes = {}, {}
-    for name, columns in networks.items():
-        folds = make_folds(table, y, columns, splits)
-        model = build(folds.tables, folds.width)
-        state = train(
-            model, folds.subsets(held_out=False),
+
+    def network(folds: Folds, name: str) -> PredictLogProbs:
+        model = build_network(config, int(y.max()) + 1, folds.tables, folds.width)
+        state = train_network(
+            config, run, model, folds.subsets(held_out=False),
             {"validation": folds.subsets(held_out=True)},
-            len(splits), re.sub(r"\W+", "_", name),
+            len(folds.splits), re.sub(r"\W+", "_", name),
         )  # fmt: skip
         predict = fold_log_probs(folds, model, state.params, state.extra)
         scores[name] = held_out_scores(folds, predict(folds.data.arrays), y)
+        return predict
+
+    for name in run.each([*networks]):
+        folds = make_folds(table, y, networks[name], splits)
+        predict = network(folds, name)
         if name == first:
+            prior = [np.tile(class_prior(y, t), (len(h), 1)) for t, h in splits]
+            scores["class prior"] = held_out_scores(folds, prior, y)
             changes = {
                 column: mean_over_cases(change, "rows", REAL, groups)
-                for column, change in importance(folds, predict, y, seed).items()
+                for column, change in importance(folds, predict, y, config.seed).items()
             }
     for name, columns in regressions.items():
         folds = make_folds(table, y, [*map(as_indicator, columns)], splits)
         scores[name] = held_out_scores(folds, logistic_regression_baseline(folds), y)
-    for name, score in scores.items():
-        result |= score_estimates(name, score, groups)
-        if name != first:
-            gaps = {metric: scores[first][metric] - score[metric] for metric in score}
-            result |= score_estimates(f"{first} - {name}", gaps, groups, DIFFERENCES)
+    result = compare_scores(scores, groups, pairs)
+    if mistaken is not None:
+        network(make_folds(table, y, networks[first], mistaken), "mistake")
+        both = {"mistake": scores["mistake"], "right": scores[first]}
+        result |= compare_scores(both, groups)
     for column, change in changes.items():
         result[f"log-loss when {column} is shuffled: increase"] = change
-    plots.save_intervals(run, result, [*scores], ("accuracy", "log-loss"))
-    gaps = {
-        name: mean_over_cases(
-            score["log-loss"] - scores[first]["log-loss"], "rows, paired", REAL, groups
-        )
-        for name, score in scores.items()
-        if name != first
-    }
-    plots.save_differences(run, "differences", gaps, f"log-loss less that of {first}")
     largest = sorted(changes.items(), key=lambda item: -item[1].mean)
-    xlabel = "increase of the held-out log-loss when shuffled"
+    xlabel = "increase of the held-out log-loss when shuffled [nats]"
     plots.save_differences(run, "importance", dict(largest), xlabel)
     return result

@@ -1,0 +1,78 @@
+"""The settings that lessons on a GAN share: its images, its rates, the CNN."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import pydantic
+
+from jaxstudy.gan.evaluation import train_classifier
+from jaxstudy.gan.images import GanImages, key_for, read_gan_images
+from jaxstudy.images.splits import at_most
+from jaxstudy.messages import warn
+from jaxstudy.runs.cli import Count, Positive, Settings
+from jaxstudy.runs.run import Run
+from jaxstudy.types import PyTree
+
+AVAILABLE = "images to learn from"
+
+
+@dataclass(frozen=True)
+class GanSettings(Settings):
+    """The images, the rates of the two networks, and the CNN that evaluates them."""
+
+    data: str = "fashion_mnist"
+    """fashion_mnist, emoji, or tfds:NAME."""
+    folder: Path | None = None
+    """A folder of yours, FOLDER/CLASS/FILE, in the place of the data."""
+    channels: Count = 1
+    """1: grey images; 3: coloured ones."""
+    image_size: Count = 32
+    """Height and width of images, a multiple of 16; the course's are 64."""
+    images: Count | None = 6_000
+    """Images to learn from; None: all of them."""
+    batch_size: Count = 64
+    """Real images in a step, and generated ones for each network."""
+    rate: Positive = 0.0005
+    """Learning rate of G's Adam; b1 is 0.5 in both (Radford et al. 2016)."""
+    rate_d: Positive = 0.002
+    """That of D's: D should be the one ahead (Heusel et al. 2017)."""
+    held_out: Annotated[int, pydantic.Field(ge=2)] = 500
+    """Images in a comparison: held-out ones, those of the test set, generated ones."""
+    classifier_epochs: Count = 5
+    """Passes of the CNN over the images."""
+
+
+C = TypeVar("C", bound=GanSettings)
+
+
+def load(config: GanSettings) -> GanImages:
+    """The images to learn from, to judge D by, and for the comparisons at the end."""
+    return read_gan_images(
+        config.data, config.folder, size=config.image_size, channels=config.channels,
+        limit=config.images, held_out=config.held_out,
+    )  # fmt: skip
+
+
+def fit_batch(config: C, data: GanImages) -> C:
+    """The settings, with a batch that is no larger than the number of images."""
+    count = len(data.train.indices)
+    size = at_most("--batch-size", config.batch_size, count, AVAILABLE)
+    return replace(config, batch_size=size)
+
+
+def evaluation_cnn(
+    config: GanSettings, data: GanImages, run: Run
+) -> tuple[PyTree | None, dict[str, float]]:
+    """The weights of a CNN trained on the classes, and its test accuracy as a metric.
+
+    Images of a single class train none, which is said.
+    """
+    if len(data.classes) == 1:
+        warn("the images are of one class: no CNN can judge them")
+        return None, {}
+    params, accuracy = train_classifier(
+        data[:3], len(data.classes), epochs=config.classifier_epochs, run=run,
+        batch_size=config.batch_size, key=key_for(config.seed, "classifier"),
+    )  # fmt: skip
+    return params, {"CNN: test accuracy": accuracy}
