@@ -15,13 +15,6 @@ and shifted at random, another way each time. A seed fixes the images, the first
 and the order, so the two are compared in pairs; all are replicas of one program. Small
 sets are repeated to the length of the largest, an epoch here, so all make as many
 steps. A run is reported at the epoch with its best validation accuracy.
-
-Expected (quick): as they are 0.48, 0.54 and 0.60 of the nine categories are told apart;
-augmented no better, and with all images worse: fifteen epochs are too few for them to
-overfit, and random versions take longer to learn.
-Expected (full, 36 epochs, 22 minutes): as they are 0.47, 0.54, 0.59 and 0.62 with 150,
-500, 1500 and all images; augmented 0.007, 0.023, 0.011 and 0.006 more. Of these only
-the second is more than chance: no help with very few images, nor with many.
 """
 
 import dataclasses
@@ -50,7 +43,7 @@ from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
-from jaxstudy.runs.lesson import Lesson
+from jaxstudy.runs.lesson import Claim, Lesson
 from jaxstudy.runs.run import Run, write_atomically
 from jaxstudy.runs.statistics import (
     NONNEGATIVE,
@@ -66,14 +59,61 @@ LESSON = Lesson(
     title="Image folders and augmentation",
     question="When does augmentation help?",
     metrics=(
+        "middle size: accuracy gained by augmentation",
         "150 images: accuracy gained by augmentation",
-        "500 images: accuracy gained by augmentation",
-        "1500 images: accuracy gained by augmentation",
         "2286 images: accuracy gained by augmentation",
         "time of a step, augmented / as they are",
+        "150 images, as they are: test accuracy",
+        "150 images, augmented: test accuracy",
+        "2286 images, as they are: test accuracy",
+        "2286 images, augmented: test accuracy",
     ),
-    claims=(),
-    figures={},
+    claims=(
+        Claim(
+            "At the middle size, augmentation raises the test accuracy.",
+            ("middle size: accuracy gained by augmentation", 0.0),
+            ">",
+        ),
+        Claim(
+            "With 150 images it changes the test accuracy by less than 0.03.",
+            ("150 images: accuracy gained by augmentation", 0.0),
+            "within",
+            0.03,
+        ),
+        Claim(
+            "With all 2,286 images it changes the test accuracy by less than 0.03.",
+            ("2286 images: accuracy gained by augmentation", 0.0),
+            "within",
+            0.03,
+        ),
+        Claim(
+            "A gradient step on augmented images takes longer.",
+            ("time of a step, augmented / as they are", 1.0),
+            ">",
+        ),
+    ),
+    figures={
+        "sizes": "Left: test accuracy with augmentation less without, paired by seed, "
+        "with 95 % intervals; where the band is above 0, augmentation helps. Right: "
+        "both accuracies by the number of images to learn from.",
+        "versions": "One image and 15 random versions of it, as training sees them: "
+        "all layers multiplied into one map, so that pixels are interpolated once. "
+        "Ask of each whether it still belongs to its class.",
+        "layers": "What each kind of layer does alone, one row each, at stated "
+        "strengths; beyond the border the image is continued by its reflection.",
+        "curves": "Accuracy by epoch at the middle size, on what is trained on (left) "
+        "and on the validation set (right). Where the augmented line on the left "
+        "still rises at the end, its training is not finished, and a smaller gain "
+        "says little.",
+    },
+    try_it={
+        "--epochs 30": "Twice the steps: random versions take longer to learn, so the "
+        "gain should grow.",
+        "--seeds 8": "Twice the pairs: intervals about 0.6 times as wide, so smaller "
+        "gains are told from 0.",
+        "--data fashion_mnist": "Garments face one way and fill their images: flips "
+        "and shifts are less like what the test set holds.",
+    },
 )
 
 ARMS = ("as they are", "augmented")
@@ -252,6 +292,8 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     steps = -(-max(counts) // config.batch_size)
     for i, arm in enumerate(ARMS):
         result[f"{arm}: seconds an epoch"] = float(steps * np.median(seconds[:, i]))
+    middle = counts[len(counts) // 2]
+    result[f"middle size: {name}"] = result[f"{middle} images: {name}"]
     ratio = mean_over_runs(seconds[:, 1] / seconds[:, 0], NONNEGATIVE, "pairs of steps")
     result["time of a step, augmented / as they are"] = ratio
     return result

@@ -2,15 +2,10 @@
 
 A dense network on the flattened image and a convolutional one of the same number of
 parameters learn Fashion-MNIST; both are then tested on images shifted by 0 to 6 pixels.
-The dense network's weights belong to one position each, so they are of no use to the
-next one; convolution uses the same few weights everywhere, and pooling forgets where
-exactly it found something. Pooling by maximum, by average and none are compared, and
-padding "SAME" with "VALID"; a figure shows a real image after every layer.
-
-Expected (quick, 2000 images, a minute): all between 0.73 and 0.77 on images as they
-are; shifted by 3 pixels, about 0.47 flattened and 0.53 to 0.56 with convolutions.
-Expected (full, 10,000 images, a quarter of an hour): 0.84 flattened, 0.87 with max
-pooling, 0.88 with none; shifted by 3 pixels 0.48, 0.65 and 0.55.
+The weights of a dense network belong to one position each; a convolution uses the same
+few weights everywhere, and pooling forgets where exactly it found something. Pooling by
+maximum, by average and none are compared, and padding "SAME" with "VALID"; a figure
+shows a real image after every layer.
 `--data tfds:NAME` takes any image-classification set of TFDS.
 """
 
@@ -36,7 +31,7 @@ from jaxstudy.objectives import cross_entropy
 from jaxstudy.ops import Padding
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
-from jaxstudy.runs.lesson import Lesson
+from jaxstudy.runs.lesson import Claim, Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import SHARE, Estimate, mean_over_runs
 from jaxstudy.training import (
@@ -56,12 +51,57 @@ LESSON = Lesson(
     metrics=(
         "flatten: test accuracy",
         "max pooling: test accuracy",
+        "average pooling: test accuracy",
+        "max pooling, valid: test accuracy",
         "flatten: accuracy, shifted by 3 pixels",
         "max pooling: accuracy, shifted by 3 pixels",
-        "no pooling: accuracy, shifted by 3 pixels",
+        "average pooling: accuracy, shifted by 3 pixels",
+        "max pooling, valid: accuracy, shifted by 3 pixels",
     ),
-    claims=(),
-    figures={},
+    claims=(
+        Claim(
+            "On test images as they are, convolution with max pooling has a higher "
+            "accuracy than a dense network with as many parameters.",
+            ("max pooling: test accuracy", "flatten: test accuracy"),
+            ">",
+        ),
+        Claim(
+            "So it has on images shifted by 3 pixels.",
+            (
+                "max pooling: accuracy, shifted by 3 pixels",
+                "flatten: accuracy, shifted by 3 pixels",
+            ),
+            ">",
+        ),
+        Claim(
+            "On shifted images, max pooling has a higher accuracy than average "
+            "pooling.",
+            (
+                "max pooling: accuracy, shifted by 3 pixels",
+                "average pooling: accuracy, shifted by 3 pixels",
+            ),
+            ">",
+        ),
+    ),
+    figures={
+        "shifts": "Accuracy on the same test images shifted by 0 to 6 pixels, the mean "
+        "of four directions, with 95 % intervals over seeds or, under four seeds, a "
+        "dash for each. The slower a line falls, the less its network depends on the "
+        "position of the garment.",
+        "maps_*": "One test image, and the eight channels with the most contrast after "
+        "each convolution and pooling of a trained network, each drawn from its least "
+        "(black) to its greatest value (white). Each filter answers to another "
+        "feature, such as edges of one direction; pooling halves height and width. "
+        "`valid` padding also cuts the border.",
+    },
+    try_it={
+        "--shifts 3 --shifted-images 1000": "More images for the shift curve: its "
+        "intervals shrink a little, and what seeds differ by remains.",
+        "--seeds 4": "Four seeds are the fewest for which a claim is judged: the same "
+        "training, twice as long.",
+        "--epochs 6": "Longer training on the same images: the accuracy without a "
+        "shift should grow most, and that of shifted images less.",
+    },
 )
 
 Name = Literal[
@@ -243,13 +283,12 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         [
             plots.Panel(
                 f"{config.shifted_images} test images, shifted",
-                "pixels",
+                "shift [pixels]",
                 "accuracy",
                 {name: (pixels, curve) for name, curve in curves.items()},
             )
         ],
     )
-    plots.save_curves(run, list(states), "accuracy", "accuracy")
     draw_maps(run, states, data)
     return result
 

@@ -1,176 +1,263 @@
-"""Lesson 2.1.2: evaluate, see a network overfit, and what the course does about it.
+"""Lesson 2.1.2: see a network overfit, and compare what is done about it.
 
-A small convolutional network learns Fashion-MNIST and is evaluated after every epoch on
-images it never trained on. Three changes, one at a time and together: another dense
-layer, another convolution with pooling, and dropout; and all of it with more images.
-What each is worth is the accuracy on the test set; how much the network has memorised
-is the generalization gap: accuracy on the training set less that on the validation set,
-both in evaluation mode.
-
-Expected (quick, 500 images, a minute): gaps of about 0.14 (base), 0.16 (+ dense), 0.12
-(+ convolution) and 0.11 (+ dropout), with test accuracies of 0.77 to 0.80 that two
-seeds do not tell apart.
-Expected (full, 10,000 images, an hour): gaps of 0.043, 0.054, 0.036 and 0.026, test
-accuracies of 0.883, 0.886, 0.883 and 0.871: a smaller gap does not imply better test
-accuracy.
-All of it together has a gap of 0.029 and reaches 0.878, and with every image, the gap
-as wide as that, 0.921.
+A dense network learns 1,000 images of Fashion-MNIST at a constant rate until it has
+memorised them; validation after every epoch shows when it begins to overfit. Each
+remedy changes one thing. All make the same number of gradient steps, so with more
+images fewer epochs: otherwise more data would also be more training. A seed fixes the
+images, the first weights and the order: remedies are compared in pairs.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 import optax
 import pydantic
 
-from jaxstudy.dataset import evenly_spaced
+from jaxstudy import training
+from jaxstudy.dataset import evenly_spaced, stacked_subsets, subset
+from jaxstudy.images import splits
+from jaxstudy.images.augment import Flip, Layer, Rotation, Translation, Zoom, augmented
 from jaxstudy.images.sets import read_images
-from jaxstudy.images.splits import ImageSplits, image_splits
-from jaxstudy.model import parameter_count
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
-from jaxstudy.runs.lesson import Lesson
+from jaxstudy.runs.lesson import Claim, Lesson
 from jaxstudy.runs.run import Run
-from jaxstudy.runs.statistics import SHARE, SHARE_DIFFERENCE, Estimate, mean_over_runs
-from jaxstudy.training import (
-    Evaluator,
-    fit,
-    init_replicas,
-    make_eval_step,
-    make_train_step,
-)
+from jaxstudy.runs.statistics import NONNEGATIVE, SHARE, Estimate, mean_over_runs
+from jaxstudy.study import remedies
 
+BASE, STOPPED, MORE = "base", "early stopping", "more data"
+CONVOLUTION = "+ convolution and pooling"
+NAMES = (BASE, STOPPED, "dropout", "weight decay", "augmentation", "smaller network",
+         "+ dense", CONVOLUTION, MORE)  # fmt: skip
+MEMORISED = "base: highest training accuracy"
+RISE = "base: rise of the validation loss"
+BEST = "more data - best of the others: test loss"
 LESSON = Lesson(
     number="2.1.2",
     title="Overfitting and its remedies",
     question="What is overfitting, and what helps?",
     metrics=(
-        "base: test accuracy",
-        "+ dense: test accuracy",
-        "+ convolution: test accuracy",
-        "+ dropout: test accuracy",
-        "all: test accuracy",
-        "all, every image: test accuracy",
-        "base: generalization gap",
-        "+ dropout: generalization gap",
-        "all: generalization gap",
-        "all, every image: generalization gap",
+        *(f"{name}: test loss" for name in NAMES),
+        *(MEMORISED, RISE, BEST),
+        *(f"{name}: test accuracy" for name in NAMES),
     ),
-    claims=(),
-    figures={},
+    claims=(
+        Claim(
+            "The base network memorises: its training accuracy reaches 0.99.",
+            (MEMORISED, 0.99),
+            ">",
+        ),
+        Claim("Its validation loss ends 30 % above its minimum.", (RISE, 0.3), ">"),
+        Claim(
+            "Dropout ends with a lower test loss than the base network.",
+            ("dropout: test loss", "base: test loss"),
+            "<",
+        ),
+        Claim(
+            "Early stopping ends with a lower test loss than the base network.",
+            ("early stopping: test loss", "base: test loss"),
+            "<",
+        ),
+        Claim(
+            "In as many steps, ten times the images end with a lower test loss than "
+            "the best of all others, chosen anew for each seed.",
+            (BEST, 0.0),
+            "<",
+        ),
+    ),
+    figures={
+        "curves": "Loss on the training set (blue, in evaluation mode) and on the "
+        "validation set (orange), mean over the seeds, all on one scale. The circle "
+        "marks the lowest validation loss. Where orange rises after it while blue "
+        "falls, the network overfits; early stopping takes the base's circle.",
+        "differences": "Test loss less the base network's, paired by seed, with 95 % "
+        "intervals: left of the line is better. Two remedies whose intervals overlap "
+        "widely are not told apart.",
+        "map": "Mean test loss and accuracy by remedy and number of images, after the "
+        "same number of gradient steps; dark is good, the best of a column is bold. "
+        "Rows show what data are worth, columns what remedies are worth. Empty cells "
+        "are not trained by this preset.",
+    },
+    try_it={
+        "--decay 0.01": "A common default, too weak for so few steps: weight decay "
+        "should end where the base does.",
+        "--dropout 0.8": "Expect a smaller gap of the curves, and slower learning.",
+        "--epochs 10": "Training ends before all is memorised: expect a smaller rise "
+        "of the validation loss, and less to mend.",
+    },
+    mistakes={
+        "tune-on-test": "Early stopping by the test set reports a loss that cannot be "
+        "above the honest one. Fresh images show how much of the gain is real."
+    },
 )
-
-Name = Literal[
-    "base", "+ dense", "+ convolution", "+ dropout", "all", "all, every image"
-]
-ALL = {"filters": (32, 64), "hidden": (128, 64), "dropout": 0.3}
-NETWORKS: dict[Name, dict[str, Any]] = {
-    "base": {"filters": (32,), "hidden": (64,)},
-    "+ dense": {"filters": (32,), "hidden": (128, 64)},
-    "+ convolution": {"filters": (32, 64), "hidden": (64,)},
-    "+ dropout": {"filters": (32,), "hidden": (64,), "dropout": 0.5},
-    "all": ALL,
-    "all, every image": ALL,
-}
+LAYERS = (Flip(), Rotation(0.03), Zoom(0.1), Translation(0.1, 0.1))
+EVALUATED = 1000  # images of the training set, and of the validation set
 
 
 @dataclass(frozen=True)
 class Config(Settings):
-    """The images, and how long to train on them."""
+    """The images, the network, and how strong the remedies are."""
 
     data: str = "fashion_mnist"
     """fashion_mnist, emoji, or tfds:NAME."""
-    images: Count = 500
-    """Images to learn from, but for "all, every image"."""
-    epochs: Count = 20
-    """Passes over them."""
-    networks: tuple[Name, ...] = get_args(Name)[:-1]
-    """Which networks to train."""
+    images: Count = 1_000
+    """Images to learn from."""
+    more_images: Count = 10_000
+    """Images to learn from with more data."""
+    map_sizes: tuple[Count, ...] = ()
+    """Numbers of images to learn from with every remedy, for the map."""
+    epochs: Count = 40
+    """Passes over `images`; over other numbers as many gradient steps."""
     batch_size: Count = 32
     """Images in a gradient step."""
     rate: Positive = 0.001
-    """Learning rate of Adam at the start; it falls to 0 along a cosine."""
-    seeds: Annotated[int, pydantic.Field(ge=2)] = 2
-    """Trainings of each network; an even number shares two cores evenly."""
-    test_images: Count = 10_000
-    """Images to test by, at most."""
+    """Learning rate of Adam, constant."""
+    width: Annotated[int, pydantic.Field(ge=16)] = 256
+    """Units of each hidden layer; of the smaller network a sixteenth."""
+    dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.5
+    """Share of the hidden units that dropout zeroes."""
+    decay: Positive = 1.0
+    """Weight decay (AdamW): each step takes rate * decay of a weight from it."""
+    seeds: Annotated[int, pydantic.Field(ge=2)] = 4
+    """Runs of each remedy; an even number shares two cores evenly."""
+    test_images: Count = 2_000
+    """Test images, at most half of the test set: the others choose nothing, ever."""
+    mistake: Literal["tune-on-test"] | None = None
+    """Stop early by the test set, too, and see what that fakes."""
 
 
 PRESETS = {
-    "smoke": Config(images=256, epochs=2, networks=("base", "all"), test_images=200),
-    "quick": Config(),
-    "full": Config(
-        images=10_000, networks=get_args(Name), epochs=10, batch_size=64, seeds=6
+    "smoke": Config(
+        images=64, more_images=128, map_sizes=(32, 64), epochs=2, batch_size=16,
+        width=32, seeds=2, test_images=100,
     ),
-}
+    "quick": Config(),
+    "full": Config(map_sizes=(300, 1_000, 10_000), seeds=6, test_images=5_000),
+}  # fmt: skip
 
 
-def train(name: Name, config: Config, data: ImageSplits, run: Run) -> dict[str, Any]:
-    """Train one network with every seed, each a replica, and evaluate it at the end."""
-    model = cnn(data.shape, len(data.classes), **NETWORKS[name])
-    objective = cross_entropy(model)
-    steps = config.epochs * -(-len(data.train.indices) // config.batch_size)
-    optimizer = optax.adam(optax.cosine_decay_schedule(config.rate, steps))
-    eval_step = make_eval_step(objective)
-    keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
-    # as many of those trained on as of those not: the train rows of the log are of
-    # weights that still change, and of networks without some of their units
-    count = min(len(data.train.indices), len(data.validation.indices))
-    sub_run = run.sub_run(name.strip("+ ").replace(" ", "_"))
-    fitted = fit(
-        init_replicas(model, optimizer, keys[:, 0]),
-        make_train_step(objective, optimizer),
-        data.train,
-        key=keys[:, 1],
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        evaluators={
-            "training set": Evaluator(eval_step, evenly_spaced(data.train, count), 500),
-            "validation": Evaluator(
-                eval_step, evenly_spaced(data.validation, count), 500
-            ),
-        },
-        evaluate_first=False,
-        log=sub_run,
-    )
-    test = Evaluator(eval_step, evenly_spaced(data.test, config.test_images), 500)(
-        fitted.state
-    )
-    last = {row["split"]: np.array(row["accuracy"]) for row in fitted.records[-2:]}
-    timing = sub_run.timing
+class Recipe(NamedTuple):
+    """A network, its weight decay, and the augmentation it learns from."""
+
+    hidden: tuple[int, ...]
+    filters: tuple[int, ...] = ()
+    dropout: float = 0.0
+    decay: float = 0.0
+    layers: tuple[Layer, ...] = ()
+
+
+def recipes(config: Config) -> dict[str, Recipe]:
+    """The base network, and one change of it for each remedy.
+
+    Four filters and pooling hand on as many numbers as a grey image has pixels: the
+    dense layers stay as large as they are.
+    """
+    base = Recipe((config.width,) * 2)
     return {
-        "test accuracy": mean_over_runs(np.array(test["accuracy"]), SHARE),
-        "generalization gap": mean_over_runs(
-            last["training set"] - last["validation"], SHARE_DIFFERENCE
-        ),
-        "parameters": float(parameter_count(model)),
-        "seconds per run": (timing.train_s + timing.compile_s) / config.seeds,
+        BASE: base,
+        "dropout": base._replace(dropout=config.dropout),
+        "weight decay": base._replace(decay=config.decay),
+        "augmentation": base._replace(layers=LAYERS),
+        "smaller network": Recipe((config.width // 16,) * 2),
+        "+ dense": Recipe((config.width,) * 3),
+        CONVOLUTION: base._replace(filters=(4,)),
+    }
+
+
+def test_sets(data: splits.ImageSplits, config: Config) -> dict[str, Any]:
+    """Test images; with the mistake, as many fresh ones that choose nothing."""
+    rows = np.asarray(data.test.indices)
+    halves = {"test": rows[::2], "fresh": rows[1::2]}
+    return {
+        name: evenly_spaced(subset(data.test, half), config.test_images)
+        for name, half in halves.items()
+        if name == "test" or config.mistake
+    }
+
+
+def train(
+    remedy: str, count: int, config: Config, data: splits.ImageSplits, run: Run
+) -> remedies.Trained:
+    """Train with a remedy on so many images from every seed, each a replica."""
+    hidden, filters, dropout, decay, layers = recipes(config)[remedy]
+    model = cnn(
+        data.shape, len(data.classes), filters=filters, hidden=hidden, dropout=dropout
+    )
+    plain, tx = cross_entropy(model), optax.adamw(config.rate, weight_decay=decay)
+    eval_step, test = training.make_eval_step(plain), test_sets(data, config)
+    rows = splits.nested_subsets(data.train, (count,), config.seeds, config.seed)[0]
+
+    sets = {
+        remedies.LEARNED: stacked_subsets(data.train, [*rows[:, :EVALUATED]]),
+        remedies.HELD_OUT: evenly_spaced(data.validation, EVALUATED),
+        **(test if remedy == BASE else {}),  # for early stopping
+    }
+    keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
+    steps = config.epochs * -(-config.images // config.batch_size)
+    fitted = training.fit(
+        training.init_replicas(model, tx, keys[:, 0]),
+        training.make_train_step(augmented(plain, layers) if layers else plain, tx),
+        stacked_subsets(data.train, [*rows]),
+        key=keys[:, 1],
+        epochs=max(1, round(steps / -(-count // config.batch_size))),
+        batch_size=config.batch_size,
+        evaluators={n: training.Evaluator(eval_step, s, 500) for n, s in sets.items()},
+        evaluate_first=False,
+        log=run.sub_run(f"{remedy.strip('+ ')} {count}".replace(" ", "_")),
+    )
+    end = training.Evaluator(eval_step, test["test"], 500)(fitted.state)
+    return remedies.trained(end, fitted.records)
+
+
+def tuned_on_test(base: remedies.Trained) -> dict[str, Estimate]:
+    """What the epoch of lowest test loss reports, and what fresh images say of it.
+
+    Differences from the epoch that validation chooses, of the same images and seeds.
+    """
+    reported = base.stopped(by="test")["loss"]
+    fresh = base.stopped("test", "fresh")["loss"], base.stopped(on="fresh")["loss"]
+    return {
+        "mistake: test loss": mean_over_runs(reported, NONNEGATIVE),
+        "mistake - right: test loss": remedies.paired(reported, base.stopped()["loss"]),
+        "mistake - right: loss on fresh images": remedies.paired(*fresh),
     }
 
 
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:
-    """Train every network; the table and the curves."""
-    images = read_images(config.data)
-    few, every = image_splits(images, limit=config.images), image_splits(images)
-    result = {
-        f"{name}: {metric}": value
-        for name in config.networks
-        for metric, value in train(
-            name, config, every if name == "all, every image" else few, run
-        ).items()
+    """Train the base and every remedy, on several numbers of images; compare."""
+    data = splits.image_splits(read_images(config.data))
+    count, more, *others = (
+        splits.at_most("images", n, len(data.train.indices), "images to train on")
+        for n in (config.images, config.more_images, *config.map_sizes)
+    )
+    names = list(recipes(config))
+    todo = [(name, n) for n in (count, *others) for name in names] + [(BASE, more)]
+    trained = {
+        pair: train(*pair, config, data, run) for pair in run.each(dict.fromkeys(todo))
     }
-    names = [name.strip("+ ") for name in config.networks]
-    plots.save_curves(
-        run, names, "loss", "log-loss [nats]", ("training set", "validation")
+    base, ended = trained[BASE, count], remedies.with_stopped(trained, BASE, STOPPED)
+    here = {name: end for (name, n), end in ended.items() if n == count}
+    result, differences = remedies.remedy_metrics(
+        here | {MORE: ended[BASE, more]}, BASE, MORE
     )
-    plots.save_intervals(
-        run, result, list(config.networks), ("test accuracy", "generalization gap")
-    )
-    return result
+    accuracy = base.by_epoch[remedies.LEARNED, "accuracy"]
+    result[MEMORISED] = mean_over_runs(accuracy.max(0), SHARE)
+    result[RISE] = mean_over_runs(base.rise(), NONNEGATIVE)
+    for (name, n), end in ended.items():
+        if n != count:
+            loss = mean_over_runs(end["loss"], NONNEGATIVE)
+            result[f"{n} images, {name}: test loss"] = loss
+    shown = {name: trained[name, count] for name in names}
+    shown[f"{MORE}: {more:,} images"] = trained[BASE, more]
+    remedies.save_losses(run, "curves", shown)
+    label = "test loss - the base network's [nats]"
+    plots.save_differences(run, "differences", differences, label)
+    remedies.save_map(run, "map", ended)
+    return result | (tuned_on_test(base) if config.mistake else {})
 
 
 if __name__ == "__main__":

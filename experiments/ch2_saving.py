@@ -3,7 +3,7 @@
 A saved model is its layers and settings (config.json), its trained weights, and, to go
 on training, the optimizer's state, the step and the random key (checkpoints/). Every
 experiment here has these ways as options; this one uses each, and checks what it
-promises:
+promises (True: the promise is kept):
 
     --save state | params      all that going on needs, or only what predicts
     --keep every               every epoch's weights, under the number of their step
@@ -11,8 +11,6 @@ promises:
     --keep best --monitor validation.accuracy --mode max
     --resume                   go on, knowing only the folder
     --load-params FOLDER       another training begins with these weights
-
-Expected: every line says yes; each is an assertion, so otherwise the lesson fails.
 """
 
 import dataclasses
@@ -34,7 +32,7 @@ from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
-from jaxstudy.runs.lesson import Lesson
+from jaxstudy.runs.lesson import Claim, Lesson
 from jaxstudy.runs.promises import flipped_bit, is_refused, same_bits
 from jaxstudy.runs.run import Options, Run, SubRun, open_run, read_saved
 from jaxstudy.types import Array, PyTree
@@ -46,12 +44,69 @@ LESSON = Lesson(
     metrics=(
         "resume: stopped half-way and gone on, the same bits",
         "a flipped bit is noticed, not loaded",
+        "keep best: the epoch with the highest validation accuracy",
+        "keep best: loading takes that epoch",
+        "weights into a model built anew: the same predictions",
+        "save params: takes less than half the space",
+        "save params: going on is refused",
         "every: MiB on the disk",
         "last: MiB on the disk",
+        "best: MiB on the disk",
         "params: MiB on the disk",
+        "validation accuracy at the end",
     ),
-    claims=(),
-    figures={},
+    claims=(
+        Claim(
+            "A run that stops half-way and is resumed ends with the same bits as one "
+            "that never stops.",
+            ("resume: stopped half-way and gone on, the same bits", True),
+            "=",
+        ),
+        Claim(
+            "A checkpoint with one flipped bit is refused, not loaded.",
+            ("a flipped bit is noticed, not loaded", True),
+            "=",
+        ),
+        Claim(
+            "Keeping the best keeps the epoch of highest validation accuracy, and "
+            "loading takes that one.",
+            (
+                "keep best: the epoch with the highest validation accuracy",
+                "keep best: loading takes that epoch",
+                True,
+            ),
+            "=",
+        ),
+        Claim(
+            "Weights loaded into a freshly built model predict the same, bit for bit.",
+            ("weights into a model built anew: the same predictions", True),
+            "=",
+        ),
+        Claim(
+            "Weights alone take less than half the space, and training cannot be "
+            "resumed from them.",
+            (
+                "save params: takes less than half the space",
+                "save params: going on is refused",
+                True,
+            ),
+            "=",
+        ),
+    ),
+    figures={
+        "kept": "Validation accuracy after every epoch of the same training, saved in "
+        "three ways; orange marks the epochs whose checkpoints are on the disk at the "
+        "end. With `best` the mark at the highest point counts: the last epoch may "
+        "lie beside it, to resume from."
+    },
+    try_it={
+        "--epochs 12": "Twice the checkpoints of `every`, as many of `last` and "
+        "`best`: only the first row of sizes grows.",
+        "--rate 0.03": "The curve jumps up and down: the best epoch need not be the "
+        "last one, and all promises should hold as before.",
+        "--data emoji": "Other images, larger ones: every promise should hold, with "
+        "more MiB.",
+    },
 )
 
 NAME = "ch2_saving"
@@ -226,30 +281,30 @@ def checks(t: Trainings) -> tuple[dict[str, bool], dict[str, training.FitResult]
 
 def draw(run: Run, t: Trainings, trained: dict[str, training.FitResult]) -> None:
     """The validation accuracy of every epoch, and which checkpoints each way kept."""
-    panels = []
-    for name, fitted in trained.items():
+    figure, axes = plots.subplots(1, len(trained), figsize=(11, 3.2), sharey=True)
+    for axis, (name, fitted) in zip(axes, trained.items(), strict=True):
         rows = [r for r in fitted.records if r["split"] == "validation"]
-        curve = [r["epoch"] for r in rows], [r["accuracy"] for r in rows]
         kept = [r for r in rows if r["step"] in t.kept(name)]
-        marks = [r["epoch"] for r in kept], [r["accuracy"] for r in kept]
-        title = f"--keep {name}: {t.size(name) / 2**20:.1f} MiB"
-        lines = {"each epoch": curve, "on the disk": marks}
-        panels.append(plots.Panel(title, "epoch", "validation accuracy", lines))
-    plots.save_lines(run, "kept", panels)
+        for of, style, label in ((rows, "-", "each epoch"), (kept, "o", "on the disk")):
+            x, y = [r["epoch"] for r in of], [r["accuracy"] for r in of]
+            axis.plot(x, y, style, label=label)
+        axis.set(title=f"--keep {name}: {t.size(name) / 2**20:.1f} MiB", xlabel="epoch")
+        axis.grid(alpha=0.3)
+    axes[0].set(ylabel="validation accuracy")
+    axes[0].legend(frameon=False, loc="lower right")
+    figure.tight_layout()
+    plots.save(figure, run, "kept")
 
 
 def main(config: Config, run: Run) -> dict[str, Any]:
-    """Try everything; fail if anything is not as promised."""
+    """Try everything: what is promised, and whether it holds."""
     folder = run.folder / "trainings"
     shutil.rmtree(folder, ignore_errors=True)  # what an interrupted lesson left
     trainings = Trainings(folder, config)
     holds, trained = checks(trainings)
     draw(run, trainings, trained)
-    broken = [promise for promise, kept in holds.items() if not kept]
-    if broken:
-        raise AssertionError(f"not as promised: {'; '.join(broken)}")
     last = [r for r in trained["every"].records if r["split"] == "validation"][-1]
-    result: dict[str, Any] = {promise: "yes" for promise in holds}
+    result: dict[str, Any] = {promise: bool(kept) for promise, kept in holds.items()}
     for name in ("every", "last", "best", "params"):
         result[f"{name}: MiB on the disk"] = trainings.size(name) / 2**20
     result["validation accuracy at the end"] = last["accuracy"]

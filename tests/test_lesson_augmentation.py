@@ -75,6 +75,10 @@ def test_problems_are_left_out_and_listed_and_seeds_are_paired(
     assert "--sizes 60: there are only 24 images to train on, so it is 24" in warned
     assert f"40 images in 2 classes: {CLASSES[0]} 20, {CLASSES[1]} 20" in warned
 
+    metrics = json.loads((where / "result.json").read_text())["metrics"]
+    gain = "accuracy gained by augmentation"
+    assert metrics[f"middle size: {gain}"] == metrics[f"24 images: {gain}"]
+
     lines = (where / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert {row["split"] for row in rows} == {"train", "validation", "test"}

@@ -98,6 +98,9 @@ def test_the_whole_lesson_and_what_it_predicts(
     for arm in ("pixels", "scratch", "scratch, augmented", "frozen", "fine-tuned"):
         assert f"30 images, {arm}: test accuracy" in finished.result
     assert finished.result["30 images, frozen: test accuracy"].mean > 0.9
+    for arm in ("scratch", "frozen"):
+        fewest = finished.result[f"fewest images, {arm}: test accuracy"]
+        assert fewest == finished.result[f"6 images, {arm}: test accuracy"]
     assert "block0" in (finished.folder / "summary.txt").read_text()
     assert {path.stem for path in (finished.folder / "figures").iterdir()} == {
         "curves", "predictions", "sizes",
