@@ -30,11 +30,9 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 	@touch $@
 
 study: .venv/installed  ## every lesson at the quick preset, then runs/report.html
-	-$(BIN)/python -m jaxstudy data
 	$(BIN)/python -m jaxstudy study
 
 full: .venv/installed  ## every lesson at the full preset: the figures of the README
-	-$(BIN)/python -m jaxstudy data
 	$(BIN)/python -m jaxstudy study --preset full
 
 readme: .venv/installed  ## put the measured figures and pictures of runs/ and benchmarks/ into results/ and the README

@@ -1,6 +1,7 @@
 """`python -m jaxstudy`: run the lessons, make the report."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,8 @@ from jaxstudy.types import UserError
 class StudyCommand:
     """Run every experiment at one preset, go on with those begun, and report.
 
-    At full that includes the benchmark of optimizers.
+    The data sets are fetched before the first lesson that needs any. At full, the
+    benchmark of optimizers is run too.
     """
 
     preset: Literal["smoke", "quick", "full"] = "quick"
@@ -97,12 +99,19 @@ def run_all(command: StudyCommand, lock: Any) -> None:
     failed, lacking = [], {}
     page = command.runs / "report.html"
     print(f"the report, written anew after each lesson: {page}", flush=True)
-    scripts = sorted((ROOT / "experiments").glob("ch*.py"))
+    scripts = sorted((ROOT / "experiments").glob("ch*.py"), key=place_in_course)
     if command.preset == "full":
         scripts.append(ROOT / "benchmarks" / "optimizers.py")
+    fetched = False
     for script in scripts:
         if script is not scripts[0]:
             refresh(command.runs)
+        if not fetched and not script.stem.startswith("ch1"):  # which needs none
+            fetched = True
+            try:
+                data()
+            except UserError as error:
+                print(error)
         folder = command.runs / script.stem / command.preset
         arguments = ["--preset", command.preset, "--run-dir", str(folder)]
         if (folder / "config.json").exists():
@@ -129,6 +138,12 @@ def run_all(command: StudyCommand, lock: Any) -> None:
     print(f"\nreport: {write_report(command.runs)}")
     if failed:
         raise UserError(f"{len(failed)} of {len(scripts)} failed: {', '.join(failed)}")
+
+
+def place_in_course(script: Path) -> tuple[bool, str, str]:
+    """A sort key: the number of the lesson that a script says it is, or the last."""
+    number = re.search(r'\bnumber="([^"]+)"', script.read_text(encoding="utf-8"))
+    return number is None, number[1] if number else "", script.stem
 
 
 def refresh(runs: Path) -> None:

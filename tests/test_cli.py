@@ -523,6 +523,31 @@ def test_a_killed_studys_lesson_is_noticed_by_the_next(
     assert capsys.readouterr().err == sentence
 
 
+def test_a_study_begins_with_what_needs_no_data(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order of the lessons' numbers; data that is missing stops nothing."""
+    from jaxstudy import __main__ as program
+
+    def fetch(steps: object) -> dict[str, str]:
+        print("fetching", flush=True)
+        return {"images": "no network"}
+
+    monkeypatch.setattr(program, "ROOT", tmp_path)
+    monkeypatch.setattr(program, "fetch", fetch)
+    monkeypatch.setattr(program, "write_report", lambda runs: runs / "report.html")
+    (tmp_path / "experiments").mkdir()
+    for name, number in {"ch1_b": "1.1", "ch1_a": "1.2", "ch2_a": "2.1"}.items():
+        text = f'print("lesson")\nnumber="{number}"\n'
+        (tmp_path / "experiments" / f"{name}.py").write_text(text)
+    program.study(program.StudyCommand("smoke", tmp_path / "runs"))
+    lines = capfd.readouterr().out.splitlines()
+    kept = [x for x in lines if x.startswith(("== ", "fetching", "1 of"))]
+    assert [x.split()[1 if x[0] == "=" else 0] for x in kept] == [
+        "ch1_b", "ch1_a", "fetching", "1", "ch2_a"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("words", [["report", ""], ["study", "--runs", ""]])
 def test_an_empty_folder_of_runs(
     words: list[str],
