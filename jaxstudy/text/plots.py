@@ -23,7 +23,6 @@ class Comparison(NamedTuple):
     xlabel: str
     metrics: Sequence[str]
     baselines: Mapping[str, float] = {}
-    scale: str = "linear"
 
 
 def save_comparison(
@@ -52,7 +51,6 @@ def save_comparison(
         ):
             axis.axvline(x, color="0.3", linestyle=style, label=label)
         axis.set(yticks=range(len(names)), yticklabels=names, xlabel=panel.xlabel)
-        axis.set_xscale(panel.scale)
         axis.margins(y=0.2)
         axis.grid(alpha=0.3)
         axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
