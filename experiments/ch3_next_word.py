@@ -70,8 +70,8 @@ LESSON = Lesson(
         "perplexity":
             "Perplexity, lower is better: mean over the seeds. Left, on the test set: "
             "a network left of the dashed line beats the n-gram model. Right, "
-            "from contexts in order and shuffled, on a logarithmic axis: the distance "
-            "of the two colours is what the order is worth to that network.",
+            "from contexts in order and shuffled: the distance of the two colours is "
+            "what the order is worth to that network.",
         "learning":
             "Loss by epoch, median of the seeds; exp(loss) is the perplexity. A "
             "validation curve that turns up shows overfitting; one that still falls "
@@ -222,7 +222,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         result[f"{name}: parameters"] = float(parameter_count(model))
     baseline = {f"{ngram.order}-gram model": perplexity(ngram, numbers["test"])}
     test = Comparison("perplexity", ["test perplexity"], baseline)
-    order = Comparison(f"perplexity from {n} words alone", ORDERS, scale="log")
+    order = Comparison(f"perplexity from {n} words alone", ORDERS)
     save_comparison(run, "perplexity", result, config.networks, [test, order])
     save_learning(run, config.networks, "loss", "loss [nats per word]")
     return result

@@ -23,7 +23,6 @@ class Comparison(NamedTuple):
     xlabel: str
     metrics: Sequence[str]
     baselines: Mapping[str, float] = {}
-    scale: str = "linear"
 
 
 def save_comparison(
@@ -52,7 +51,6 @@ def save_comparison(
         ):
             axis.axvline(x, color="0.3", linestyle=style, label=label)
         axis.set(yticks=range(len(names)), yticklabels=names, xlabel=panel.xlabel)
-        axis.set_xscale(panel.scale)
         axis.margins(y=0.2)
         axis.grid(alpha=0.3)
         axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
@@ -222,15 +220,14 @@ def save_written(
     figure, axes = plots.subplots(
         1, len(pairs), figsize=(2.5 * len(pairs), 4), sharey=True, squeeze=False
     )
-    image = None
     for i, axis in enumerate(axes[0]):
         steps = int(arrays["y_length"][i])
         p = np.asarray(jax.nn.softmax(logits[i, :steps]))[:, 1:]  # 0 is unknown
-        image = axis.imshow(p.T, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axis.imshow(p.T, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         axis.plot(range(steps), arrays["y"][i, :steps] - 1, "o", mfc="none", color="C1")
         axis.set_xticks(range(steps), range(1, steps + 1))
         axis.set_yticks(range(len(symbols)), symbols)
         axis.set(title=titles[i], xlabel="step of the decoder")
     axes[0, 0].set_ylabel("symbol")
-    figure.colorbar(image, ax=axes, label="probability")
+    figure.colorbar(axes[0, 0].images[0], ax=axes, label="probability")
     plots.save(figure, run, name)
