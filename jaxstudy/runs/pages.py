@@ -1,8 +1,8 @@
 """The pages of the lessons, docs/lessons/SCRIPT.md: for the report and for the docs.
 
 A page is Markdown with a few additions, which `expanded` turns into Markdown with HTML
-in it: {{metric}} and {{metric|mean}}, $formula$ and $$formula$$, `![](figure)` on a line
-of its own, ```source fences and pairs of a ```keras and a ```python fence.
+in it: {{metric}} and {{metric|mean}}, $formula$ and $$formula$$, `![](figure)` on a
+line of its own, ```source fences and pairs of a ```keras and a ```python fence.
 """
 
 import ast
