@@ -138,11 +138,11 @@ def with_fences(language: str) -> list[Path]:
 def test_the_code_of_a_page_runs(
     page: Path, language: str, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    """In one namespace per page and language, as a reader would paste it."""
+    """As one program per page and language, as a reader would paste it."""
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, Any] = {"__name__": "page"}
-    for code in fences(page, language):
-        exec(compile(code, name_of(page), "exec"), namespace)
+    program = tmp_path / f"{page.stem}_{language}.py"
+    program.write_text("\n".join(fences(page, language)))
+    runpy.run_path(str(program))
 
 
 @functools.cache
@@ -314,7 +314,7 @@ def test_fit_evaluate_and_predict_are_those_of_keras() -> None:
         make_train_step(objective, tx),
     )
     params = state.params
-    theirs = keras.Sequential(
+    theirs: Any = keras.Sequential(
         [keras.layers.Input((3,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1)]
     )
     theirs.set_weights(
