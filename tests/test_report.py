@@ -1,6 +1,8 @@
 """The report: made by hand-written run folders, read back with html.parser."""
 
 import base64
+import hashlib
+import io
 import json
 import math
 import os
@@ -12,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from jaxstudy.runs import charts
+from jaxstudy.runs import charts, pages, reading
 from jaxstudy.runs.report import write_report
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.runs.values import duration, value_of
@@ -480,6 +483,145 @@ def test_runs_of_an_experiment_are_compared(tmp_path, drawn):
     assert len(every) == 1 + 3 + 3 + 1
     want = [1 / e + 0.25 for e in range(1, 6)]
     assert np.allclose(shared.curves[1].table[:, 1], want)
+
+
+LESSON = {
+    "number": "2.1", "title": "Nets", "question": "What is a net?",
+    "metrics": ["net: accuracy"],
+    "figures": {"samples/epoch*": "They sharpen.", "curves": "It falls.", "no": "-"},
+    "try_it": {"--rate 3": "It diverges."}, "mistakes": {"peek": "It fakes 0.1."},
+}  # fmt: skip
+CLAIMS = [
+    {"sentence": f"It {verdict}.", "verdict": verdict, "evidence": "net: 0.693"}
+    for verdict in ("holds", "fails", "undetermined")
+]
+
+
+def make_lesson(
+    root: Path, path: str = "ch1_x/quick", lesson: Any = LESSON, claims: Any = CLAIMS,
+    preset: str = "quick", **how: Any,
+) -> Path:  # fmt: skip
+    folder = make_run(root, path, **how)
+    for name, fields in (
+        ("result.json", {"lesson": lesson, "claims": claims, "preset": preset}),
+        ("config.json", {"preset": preset}),
+    ):
+        record = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(record | fields))
+    for name in ("samples/epoch_1", "samples/epoch_2", "figures/curves", "figures/x"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / f"{name}.png").write_bytes(PNG + name.encode())
+    return folder
+
+
+def scripts(page: Page) -> list[str]:
+    """The scripts of a page, which its policy has to allow by their hashes."""
+    found = [part.partition("</script>")[0] for part in page.source.split("<script>")]
+    policy = next(m["content"] for m in page.all("meta") if "http-equiv" in m)
+    for script in found[1:]:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert policy.endswith(f"; script-src 'sha256-{digest}'")
+    return found[1:]
+
+
+def test_a_lesson_tells_what_its_run_found(tmp_path):
+    make_lesson(tmp_path)
+    make_run(tmp_path, "a_user/own")
+    page = page_of(tmp_path)
+    text = page.text.partition("What is a net? \N{CHECK MARK} 1 holds")[2]
+    order = [
+        "2.1 Nets", "They sharpen.", "It falls.", "Claims",
+        "\N{CHECK MARK} holds It holds. net: 0.693",
+        "\N{BALLOT X} fails It fails. net: 0.693",
+        "? undetermined It undetermined.",
+        "python experiments/ch1_x.py --rate 3 It diverges.",
+        "python experiments/ch1_x.py --mistake peek It fakes 0.1.",
+        "All 6 metrics", "Other files", "Settings", "Environment", "Other runs", "own",
+    ]  # fmt: skip
+    at = [text.index(words) for words in order]
+    assert at == sorted(at)
+    assert "2. Images and CNNs" in page.text
+    assert [i["alt"] for i in page.images()] == ["Epoch 1", "Epoch 2", "Curves", "X"]
+    assert len(page.all("div", "frames")) == 1
+    assert len(page.all("img", "thumbnail")) == 1
+    (script,) = scripts(page)
+    assert "Image" not in script
+    assert page.text.count("- ") < 9  # no caption of a figure that is not there
+
+
+def test_the_fullest_run_of_a_lesson_is_the_one_shown(tmp_path):
+    for preset in ("smoke", "full", "quick"):
+        make_lesson(tmp_path, f"ch1_x/{preset}", preset=preset)
+    make_run(tmp_path, "ch1_x/begun", metrics=None)
+    page = page_of(tmp_path)
+    assert len(page.images()) == 4  # of one
+    assert len(page.all("section", "lesson")) == 1
+    assert "preset full" in page.text.partition("Claims")[0]
+    assert "preset smoke" not in page.text.partition("Other runs of this lesson: 3")[0]
+    assert "4 runs compared" in page.text
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids)) == 1 + 1 + 4
+    assert all(a["href"][1:] in ids for a in page.all("a"))
+    (tmp_path / "ch1_x/full/metrics.jsonl").write_text("no\n")  # damaged
+    assert "preset quick" in page_of(tmp_path).text.partition("Claims")[0]
+
+
+def test_lessons_stand_in_the_order_of_the_course(tmp_path):
+    for path, number in (("a/q", "10"), ("b/q", "2.1.2"), ("c/q", "2.0, 2.1"),
+                         ("d/q", "2")):  # fmt: skip
+        make_lesson(tmp_path, path, LESSON | {"number": number})
+    text = page_of(tmp_path).text
+    at = [text.index(f"{number} Nets") for number in ("2", "2.0, 2.1", "2.1.2", "10")]
+    assert at == sorted(at)
+
+
+def test_a_page_is_filled_from_the_run(tmp_path, monkeypatch):
+    text = "Found {{net: accuracy|mean}}.\n\n![](curves)\n\n![](no)\n\nThe end."
+    monkeypatch.setattr(pages, "read_page", lambda name: text)
+    make_lesson(tmp_path)
+    page = page_of(tmp_path)
+    text = page.text.partition("Found 0.693.")[2]
+    at = [text.index(words) for words in ("It falls.", "The end.", "They sharpen.")]
+    assert at == sorted(at)
+    assert page.text.count("It falls.") == 1
+
+
+def test_what_a_lesson_says_cannot_inject_html(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "read_page", lambda name: "{{evil}}\n\n![](curves)")
+    lesson = {
+        **dict.fromkeys(("number", "title", "question"), EVIL), "metrics": [EVIL],
+        "figures": {"curves": EVIL, EVIL: EVIL, "[": EVIL},
+        "try_it": {EVIL: EVIL}, "mistakes": {EVIL: EVIL},
+    }  # fmt: skip
+    claims = [{"sentence": EVIL, "verdict": "holds", "evidence": EVIL}]
+    for name in ("a", "b"):
+        make_lesson(tmp_path, f"ch1/{name}", lesson, claims, EVIL, experiment=EVIL,
+                    metrics={"evil": EVIL, f"mistake {EVIL}: a": 1.0})  # fmt: skip
+    page = page_of(tmp_path)
+    assert len(scripts(page)) == len(page.all("script")) == 1
+    assert len(page.images()) == 4
+    assert not [k for _, attrs in page.tags for k in attrs if k.startswith("on")]
+    assert page.text.count(EVIL) > 20
+
+
+def test_a_verdict_is_one_of_three(tmp_path):
+    make_lesson(tmp_path, claims=[{**CLAIMS[0], "verdict": "<b>"}])
+    text = page_of(tmp_path).text
+    assert "claims.0.verdict: Input should be 'holds', 'fails' or" in text
+
+
+def test_a_large_image_is_made_smaller():
+    noise = np.random.default_rng(0).integers(0, 255, (300, 2000, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    large = file.getvalue()
+    small = reading.smaller(large)
+    assert len(small) < len(large)
+    assert Image.open(io.BytesIO(small)).size == (1600, 240)
+    assert reading.smaller(large) == small
+    assert reading.smaller(PNG) == PNG  # which is no image
+    header = large[:16] + (2**31 - 1).to_bytes(4, "big") * 2 + large[24:]
+    assert reading.smaller(header) == header  # as are so many pixels
 
 
 def test_figures_and_samples_are_inside(tmp_path):

@@ -165,10 +165,10 @@ def source_of(place: str) -> str | None:
     return textwrap.dedent("\n".join(lines))
 
 
-def _names(node: Any) -> list[str]:
+def _names(node: Any) -> list[str | None]:
     """The names that a statement defines."""
     targets = getattr(node, "targets", [getattr(node, "target", node)])
-    return [getattr(t, "name", getattr(t, "id", "")) for t in targets]
+    return [getattr(t, "name", getattr(t, "id", None)) for t in targets]
 
 
 def html(markdown: str) -> str:
