@@ -95,6 +95,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     del config, files
     folder, _, file = page.file.src_uri.rpartition("/")
     name = file.removesuffix(".md")
+    if folder == "api":  # who searches for dropout finds the lessons first
+        page.meta["search"] = {"boost": 0.5}
     if folder == "lessons" and name in lessons():
         return lesson_page(name, lessons()[name])
     tables = {
@@ -139,7 +141,7 @@ def lesson_page(name: str, lesson: Lesson) -> str:
     parts = [
         f"# {lesson.number} {lesson.title}",
         f'<p class="question">{html.escape(lesson.question)}</p>',
-        warning(stored),
+        warning(stored, lesson),
         claims_table(lesson, metrics),
         prose,
         "\n\n".join(["## Figures", *unplaced]) if unplaced else "",
@@ -172,17 +174,12 @@ def figure_html(name: str, key: str, caption: str) -> str:
     return f'<figure class="lesson">{shown}{caption}</figure>'
 
 
-def warning(stored: dict[str, Any] | None) -> str:
-    """What is wrong with the measurement, where it is known to be outdated."""
+def warning(stored: dict[str, Any] | None, lesson: Lesson) -> str:
+    """What is wrong with the measurement, where that is known."""
+    title, text = "Outdated numbers", readme.outdated(stored, lesson)
     if stored is None:
-        return '!!! warning "Not measured yet"\n\n    There is no full run in results/.'
-    if "outdated" not in stored:
-        return ""
-    return (
-        '!!! warning "Outdated measurement"\n\n'
-        "    The numbers of this page were measured before an error was mended: "
-        f"{stored['outdated']}. They are to be measured again."
-    )
+        title, text = "Not measured yet", "There is no full run in results/."
+    return f'!!! warning "{title}"\n\n    {text}' if text else ""
 
 
 def claims_table(lesson: Lesson, metrics: dict[str, Any]) -> str:

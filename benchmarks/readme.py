@@ -27,7 +27,7 @@ from jaxstudy.study import comparison, problems
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# of results/ that say by "outdated" what has been mended since
+# of results of an earlier version of a lesson
 OUTDATED = " \N{DOUBLE DAGGER}"
 # Pictures that a network made; others are published where they hold no image at all,
 # which might be one of a data set.
@@ -131,6 +131,18 @@ def stored_result(experiment: str) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def outdated(stored: Mapping[str, Any] | None, lesson: Lesson) -> str:
+    """Why a full run does not stand for the lesson as it is now; empty if it does."""
+    if stored is None:
+        return ""
+    judged = [claim["sentence"] for claim in stored["result"].get("claims", ())]
+    if "outdated" in stored:
+        return f"They were measured before an error was mended: {stored['outdated']}."
+    if judged != [claim.sentence for claim in lesson.claims]:
+        return "They were measured by an earlier version of the lesson."
+    return ""
+
+
 def main_claim(lesson: Lesson, metrics: Mapping[str, Any]) -> str:
     """The first claim, its verdict, and the numbers that decide it."""
     if not lesson.claims:
@@ -138,7 +150,9 @@ def main_claim(lesson: Lesson, metrics: Mapping[str, Any]) -> str:
     claim: Judgement = lesson.judge(metrics)[0]
     if any(isinstance(m, str) and m not in metrics for m in lesson.claims[0].metrics):
         return f"{claim.sentence} **Not measured yet.**"
-    return f"{claim.sentence} **{claim.verdict.capitalize()}**: {claim.evidence}"
+    evidence, *others = claim.evidence.split("; ")
+    more = f"; and {len(others)} more comparisons" if others else ""
+    return f"{claim.sentence} **{claim.verdict.capitalize()}**: {evidence}{more}"
 
 
 def lessons_table(
@@ -149,7 +163,7 @@ def lessons_table(
     notes = ""
     for name, lesson in lessons.items():
         stored = stored_result(name)
-        mark = OUTDATED if stored and "outdated" in stored else ""
+        mark = OUTDATED if outdated(stored, lesson) else ""
         notes = notes or mark
         number = f"[{lesson.number}]({link.format(name)}){mark}"
         result = stored["result"] if stored else {"metrics": {}, "wall_s": None}
@@ -157,8 +171,8 @@ def lessons_table(
         rows.append([number, lesson.question, claim, duration(result["wall_s"])])
     if notes:
         notes = (
-            f"\n\n{OUTDATED.strip()} Measured before an error was mended, which the "
-            "lesson's page names; to be measured again."
+            f"\n\n{OUTDATED.strip()} Measured by an earlier version of the lesson, or "
+            "before an error was mended, as its page says; to be measured again."
         )
     return table(rows) + notes
 

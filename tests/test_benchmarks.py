@@ -297,13 +297,16 @@ def test_a_lesson_is_one_script(tmp_path: Path, monkeypatch: Patch) -> None:
 
     start = "| [9](docs/lessons/ch9_toy.md)"
     assert row() == f"{start} | Is it? | It is low. **Not measured yet.** |  |"
-    stored: dict[str, Any] = {"result": {"metrics": {"loss": 0.5}, "wall_s": 90.0}}
-    (tmp_path / "results" / "ch9_toy.json").write_text(json.dumps(stored))
-    verdict = "It is low. **Holds**: loss: 0.5"
-    assert row() == f"{start} | Is it? | {verdict} | 1 min 30 s |"
-    stored["outdated"] = "why"
-    (tmp_path / "results" / "ch9_toy.json").write_text(json.dumps(stored))
-    assert row() == f"{start} \N{DOUBLE DAGGER} | Is it? | {verdict} | 1 min 30 s |"
+    result: dict[str, Any] = {"metrics": {"loss": 0.5}, "wall_s": 90.0}
+    result["claims"] = [{"sentence": "It is low."}]
+    end = "| Is it? | It is low. **Holds**: loss: 0.5 | 1 min 30 s |"
+    for stored, mark in (
+        ({"result": result}, ""),
+        ({"result": result, "outdated": "why"}, " \N{DOUBLE DAGGER}"),
+        ({"result": {**result, "claims": []}}, " \N{DOUBLE DAGGER}"),
+    ):
+        (tmp_path / "results" / "ch9_toy.json").write_text(json.dumps(stored))
+        assert row() == f"{start}{mark} {end}"
 
 
 # Each workload: the same work

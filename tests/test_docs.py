@@ -6,7 +6,7 @@ import re
 import runpy
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,7 +44,8 @@ SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("ch*.py"))
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"(`+).*?\1|\$\$.*?\$\$|\$[^$\n]+\$|\{\{.*?\}\}", re.DOTALL)
 DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?![\d.]*\.\d)")
-LESSONS = re.compile(r"\b[Ll]essons? [\d.]+(?:, [\d.]+)*(?:,? (?:and|or|to) [\d.]+)?")
+PARTS = r"\b(?:[Ll]esson|[Cc]hapter|[Ss]ection)s?"
+LESSONS = re.compile(rf"{PARTS}\s[\d.]+(?:, [\d.]+)*(?:,? (?:and|or|to) [\d.]+)?")
 CONSTANTS = re.compile(r"<!-- constants: (.*?) -->", re.DOTALL)
 Patch = pytest.MonkeyPatch
 
@@ -81,13 +82,22 @@ def test_what_a_page_points_to_is_there(page: Path) -> None:
     assert [p for p in paths if not (ROOT / p.rstrip(".")).exists()] == []
 
 
-def typed_numbers(text: str) -> list[str]:
+def settings_of(lesson: Lesson, presets: Mapping[str, Any]) -> set[str]:
+    """The numbers that a lesson's claims and presets set, as text."""
+    values: list[Any] = [claim.margin for claim in lesson.claims]
+    values += [m for claim in lesson.claims for m in claim.metrics]
+    for value in (v for config in presets.values() for v in vars(config).values()):
+        values += value if isinstance(value, tuple) else [value]
+    return {f"{value:g}" for value in values if isinstance(value, float)}
+
+
+def typed_numbers(text: str, settings: Collection[str] = ()) -> list[str]:
     """Decimals in prose that might be measured: not in code, formulas, placeholders.
 
-    Numbers of lessons are none, nor what the page declares as a setting or a constant,
+    Numbers of lessons are none, nor settings, nor what the page declares as a constant,
     in a comment: <!-- constants: 0.5 1.96 -->.
     """
-    declared = " ".join(CONSTANTS.findall(text)).split()
+    declared = {*settings, *" ".join(CONSTANTS.findall(text)).split()}
     prose = CODE.sub("", FENCE.sub("", CONSTANTS.sub("", text)))
     prose = LESSONS.sub("", prose)
     return [number for number in DECIMAL.findall(prose) if number not in declared]
@@ -95,12 +105,15 @@ def typed_numbers(text: str) -> list[str]:
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("lessons/ch*.md")), ids=name_of)
 def test_no_measured_number_is_typed(page: Path) -> None:
-    assert typed_numbers(page.read_text()) == []
+    module = load("experiments", page.stem)
+    settings = settings_of(module.LESSON, module.PRESETS)
+    assert typed_numbers(page.read_text(), settings) == []
 
 
 def test_a_typed_number_is_seen() -> None:
     text = "It reaches 0.798 and 12.5 %."
     assert typed_numbers(text) == ["0.798", "12.5"]
+    assert typed_numbers(text, {"0.798"}) == ["12.5"]
     assert typed_numbers(f"<!-- constants: 0.798 12.5 -->\n{text}") == []
     fine = (
         "`0.1` $0.2 x$ {{m 0.3}} lesson 2.1.2, lessons 1.2 and 3.1\n```sh\n0.4\n```\n"
@@ -138,11 +151,11 @@ def with_fences(language: str) -> list[Path]:
 def test_the_code_of_a_page_runs(
     page: Path, language: str, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    """In one namespace per page and language, as a reader would paste it."""
+    """As one program per page and language, as a reader would paste it."""
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, Any] = {"__name__": "page"}
-    for code in fences(page, language):
-        exec(compile(code, name_of(page), "exec"), namespace)
+    program = tmp_path / f"{page.stem}_{language}.py"
+    program.write_text("\n".join(fences(page, language)))
+    runpy.run_path(str(program))
 
 
 @functools.cache
@@ -314,7 +327,7 @@ def test_fit_evaluate_and_predict_are_those_of_keras() -> None:
         make_train_step(objective, tx),
     )
     params = state.params
-    theirs = keras.Sequential(
+    theirs: Any = keras.Sequential(
         [keras.layers.Input((3,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1)]
     )
     theirs.set_weights(

@@ -48,19 +48,16 @@ def metric_curves(run: ReportedRun) -> list[Drawn]:
 
 
 def loss_curves(run: ReportedRun) -> list[Drawn]:
-    """The loss alone, or the first metric, in a panel for each split.
+    """The loss alone, or the first metric, in one panel: by part, or of one by split.
 
-    Cheap: of many lessons, all curves would take minutes to draw.
+    Cheap: to draw all curves of all lessons takes a minute.
     """
     parts = drawn_parts(run)
-    series: list[Series] = []
-    for i, (part, rows) in enumerate([*parts.items()][: 2 * TOGETHER]):
-        for split, mine in _by(rows, "split").items():
-            series.append((split, part or "main", i, mine))
+    lines = [*parts.items()][: 2 * TOGETHER]
     if len(parts) == 1:
-        splits = sorted({split for split, *_ in series}, key=_split_order)
-        series = [("", s, splits.index(s), rows) for s, _, _, rows in series]
-    series.sort(key=lambda line: _split_order(line[0]))
+        splits = _by(run.records, "split")
+        lines = [(split, splits[split]) for split in sorted(splits, key=_split_order)]
+    series = [("", name or "main", i, rows) for i, (name, rows) in enumerate(lines)]
     return _curves(series, most=1)
 
 
@@ -136,7 +133,7 @@ def _panel(title: str, metric: str, lines: Sequence[Series]) -> charts.ChartPane
         split = "validation" if "validation" in there else min(there, key=_split_order)
         if any(math.isnan(number_of(row.get("epoch"))) for row in there[split]):
             x = "step"
-        if split not in (name, title):
+        if name != split:
             splits[split] = None
         drawn.append((name.replace("_", " "), colour, there[split], split))
     title = ", ".join(filter(None, (title.replace("_", " "), *splits)))

@@ -153,7 +153,7 @@ class Section:
         files = [*self.run.figures, *self.run.samples]
         return [file for file in files if file not in shown]
 
-    @property
+    @cached_property
     def thumbnail(self) -> str:
         """The first image in small."""
         images = (f for files in self.figures.values() for f in files[-1:] if f.mime)
