@@ -548,6 +548,20 @@ def test_a_study_begins_with_what_needs_no_data(
     ]  # fmt: skip
 
 
+def test_a_report_that_fails_stops_no_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jaxstudy import __main__ as program
+
+    def write_report(runs: Path) -> Path:
+        raise ZeroDivisionError("in a chart")
+
+    program.refresh(tmp_path)  # where no run is yet
+    monkeypatch.setattr(program, "write_report", write_report)
+    program.refresh(tmp_path)
+    assert capsys.readouterr().out.count("no report yet: ") == 2
+
+
 @pytest.mark.parametrize("words", [["report", ""], ["study", "--runs", ""]])
 def test_an_empty_folder_of_runs(
     words: list[str],
