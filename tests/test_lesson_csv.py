@@ -188,7 +188,7 @@ def test_rows_of_a_group_give_an_ungrouped_fold_away(tmp_path: Path) -> None:
     config = TableSettings(epochs=20, folds=4, repeats=1, rate=0.03)
     columns = (Indicator(Category("group")),)
     with open_run(tmp_path / "run", "test", "quick", config) as run:
-        found = compare_on_folds(
+        found: Any = compare_on_folds(
             table, y, {"network": columns}, {"regression": columns},
             stratified_splits(y, 4, 1, 0, groups), config, run, groups=groups,
             pairs=(("regression", "class prior"),),
