@@ -19,12 +19,13 @@ from jaxstudy.runs.run import open_run
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.tabular import prediction
 from jaxstudy.tabular.columns import Category, Embedding, Indicator, Numeric
-from jaxstudy.tabular.comparison import as_indicator
-from jaxstudy.tabular.cross_validation import held_out_split
+from jaxstudy.tabular.comparison import as_indicator, class_prior, compare_on_folds
+from jaxstudy.tabular.cross_validation import held_out_split, stratified_splits
 from jaxstudy.tabular.encoding import Features
 from jaxstudy.tabular.fitting import fit_columns
 from jaxstudy.tabular.prediction import read_columns, save_columns
 from jaxstudy.tabular.sets import read_titanic, with_titles_and_decks
+from jaxstudy.tabular.settings import TableSettings
 from jaxstudy.types import UserError
 from tests.conftest import load
 
@@ -141,9 +142,9 @@ def test_columns_that_are_refused(
 def test_some_columns_of_the_passengers(monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
 
-    def compare(*arguments: Any, groups: Any, seed: int) -> dict[str, Any]:
+    def compare(*arguments: Any, groups: Any, mistaken: Any, **_: Any) -> Any:
         given.update(columns=arguments[2] | arguments[3], groups=groups)
-        given.update(networks={*arguments[2]}, splits=arguments[4])
+        given.update(networks={*arguments[2]}, splits=arguments[4], mistaken=mistaken)
         return {}
 
     def train(table: Any, y: Any, columns: Any, *_: Any) -> Any:
@@ -151,6 +152,7 @@ def test_some_columns_of_the_passengers(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(titanic, "compare_on_folds", compare)
     monkeypatch.setattr(titanic, "train_ensemble", train)
+    monkeypatch.setattr(titanic, "draw_comparison", lambda *_: None)
     monkeypatch.setattr(
         titanic, "save_columns", lambda _, fitted, __: given.update(fitted=fitted)
     )
@@ -162,6 +164,7 @@ def test_some_columns_of_the_passengers(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(both) == len({*groups}) == tickets.nunique() == 929
     for train_rows, held_out in given["splits"]:
         assert not {*groups[train_rows]} & {*groups[held_out]}
+    assert given["mistaken"] is None
     assert given["networks"] == {
         "network", "without numeric", "without bucketized", "without indicator",
         "without crossed", "with boat and body (a leak)",
@@ -169,6 +172,42 @@ def test_some_columns_of_the_passengers(monkeypatch: pytest.MonkeyPatch) -> None
     for columns in given["columns"].values():
         sources = {*Features(tuple(columns)).sources}
         assert sources - {*titanic.LEAKS} <= {"age", "sex"}
+    # the mistake: as many folds, with passengers of a ticket on both sides
+    titanic.main(titanic.Config(columns=("age",), mistake="ungrouped"), None)
+    assert len(given["mistaken"]) == len(given["splits"])
+    for train_rows, held_out in given["mistaken"]:
+        assert {*groups[train_rows]} & {*groups[held_out]}
+
+
+def test_rows_of_a_group_give_an_ungrouped_fold_away(tmp_path: Path) -> None:
+    """Classes that depend on the group alone: what the mistake fakes, measured."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), 5)
+    y = rng.integers(0, 2, 40)[groups]
+    table = pd.DataFrame({"group": [f"g{i}" for i in groups]})
+    config = TableSettings(epochs=20, folds=4, repeats=1, rate=0.03)
+    columns = (Indicator(Category("group")),)
+    with open_run(tmp_path / "run", "test", "quick", config) as run:
+        found: Any = compare_on_folds(
+            table, y, {"network": columns}, {"regression": columns},
+            stratified_splits(y, 4, 1, 0, groups), config, run, groups=groups,
+            pairs=(("regression", "class prior"),),
+            mistaken=stratified_splits(y, 4, 1, 0),
+        )  # fmt: skip
+    assert found["mistake: accuracy"].mean > 0.95
+    assert found["right: accuracy"] == found["network: accuracy"]
+    assert found["network: accuracy"].mean < 0.7
+    assert found["mistake - right: accuracy"].low > 0.2
+    assert found["mistake - right: log-loss"].high < 0
+    gap = found["regression - class prior: log-loss"]
+    means = [found[f"{n}: log-loss"].mean for n in ("regression", "class prior")]
+    assert gap.mean == pytest.approx(means[0] - means[1])
+
+
+def test_the_class_prior_is_that_of_the_training_rows() -> None:
+    y = np.array([0, 0, 0, 1, 1, 1, 2])
+    prior = np.exp(class_prior(y, np.array([0, 1, 2, 3])))
+    np.testing.assert_allclose(prior, [4 / 7, 2 / 7, 1 / 7])
 
 
 # ------------------------------------------------------------------ any table
@@ -231,6 +270,8 @@ def test_a_table_in_parts_has_a_share_held_out(ask: Ask, tmp_path: Path) -> None
     metrics = metrics_of(folder)
     assert metrics["network: accuracy"]["n"] == 40
     assert metrics["network: accuracy"]["mean"] > 0.8
+    assert metrics["network - class prior: log-loss"]["high"] < 0
+    assert metrics["network - logistic regression: log-loss"]["n"] == 40
     assert not (folder / "rows").exists()
     fitted, _ = read_columns(folder)
     assert fitted.sources == ("x", "colour", "town")
@@ -260,14 +301,16 @@ def inferred(ask: Ask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Run the script on a file of this text, up to the training."""
     given: dict[str, Any] = {}
 
-    def compare(table: Any, y: Any, networks: Any, _: Any, splits: Any, *__: Any,
-                seed: int) -> Any:  # fmt: skip
+    def compare(
+        table: Any, y: Any, networks: Any, _: Any, splits: Any, *__: Any
+    ) -> Any:
         folds = len(splits) // lesson.PRESETS["smoke"].repeats
         given.update(table=table, y=y, columns=networks["network"], folds=folds)
         return {}
 
     monkeypatch.setattr(lesson, "compare_on_folds", compare)
     monkeypatch.setattr(lesson, "train_ensemble", lambda *_: (None, None))
+    monkeypatch.setattr(lesson, "draw", lambda *_: None)
     monkeypatch.setattr(
         lesson, "save_columns", lambda *a: given.update(classes=tuple(a[2]))
     )

@@ -61,10 +61,8 @@ def names_in(folder: Path) -> set[str]:
 
 
 def test_a_run_shows_all_that_the_lesson_promises(smoke_run: Path) -> None:
-    assert names_in(smoke_run / "figures") == {
-        f"{name}.png"
-        for name in ("accuracy", "classes", "interpolation", "losses", "nearest")
-    }
+    names = "accuracy", "classes", "distance", "interpolation", "losses", "nearest"
+    assert names_in(smoke_run / "figures") == {f"{name}.png" for name in names}
     samples = smoke_run / "samples"
     epochs = [f"epoch_00{i}.png" for i in range(3)]
     assert names_in(samples) == {*epochs, "training.gif"}

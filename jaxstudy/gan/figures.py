@@ -1,6 +1,7 @@
 """Figures of how the two networks of a GAN trained, from what was logged."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from jaxstudy.gan.evaluation import FRECHET
 from jaxstudy.runs import plots
@@ -15,7 +16,7 @@ def draw_training(run: Run) -> None:
     _draw(run, "accuracy", "validation", "accuracy of D, held-out images", accuracies)
 
 
-def draw_distances(run: Run, constants: Mapping[str, float]) -> None:
+def draw_distances(run: Run, constants: Mapping[str, Any]) -> None:
     """The Frechet distance after each epoch, and what does not depend on the epoch."""
     names = {FRECHET: "generated images"}
     _draw(run, "distance", "generated", "Frechet distance to test images", names,
@@ -28,7 +29,7 @@ def _draw(
     split: str,
     label: str,
     names: Mapping[str, str],
-    constants: Mapping[str, float] | None = None,
+    constants: Mapping[str, Any] | None = None,
 ) -> None:
     lines: dict[str, plots.Line] = {}
     for name, what in names.items():
