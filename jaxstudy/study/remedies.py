@@ -90,6 +90,20 @@ def remedy_metrics(
     return result, differences
 
 
+def tuned_on_test(base: Trained) -> dict[str, Estimate]:
+    """What the epoch of lowest test loss reports, and what fresh images say of it.
+
+    Differences from the epoch that validation chooses, of the same images and seeds.
+    """
+    reported = base.stopped(by="test")["loss"]
+    fresh = base.stopped("test", "fresh")["loss"], base.stopped(on="fresh")["loss"]
+    return {
+        "mistake: test loss": mean_over_runs(reported, NONNEGATIVE),
+        "mistake - right: test loss": paired(reported, base.stopped()["loss"]),
+        "mistake - right: loss on fresh images": paired(*fresh),
+    }
+
+
 def paired(a: np.ndarray, b: np.ndarray) -> Estimate:
     """The mean of a - b, [seeds]."""
     return mean_over_runs(a - b, REAL, "seeds, paired")
