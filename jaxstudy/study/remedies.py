@@ -161,7 +161,8 @@ def save_map(
         for (remedy, size), end in ended.items():
             means[remedies.index(remedy), sizes.index(size)] = end[metric].mean()
         worse = means if metric == "loss" else -means
-        axis.imshow(worse, cmap="Blues_r", aspect="auto", alpha=0.7)
+        axis.imshow(worse, cmap="Blues_r", aspect="auto", alpha=0.5)
+        axis.set_facecolor("0.93")  # of what was not trained
         for row, column in np.argwhere(np.isfinite(means)):
             best = worse[row, column] == np.nanmin(worse[:, column])
             axis.text(
