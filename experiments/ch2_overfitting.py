@@ -79,8 +79,8 @@ LESSON = Lesson(
         "widely are not told apart.",
         "map": "Mean test loss and accuracy by remedy and number of images, after the "
         "same number of gradient steps; dark is good, the best of a column is bold. "
-        "Rows show what data are worth, columns what remedies are worth. Grey cells are "
-        "not trained by this preset.",
+        "Rows show what data are worth, columns what remedies are worth. Grey: not "
+        "trained by this preset.",
     },
     try_it={
         "--decay 0.01": "A common default, too weak for so few steps: weight decay "
