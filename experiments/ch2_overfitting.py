@@ -79,8 +79,8 @@ LESSON = Lesson(
         "widely are not told apart.",
         "map": "Mean test loss and accuracy by remedy and number of images, after the "
         "same number of gradient steps; dark is good, the best of a column is bold. "
-        "Rows show what data are worth, columns what remedies are worth. Empty cells "
-        "are not trained by this preset.",
+        "Rows show what data are worth, columns what remedies are worth. Grey: not "
+        "trained by this preset.",
     },
     try_it={
         "--decay 0.01": "A common default, too weak for so few steps: weight decay "
@@ -213,20 +213,6 @@ def train(
     return remedies.trained(end, fitted.records)
 
 
-def tuned_on_test(base: remedies.Trained) -> dict[str, Estimate]:
-    """What the epoch of lowest test loss reports, and what fresh images say of it.
-
-    Differences from the epoch that validation chooses, of the same images and seeds.
-    """
-    reported = base.stopped(by="test")["loss"]
-    fresh = base.stopped("test", "fresh")["loss"], base.stopped(on="fresh")["loss"]
-    return {
-        "mistake: test loss": mean_over_runs(reported, NONNEGATIVE),
-        "mistake - right: test loss": remedies.paired(reported, base.stopped()["loss"]),
-        "mistake - right: loss on fresh images": remedies.paired(*fresh),
-    }
-
-
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     """Train the base and every remedy, on several numbers of images; compare."""
     data = splits.image_splits(read_images(config.data))
@@ -257,7 +243,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     label = "test loss - the base network's [nats]"
     plots.save_differences(run, "differences", differences, label)
     remedies.save_map(run, "map", ended)
-    return result | (tuned_on_test(base) if config.mistake else {})
+    return result | (remedies.tuned_on_test(base) if config.mistake else {})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,13 @@ from jaxstudy.dataset import dataset
 from jaxstudy.images import splits
 from jaxstudy.model import parameter_count
 from jaxstudy.models.cnn import cnn
-from jaxstudy.study.remedies import Trained, remedy_metrics, trained, with_stopped
+from jaxstudy.study.remedies import (
+    Trained,
+    remedy_metrics,
+    trained,
+    tuned_on_test,
+    with_stopped,
+)
 from tests.conftest import Smoke, load
 
 lesson: Any = load("experiments", "ch2_overfitting")
@@ -73,7 +79,7 @@ def test_more_data_is_compared_with_the_best_of_each_seed() -> None:
 
 def test_what_tuning_on_the_test_set_reports() -> None:
     """The lowest test loss, and what images that chose nothing say of that epoch."""
-    found = lesson.tuned_on_test(base())
+    found = tuned_on_test(base())
     assert found["mistake: test loss"].values == pytest.approx([0.5, 0.5])
     gain = found["mistake - right: test loss"].values
     assert gain == pytest.approx([-0.1, -0.2])

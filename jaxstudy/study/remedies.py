@@ -90,6 +90,20 @@ def remedy_metrics(
     return result, differences
 
 
+def tuned_on_test(base: Trained) -> dict[str, Estimate]:
+    """What the epoch of lowest test loss reports, and what fresh images say of it.
+
+    Differences from the epoch that validation chooses, of the same images and seeds.
+    """
+    reported = base.stopped(by="test")["loss"]
+    fresh = base.stopped("test", "fresh")["loss"], base.stopped(on="fresh")["loss"]
+    return {
+        "mistake: test loss": mean_over_runs(reported, NONNEGATIVE),
+        "mistake - right: test loss": paired(reported, base.stopped()["loss"]),
+        "mistake - right: loss on fresh images": paired(*fresh),
+    }
+
+
 def paired(a: np.ndarray, b: np.ndarray) -> Estimate:
     """The mean of a - b, [seeds]."""
     return mean_over_runs(a - b, REAL, "seeds, paired")
@@ -147,7 +161,8 @@ def save_map(
         for (remedy, size), end in ended.items():
             means[remedies.index(remedy), sizes.index(size)] = end[metric].mean()
         worse = means if metric == "loss" else -means
-        axis.imshow(worse, cmap="Blues_r", aspect="auto", alpha=0.7)
+        axis.imshow(worse, cmap="Blues_r", aspect="auto", alpha=0.5)
+        axis.set_facecolor("0.93")  # of what was not trained
         for row, column in np.argwhere(np.isfinite(means)):
             best = worse[row, column] == np.nanmin(worse[:, column])
             axis.text(
