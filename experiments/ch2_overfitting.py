@@ -73,7 +73,7 @@ LESSON = Lesson(
         "curves": "Loss on the training set (blue, in evaluation mode) and on the "
         "validation set (orange), mean over the seeds, all on one scale. The circle "
         "marks the lowest validation loss. Where orange rises after it while blue "
-        "falls, the network overfits; early stopping takes the base's circle.",
+        "falls, the network overfits; early stopping takes that epoch of the base.",
         "differences": "Test loss less the base network's, paired by seed, with 95 % "
         "intervals: left of the line is better. Two remedies whose intervals overlap "
         "widely are not told apart.",
