@@ -58,7 +58,7 @@ def print_result(
         )
         console.print(verdict + rich.text.Text(claim["sentence"]))
         evidence = rich.text.Text(claim["evidence"], style="dim")
-        console.print(rich.padding.Padding(evidence, (0, 0, 0, 16)))
+        console.print(rich.padding.Padding(evidence, (0, 0, 0, 16), expand=False))
     if lesson:
         _print_next(console, name, lesson, folder)
     console.print(f"\nsaved in {folder}")
@@ -96,8 +96,8 @@ def _print_next(
         console.print("\nlook at", style="bold")
     for path, caption in [*figures.items()][:2]:
         console.print(f"  {path}")
-        console.print(rich.padding.Padding(caption, (0, 0, 0, 4)))
+        console.print(rich.padding.Padding(caption, (0, 0, 0, 4), expand=False))
     for options, expected in [*lesson["try_it"].items()][:1]:
         console.print("\ntry next", style="bold")
         console.print(f"  python experiments/{name}.py {options}")
-        console.print(rich.padding.Padding(expected, (0, 0, 0, 4)))
+        console.print(rich.padding.Padding(expected, (0, 0, 0, 4), expand=False))
