@@ -134,7 +134,7 @@ def judge_claim(claim: Claim, metrics: Mapping[str, Any]) -> Judgement:
     the interval is that for independent means (Zou and Donner 2008), which is too wide
     for metrics of the same cases: a run gives those their difference as a metric. A
     claim on less than four seeds is undetermined, whatever their values. Two numbers
-    without an interval are compared as they are.
+    without an interval are compared as they are, and the evidence says so.
     """
     verdicts: list[ClaimVerdict] = []
     evidence = []
@@ -175,6 +175,8 @@ def _compare(
         shown += f", {d.n} {d.of}"
         if d.low is None or d.high is None:
             return "undetermined", f"{shown}: too few to tell, it takes {MIN_UNITS}"
+    else:
+        shown += ", single values" if isinstance(b, str) else ", a single value"
     low, high = (d.mean if end is None else end for end in (d.low, d.high))
     return _verdict(claim.relation, low, high, claim.margin), shown
 
