@@ -26,6 +26,7 @@ from jaxstudy.runs.statistics import (
 )
 
 Relation = Literal["<", ">", "=", "within"]
+RUNS = ("seeds", "repeats")  # of which the same number are the same
 ClaimVerdict = Literal["holds", "fails", "undetermined"]
 
 
@@ -197,7 +198,7 @@ def _verdict(
 
 
 def difference(a: Estimate | float, b: Estimate | float) -> Estimate:
-    """a - b with its 95 % interval, in pairs where both have values for the same units.
+    """a - b with its 95 % interval, in pairs where both have values for the same runs.
 
     Else by the intervals [l, u] of both, of independent means:
     a - b - sqrt((a - l_a)^2 + (u_b - b)^2), a - b + sqrt((u_a - a)^2 + (b - l_b)^2).
@@ -206,10 +207,10 @@ def difference(a: Estimate | float, b: Estimate | float) -> Estimate:
     if not isinstance(a, Estimate) and not isinstance(b, Estimate):
         return Estimate(a - b, None, None, 1, "")
     a, b = (v if isinstance(v, Estimate) else Estimate(v, v, v, 0, "") for v in (a, b))
-    if a.values and b.values and (a.n, a.of) == (b.n, b.of):
+    runs = a.of in RUNS and (a.n, a.of) == (b.n, b.of)  # cases may be of other sets
+    if runs and a.values and b.values:
         gaps = np.subtract(a.values, b.values)
-        paired = a.of if "paired" in a.of else f"{a.of}, paired"
-        return mean_over_runs(gaps, REAL, paired)
+        return mean_over_runs(gaps, REAL, f"{a.of}, paired")
     n, of = (a.n, a.of) if b.n == 0 else (b.n, b.of)
     if a.n and b.n:
         n, of = min(a.n, b.n), a.of if a.of == b.of else f"{a.of} and {b.of}"

@@ -35,13 +35,15 @@ def print_result(
 ) -> None:
     """The metrics as a table, the judged claims, what to look at, what to try next.
 
-    Of a lesson's metrics the first dozen that it names, unless asked for everything.
+    Of a lesson's metrics the first dozen that it names, and what a mistake fakes,
+    unless asked for everything.
     """
     console, metrics = _console(), result["metrics"]
     lesson = result.get("lesson")
     if lesson and not everything:
-        named = [m for m in lesson["metrics"] if m in metrics]
-        metrics = {m: metrics[m] for m in named[:MAX_ROWS]}
+        named = [m for m in lesson["metrics"] if m in metrics][:MAX_ROWS]
+        named += [m for m in metrics if m.startswith("mistake") and m not in named]
+        metrics = {m: metrics[m] for m in named}
     console.print(_table(name, metrics))
     left_out = len(result["metrics"]) - len(metrics)
     if left_out:
