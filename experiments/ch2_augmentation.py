@@ -17,41 +17,31 @@ sets are repeated to the length of the largest, an epoch here, so all make as ma
 steps. A run is reported at the epoch with its best validation accuracy.
 """
 
-import dataclasses
-import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pydantic
 
 from jaxstudy import training
-from jaxstudy.dataset import evenly_spaced
-from jaxstudy.images import augment, folders, splits
+from jaxstudy.images import augment
 from jaxstudy.images.augment import Flip, Rotation, Translation, Zoom
 from jaxstudy.images.figures import draw_versions
-from jaxstudy.images.folder_sets import read_folder_sets
-from jaxstudy.images.sets import Images, ImageSet, read_images
-from jaxstudy.images.subsets import EVALUATED
+from jaxstudy.images.reading import read_set_or_folder
+from jaxstudy.images.splits import image_splits
+from jaxstudy.images.subsets import image_subsets
 from jaxstudy.model import Model
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
-from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.lesson import Claim, Lesson
-from jaxstudy.runs.run import Run, write_atomically
-from jaxstudy.runs.statistics import (
-    NONNEGATIVE,
-    SHARE_DIFFERENCE,
-    Estimate,
-    mean_over_runs,
-)
+from jaxstudy.runs.run import Run
+from jaxstudy.runs.statistics import NONNEGATIVE, Estimate, mean_over_runs
 from jaxstudy.study import sizes
+from jaxstudy.study.timing import seconds_of_steps
 from jaxstudy.types import Array, Batch, Metrics
 
 LESSON = Lesson(
@@ -118,8 +108,6 @@ LESSON = Lesson(
 
 ARMS = ("as they are", "augmented")
 LAYERS = (Flip(), Rotation(0.05), Zoom(0.2), Translation(0.1, 0.1))
-TIMED = 20  # steps of each arm
-DRAWN = 64  # pixels a side of the versions' picture
 
 
 @dataclass(frozen=True)
@@ -173,118 +161,45 @@ def train_step_of_arms(model: Model, config: Config) -> training.TrainStep:
     return train_step
 
 
-def start(model: Model, config: Config) -> tuple[training.TrainState, Array]:
-    """The states of all replicas [sizes x seeds x arms] and keys of their data orders.
-
-    Both depend on the seed alone.
-    """
-    seeds = jnp.repeat(jnp.arange(config.seeds), len(ARMS))
-    seeds = jnp.tile(seeds, len(config.sizes))
-    keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))[seeds]
-    return training.init_replicas(model, optax.adam(config.rate), keys[:, 0]), keys[
-        :, 1
-    ]
-
-
-def seconds_of_steps(
-    train_step: training.TrainStep,
-    state: training.TrainState,
-    config: Config,
-    data: splits.ImageSplits,
-) -> np.ndarray:
-    """What a step takes, [TIMED, arms], in turns: other load slows both alike."""
-    single = jax.tree.map(lambda a: a[0], state)
-    batch = {
-        "x": jnp.zeros((config.batch_size, *data.shape), jnp.uint8),
-        "y": jnp.zeros(config.batch_size, jnp.int32),
-        "mask": jnp.ones(config.batch_size),
-    }
-    step = jax.jit(train_step).lower(single, batch, jnp.int32(0)).compile()
-    times = [time.perf_counter()]
-    for turn in range((1 + TIMED) * len(ARMS)):
-        jax.block_until_ready(step(single, batch, jnp.int32(turn % len(ARMS))))
-        times.append(time.perf_counter())
-    return np.diff(times).reshape(-1, len(ARMS))[1:]  # the first warms up
-
-
-def train(
-    model: Model,
-    train_step: training.TrainStep,
-    start: tuple[training.TrainState, Array],
-    config: Config,
-    data: splits.ImageSplits,
-    run: Run,
-) -> dict[str, np.ndarray]:
-    """Accuracy on each set after each epoch, [epochs, sizes, seeds, arms]."""
-    state, keys = start
-    rows = splits.nested_subsets(data.train, config.sizes, config.seeds, config.seed)
-    rows = rows.repeat(len(ARMS), axis=1)
-    rows = jnp.asarray(rows.reshape(-1, rows.shape[2]))
-    eval_step = training.make_eval_step(cross_entropy(model))
-    evaluators = {
-        name: training.Evaluator(eval_step, evenly_spaced(part, EVALUATED), 500)
-        for name, part in (("validation", data.validation), ("test", data.test))
-    }
-    fitted = training.fit(
-        state,
-        train_step,
-        dataclasses.replace(data.train, indices=rows, mask=jnp.ones(rows.shape, bool)),
-        key=keys,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        evaluators=evaluators,
-        replicas=training.Replicas((jnp.arange(len(rows)) % len(ARMS),)),
-        evaluate_first=False,
-        log=run.sub_run(),
-    )
-    shape = (len(config.sizes), config.seeds, len(ARMS))
-    return sizes.accuracies(fitted.records, shape)
-
-
-def read(config: Config, run: Run) -> tuple[ImageSet, np.ndarray]:
-    """The images, and a larger one to show; a folder's problems go to problems.json."""
-    size = config.image_size, config.image_size
-    if config.folder is None and config.data != "emoji":
-        images = read_images(config.data, image_size=size)
-        first = images.splits["train"]
-        shown = first.x[0] if isinstance(first, Images) else first[0]["x"]
-        return images, np.asarray(shown)
-    images, audited = read_folder_sets(
-        config.folder, size=size, strict=config.strict, seed=config.seed,
-        validation_split=config.validation_split,
-    )  # fmt: skip
-    problems = json.dumps([problem._asdict() for problem in audited.problems], indent=1)
-    write_atomically(run.folder / "problems.json", problems + "\n")
-    path = audited.folder / audited.paths[0]
-    return images, folders.read_image(path, (DRAWN, DRAWN))
-
-
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     """Look at the images, learn from them as they are and augmented, compare."""
-    images, shown = read(config, run)
-    data = splits.image_splits(images)
-    counts = splits.sizes_at_most(config.sizes, len(data.train.indices))
-    config = dataclasses.replace(config, sizes=counts)
+    images, shown = read_set_or_folder(
+        run, config.data, config.folder, size=config.image_size, strict=config.strict,
+        validation_split=config.validation_split, seed=config.seed,
+    )  # fmt: skip
+    data = image_splits(images)
+    subsets = image_subsets(
+        data, counts=config.sizes, seeds=config.seeds, seed=config.seed
+    )
+    counts = subsets.sizes
+    middle = len(counts) // 2
     draw_versions(run, shown, LAYERS)
 
+    optimizer = optax.adam(config.rate)
     model = cnn(data.shape, len(data.classes), filters=config.filters)
-    train_step, begin = train_step_of_arms(model, config), start(model, config)
-    seconds = seconds_of_steps(train_step, begin[0], config, data)
-    accuracy = train(model, train_step, begin, config, data, run)
+    train_step = train_step_of_arms(model, config)
+    seconds = seconds_of_steps(
+        train_step,
+        training.init_state(model, optimizer, jax.random.key(config.seed)),
+        subsets.datasets()[0],
+        batch_size=config.batch_size,
+        arms=len(ARMS),
+    )
+    trained = sizes.train_sizes(
+        sizes.Plan(model, cross_entropy(model), optimizer, subsets, config.epochs),
+        seed=config.seed,
+        train_step=train_step,
+        arms=len(ARMS),
+        batch_size=config.batch_size,
+        log=run.sub_run(),
+    )
     by_epoch = {
-        arm: {split: values[..., i] for split, values in accuracy.items()}
+        arm: {split: values[..., i] for split, values in trained.accuracy.items()}
         for i, arm in enumerate(ARMS)
     }
     test = sizes.best_test(by_epoch)
-    sizes.draw_epochs(run, counts, len(counts) // 2, by_epoch)
-    lines = {arm: sizes.mean_line(counts, values) for arm, values in test.items()}
-    gain = test[ARMS[1]] - test[ARMS[0]]
-    gained = {"": sizes.mean_line(counts, gain, SHARE_DIFFERENCE)}
-    panels = [
-        sizes.size_panel("test, paired by seed", "accuracy gained", gained),
-        sizes.size_panel("test", "accuracy", lines),
-    ]
-    plots.save_lines(run, "sizes", panels)
+    sizes.draw_epochs(run, counts, middle, by_epoch)
+    sizes.draw_sizes(run, counts, test, gain=test[ARMS[1]] - test[ARMS[0]])
     name = "accuracy gained by augmentation"
     result: dict[str, Estimate | float] = {
         **sizes.size_metrics(counts, test, name, ARMS[1], over=ARMS[0])
@@ -292,8 +207,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     steps = -(-max(counts) // config.batch_size)
     for i, arm in enumerate(ARMS):
         result[f"{arm}: seconds an epoch"] = float(steps * np.median(seconds[:, i]))
-    middle = counts[len(counts) // 2]
-    result[f"middle size: {name}"] = result[f"{middle} images: {name}"]
+    result[f"middle size: {name}"] = result[f"{counts[middle]} images: {name}"]
     ratio = mean_over_runs(seconds[:, 1] / seconds[:, 0], NONNEGATIVE, "pairs of steps")
     result["time of a step, augmented / as they are"] = ratio
     return result

@@ -10,7 +10,6 @@ shows a real image after every layer.
 """
 
 import dataclasses
-import functools
 import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
@@ -21,28 +20,22 @@ import numpy as np
 import optax
 import pydantic
 
+from jaxstudy import training
 from jaxstudy.dataset import evenly_spaced, take
-from jaxstudy.images.augment import shift
+from jaxstudy.images.augment import on_shifted
+from jaxstudy.images.figures import draw_maps
 from jaxstudy.images.sets import read_images
 from jaxstudy.images.splits import ImageSplits, at_most, image_splits
 from jaxstudy.model import Model, parameter_count
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
-from jaxstudy.ops import Padding
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.lesson import Claim, Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import SHARE, Estimate, mean_over_runs
-from jaxstudy.training import (
-    EvalStep,
-    Evaluator,
-    fit,
-    init_replicas,
-    make_eval_step,
-    make_train_step,
-)
-from jaxstudy.types import Array, Batch, Metrics, TrainState
+from jaxstudy.training import EvalStep, Evaluator
+from jaxstudy.types import TrainState
 
 LESSON = Lesson(
     number="2.0, 2.1",
@@ -113,9 +106,10 @@ NETWORKS: dict[Name, dict[str, Any]] = {
     "no pooling": {"pool": "none"},
     "max pooling, valid": {"padding": "VALID"},
 }
-
-
-SHOWN: dict[Name, Padding] = {"max pooling": "SAME", "max pooling, valid": "VALID"}
+SHOWN: dict[Name, str] = {
+    "max pooling": "maps_same",
+    "max pooling, valid": "maps_valid",
+}
 
 
 @dataclass(frozen=True)
@@ -173,34 +167,23 @@ def build(name: Name, shape: tuple[int, int, int], classes: int) -> Model:
     return cnn(shape, classes, filters=(), hidden=(width,))
 
 
-def on_moved(plain: EvalStep) -> EvalStep:
-    """Evaluate on images shifted by (dy, dx), black coming in."""
-
-    def eval_step(state: TrainState, batch: Batch, dy: Array, dx: Array) -> Metrics:
-        return plain(state, {**batch, "x": shift(batch["x"], dy, dx)})
-
-    return eval_step
-
-
 def train(
     name: str, model: Model, config: Config, data: ImageSplits, run: Run
 ) -> tuple[TrainState, EvalStep]:
     """Train one network with every seed, each a replica."""
-    objective, optimizer = cross_entropy(model), optax.adam(config.rate)
-    eval_step = make_eval_step(objective)
-    keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
-    fitted = fit(
-        init_replicas(model, optimizer, keys[:, 0]),
-        make_train_step(objective, optimizer),
+    objective = cross_entropy(model)
+    eval_step = training.make_eval_step(objective)
+    validation = evenly_spaced(data.validation, len(data.train.indices))
+    fitted = training.train_seeds(
+        model,
+        objective,
+        optax.adam(config.rate),
         data.train,
-        key=keys[:, 1],
+        seed=config.seed,
+        seeds=config.seeds,
         epochs=config.epochs,
         batch_size=config.batch_size,
-        evaluators={
-            "validation": Evaluator(
-                eval_step, evenly_spaced(data.validation, len(data.train.indices)), 500
-            )
-        },
+        evaluators={"validation": Evaluator(eval_step, validation, 500)},
         evaluate_first=False,
         log=run.sub_run(name.replace(" ", "_")),
     )
@@ -212,45 +195,15 @@ def shift_curve(
 ) -> list[np.ndarray]:
     """Accuracies [seed] on images shifted by 0, 1, ... pixels, over four directions."""
     few = evenly_spaced(data.test, config.shifted_images)
-    moving, curve = on_moved(eval_step), []
+    shifted, curve = on_shifted(eval_step), []
     for pixels in range(config.shifts + 1):
         found = []
         for dy, dx in ((1, 0), (-1, 0), (0, 1), (0, -1))[: 4 if pixels else 1]:
             steps = [jnp.full(config.seeds, pixels * d) for d in (dy, dx)]
-            values = Evaluator(moving, few, 500, args=tuple(steps))(state)
+            values = Evaluator(shifted, few, 500, args=tuple(steps))(state)
             found.append(values["accuracy"])
         curve.append(np.mean(found, axis=0))
     return curve
-
-
-def draw_maps(run: Run, states: dict[Name, TrainState], data: ImageSplits) -> None:
-    """What each convolution and pooling makes of one test image, two networks' each."""
-    image = take(data.test, np.asarray(data.test.indices[:1]))["x"]
-    for name, padding in SHOWN.items():
-        if name not in states:
-            continue
-        params, extra = jax.tree.map(
-            lambda a: a[0], (states[name].params, states[name].extra)
-        )
-        model = cnn(data.shape, len(data.classes), padding=padding, capture=True)
-        apply = jax.jit(functools.partial(model.apply, train=False, key=None))
-        (_, values), _ = apply(params, extra, image)
-        layers = sorted(values, key=lambda name: name.split()[::-1])  # jit sorts names
-        maps = {layer: np.asarray(values[layer][0][0]) for layer in layers}
-        # the channels with most to show
-        strongest = {n: np.argsort(-m.std((0, 1)))[:8] for n, m in maps.items()}
-        plots.save_images(
-            run,
-            f"maps_{padding.lower()}",
-            [[image[0]], *([m[..., k] for k in strongest[n]] for n, m in maps.items())],
-            rows=[
-                f"image\n{image.shape[1]}x{image.shape[2]}",
-                *(
-                    f"{n}\n{m.shape[0]}x{m.shape[1]}x{m.shape[2]}"
-                    for n, m in maps.items()
-                ),
-            ],
-        )
 
 
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:
@@ -277,19 +230,17 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
             result[f"{name}: accuracy, shifted by 3 pixels"] = curves[name][3]
         result[f"{name}: parameters"] = float(parameter_count(model))
     pixels = list(range(config.shifts + 1))
-    plots.save_lines(
-        run,
-        "shifts",
-        [
-            plots.Panel(
-                f"{config.shifted_images} test images, shifted",
-                "shift [pixels]",
-                "accuracy",
-                {name: (pixels, curve) for name, curve in curves.items()},
-            )
-        ],
-    )
-    draw_maps(run, states, data)
+    title = f"{config.shifted_images} test images, shifted"
+    lines = {name: (pixels, curve) for name, curve in curves.items()}
+    panel = plots.Panel(title, "shift [pixels]", "accuracy", lines)
+    plots.save_lines(run, "shifts", [panel])
+    image = take(data.test, np.asarray(data.test.indices[:1]))["x"]
+    for name, figure in SHOWN.items():
+        if name not in states:
+            continue
+        shown = cnn(data.shape, len(data.classes), **NETWORKS[name], capture=True)
+        _, params, extra, *_ = jax.tree.map(lambda a: a[0], states[name])
+        draw_maps(run, figure, shown, params, extra, image)
     return result
 
 

@@ -181,7 +181,7 @@ def test_sets(data: splits.ImageSplits, config: Config) -> dict[str, Any]:
 
 def train(
     remedy: str, count: int, config: Config, data: splits.ImageSplits, run: Run
-) -> remedies.Trained:
+) -> remedies.TrainedRemedy:
     """Train with a remedy on so many images from every seed, each a replica."""
     hidden, filters, dropout, decay, layers = recipes(config)[remedy]
     model = cnn(

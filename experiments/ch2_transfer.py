@@ -2,63 +2,52 @@
 
 EfficientNet-Lite0 was trained on the thousand classes of ImageNet. Without its last
 layer it makes features of any image, and a regression on those tells nine kinds of
-emoji apart that it never saw. Its layers are frozen, so their features are
-computed once and kept. Then its last layers are trained too, from the one of a name on.
-Both are beside the same regression on pixels and a CNN trained from scratch, by
-the number of images to learn from. `--backbone inception_v3 --weights FILE` takes
-InceptionV3 with the weights of a Keras file, be it inside a model that was built on it.
-`--folder DIR` takes your own images, DIR/CLASS/FILE; a count that is larger than what
-there is becomes that, and the run says so.
+emoji apart that it never saw. Its layers are frozen: their features are computed once.
+Then its last layers are trained too. Both are beside the same regression on pixels and
+a CNN trained from scratch, by the number of images to learn from.
 
 A seed fixes the images, the first weights and the order; small sets are repeated to the
-length of the largest, an epoch here. A run is reported at the epoch with its
-best validation accuracy. Drawings of the same thing are never in two of the sets.
+length of the largest, an epoch here. A run is reported at the epoch with its best
+validation accuracy. Drawings of the same thing are never in two of the sets.
 Then: ch2_transfer.py --predict FILE [FILE ...]
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import jax
 import jax.numpy as jnp
 import optax
 import pydantic
 
-from jaxstudy import training
 from jaxstudy.images.augment import Flip, Layer, Rotation, Translation, Zoom, augmented
 from jaxstudy.images.figures import draw_predictions
 from jaxstudy.images.subsets import ImageSubsets, read_image_subsets
 from jaxstudy.model import Model, compose
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
-from jaxstudy.pretrained import backbones, features, tuning
-from jaxstudy.runs import plots
+from jaxstudy.pretrained import backbones, tuning
+from jaxstudy.pretrained.cutting import cut_backbone
+from jaxstudy.pretrained.prediction import predict_files, save_classes
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.lesson import Claim, Lesson
-from jaxstudy.runs.run import Run, Saved, read_sealed, write_atomically
+from jaxstudy.runs.run import Run, Saved
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.study import sizes
-from jaxstudy.training import Evaluator
 from jaxstudy.types import TrainState
 
-Classes = tuple[tuple[str, ...], tuple[int, ...]]  # and sizes, for --predict
-
+ARMS = ("pixels", "scratch", "scratch, augmented", "frozen", "fine-tuned")
+COMPARED = ("frozen", "scratch")
 LESSON = Lesson(
     number="2.3",
     title="Transfer learning",
     question="What is pretraining worth?",
     metrics=(
-        "fewest images, scratch: test accuracy",
-        "fewest images, frozen: test accuracy",
-        "2286 images, pixels: test accuracy",
-        "2286 images, scratch: test accuracy",
-        "2286 images, scratch, augmented: test accuracy",
-        "2286 images, frozen: test accuracy",
-        "2286 images, fine-tuned: test accuracy",
+        *(f"fewest images, {arm}: test accuracy" for arm in COMPARED),
+        *(f"2286 images, {arm}: test accuracy" for arm in ARMS),
         "2286 images: gained by fine-tuning",
         "majority class: test accuracy",
     ),
@@ -66,18 +55,12 @@ LESSON = Lesson(
         Claim(
             "With the fewest images, a regression on frozen pretrained features has a "
             "higher test accuracy than a network trained from scratch.",
-            (
-                "fewest images, frozen: test accuracy",
-                "fewest images, scratch: test accuracy",
-            ),
+            tuple(f"fewest images, {arm}: test accuracy" for arm in COMPARED),
             ">",
         ),
         Claim(
             "So it has with all 2,286 images.",
-            (
-                "2286 images, frozen: test accuracy",
-                "2286 images, scratch: test accuracy",
-            ),
+            tuple(f"2286 images, {arm}: test accuracy" for arm in COMPARED),
             ">",
         ),
         Claim(
@@ -90,25 +73,20 @@ LESSON = Lesson(
     figures={
         "sizes": "Test accuracy by the number of images to learn from, with 95 % "
         "intervals over seeds. The height of a line at the left shows what it knows "
-        "with few images; where two bands overlap widely, look at the paired claims.",
+        "with few images; where bands overlap, look at the paired claims.",
         "predictions": "Test images with the most probable class and its probability "
-        "by the regression on frozen features; below in capitals, NOT and the true "
-        "class where it is wrong.",
+        "by the regression on frozen features; under NOT, the true class.",
         "curves": "Accuracy by epoch with all images, on what is trained on (left) and "
         "on the validation set (right). A line that still rises at its end has not "
         "finished: the numbers of epochs differ.",
     },
     try_it={
-        "--fine-tune-from block14": "Two blocks are trained instead of one: more that "
-        "can adapt, and more that can overfit.",
-        "--decay 0.1": "Regressions with less weight decay: on many features and few "
-        "images expect a lower test accuracy.",
-        "--tuning-epochs 4": "Fine-tuning for longer: see whether its training "
-        "accuracy is already at 1, where more steps cannot help.",
+        "--fine-tune-from block14": "Two blocks are trained: more adapts, more may overfit.",
+        "--decay 0.1": "Less decay in regressions: expect a lower test accuracy.",
+        "--tuning-epochs 4": "Once the training accuracy is 1, this cannot help.",
     },
 )
 
-ARMS = ("pixels", "scratch", "scratch, augmented", "frozen", "fine-tuned")
 LAYERS = (Flip(), Rotation(0.05), Zoom(0.2), Translation(0.1, 0.1))
 
 
@@ -173,65 +151,37 @@ def read(config: Config, size: int) -> ImageSubsets:
     )  # fmt: skip
 
 
-def backbone(config: Config) -> backbones.Backbone:
-    """The network to build on; refuses images that are too small for it."""
-    backbones.check_image_size(config.backbone, config.image_size)
-    return backbones.backbone(config.backbone, config.weights)
-
-
 def schedule(config: Config, epochs: int, rate: float) -> optax.Schedule:
     """A learning rate that falls to 0 at the end of the last epoch."""
     steps = epochs * -(-max(config.sizes) // config.batch_size)
     return optax.cosine_decay_schedule(rate, steps)
 
 
-def train(
-    arm: str,
-    model: Model,
-    tx: optax.GradientTransformation,
-    images: ImageSubsets,
-    config: Config,
-    epochs: int,
-    run: Run,
-    *,
-    layers: Sequence[Layer] = (),
-    begin: Callable[[TrainState], TrainState] = lambda state: state,
-) -> sizes.TrainedSizes:
-    """Train with every size and seed, each a replica of one program."""
-    by_seed = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
-    keys = jnp.tile(by_seed, (len(config.sizes), 1))
-    plain = cross_entropy(model)
-    eval_step = training.make_eval_step(plain)
-    data, held_out = images.datasets()
-    fitted = training.fit(
-        begin(training.init_replicas(model, tx, keys[:, 0])),
-        training.make_train_step(augmented(plain, layers) if layers else plain, tx),
-        data,
-        key=keys[:, 1],
-        epochs=epochs,
-        batch_size=config.batch_size,
-        evaluators={name: Evaluator(eval_step, s, 500) for name, s in held_out.items()},
-        evaluate_first=False,
-        log=run.sub_run(arm),
-    )
-    accuracy = sizes.accuracies(fitted.records, images.indices.shape[:2])
-    return sizes.TrainedSizes(fitted.state, accuracy)
-
-
-def train_regression(
-    arm: str, images: ImageSubsets, config: Config, run: Run
-) -> sizes.TrainedSizes:
+def regression(images: ImageSubsets, config: Config) -> sizes.Plan:
     """The regression on x [N, D], standardised by what each run learns from."""
     x, epochs = jnp.asarray(images.sets["train"]["x"]), config.regression_epochs
     model = tuning.regression(x.shape[1], len(images.classes))
     tx = optax.adamw(schedule(config, epochs, config.rate), weight_decay=config.decay)
     begin = functools.partial(tuning.with_statistics, x=x, rows=images.rows)
-    return train(arm, model, tx, images, config, epochs, run, begin=begin)
+    return sizes.Plan(model, cross_entropy(model), tx, images, epochs, begin)
 
 
-def fine_tune(
-    rest: Model, frozen: TrainState, images: ImageSubsets, config: Config, run: Run
-) -> sizes.TrainedSizes:
+def from_scratch(
+    images: ImageSubsets, config: Config, layers: Sequence[Layer] = ()
+) -> sizes.Plan:
+    """A CNN, on the images as they are or on random versions of them."""
+    shape = (config.small_size, config.small_size, 3)
+    model = cnn(shape, len(images.classes), filters=config.filters)
+    objective = cross_entropy(model)
+    if layers:
+        objective = augmented(objective, layers)
+    tx = optax.adam(schedule(config, config.epochs, config.rate))
+    return sizes.Plan(model, objective, tx, images, config.epochs)
+
+
+def fine_tuning(
+    rest: Model, frozen: TrainState, images: ImageSubsets, config: Config
+) -> sizes.Plan:
     """The backbone's last layers and the regression, from where the latter ended."""
     epochs = config.tuning_epochs
     rate = schedule(config, epochs, config.tuning_rate)
@@ -240,71 +190,60 @@ def fine_tune(
     _, inputs, classes = frozen.params["output"]["kernel"].shape
     model = compose(rest, tuning.regression(inputs, classes))
     begin = functools.partial(tuning.with_regression, trained=frozen)
-    return train("fine-tuned", model, tx, images, config, epochs, run, begin=begin)
+    return sizes.Plan(model, cross_entropy(model), tx, images, epochs, begin)
+
+
+def train(arm: str, plan: sizes.Plan, config: Config, run: Run) -> sizes.TrainedSizes:
+    """Train with every size and seed, each a replica of one program."""
+    log, batch_size = run.sub_run(arm), config.batch_size
+    return sizes.train_sizes(plan, seed=config.seed, batch_size=batch_size, log=log)
 
 
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     """Train from scratch, on frozen features and on, with sets of several sizes."""
-    network, stage = backbone(config), config.fine_tune_from
-    shape = (1, config.image_size, config.image_size, 3)
-    image = jax.ShapeDtypeStruct(shape, jnp.float32)
-    before, rest = backbones.split_pooled_features(network.stages, stage, image)
+    network = backbones.backbone(config.backbone, config.weights)
+    parts = cut_backbone(network, config.fine_tune_from, config.image_size)
     images, small = (read(config, s) for s in (config.image_size, config.small_size))
     config = dataclasses.replace(config, sizes=images.sizes)
-    text = tuning.summary_text(before, rest, len(images.classes), image)
-    write_atomically(run.folder / "summary.txt", text)
-    run.write_sealed("images.json", (tuple(images.classes), images.sizes))
-    print(text)
+    parts.show_summary(run, len(images.classes))
+    save_classes(run, images)
 
-    trained = {"pixels": train_regression("pixels", small.flat(), config, run)}
-    shape = (config.small_size, config.small_size, 3)
-    model = cnn(shape, len(images.classes), filters=config.filters)
-    tx = optax.adam(schedule(config, config.epochs, config.rate))
-    for arm, layers in (("scratch", ()), ("scratch, augmented", LAYERS)):
-        trained[arm] = train(
-            arm, model, tx, small, config, config.epochs, run, layers=layers
-        )
-    whole = backbones.pooled_features(network.stages, image)
-    sets = features.features_of_sets(images.sets, network, whole, "features")
-    frozen = train_regression("frozen", images._replace(sets=sets), config, run)
-    weights, x = frozen.state[1:3], sets["test"]["x"]
+    plans = {
+        "pixels": regression(small.flat(), config),
+        "scratch": from_scratch(small, config),
+        "scratch, augmented": from_scratch(small, config, LAYERS),
+    }
+    trained = {arm: train(arm, plan, config, run) for arm, plan in plans.items()}
+    featured = parts.features(images)
+    frozen = train("frozen", regression(featured, config), config, run)
+    weights, x = frozen.state[1:3], featured.sets["test"]["x"]
     p = tuning.class_probabilities(*weights, images.largest, x)
     draw_predictions(run, images.sets["test"], images.classes, p)
-    before, rest = backbones.flatten_interface(before, rest, image)
-    sets = features.features_of_sets(images.sets, network, before, f"before {stage}")
-    tuned = fine_tune(
-        backbones.pretrained(rest, network.weights), frozen.state,
-        images._replace(sets=sets), config, run,
-    )  # fmt: skip
+    inputs, rest = parts.for_rest(images)
+    plan = fine_tuning(rest, frozen.state, inputs, config)
+    tuned = train("fine-tuned", plan, config, run)
     trained |= {"frozen": frozen, "fine-tuned": tuned}
 
     by_epoch = {arm: of_arm.accuracy for arm, of_arm in trained.items()}
-    test, majority = sizes.best_test(by_epoch), images.majority_accuracy
-    counts = config.sizes
+    test, counts = sizes.best_test(by_epoch), config.sizes
+    constants = {"majority class": images.majority_accuracy}
     sizes.draw_epochs(run, counts, counts.index(max(counts)), by_epoch)
-    lines = {arm: sizes.mean_line(counts, values) for arm, values in test.items()}
-    lines["majority class"] = counts, [majority] * len(counts)
-    plots.save_lines(run, "sizes", [sizes.size_panel("test", "accuracy", lines)])
+    sizes.draw_sizes(run, counts, test, constants=constants)
     result = sizes.size_metrics(
         counts, test, "gained by fine-tuning", "fine-tuned", over="frozen"
     )
-    for arm in ("scratch", "frozen"):
+    for arm in COMPARED:
         least = result[f"{min(counts)} images, {arm}: test accuracy"]
         result[f"fewest images, {arm}: test accuracy"] = least
-    return {"majority class: test accuracy": majority, **result}
+    return {"majority class: test accuracy": images.majority_accuracy, **result}
 
 
 def predict(saved: Saved[Config], files: tuple[Path, ...]) -> None:
     """The class of images FILE..., by the regression on frozen features."""
-    config, network = saved.config, backbone(saved.config)
-    x = features.features_of_files(network, files, config.image_size)
-    classes, counts = read_sealed(saved.folder, "images.json", Classes)
-    model = tuning.regression(x.shape[1], len(classes))
-    replicas = len(counts) * config.seeds
-    weights = saved.replica_weights(model, replicas, "frozen")
-    largest = counts.index(max(counts)) * config.seeds
-    p = tuning.class_probabilities(weights["params"], weights["extra"], largest, x)
-    tuning.print_top_classes(files, classes, p)
+    config = saved.config
+    network = backbones.backbone(config.backbone, config.weights)
+    size, seeds = config.image_size, config.seeds
+    predict_files(saved, network, files, part="frozen", size=size, seeds=seeds)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from jaxstudy.images import splits
 from jaxstudy.model import parameter_count
 from jaxstudy.models.cnn import cnn
 from jaxstudy.study.remedies import (
-    Trained,
+    TrainedRemedy,
     remedy_metrics,
     trained,
     tuned_on_test,
@@ -28,12 +28,12 @@ TEST = np.array([[0.9, 0.9], [0.6, 0.5], [0.5, 0.7], [0.8, 0.9]])
 FRESH = np.array([[0.9, 0.9], [0.6, 0.8], [0.7, 0.6], [0.8, 0.9]])
 
 
-def base() -> Trained:
+def base() -> TrainedRemedy:
     losses = {"validation": VALIDATION, "test": TEST, "fresh": FRESH}
     by_epoch = {(name, "loss"): values for name, values in losses.items()}
     by_epoch |= {(name, "accuracy"): 1 - values for name, values in losses.items()}
     end = {"loss": TEST[-1], "accuracy": 1 - TEST[-1]}
-    return Trained(end, by_epoch, np.arange(4))
+    return TrainedRemedy(end, by_epoch, np.arange(4))
 
 
 def test_early_stopping_takes_each_seeds_epoch_of_lowest_validation_loss() -> None:

@@ -19,7 +19,17 @@ from typing import Literal, Protocol
 import jax
 import jax.numpy as jnp
 
-from jaxstudy.types import Array, Batch, Key, Metrics, Objective, PyTree, UserError
+from jaxstudy.training import EvalStep
+from jaxstudy.types import (
+    Array,
+    Batch,
+    Key,
+    Metrics,
+    Objective,
+    PyTree,
+    TrainState,
+    UserError,
+)
 
 Size = tuple[int, int]  # H, W
 Factor = float | tuple[float, float]  # f means (-f, f)
@@ -279,6 +289,15 @@ def augmented(objective: Objective, layers: Layers) -> Objective:
         return objective(params, extra, batch, key)
 
     return random_versions
+
+
+def on_shifted(eval_step: EvalStep) -> EvalStep:
+    """Evaluate on shifted images: dy and dx of `shift` are its further arguments."""
+
+    def shifted_step(state: TrainState, batch: Batch, dy: Array, dx: Array) -> Metrics:
+        return eval_step(state, {**batch, "x": shift(batch["x"], dy, dx)})
+
+    return shifted_step
 
 
 def shift(

@@ -1,5 +1,6 @@
-"""Figures of images: what a classifier predicts, and what augmentation makes."""
+"""Figures of images: what a classifier predicts, and what is made of one image."""
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -8,9 +9,10 @@ import numpy as np
 
 from jaxstudy.images import augment
 from jaxstudy.images.augment import Flip, Layer, Rotation, Translation, Zoom
+from jaxstudy.model import Model
 from jaxstudy.runs import plots
 from jaxstudy.runs.run import Run
-from jaxstudy.types import Array
+from jaxstudy.types import Array, PyTree
 
 
 def draw_predictions(
@@ -75,4 +77,28 @@ def draw_versions(run: Run, image: np.ndarray, layers: Sequence[Layer]) -> None:
         [[image / 255, *(next(versions) for _ in row)] for row in examples.values()],
         [["original", *row] for row in examples.values()],
         list(examples),
+    )
+
+
+def draw_maps(
+    run: Run, name: str, model: Model, params: PyTree, extra: PyTree, image: np.ndarray
+) -> None:
+    """What each convolution and pooling makes of an image [1, H, W, C], as NAME.png.
+
+    model: of `cnn` with `capture`. The eight channels with the most contrast are drawn.
+    """
+    apply = jax.jit(functools.partial(model.apply, train=False, key=None))
+    (_, values), _ = apply(params, extra, image)
+    layers = sorted(values, key=lambda layer: layer.split()[::-1])  # jit sorts names
+    rows = {"image": (image[0], [image[0]])}
+    for layer in layers:
+        maps = np.asarray(values[layer][0][0])
+        strongest = np.argsort(-maps.std((0, 1)))[:8]
+        rows[layer] = maps, [maps[..., channel] for channel in strongest]
+    names = ["x".join(map(str, maps.shape)) for maps, _ in rows.values()]
+    plots.save_images(
+        run,
+        name,
+        [drawn for _, drawn in rows.values()],
+        rows=[f"{row}\n{size}" for row, size in zip(rows, names, strict=True)],
     )

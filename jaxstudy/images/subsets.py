@@ -10,7 +10,12 @@ import numpy as np
 
 from jaxstudy.dataset import Dataset, dataset, evenly_spaced, take
 from jaxstudy.images.sets import read_image_folder, read_images
-from jaxstudy.images.splits import image_splits, nested_subsets, sizes_at_most
+from jaxstudy.images.splits import (
+    ImageSplits,
+    image_splits,
+    nested_subsets,
+    sizes_at_most,
+)
 from jaxstudy.types import UserError
 
 EVALUATED = 2000  # images of a validation or test set, at most
@@ -55,10 +60,13 @@ class ImageSubsets(NamedTuple):
         }
         return self._replace(sets=sets)
 
-    def datasets(self) -> tuple[Dataset, dict[str, Dataset]]:
-        """The training set of every replica, and the sets to evaluate on."""
+    def datasets(self, arms: int = 1) -> tuple[Dataset, dict[str, Dataset]]:
+        """The training set of every replica, and the sets to evaluate on.
+
+        With several arms, each replica's set is there once for every arm in turn.
+        """
         sets = {name: dataset(fields) for name, fields in self.sets.items()}
-        rows = jnp.asarray(self.rows)
+        rows = jnp.asarray(self.rows.repeat(arms, axis=0))
         train = sets.pop("train")
         mask = jnp.ones(rows.shape, bool)
         return dataclasses.replace(train, indices=rows, mask=mask), sets
@@ -91,7 +99,13 @@ def read_image_subsets(
         images = read_image_folder(folder, image_size=(size, size), channels=3)
     if len(images.classes) < 2:
         raise UserError("the images are of one class: there is nothing to tell apart")
-    splits = image_splits(images)
+    return image_subsets(image_splits(images), counts=counts, seeds=seeds, seed=seed)
+
+
+def image_subsets(
+    splits: ImageSplits, *, counts: Sequence[int], seeds: int, seed: int
+) -> ImageSubsets:
+    """Subsets of a training set for each count and seed; see `read_image_subsets`."""
     counts = sizes_at_most(counts, len(splits.train.indices))
     rows = nested_subsets(splits.train, counts, seeds, seed)
     used, indices = np.unique(rows, return_inverse=True)

@@ -26,7 +26,7 @@ class Backbone(NamedTuple):
     `weights` are {"params", "extra"}, by stage.
     """
 
-    name: str
+    name: BackboneName
     stages: Stages
     weights: PyTree
     preprocess: Callable[[Array], Array]

@@ -573,6 +573,13 @@ class Saved(Generic[C]):
         """The weights of one training; see `load_weights`."""
         return load_weights(self.folder, like, part, step)
 
+    def model_weights(
+        self, model: Model, part: str = "", step: int | None = None
+    ) -> PyTree:
+        """The weights of a model that was trained once."""
+        params, extra = jax.eval_shape(model.init, jax.random.key(0))
+        return self.weights({"params": params, "extra": extra}, part, step)
+
     def replica_weights(
         self, model: Model, replicas: int, part: str = "", step: int | None = None
     ) -> PyTree:

@@ -20,7 +20,7 @@ METRICS = ("loss", "accuracy")
 LEARNED, HELD_OUT = "training set", "validation"  # names of sets, as in the log
 
 
-class Trained(NamedTuple):
+class TrainedRemedy(NamedTuple):
     """One remedy on one number of images.
 
     end: test "loss" and "accuracy" [seeds]; by_epoch: the same [epochs, seeds] of each
@@ -42,7 +42,9 @@ class Trained(NamedTuple):
         return loss[-1] / loss.min(0) - 1
 
 
-def trained(end: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Trained:
+def trained(
+    end: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+) -> TrainedRemedy:
     """What a training came to, of its test metrics and its log."""
     sets = dict.fromkeys(r["split"] for r in records if r["split"] != "train")
     by_epoch = {
@@ -51,11 +53,13 @@ def trained(end: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Tra
         for metric in METRICS
     }
     steps = [r["step"] for r in records if r["split"] == HELD_OUT]
-    return Trained({m: np.array(end[m]) for m in METRICS}, by_epoch, np.array(steps))
+    return TrainedRemedy(
+        {m: np.array(end[m]) for m in METRICS}, by_epoch, np.array(steps)
+    )
 
 
 def with_stopped(
-    trained: Mapping[tuple[str, int], Trained], base: str, name: str
+    trained: Mapping[tuple[str, int], TrainedRemedy], base: str, name: str
 ) -> dict[tuple[str, int], dict[str, np.ndarray]]:
     """What every remedy ends with, and the base stopped early as `name`."""
     ended = {}
@@ -68,12 +72,12 @@ def with_stopped(
 
 def remedy_metrics(
     ended: Mapping[str, Mapping[str, np.ndarray]], base: str, most: str
-) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
+) -> tuple[dict[str, Estimate | float], dict[str, Estimate]]:
     """What each remedy ends with, and its loss less the base's, paired by seed.
 
     Of `most` also its loss less the lowest of all others, of each seed its own lowest.
     """
-    result = {}
+    result: dict[str, Estimate | float] = {}
     for name, end in ended.items():
         result[f"{name}: test loss"] = mean_over_runs(end["loss"], NONNEGATIVE)
         result[f"{name}: test accuracy"] = mean_over_runs(end["accuracy"], SHARE)
@@ -90,7 +94,7 @@ def remedy_metrics(
     return result, differences
 
 
-def tuned_on_test(base: Trained) -> dict[str, Estimate]:
+def tuned_on_test(base: TrainedRemedy) -> dict[str, Estimate]:
     """What the epoch of lowest test loss reports, and what fresh images say of it.
 
     Differences from the epoch that validation chooses, of the same images and seeds.
@@ -109,7 +113,7 @@ def paired(a: np.ndarray, b: np.ndarray) -> Estimate:
     return mean_over_runs(a - b, REAL, "seeds, paired")
 
 
-def save_losses(run: Run, name: str, trained: Mapping[str, Trained]) -> None:
+def save_losses(run: Run, name: str, trained: Mapping[str, TrainedRemedy]) -> None:
     """Loss on the training and the validation set by step as NAME.png, on one scale.
 
     The mean over the seeds, a panel each, the lowest validation loss marked.

@@ -1,10 +1,16 @@
 """Arms of a comparison by the number of training examples, and by epoch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
+from jaxstudy import training
+from jaxstudy.images.subsets import ImageSubsets
+from jaxstudy.model import Model
 from jaxstudy.runs import plots
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import (
@@ -15,7 +21,7 @@ from jaxstudy.runs.statistics import (
     at_best_epoch,
     mean_over_runs,
 )
-from jaxstudy.types import TrainState
+from jaxstudy.types import Objective, TrainState
 
 
 def accuracies(
@@ -34,11 +40,74 @@ def accuracies(
 class TrainedSizes(NamedTuple):
     """The weights of every size and seed, and the accuracy after each epoch.
 
-    accuracy [epochs, sizes, seeds], by set.
+    accuracy [epochs, sizes, seeds], by set; where there are several arms in one
+    training, [epochs, sizes, seeds, arms].
     """
 
     state: TrainState
     accuracy: dict[str, np.ndarray]
+
+
+class Plan(NamedTuple):
+    """What is trained on subsets of several sizes.
+
+    model: its first state is changed by `begin`, of all replicas; objective: minimised,
+    and evaluated on the validation and the test set after every epoch; tx: the
+    optimizer; images: what every replica learns from; epochs: over the largest size.
+    """
+
+    model: Model
+    objective: Objective
+    tx: optax.GradientTransformation
+    images: ImageSubsets
+    epochs: int
+    begin: Callable[[TrainState], TrainState] = lambda state: state
+
+
+def train_sizes(
+    plan: Plan,
+    *,
+    seed: int,
+    train_step: training.TrainStep | None = None,
+    arms: int = 1,
+    **options: Any,
+) -> TrainedSizes:
+    """`fit` on subsets of every size and seed, each a replica of one program.
+
+    A seed fixes the images, the first weights and the order, whatever the size: arms
+    are compared in pairs.
+
+    Args:
+        plan: what is trained.
+        seed: fixes all first weights and orders.
+        train_step: in the place of that of the objective and the optimizer.
+        arms: trainings of every size and seed; where there are several, the number of
+            the arm is the third argument of `train_step`.
+        options: of `fit`.
+    """
+    model, objective, tx, images, epochs, begin = plan
+    sizes, seeds = images.indices.shape[:2]
+    numbers = jnp.tile(jnp.repeat(jnp.arange(seeds), arms), sizes)
+    keys = jax.random.split(jax.random.key(seed), (seeds, 2))[numbers]
+    arm = jnp.arange(len(numbers)) % arms
+    data, held_out = images.datasets(arms)
+    eval_step = training.make_eval_step(objective)
+    fitted = training.fit(
+        begin(training.init_replicas(model, tx, keys[:, 0])),
+        train_step or training.make_train_step(objective, tx),
+        data,
+        key=keys[:, 1],
+        epochs=epochs,
+        evaluators={
+            name: training.Evaluator(eval_step, part, 500)
+            for name, part in held_out.items()
+        },
+        replicas=training.Replicas((arm,)) if arms > 1 else training.ALONE,
+        evaluate_first=False,
+        **options,
+    )
+    shape = (sizes, seeds, arms) if arms > 1 else (sizes, seeds)
+    return TrainedSizes(fitted.state, accuracies(fitted.records, shape))
 
 
 def best_test(
@@ -104,3 +173,27 @@ def draw_epochs(
         title = f"{sizes[shown]} images, {split}"
         panels.append(plots.Panel(title, "epoch", "accuracy", lines))
     plots.save_lines(run, "curves", panels)
+
+
+def draw_sizes(
+    run: Run,
+    sizes: Sequence[int],
+    test: Mapping[str, np.ndarray],
+    *,
+    gain: np.ndarray | None = None,
+    constants: Mapping[str, float] | None = None,
+) -> None:
+    """Test accuracy [sizes, seeds] of every arm, as sizes.png.
+
+    gain: of one arm over another, paired by seed, in a panel of its own; constants:
+    accuracies that do not depend on the size.
+    """
+    lines = {arm: mean_line(sizes, values) for arm, values in test.items()}
+    for name, value in (constants or {}).items():
+        lines[name] = sizes, [value] * len(sizes)
+    panels = [size_panel("test", "accuracy", lines)]
+    if gain is not None:
+        line = mean_line(sizes, gain, SHARE_DIFFERENCE)
+        gained = size_panel("test, paired by seed", "accuracy gained", {"": line})
+        panels.insert(0, gained)
+    plots.save_lines(run, "sizes", panels)
