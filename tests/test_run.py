@@ -135,9 +135,10 @@ def crash(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 raise Crash
             return result
 
-        with monkeypatch.context() as patch, pytest.raises(Crash):
+        with monkeypatch.context() as patch:
             patch.setattr(owner, name, wrapper)
-            work()
+            with pytest.raises(Crash):
+                work()
 
     return crash
 
@@ -476,7 +477,7 @@ def test_another_content_of_a_file_is_another_run(tmp_path: Path) -> None:
     reopen(resume=True, allow_change=True)
     reopen(resume=True)
     table.unlink()
-    with pytest.raises(UserError, match="the content of table: .* not readable here"):
+    with pytest.raises(UserError, match=r"the content of table: .* not readable here"):
         reopen(resume=True)
 
 
@@ -762,14 +763,18 @@ def test_a_signal_within_a_callback_of_the_program_is_not_lost(
 
 @pytest.mark.parametrize("stage", ["part", "figures", "end"])
 def test_a_signal_between_stages_stops_at_the_next(folder: Path, stage: str) -> None:
-    with pytest.raises(Stopped), opened(folder) as run:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0)  # the handler has run, and raised nothing
-        if stage == "part":
-            run.sub_run()
-        if stage == "figures":
-            _ = run.figures
-        run.finish({})
+    def work() -> None:
+        with opened(folder) as run:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)  # the handler has run, and raised nothing
+            if stage == "part":
+                run.sub_run()
+            if stage == "figures":
+                _ = run.figures
+            run.finish({})
+
+    with pytest.raises(Stopped):
+        work()
     assert (folder / "result.json").exists() == (stage == "end")
 
 
