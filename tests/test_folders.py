@@ -36,7 +36,7 @@ from jaxstudy.images.folders import (
     stratified_split,
 )
 from jaxstudy.types import UserError
-from tests.conftest import contents
+from tests.conftest import Patch, contents
 
 
 def noise(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -221,7 +221,7 @@ def test_every_problem_is_named_at_once(open_folder: Path) -> None:
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_good_folder_has_no_problem_and_a_terminal_sees_a_bar(
-    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, terminal: bool
+    tmp_path: Path, capsys: Any, monkeypatch: Patch, terminal: bool
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     audited = audit(pets(tmp_path))
@@ -257,7 +257,7 @@ def test_no_part_of_an_image_passes(tmp_path: Path, format: str) -> None:
 
 
 def test_what_is_too_large_or_not_given_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     pets(tmp_path, 3)
     with open(tmp_path / "cat/0.png", "r+b") as file:
@@ -278,7 +278,7 @@ def test_what_is_too_large_or_not_given_is_not_read(
 
 
 def test_the_order_of_files_and_of_their_creation_does_not_matter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     files = {f"{c}/{i}.png": picture(i) for c in "xyz" for i in range(4)}
     files["x/bad"] = files["y/bad"] = b"bad"
@@ -762,7 +762,7 @@ def test_nothing_is_overwritten_and_nothing_copied(
 
 
 def test_a_file_that_appears_meanwhile_is_not_overwritten(
-    flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flat: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     target, copy = tmp_path / "sorted", shutil.copy2
 
@@ -778,10 +778,7 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
 def test_an_interrupted_copy_leaves_whole_files_and_goes_on(
-    flat: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    error: BaseException,
+    flat: Path, tmp_path: Path, monkeypatch: Patch, error: BaseException
 ) -> None:
     target, copy = tmp_path / "sorted", shutil.copy2
 

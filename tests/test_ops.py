@@ -16,7 +16,7 @@ from jax import lax
 
 from jaxstudy import ops
 from jaxstudy.types import Array
-from tests.conftest import assert_rounding
+from tests.conftest import Patch, assert_rounding
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -77,17 +77,10 @@ def arguments(case: Any, dtype: Any) -> tuple[Array, Array]:
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
-def test_convolution_and_gradients_are_the_librarys(case: Any) -> None:
-    args = arguments(case, np.float32)
-    got = with_gradients(convolution(case, ops.conv_general_dilated), *args)
-    want = with_gradients(convolution(case, lax.conv_general_dilated), *args)
-    for a, b in zip(got, want, strict=True):
-        close(a, b, 1e-6)
-
-
-@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
 @pytest.mark.usefixtures("float64")
-def test_in_float64_to_the_last_digits(case: Any) -> None:
+def test_convolution_and_gradients_are_the_librarys_to_the_last_digits(
+    case: Any,
+) -> None:
     args = arguments(case, np.float64)
     got = with_gradients(convolution(case, ops.conv_general_dilated), *args)
     want = with_gradients(convolution(case, lax.conv_general_dilated), *args)
@@ -97,9 +90,7 @@ def test_in_float64_to_the_last_digits(case: Any) -> None:
 
 @pytest.mark.parametrize("bound", [1, 12_100])  # an image at a time, two and a rest
 @pytest.mark.parametrize("case", [CONVOLUTIONS[0], CONVOLUTIONS[2]], ids=str)
-def test_in_slices_it_is_the_same(
-    case: Any, bound: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_in_slices_it_is_the_same(case: Any, bound: int, monkeypatch: Patch) -> None:
     args = arguments(case, np.float32)
     want = with_gradients(convolution(case, lax.conv_general_dilated), *args)
     monkeypatch.setattr(ops, "PATCH_BYTES", 1)
@@ -121,7 +112,7 @@ def largest_array(fn: Callable[..., Any], *args: Any) -> int:
 
 
 @pytest.mark.usefixtures("cpu")
-def test_patches_stay_within_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patches_stay_within_their_bound(monkeypatch: Patch) -> None:
     x, kernel = normal(64, 16, 16, 8), normal(3, 3, 8, 8)
     patches = 64 * 16 * 16 * 72 * 4
     bound = patches // 8
@@ -206,8 +197,7 @@ def test_convolution_of_a_moved_image_is_the_moved_convolution(
 
 TRANSPOSED = [
     (kernel, stride, padding)
-    for kernel in (1, 2, 3, 4, 5)
-    for stride in (1, 2, 3)
+    for kernel, stride in ((1, 2), (1, 3), (3, 1), (4, 2), (4, 3), (5, 2), (5, 3))
     for padding in ("SAME", "VALID")
 ]
 
@@ -225,7 +215,7 @@ def test_transposed_convolution_is_keras_s(
     close(ops.conv2d_transpose(x, k, stride, padding), layer(x), 1e-6)
 
 
-@pytest.mark.parametrize(("kernel", "stride", "padding"), TRANSPOSED[6:18:3])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), TRANSPOSED[3::3])
 @pytest.mark.usefixtures("float64")
 def test_transposed_gradients_are_the_librarys(
     kernel: int, stride: int, padding: Any
@@ -251,9 +241,10 @@ def test_transposed_is_the_gradient_of_the_convolution() -> None:
 
 
 POOLS = [
-    (window, strides, padding)
-    for window, strides in (((2, 2), None), ((3, 3), (2, 2)), ((3, 2), (1, 1)))
-    for padding in ("SAME", "VALID")
+    ((2, 2), None, "VALID"),
+    ((3, 3), (2, 2), "SAME"),
+    ((3, 3), (2, 2), "VALID"),
+    ((3, 2), (1, 1), "SAME"),
 ]
 
 
@@ -311,7 +302,7 @@ def test_they_map_and_scan() -> None:
         y = ops.average_pool(ops.max_pool(ops.conv2d(x, kernel), (2, 2), (1, 1)))
         return jnp.sum(jnp.sin(ops.conv2d_transpose(y, kernel[..., :4], 2)[..., :2]))
 
-    gradient = jax.grad(network, (0, 1))
+    gradient = jax.jit(jax.grad(network, (0, 1)))
     one_by_one = [gradient(a, k) for a, k in zip(x, kernels, strict=True)]
     want = jax.tree.map(lambda *leaves: jnp.stack(leaves), *one_by_one)
     mapped = jax.jit(jax.vmap(gradient))(x, kernels)

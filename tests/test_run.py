@@ -38,7 +38,7 @@ from jaxstudy.runs.run import (
     write_atomically,
 )
 from jaxstudy.types import Refused, TrainState, UserError
-from tests.conftest import ROOT, contents
+from tests.conftest import ROOT, Patch, Said, contents
 
 CONFIG = Config(kind="noisy", epochs=3)
 TWO_PARTS = dataclasses.replace(CONFIG, epochs=2, parts=2)
@@ -118,7 +118,7 @@ class Crash(Exception):
 
 
 @pytest.fixture
-def crash(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def crash(monkeypatch: Patch) -> Callable[..., None]:
     """Do some work while the call-th call of a method crashes, after or before it."""
 
     def crash(
@@ -221,7 +221,7 @@ def test_a_failed_write_leaves_the_old_text(
 
 
 def test_what_is_written_is_on_the_disk_before_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """The order of flushing and renaming, which a power cut would show."""
     done: list[str] = []
@@ -350,7 +350,7 @@ def test_damaged_rows_are_named_and_nothing_changes(
 
 
 def test_resuming_what_is_finished_changes_nothing(
-    whole: Reference, copy: Path, capsys: pytest.CaptureFixture[str]
+    whole: Reference, copy: Path, capsys: Said
 ) -> None:
     before = contents(copy)
     for name in ("config.json", "metrics.jsonl", "result.json"):
@@ -374,7 +374,7 @@ def test_resuming_what_is_finished_changes_nothing(
 
 
 def test_a_file_that_may_not_grow_stops_and_what_was_saved_goes_on(
-    whole: Reference, folder: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Reference, folder: Path, monkeypatch: Patch
 ) -> None:
     """As on a full disk, and as there by an error that is tensorstore's own."""
     original, calls = Checkpoints.save, iter(range(9))
@@ -398,9 +398,7 @@ def test_a_file_that_may_not_grow_stops_and_what_was_saved_goes_on(
     whole.assert_same(folder, go(folder, resume=True))
 
 
-def test_a_folder_that_is_removed_is_named(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_is_removed_is_named(folder: Path, monkeypatch: Patch) -> None:
     def remove(*_: Any) -> None:
         shutil.rmtree(folder)
 
@@ -421,7 +419,7 @@ def damage(folder: Path, step: int) -> None:
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_damaged_checkpoints_are_named(
-    whole: Reference, copy: Path, capsys: pytest.CaptureFixture[str]
+    whole: Reference, copy: Path, capsys: Said
 ) -> None:
     before, newest = LAST - PER_EPOCH, copy / "checkpoints" / str(LAST)
     older = load_weights(copy, LIKE, step=before)
@@ -544,7 +542,7 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("what", ["part", "step", "run"])
 def test_a_checkpoint_is_refused_elsewhere(
-    two_runs: Path, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
+    two_runs: Path, tmp_path: Path, what: str, capsys: Said
 ) -> None:
     """Of the same shapes, so that nothing else would show."""
     folder = shutil.copytree(two_runs / "0", tmp_path / "run")
@@ -606,9 +604,7 @@ def test_what_a_run_has_learned_comes_back_and_nothing_else(
     refused(Keep)
 
 
-def test_checkpoints_are_deleted_all_or_none(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoints_are_deleted_all_or_none(folder: Path, monkeypatch: Patch) -> None:
     """A kill in the middle leaves a run that can be resumed."""
 
     def half(path: Path, **how: bool) -> None:
@@ -649,7 +645,7 @@ def test_temporary_checkpoints_stay_until_there_is_a_result(
 
 
 def test_the_result_counts_every_attempt(
-    folder: Path, crash: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    folder: Path, crash: Callable[..., None], monkeypatch: Patch
 ) -> None:
     """Of a training that was finished before the kill, and of one that was not."""
 
@@ -681,7 +677,7 @@ def test_the_result_counts_every_attempt(
 # signals
 
 
-def signal_at(patch: pytest.MonkeyPatch, signum: int, append: int) -> None:
+def signal_at(patch: Patch, signum: int, append: int) -> None:
     """Send a signal to this process right after some rows were logged."""
     original, calls = Run.append, iter(range(1, 1000))
 
@@ -699,7 +695,7 @@ def signal_at(patch: pytest.MonkeyPatch, signum: int, append: int) -> None:
 def test_a_signal_saves_and_stops(
     whole: Reference,
     folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: Patch,
     signum: int,
     code: int,
     append: int,
@@ -727,7 +723,7 @@ def test_a_signal_saves_and_stops(
 
 
 def test_a_signal_in_the_last_chunk_of_a_part_stops_before_the_next(
-    two_runs: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    two_runs: Path, folder: Path, monkeypatch: Patch
 ) -> None:
     with monkeypatch.context() as patch:
         signal_at(patch, signal.SIGTERM, 3)
@@ -740,7 +736,7 @@ def test_a_signal_in_the_last_chunk_of_a_part_stops_before_the_next(
 
 
 def test_a_signal_within_a_callback_of_the_program_is_not_lost(
-    whole: Reference, folder: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Reference, folder: Path, monkeypatch: Patch
 ) -> None:
     """Python runs the handler inside the callback; XLA would swallow what it raises."""
     squared_error = tiny.squared_error
@@ -826,7 +822,7 @@ def test_a_run_in_use(folder: Path) -> None:
 
 
 def test_a_file_system_that_does_not_lock(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: Patch, capsys: Said
 ) -> None:
     def flock(file: Any, how: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -853,7 +849,7 @@ def test_a_file_system_that_does_not_lock(
 
 
 def test_the_lock_is_asked_again_when_its_holder_has_just_left(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: Patch
 ) -> None:
     """The file one has locked may be gone by then: the lock would hold nobody off."""
     original, calls = run_module.fcntl.flock, iter(range(9))

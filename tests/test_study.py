@@ -44,7 +44,7 @@ from jaxstudy.training import (
     make_train_step,
 )
 from jaxstudy.types import Array, Key, UserError
-from tests.conftest import ROOT, load
+from tests.conftest import ROOT, Patch, Said, load
 
 # Tuning and reporting have 15 replicas each, and so share a program.
 PROTOCOL = Protocol(trials=5, seeds=5, budgets=(1, 2), epochs=2)
@@ -137,7 +137,7 @@ def test_choice_of_a_study_is_by_the_tuning_seeds_on_validation(finished: Any) -
 
 
 def test_choice_sees_neither_the_test_set_nor_the_reported_seeds(
-    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Any, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """Other test labels, and reported seeds that only ever diverge, choose the same."""
     problem = tiny_problem()
@@ -282,9 +282,7 @@ def test_a_run_that_diverges_is_the_worst_and_stays_in(tmp_path: Path) -> None:
     hopeless = Candidate(sgd, {"rate": LogUniform(1e37, 1e38)})
     protocol = replace(PROTOCOL, trials=2, search="grid", tuning_seeds=5, budgets=(1,))
     record = run_tiny(
-        tmp_path / "run",
-        candidates={"wild": wild, "bad": hopeless},
-        protocol=protocol,
+        tmp_path / "run", candidates={"wild": wild, "bad": hopeless}, protocol=protocol
     )
     cell = record["cells"][0]
     assert cell["tuning"]["validation"][1] == [None] * 5
@@ -315,7 +313,7 @@ def test_orders_are_asserted() -> None:
     ],
 )
 def test_another_order_than_the_problems_is_caught(
-    real: Any, instead: Any, message: str, monkeypatch: pytest.MonkeyPatch
+    real: Any, instead: Any, message: str, monkeypatch: Patch
 ) -> None:
     def other(data: Any, size: int, key: Key, epoch: Array) -> Any:
         return epoch_batches(replace(data, order=Order(instead)), size, key, epoch)
@@ -338,7 +336,7 @@ def test_every_number_can_be_computed_again_from_the_file(finished: Any) -> None
 
 
 def test_a_finished_study_resumes_without_training(
-    finished: Any, monkeypatch: pytest.MonkeyPatch
+    finished: Any, monkeypatch: Patch
 ) -> None:
     folder, record = finished
     monkeypatch.setattr(runner, "fit", None)
@@ -440,11 +438,7 @@ def test_unknown_names_get_a_suggestion() -> None:
     ],
 )
 def test_bad_input_is_refused_and_leaves_nothing(
-    arguments: list[str],
-    reason: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    arguments: list[str], reason: str, tmp_path: Path, monkeypatch: Patch, capsys: Said
 ) -> None:
     folder = tmp_path / "run"
     argv = ["optimizers.py", "--preset", "smoke", *arguments, "--run-dir", str(folder)]
