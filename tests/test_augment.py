@@ -1,6 +1,5 @@
 """Augmentation: the maps of the Keras layers, read once, and shifts by whole pixels."""
 
-import functools
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -285,19 +284,6 @@ def test_a_batch_is_its_images_one_by_one() -> None:
     for key, image, version in zip(keys, IMAGES, expected, strict=True):
         alone = augment_compiled(key, image, SHORT)
         np.testing.assert_allclose(alone, version, rtol=0, atol=5e-4)
-
-
-def test_batches_in_a_scan_or_side_by_side_are_those_of_a_loop() -> None:
-    keys, images = jax.random.split(KEY, 2), jnp.stack([IMAGES, IMAGES[::-1]])
-    one = functools.partial(augment_batch, layers=SHORT)
-    expected = [
-        augment_batch_compiled(key, x, SHORT)
-        for key, x in zip(keys, images, strict=True)
-    ]
-    _, scanned = jax.lax.scan(lambda _, pair: (None, one(*pair)), None, (keys, images))
-    side_by_side = jax.jit(jax.vmap(one))(keys, images)
-    for versions in (scanned, side_by_side):
-        np.testing.assert_allclose(versions, expected, rtol=0, atol=5e-4)
 
 
 def test_on_a_cpu_the_branch_that_makes_it_fast_survives_compilation() -> None:

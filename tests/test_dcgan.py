@@ -93,7 +93,8 @@ def test_the_discriminator_is_keras_s() -> None:
     params = moved(params, 1)
     other = keras_discriminator(shape)
     other.set_weights(weights_of(params, CONVOLUTIONS))
-    logits, after = model.apply(params, extra, x, train=False, key=None)
+    apply = jax.jit(model.apply, static_argnames="train")
+    logits, after = apply(params, extra, x, train=False, key=None)
     assert logits.shape == (4,)
     np.testing.assert_allclose(logits, other(x)[:, 0], atol=1e-5)
     assert after == extra == {}
@@ -185,8 +186,9 @@ def test_dropout_is_for_training_and_needs_a_key() -> None:
     params, extra = jax.jit(model.init)(jax.random.key(0))
 
     def logits(key: int) -> np.ndarray:
+        apply = jax.jit(model.apply, static_argnames="train")
         typed = jax.random.key(key)
-        return np.asarray(model.apply(params, extra, x, train=True, key=typed)[0])
+        return np.asarray(apply(params, extra, x, train=True, key=typed)[0])
 
     assert np.array_equal(logits(1), logits(1))
     assert not np.array_equal(logits(1), logits(2))

@@ -175,6 +175,9 @@ def test_the_same_number_is_the_same_category_however_it_is_written() -> None:
         (ids,) = fitted.numbers(later).values()
         np.testing.assert_array_equal(ids, [3, 2, 0, 3, 1])
         assert fitted.missing_words(later) == {"n": {"N/A": 1}}
+        for values in ([1, 2, None], [1.0, 2.0, np.nan]):  # in any form
+            (ids,) = fitted.numbers(pd.DataFrame({"n": values})).values()
+            np.testing.assert_array_equal(ids, [2, 3, 0])
     text = fit_columns(
         [Indicator(Category("n"))], pd.DataFrame({"n": ["1", "1.0", "x", "NA"]})
     )
@@ -242,15 +245,6 @@ def test_a_crossed_bucket_that_no_training_row_is_in_counts_as_nothing() -> None
     assert min(ids[:2, 0]) >= 0
     with pytest.raises(ValueError, match="iterated twice"):
         fit_columns([Indicator(of)], iter([train]))
-
-
-def test_the_same_number_is_the_same_category_in_any_form() -> None:
-    column = Indicator(Category("n"))
-    fitted = fit_columns([column], pd.DataFrame({"n": ["3", "12"]}))
-    text = fitted.numbers(pd.DataFrame({"n": ["3", "12", None]}))
-    for values in ([3, 12, None], [3.0, 12.0, np.nan]):
-        other = fitted.numbers(pd.DataFrame({"n": values}))
-        jax.tree.map(np.testing.assert_array_equal, text, other)
 
 
 # ------------------------------------------------------------------ what is absent
@@ -433,20 +427,6 @@ def test_buckets_are_those_of_keras() -> None:
     x = encoded([Indicator(Bucketized("age", boundaries))], table, table).x
     theirs = keras.layers.Discretization(bin_boundaries=boundaries)(values)
     np.testing.assert_array_equal(x.argmax(1) - 1, theirs)
-
-
-def test_multi_hot_is_that_of_keras() -> None:
-    import keras
-
-    fitted = fit_columns(
-        [Indicator(Category("deck", separator=" ", max_tokens=2))], TABLE
-    )
-    numbers = fitted.numbers(TABLE)
-    (ids,) = numbers.values()
-    # Keras has no "none": it counts the first word again
-    ids = np.where(ids < 0, ids[:, :1], ids)
-    theirs = keras.layers.CategoryEncoding(5, output_mode="multi_hot")(ids)
-    np.testing.assert_array_equal(fitted.encode(numbers).x, theirs)
 
 
 # ------------------------------------------------------------------ columns unasked

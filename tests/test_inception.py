@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from keras.src.backend.common import dtypes
 
-from jaxstudy.model import Model, sequential, split_stages
+from jaxstudy.model import sequential, split_stages
 from jaxstudy.models.inception import inception_stages, inception_v3, preprocess
 from jaxstudy.pretrained.keras_weights import KerasLayer, inception_weights
 from jaxstudy.types import PyTree, UserError
@@ -174,49 +174,6 @@ def test_training_equals_keras() -> None:
     assert off(found, logits) < F64_TRAINING
     assert off(extra, expected) < F64_TRAINING
     assert off(extra, before["extra"]) > 1e-3
-
-
-@pytest.mark.usefixtures("exact")
-def test_gradients_of_the_first_layers_equal_keras() -> None:
-    """Through mixed0 and both kinds of pooling, to the image and every parameter."""
-    twin = keras_inception("float64")
-    part = keras.Model(twin.input, twin.get_layer("mixed0").output)
-    weights = random_weights(twin)
-    model = stem()
-    x = images(35, 39)
-
-    def theirs(trainable: Any, others: Any, x: Any) -> Any:
-        y, *_ = part.stateless_call(trainable, others, x, training=True)
-        return jnp.sum(jnp.sin(y))
-
-    (slopes, image) = run(
-        jax.grad(theirs, argnums=(0, 2)),
-        values(part.trainable_variables, weights),
-        values(part.non_trainable_variables, weights),
-        x,
-    )
-    after = dict(weights)
-    for v, slope in zip(part.trainable_variables, slopes, strict=True):
-        after[id(v)] = slope
-    expected = copied(twin, after)["params"]
-
-    def ours(params: PyTree, extra: PyTree, x: Any) -> Any:
-        y, _ = model.apply(params, extra, x, train=True, key=None)
-        return jnp.sum(jnp.sin(y))
-
-    before = copied(twin, weights)
-    params = {name: before["params"][name] for name in STEM}
-    gradients, own = run(jax.grad(ours, argnums=(0, 2)), params, before["extra"], x)
-    assert off(gradients, {name: expected[name] for name in STEM}) < F64
-    assert off(own, image) < F64
-
-
-def stem() -> Model:
-    first, _ = split_stages(inception_stages(), "mixed1")
-    return sequential(first, jax.ShapeDtypeStruct((1, 75, 75, 3), jnp.float32))
-
-
-STEM = ("conv1", "conv2", "conv3", "conv4", "conv5", "mixed0")
 
 
 def test_it_starts_as_keras_does() -> None:

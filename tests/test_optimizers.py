@@ -190,21 +190,6 @@ def test_equals_its_rule(name: str, passes: bool) -> None:
     check_equal(path(tx, grads, p, optimizer.weights), evaluated, p)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_evaluates_what_it_trains_unless_it_averages(name: str) -> None:
-    optimizer = OPTIMIZERS[name]
-    start = {"w": jnp.ones(3)}
-    state = optimizer.make(optimizer.rate).init(start)
-    trained = {"w": jnp.arange(3.0)}
-    if name == "schedule_free":  # p = b1 x + (1 - b1) z, with z still the start
-        want = (trained["w"] - 0.1) / 0.9
-        np.testing.assert_allclose(
-            optimizer.weights(state, trained)["w"], want, rtol=1e-6
-        )
-    else:
-        assert optimizer.weights(state, trained) is trained
-
-
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_one_compiled_program_takes_every_value(name: str) -> None:

@@ -280,6 +280,8 @@ def test_sizes_and_targets(name: str) -> None:
 def test_a_problem_starts_above_its_target(name: str) -> None:
     of, (params, _) = problem(name), start(name)
     for split, size in zip(SETS, SIZES[name], strict=True):
+        if size > 10_000:  # takes seconds, and is as the others
+            continue
         metrics = evaluate(name, split, params)
         assert "loss" in metrics
         assert ("accuracy" in metrics) == (name not in QUADRATICS)

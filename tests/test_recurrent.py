@@ -235,20 +235,21 @@ def test_first_weights_are_those_of_each_library() -> None:
 def test_a_language_model_goes_on_from_its_states(kind: Kind, embedding: Any) -> None:
     model = language_model(7, kind, (UNITS, 5), embedding=embedding)
     params, extra = jax.jit(model.init)(jax.random.key(0))
+    apply = jax.jit(model.apply, static_argnames="train")
     assert extra == {}
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 7, (BATCH, STEPS)))
-    whole, none = model.apply(params, {}, tokens, train=False, key=None)
+    whole, none = apply(params, {}, tokens, train=False, key=None)
     assert whole.shape == (BATCH, STEPS, 7)
     assert none == {}
     extra = {"states": first_states(kind, (UNITS, 5), BATCH)}
     parts = []
     for part in jnp.split(tokens, [1, 4], axis=1):
-        logits, extra = model.apply(params, extra, part, train=False, key=None)
+        logits, extra = apply(params, extra, part, train=False, key=None)
         parts.append(logits)
     close(jnp.concatenate(parts, axis=1), whole)
     # what is not the past changes nothing
     other = tokens.at[:, 3:].set(0)
-    changed, _ = model.apply(params, {}, other, train=False, key=None)
+    changed, _ = apply(params, {}, other, train=False, key=None)
     close(changed[:, :3], whole[:, :3])
     assert np.abs(np.asarray(changed[:, 3:] - whole[:, 3:])).max() > 1e-5
 
@@ -257,13 +258,14 @@ def test_dropout_is_for_training_alone() -> None:
     """Of the last layer's outputs, here the logits: each is 0 or twice what it was."""
     model = language_model(UNITS, "gru", (UNITS,), dropout=0.5)
     plain = language_model(UNITS, "gru", (UNITS,))
-    params, _ = plain.init(jax.random.key(0))
+    params, _ = jax.jit(plain.init)(jax.random.key(0))
     params["output"] = {"kernel": jnp.eye(UNITS), "bias": jnp.zeros(UNITS)}
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, UNITS, (50, STEPS)))
 
     def logits(model: Any, train: bool, seed: int | None) -> np.ndarray:
         key = None if seed is None else jax.random.key(seed)
-        return np.asarray(model.apply(params, {}, tokens, train=train, key=key)[0])
+        apply = jax.jit(model.apply, static_argnames="train")
+        return np.asarray(apply(params, {}, tokens, train=train, key=key)[0])
 
     whole = logits(plain, False, None)
     assert (logits(model, False, None) == whole).all()

@@ -297,24 +297,15 @@ def test_which_checkpoints_stay_crashed_or_not(
     assert rows_of(folder) == rows_of(tmp_path / "whole")
 
 
-@pytest.fixture(scope="module")
-def torn(whole: Reference, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run killed between the rows of its last epoch and its checkpoint."""
-    folder = shutil.copytree(whole.folder, tmp_path_factory.mktemp("torn") / "run")
-    shutil.rmtree(folder / "checkpoints" / str(LAST))
-    (folder / "result.json").unlink()
-    return folder
-
-
 @pytest.mark.parametrize("cut", [40, "row"])
-def test_a_torn_last_line_is_dropped(
-    whole: Reference, torn: Path, tmp_path: Path, cut: Any
-) -> None:
-    folder = shutil.copytree(torn, tmp_path / "run")
+def test_a_torn_last_line_is_dropped(whole: Reference, copy: Path, cut: Any) -> None:
+    """Killed between the rows of the last epoch and its checkpoint."""
+    shutil.rmtree(copy / "checkpoints" / str(LAST))
+    (copy / "result.json").unlink()
     last = len(whole.metrics.splitlines(keepends=True)[-1])
     end = last if cut == "row" else cut
-    (folder / "metrics.jsonl").write_bytes(whole.metrics[:-end])
-    whole.assert_same(folder, go(folder, resume=True))
+    (copy / "metrics.jsonl").write_bytes(whole.metrics[:-end])
+    whole.assert_same(copy, go(copy, resume=True))
 
 
 def test_rows_are_read_wherever_the_file_is_torn(
@@ -896,13 +887,10 @@ def test_a_folder_that_cannot_be_written(
         f"the run folder {closed / below} cannot be written: Permission denied"
     )
     assert os.listdir(closed) == []
-
-
-@pytest.mark.parametrize("below", ["", "a/run"])
-def test_a_file_in_the_way(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="cannot be written"):
-        go(tmp_path / "file" / below)
+    for path in (tmp_path / "file", tmp_path / "file" / "a" / "run"):
+        with pytest.raises(UserError, match="cannot be written"):
+            go(path)
     assert contents(tmp_path) == {"file": b"mine"}
 
 
@@ -1007,8 +995,10 @@ def test_a_user_error_before_training_leaves_what_was_there(folder: Path) -> Non
     assert contents(folder) == {"notes": b"mine"}
 
 
-def test_a_loss_that_stops_being_finite_keeps_what_was_good(copy: Path) -> None:
-    diverging = dataclasses.replace(CONFIG, rate=1e30, epochs=9)
+def test_a_loss_that_stops_being_finite_keeps_what_was_good(
+    copy: Path, folder: Path
+) -> None:
+    diverging = dataclasses.replace(CONFIG, rate=1e38, epochs=9)
     with pytest.raises(UserError, match=r"loss (at|after) step \d+ was not finite"):
         go(copy, diverging, resume=True, allow_change=True)
     assert max(row["step"] for row in rows_of(copy)) >= LAST
@@ -1018,13 +1008,9 @@ def test_a_loss_that_stops_being_finite_keeps_what_was_good(copy: Path) -> None:
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(weights)), step
     longer = dataclasses.replace(CONFIG, epochs=5)
     go(copy, longer, Options(), resume=True, allow_change=True)
-
-
-def test_weights_ruined_by_the_last_step_are_no_result(folder: Path) -> None:
-    """The training loss of a step says nothing of what the step then does."""
-    once = dataclasses.replace(CONFIG, epochs=1, rate=1e38)
+    # the training loss of a step says nothing of what the last step then does
     with pytest.raises(UserError, match="not finite"):
-        go(folder, once)
+        go(folder, dataclasses.replace(diverging, epochs=1))
     assert not (folder / "result.json").exists()
     assert steps_of(folder) == []
 
@@ -1049,33 +1035,28 @@ def test_parameters_alone_predict_but_do_not_go_on(
     assert b"validation/loss" in data
 
 
-@pytest.mark.parametrize(
-    ("monitor", "mode"), [("train.loss", "max"), ("validation.loss", "min")]
-)
-def test_the_best_by_any_logged_metric(folder: Path, monitor: str, mode: Any) -> None:
-    options = Options(keep="best", keep_n=1, monitor=monitor, mode=mode)
+def test_the_best_by_a_logged_metric(folder: Path, tmp_path: Path) -> None:
+    options = Options(keep="best", keep_n=1)
     config = dataclasses.replace(CONFIG, rate=0.7)  # so that it goes up and down
     go(folder, config, options)
-    split, _, name = monitor.partition(".")
-    values = {
-        r["step"]: r[name] for r in rows_of(folder) if r["split"] == split and r["step"]
+    losses = {
+        r["step"]: r["loss"]
+        for r in rows_of(folder)
+        if r["split"] == "validation" and r["step"]
     }
-    best = (min if mode == "min" else max)(values, key=values.__getitem__)
+    best = min(losses, key=losses.__getitem__)
     assert steps_of(folder) == sorted({best, LAST})
-    keep = Keep("best", 1, monitor, mode)
-    assert Checkpoints(folder / "checkpoints", keep).best() == best
+    assert Checkpoints(folder / "checkpoints", Keep("best", 1)).best() == best
     # what predicts is the best, not the last
     saved = read_saved(folder, Config, "tiny")
     assert bits(saved.weights(LIKE)) == bits(saved.weights(LIKE, step=best))
-
-
-@pytest.mark.parametrize("monitor", ["validation.accuracy", ""])
-def test_a_metric_that_is_not_logged(folder: Path, monitor: str) -> None:
-    message = refused(folder, options=Options(keep="best", monitor=monitor))
-    assert message == (
-        f"--monitor {monitor}: not logged here, only train.loss, validation.loss"
-    )
-    assert not folder.parent.exists()
+    for monitor in ("validation.accuracy", ""):
+        options = Options(keep="best", monitor=monitor)
+        message = refused(tmp_path / "other", options=options)
+        assert message == (
+            f"--monitor {monitor}: not logged here, only train.loss, validation.loss"
+        )
+        assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

@@ -604,13 +604,6 @@ def test_logistic_regression_has_the_published_answer() -> None:
     assert coefficients[1] == pytest.approx(0.002264, abs=1e-6)  # a small unit
 
 
-def test_the_intercept_alone_has_the_null_deviance() -> None:
-    arrays = admission_arrays(read_admissions())
-    deviance, coefficients = logistic_regression(arrays["x"] * 0, arrays["y"])
-    assert deviance == pytest.approx(499.9765, abs=1e-3)
-    assert coefficients[0] == pytest.approx(np.log(127 / 273), abs=1e-4)
-
-
 # What goes wrong is said.
 
 
