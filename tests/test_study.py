@@ -17,7 +17,7 @@ from jaxstudy.dataset import Order, dataset, epoch_batches, subset
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.optimizers import OPTIMIZERS, LogUniform
-from jaxstudy.runs.run import open_run
+from jaxstudy.runs.run import Options, open_run
 from jaxstudy.study import runner
 from jaxstudy.study.comparison import compare
 from jaxstudy.study.problems import Problem
@@ -43,7 +43,7 @@ from jaxstudy.training import (
     make_eval_step,
     make_train_step,
 )
-from jaxstudy.types import Array, Key, UserError
+from jaxstudy.types import Array, Batch, Key, Metrics, TrainState, UserError
 from tests.conftest import ROOT, Patch, Said, load
 
 # Tuning and reporting have 15 replicas each, and so share a program.
@@ -97,7 +97,8 @@ def run_tiny(
     resume: bool = False,
 ) -> dict[str, Any]:
     problems = {"blobs": problem or tiny_problem()}
-    with open_run(folder, "tiny", "", Config(), resume=resume) as run:
+    each = Options(save_every=0)
+    with open_run(folder, "tiny", "", Config(), each, resume=resume) as run:
         return run_study(problems, candidates, protocol, run)
 
 
@@ -215,16 +216,20 @@ def test_edges() -> None:
 # Replicas.
 
 
-def test_a_replica_of_a_study_is_its_run_alone(finished: Any) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_a_replica_of_a_study_is_its_run_alone(finished: Any, name: str) -> None:
     """The chosen trial, reported seed number 4, as anybody would train it."""
-    cell = finished[1]["cells"][0]
-    assert cell["optimizer"] == "momentum"
+    (cell,) = (cell for cell in finished[1]["cells"] if cell["optimizer"] == name)
     reported = cell["reported"]["5"]
     problem, number = tiny_problem(), reported["seeds"][1]
     values = {k: np.float32(v[reported["point"]]) for k, v in cell["points"].items()}
-    tx = OPTIMIZERS["momentum"].make(**values)
+    tx, weights = OPTIMIZERS[name].make(**values), OPTIMIZERS[name].weights
     start, order = (keys[0] for keys in seed_keys(PROTOCOL, [number]))
-    evaluate = make_eval_step(problem.objective)
+
+    def evaluate(state: TrainState, batch: Batch) -> Metrics:
+        state = state._replace(params=weights(state.opt_state, state.params))
+        return make_eval_step(problem.objective)(state, batch)
+
     sets = {"validation": problem.validation, "test": problem.test}
     alone = fit(
         init_state(problem.model, tx, start),
