@@ -356,7 +356,7 @@ def deep(*values: int) -> bytes:
     return struct.pack(f">{len(values)}H", *values)
 
 
-def palette(**transparent: int) -> bytes:
+def palette(**transparent: Any) -> bytes:
     image = Image.new("P", (4, 4), 1)
     image.putpalette([0, 0, 0, *RED])
     return encoded(image, **transparent)
@@ -515,7 +515,8 @@ def test_a_source_gives_the_rows_of_the_loaded_folder(tmp_path: Path) -> None:
     whole = load_folder(pets(tmp_path, 5), image_size=(6, 5))
     rows = dict(zip(whole.paths, whole.x, strict=True))
     every: list[str] = []
-    for subset, counts in (("training", [3, 3]), ("validation", [2, 2])):
+    parts: Any = {"training": [3, 3], "validation": [2, 2]}
+    for subset, counts in parts.items():
         loaded = load_folder(tmp_path, subset=subset, **asked)
         here, there = Pipe()
         here.send(folder_source(loaded.audit, subset=subset, **asked))  # to a worker

@@ -125,7 +125,7 @@ def test_padding_weighs_nothing_and_may_hold_anything(name: str) -> None:
     want = loss_and_gradient(name, alone)
     whole = loss_and_gradient(name, batch(name))
     assert abs(whole[0] - want[0]) > 1e-3  # so ignoring the mask would be seen
-    rows = batch(name, real.astype(float))
+    rows = {**batch(name, real.astype(float))}
     for bad in (None, np.nan, np.inf, 1e308):  # 8 e308 is infinite
         if bad is not None:
             rows["x"] = jnp.where(real[:, None], rows["x"], bad)

@@ -455,7 +455,7 @@ def test_another_content_of_a_file_is_another_run(tmp_path: Path) -> None:
     config = Reading(table=table)
 
     def reopen(**how: bool) -> None:
-        with opened(folder, config, **how):
+        with opened(folder, config, EACH, **how):
             pass
 
     reopen()
