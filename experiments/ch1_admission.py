@@ -156,7 +156,7 @@ def mistaken(config: Config, cv: NestedCV, right: Mapping[str, Scores]) -> dict:
     """What the mistake does to the log-loss, and to the lesson's comparison."""
     if config.mistake == "tuned_on_test":
         of, learner = "network", learners(config)["network"]
-        choice = nested.choose(cv.losses("mistake", learner, cv.outer))
+        choice = nested.lowest_losses(cv.losses("mistake", learner, cv.outer))
     else:
         of, learner = REGRESSION, learners(config)[REGRESSION]
         learner, choice = learner._replace(rate=config.rate), cv.without_choice(0)
@@ -200,7 +200,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     logits[MAJORITY] = cv.majority_logits()
     each = {name: cv.scores(values) for name, values in logits.items()}
     epochs = {f"{k}: epochs chosen": float(c.epochs.mean()) for k, c in chosen.items()}
-    result: dict[str, Estimate | float] = {**nested.compare(each, PAIRS), **epochs}
+    result: dict = {**nested.score_differences(each, PAIRS), **epochs}
     if config.mistake:
         result |= mistaken(config, cv, each)
     draw(run, config, chosen["network"], result)

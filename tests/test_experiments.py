@@ -231,7 +231,7 @@ def test_admission_scores_everybody_once_per_repeat(smoke: Smoke) -> None:
     logits = np.full((len(folds), 23), -9.0)  # wrong of all that it was trained on
     for replica, rows in enumerate(folds):
         logits[replica, rows] = replica
-    found = nested.held_out_scores(logits, np.ones(23), held_out, 5)["log-loss"]
+    found = nested.row_scores(logits, np.ones(23), held_out, 5)["log-loss"]
     for replica, rows in enumerate(folds):
         np.testing.assert_allclose(
             found[replica // 5, rows], np.log1p(np.exp(-replica))
@@ -288,7 +288,7 @@ def test_a_choice_sees_no_held_out_row() -> None:
 
 def test_a_choice_is_the_lowest_mean_of_its_inner_folds() -> None:
     losses = np.random.default_rng(0).uniform(size=(3, 5, 8))  # 4 folds of 2
-    choice = nested.choose(losses, 2)
+    choice = nested.lowest_losses(losses, 2)
     for fold in range(4):
         mean = losses[:, :, 2 * fold : 2 * fold + 2].mean(-1)
         candidate, epoch = np.unravel_index(mean.argmin(), mean.shape)
@@ -299,7 +299,7 @@ def test_a_stopped_network_is_the_one_it_was_at_that_epoch() -> None:
     """Its held-out loss is what the losses by epoch say, with the same seeds."""
     cv, learner = small_cv(np.random.default_rng(1).integers(0, 2, 24))
     losses = cv.losses("n", learner, cv.outer)  # [models, epochs, folds]
-    choice = nested.choose(losses)
+    choice = nested.lowest_losses(losses)
     scores = cv.scores(cv.logits("n", learner, choice))["log-loss"]
     lowest = losses.min((0, 1)).reshape(2, 2).mean(1)  # of the folds of a repeat
     np.testing.assert_allclose(scores.mean(1), lowest, rtol=1e-5)

@@ -43,7 +43,7 @@ from jaxstudy.training import (
 from jaxstudy.types import Array, Batch, Key, Metrics, PyTree, TrainState
 
 Scores = Mapping[str, np.ndarray]  # [repeats, N] by metric
-RANGES = {
+SCORE_RANGES = {
     "log-loss": (NONNEGATIVE, REAL),
     "accuracy": (SHARE, SHARE_DIFFERENCE),
 }  # of a metric, and of the difference of two
@@ -97,7 +97,7 @@ def nested_folds(
     return stacked(outer), stacked(inner)
 
 
-def choose(losses: np.ndarray, inner_folds: int = 1) -> Choice:
+def lowest_losses(losses: np.ndarray, inner_folds: int = 1) -> Choice:
     """The candidate and the epoch with the lowest loss, for each outer fold.
 
     losses: of held-out rows, [candidates, epochs, outer folds x inner_folds], averaged
@@ -221,7 +221,7 @@ class NestedCV:
 
     def choose(self, name: str, learner: Learner) -> Choice:
         """What the inner folds of each outer fold find the best."""
-        return choose(self.losses(name, learner, self.inner), self.inner_folds)
+        return lowest_losses(self.losses(name, learner, self.inner), self.inner_folds)
 
     def without_choice(self, candidate: int) -> Choice:
         """The same model for every fold, and the most epochs."""
@@ -251,14 +251,14 @@ class NestedCV:
     def scores(self, logits: np.ndarray) -> Scores:
         """Accuracy and log-loss of every row when held out: [repeats, N] each."""
         rows = self.outer.held_out
-        return held_out_scores(logits, self._y, rows, self.folds)
+        return row_scores(logits, self._y, rows, self.folds)
 
     @property
     def _y(self) -> np.ndarray:
         return np.asarray(self.outer.train.arrays["y"])
 
 
-def held_out_scores(
+def row_scores(
     logits: np.ndarray, y: np.ndarray, held_out: Dataset, folds: int
 ) -> dict[str, np.ndarray]:
     """Accuracy and log-loss of every row when held out, [repeats, N] each.
@@ -278,12 +278,12 @@ def held_out_scores(
     return out
 
 
-def compare(
+def score_differences(
     each: Mapping[str, Scores], pairs: Sequence[tuple[str, str]]
 ) -> dict[str, Estimate]:
     """The scores "a: metric" of all learners, and the differences "a - b: metric"."""
     result = {}
-    for metric in RANGES:
+    for metric in SCORE_RANGES:
         for a, b in pairs:
             gap = paired_difference(each[a], each[b], metric)
             result[f"{a} - {b}: {metric}"] = gap
@@ -294,10 +294,12 @@ def compare(
 
 def mean_score(scores: Scores, metric: str) -> Estimate:
     """Log-loss or accuracy over all rows, each averaged over the repeats."""
-    return mean_over_cases(scores[metric].mean(0), "applicants", RANGES[metric][0])
+    return mean_over_cases(
+        scores[metric].mean(0), "applicants", SCORE_RANGES[metric][0]
+    )
 
 
 def paired_difference(a: Scores, b: Scores, metric: str) -> Estimate:
     """The mean of a - b, row by row."""
     gap = (a[metric] - b[metric]).mean(0)
-    return mean_over_cases(gap, "applicants, paired", RANGES[metric][1])
+    return mean_over_cases(gap, "applicants, paired", SCORE_RANGES[metric][1])
