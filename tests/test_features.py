@@ -429,6 +429,19 @@ def test_buckets_are_those_of_keras() -> None:
     np.testing.assert_array_equal(x.argmax(1) - 1, theirs)
 
 
+def test_multi_hot_is_that_of_keras() -> None:
+    import keras
+
+    column = Indicator(Category("deck", separator=" ", max_tokens=2))
+    fitted = fit_columns([column], TABLE)
+    numbers = fitted.numbers(TABLE)
+    (ids,) = numbers.values()
+    # Keras has no "none": it counts the first word again
+    ids = np.where(ids < 0, ids[:, :1], ids)
+    theirs = keras.layers.CategoryEncoding(5, output_mode="multi_hot")(ids)
+    np.testing.assert_array_equal(fitted.encode(numbers).x, theirs)
+
+
 # ------------------------------------------------------------------ columns unasked
 
 
