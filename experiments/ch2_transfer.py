@@ -81,7 +81,7 @@ LESSON = Lesson(
         "finished: the numbers of epochs differ.",
     },
     try_it={
-        "--fine-tune-from block14": "Two blocks are trained: more adapts, more may overfit.",
+        "--fine-tune-from block14": "Two blocks are trained: more adapts or overfits.",
         "--decay 0.1": "Less decay in regressions: expect a lower test accuracy.",
         "--tuning-epochs 4": "Once the training accuracy is 1, this cannot help.",
     },
