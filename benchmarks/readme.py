@@ -145,13 +145,11 @@ def outdated(stored: Mapping[str, Any] | None, lesson: Lesson) -> str:
 
 def main_claim(lesson: Lesson, metrics: Mapping[str, Any]) -> str:
     """The first claim, its verdict, and the numbers that decide it."""
-    if not lesson.claims:
-        return "no claims yet"
     claim: Judgement = lesson.judge(metrics)[0]
     if any(isinstance(m, str) and m not in metrics for m in lesson.claims[0].metrics):
         return f"{claim.sentence} **Not measured yet.**"
     evidence, *others = claim.evidence.split("; ")
-    more = f"; and {len(others)} more comparisons" if others else ""
+    more = f"; and {len(others)} more" if others else ""
     return f"{claim.sentence} **{claim.verdict.capitalize()}**: {evidence}{more}"
 
 

@@ -104,7 +104,7 @@ class Config(Settings):
     """Applicants in a gradient step."""
     rate: Positive = 0.001
     """Learning rate of Adam for the networks."""
-    regression_rate: Positive = 0.01
+    regression_rate: Positive = 0.03
     """Learning rate of Adam for logistic regression."""
     folds: Annotated[int, pydantic.Field(ge=2)] = 10
     """Folds of the cross-validation that reports."""

@@ -73,7 +73,7 @@ LESSON = Lesson(
         Claim("Each network's updates leave the weights of the other as they are.",
               (CHANGE_D, CHANGE_G, 0), "="),
         Claim("Generated images are farther from their nearest training image than new "
-              "real images are: no copies.",
+              "real images are.",
               (f"{MADE}: {NEAREST}", f"new images: {NEAREST}"), ">"),
     ),
     figures={

@@ -39,6 +39,8 @@ import pytest  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONPATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 Process = subprocess.Popen[str]
+Patch = pytest.MonkeyPatch
+Said = pytest.CaptureFixture[str]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """A small pair of networks that compete: dense, with dropout and BatchNorm."""
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -10,11 +11,8 @@ import numpy as np
 import optax
 
 from jaxstudy.dataset import Dataset, dataset
-from jaxstudy.gan.step import (
-    init_gan_state,
-    make_gan_eval_step,
-)
-from jaxstudy.model import from_linen
+from jaxstudy.gan.step import init_gan_state, make_gan_eval_step
+from jaxstudy.model import Model, from_linen
 from jaxstudy.training import Evaluator, FitResult, TrainStep, fit
 from jaxstudy.types import Array, Key, TrainState
 
@@ -34,14 +32,26 @@ class Judge(nn.Module):
 class Painter(nn.Module):
     """The generator."""
 
+    shape: tuple[int, ...] = SHAPE
+
     @nn.compact
     def __call__(self, z: Array, train: bool) -> Array:
         x = nn.BatchNorm(use_running_average=not train)(nn.Dense(8)(z))
-        return nn.sigmoid(nn.Dense(256)(x)).reshape(-1, *SHAPE)
+        x = nn.Dense(math.prod(self.shape))(x)
+        return nn.sigmoid(x).reshape(-1, *self.shape)
 
 
-D = from_linen(Judge(), jnp.zeros((1, *SHAPE)))
-G = from_linen(Painter(), jnp.zeros((1, 100)))
+def judge(shape: tuple[int, ...]) -> Model:
+    """The discriminator of such images."""
+    return from_linen(Judge(), jnp.zeros((1, *shape)))
+
+
+def painter(shape: tuple[int, ...]) -> Model:
+    """The generator of such images."""
+    return from_linen(Painter(shape), jnp.zeros((1, 100)))
+
+
+D, G = judge(SHAPE), painter(SHAPE)
 ADAM = optax.adam(1e-3, b1=0.5)
 PAIR = D, G, ADAM, ADAM
 EVALUATE = make_gan_eval_step(D, G, EVALUATION)

@@ -22,7 +22,7 @@ from jaxstudy.images.decoding import decode, pixels
 from jaxstudy.images.emoji import emoji_group, emoji_splits
 from jaxstudy.images.sets import Images, RecordImages, read_images
 from jaxstudy.types import UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Patch, Said
 from tests.test_images import idx
 
 Prepared = tuple[Path, dict[str, np.ndarray]]
@@ -149,16 +149,14 @@ def test_records_are_sealed(emoji: Prepared, tmp_path: Path) -> None:
         record.write_bytes(content)
 
 
-def test_preparing_says_nothing(
-    emoji: Prepared, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_preparing_says_nothing(emoji: Prepared, tmp_path: Path, capfd: Said) -> None:
     prepare("emoji", tmp_path)
     assert tuple(capfd.readouterr()) == ("", "")
     assert sorted(p.name for p in (tmp_path / "emoji").iterdir()) == ["1.0.0", "SHA256"]
 
 
 def test_changed_folders_are_not_prepared(
-    emoji: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    emoji: Prepared, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     wrong = dataclasses.replace(sets.EMOJI_FOLDERS, sha256="0" * 64)
     monkeypatch.setattr(sets, "EMOJI_FOLDERS", wrong)
@@ -166,9 +164,7 @@ def test_changed_folders_are_not_prepared(
         prepare("emoji", tmp_path)
 
 
-def test_an_image_set_is_one_entry(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_set_is_one_entry(tmp_path: Path, monkeypatch: Patch) -> None:
     """Fetching, preparing, sealing, reading and messages find it by its name."""
     (tmp_path / "toy").write_bytes(b"made from this")
     digest = hashlib.sha256(b"made from this").hexdigest()
@@ -304,9 +300,7 @@ class Varied(tfds.core.GeneratorBasedBuilder):
             yield i, {**coded, "kind": i % 2, "other": 0}
 
 
-def test_a_set_is_prepared_where_it_is_not(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_set_is_prepared_where_it_is_not(tmp_path: Path, capsys: Said) -> None:
     """Registered with TFDS, as its own are; with images of several sizes."""
     with pytest.raises(UserError, match="several sizes"):
         read_images("tfds:jaxstudy_varied", data_dir=tmp_path)
@@ -351,10 +345,8 @@ def test_of_several_features_it_is_those_of_the_supervised_keys(
         ("tfds:mnits", r"did you mean 'mnist'\?"),
         ("tfds:emoji:7.0.0", r"no data set 'emoji:7\.0\.0', and in .* are emoji$"),
         ("tfds:../emoji", "are image sets, not"),
-        ("tfds:/etc", "are image sets, not"),
         ("tfds:huggingface:mnist", "are image sets, not"),
         ("tfds:", "are image sets, not"),
-        ("", "are image sets, not"),
         ("tfds:titanic", "needs TensorFlow, which this project does without"),
         ("tfds:imdb_reviews", r"it has text \(Text\), label \(ClassLabel\)$"),
         ("tfds:celeb_a", r"it has image \(Image\), landmarks"),
@@ -378,7 +370,7 @@ def test_other_forms_are_refused(form: Any, reason: str) -> None:
         read_images("fashion_mnist", **form)
 
 
-def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network(tmp_path: Path, monkeypatch: Patch) -> None:
     def unknown(*_: Any) -> None:
         raise OSError(-2, "Name or service not known")
 
@@ -390,7 +382,7 @@ def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         read_images("tfds:mnist", data_dir=tmp_path)
 
 
-def test_a_download_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_that_fails(tmp_path: Path, monkeypatch: Patch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("the server says no\nand more")
 
@@ -401,18 +393,18 @@ def test_a_download_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_no_tensorflow_and_no_tfds_unless_asked(emoji: Prepared) -> None:
     """In a process of its own: Keras, in others, may import what it finds."""
-    code = (
-        "import sys, logging\n"
-        "from pathlib import Path\n"
-        "import jaxstudy.__main__\n"
-        "from jaxstudy.images.sets import read_images\n"
-        "assert 'tensorflow_datasets' not in sys.modules\n"
-        f"found = read_images('tfds:emoji', data_dir=Path({str(emoji[0])!r}))\n"
-        "assert len(found.splits['train'].y) == 24\n"
-        "import jaxstudy.data.builders\n"
-        "assert 'tensorflow_datasets' in sys.modules\n"
-        "assert 'tensorflow' not in sys.modules\n"
-    )
+    code = f"""
+import sys
+from pathlib import Path
+import jaxstudy.__main__
+from jaxstudy.images.sets import read_images
+assert 'tensorflow_datasets' not in sys.modules
+found = read_images('tfds:emoji', data_dir=Path({str(emoji[0])!r}))
+assert len(found.splits['train'].y) == 24
+import jaxstudy.data.builders
+assert 'tensorflow_datasets' in sys.modules
+assert 'tensorflow' not in sys.modules
+"""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         cwd=ROOT, capture_output=True, text=True, check=False,

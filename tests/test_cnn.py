@@ -55,7 +55,8 @@ def test_outputs_and_gradients_are_keras_s(pool: Any, padding: Any) -> None:
     y = np.array([0, 2, 1, 2])
     batch = {"x": jnp.asarray(x), "y": jnp.asarray(y), "mask": jnp.ones(4)}
     # float32, products of up to 90 numbers: some 1e-6 of the values
-    logits, _ = model.apply(params, extra, batch["x"], train=False, key=None)
+    apply = jax.jit(model.apply, static_argnames="train")
+    logits, _ = apply(params, extra, batch["x"], train=False, key=None)
     np.testing.assert_allclose(logits, other(x), atol=1e-5)
 
     def keras_loss(variables: list[Array]) -> Array:
@@ -63,8 +64,11 @@ def test_outputs_and_gradients_are_keras_s(pool: Any, padding: Any) -> None:
         losses = keras.losses.sparse_categorical_crossentropy(y, outputs, True)
         return jnp.mean(jnp.asarray(losses))
 
-    got = jax.grad(lambda p: cross_entropy(model)(p, extra, batch, None)[0])(params)
-    want = jax.grad(keras_loss)([jnp.asarray(w) for w in weights(params)])
+    def loss(params: Any) -> Array:
+        return cross_entropy(model)(params, extra, batch, None)[0]
+
+    got = jax.jit(jax.grad(loss))(params)
+    want = jax.jit(jax.grad(keras_loss))([jnp.asarray(w) for w in weights(params)])
     for a, b in zip(weights(got), want, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
     assert parameter_count(model) == other.count_params()
@@ -92,10 +96,11 @@ def test_dropout_is_for_training_and_needs_a_key() -> None:
     params, extra = jax.jit(model.init)(jax.random.key(0))
     x = jnp.full((2, *SHAPE), 99.0)
 
+    apply = jax.jit(model.apply, static_argnames="train")
+
     def outputs(key: int | None) -> np.ndarray:
         typed = None if key is None else jax.random.key(key)
-        train = key is not None
-        return np.asarray(model.apply(params, extra, x, train=train, key=typed)[0])
+        return np.asarray(apply(params, extra, x, train=key is not None, key=typed)[0])
 
     assert np.array_equal(outputs(None), outputs(None))
     assert np.array_equal(outputs(1), outputs(1))

@@ -25,6 +25,7 @@ from jaxstudy.text.tune_evaluation import (
     write_midi,
     write_samples,
 )
+from tests.conftest import Said
 
 HEAD = "X:1\nM:6/8\nL:1/8\nK:G\n"
 # an upbeat, a triplet, dotted pairs, a fermata, a chord symbol, grace notes, a slur, a
@@ -47,10 +48,7 @@ GOOD = (
         ("GGG GGG|GGG GG::G|GGG GGG|GGG GG:|\n", 5, 0),
         ("GGG GGG|GGG GG|1 GGG GG:|2 GGG GGG|]\n", 4, 1),  # an ending is no new part
         ("GGG GGG|\nM:2/4\nGGGG|GGGGGG|GGGG|\n", 4, 1),  # another metre from there
-        ("GGG GGG|{ABc}GGG GGG|GGG GGG|\n", 3, 0),  # grace notes take no time
-        ("GGG GGG|(3GGG G G3|GGG GGG|\n", 3, 0),
         ("GGG GGG|(3GGG GG G3|GGG GGG|\n", 3, 1),
-        ("GGG GGG|G>G G G3|GGG [GB]3|\n", 3, 0),
     ],
 )
 def test_bars_are_counted(body: str, bars: int, wrong: int) -> None:
@@ -67,16 +65,12 @@ def test_bars_are_counted(body: str, bars: int, wrong: int) -> None:
         ("X:1\nM:6/8\nL:1/8\nGGG GGG|\n", "no key"),
         ("X:1\nM:6/8\nL:1/8\nGGG GGG|\nK:G\n", "no key"),  # it comes too late
         ("X:1\nL:1/8\nK:G\nGGG GGG|\n", "no metre"),
-        ("X:1\nM:none\nL:1/8\nK:G\nGGG GGG|\n", "no metre"),
         ("M:6/8\nL:1/8\nK:G\nGGG GGG|\n", "no number"),
         ("X:1\nM:6/8\nL:1/8\nK:Qx\nGGG GGG|\n", "unknown key Qx"),
-        ("X:1\nM:6/8\nL:1/8\nK:Gquux\nGGG GGG|\n", "unknown key Gquux"),
         ("X:1\nM:six\nL:1/8\nK:G\nGGG GGG|\n", ""),
         (HEAD, "no bar with a note"),
-        (HEAD + "z3 z3|\n", "no bar with a note"),
         (HEAD + 'GGG "G GGG|GGG GGG|\n', "a quotation is not closed"),
         (HEAD + "GGG 7 GGG|GGG GGG|\n", "left out: 7"),
-        (HEAD + "GGG #GGG| $ GGG GGG|\n", "left out: # $"),
         (HEAD + "GGG [GBd|GGG GGG|\n", ""),
         (HEAD + "GGG q4 GGG|GGG GGG|\n", ""),
         (HEAD + "GGG G//// GGG|\n", ""),
@@ -133,14 +127,9 @@ def test_notes_and_a_midi_file(tmp_path: Path) -> None:
     notes = notes_of("X:1\nM:4/4\nL:1/8\nK:G\nG2 F z [ce]4|{d}g>g f4 z2|\n")
     # F is sharp in G; a chord is two notes; a grace note takes no time; a quarter is 1
     assert notes.tolist() == [
-        [0.0, 1.0, 67.0],
-        [1.0, 0.5, 66.0],
-        [2.0, 2.0, 72.0],
-        [2.0, 2.0, 76.0],
-        [4.0, 0.75, 79.0],
-        [4.75, 0.25, 79.0],
-        [5.0, 2.0, 78.0],
-    ]
+        [0, 1, 67], [1, 0.5, 66], [2, 2, 72], [2, 2, 76], [4, 0.75, 79],
+        [4.75, 0.25, 79], [5, 2, 78],
+    ]  # fmt: skip
     path = tmp_path / "tune.mid"
     for tune in (GOOD, "X:1\nM:4/4\nL:1/4\nK:C\n^F F F F-|F F3|\n"):
         write_midi(tune, path)
@@ -167,17 +156,14 @@ def midi_pitches(path: Path) -> tuple[Counter[Any], Counter[Any]]:
     [
         ("^F F F F|F4|", [66, 66, 66, 66, 65]),
         ("^F f F, F|", [66, 77, 53, 66]),  # in no other octave
-        ("_B B =B B|B|", [70, 70, 71, 71, 71]),
-        ("^^F F __B B|F B|", [67, 67, 69, 69, 65, 71]),
+        ("^^F F __B =B B|F B|", [67, 67, 69, 71, 71, 65, 71]),
         ("^F\nF|F|", [66, 66, 65]),  # a line may end within a bar
         ("^F||F|]\n[|^F::F|:^F:|F|", [66, 65, 66, 65, 66, 65]),
         ("^F[|]F|^F|1 F:|2 F|]", [66, 65, 66, 65, 65]),
         ("{^F}G F|F|", [67, 66, 65]),
         ("[^FA] F|^F [FA]|[FA]|", [66, 69, 66, 66, 66, 69, 65, 69]),
         ('"^x"F T^F F ~F|u=F F|', [65, 66, 66, 66, 65, 65]),
-        ("(3^FFF F|", [66, 66, 66, 66]),
-        ("^F2-|F F|", [66, 65]),  # a tied note is one with that before it
-        ("^F-|{G}F-|F F|", [66, 65]),
+        ("^F-|{G}F-|F F|", [66, 65]),  # a tied note is one with that before it
         ("[^FA]-|[FA] F|", [66, 69, 66, 69, 65]),
         ("F F|\nK:G\nF =F F|F|", [65, 65, 66, 65, 65, 66]),
         ("=F F[K:G]F|[K:C]F|[L:1/8]F|[P:A]F|", [65, 65, 66, 65, 65, 65]),
@@ -197,7 +183,7 @@ def test_an_inline_field_is_no_chord() -> None:
 
 
 def test_samples_are_tunes_and_midi_files_of_those_with_notes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: Said
 ) -> None:
     tunes = [GOOD, HEAD, HEAD + "z6|\n", "hello", HEAD + "[G|\n"]
     paths = write_samples(tmp_path, "tune", tunes)

@@ -2,7 +2,6 @@
 
 import functools
 from fractions import Fraction
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +27,22 @@ from jaxstudy.dataset import (
     subset,
 )
 from jaxstudy.types import Array, Key
+from tests.conftest import Patch
 
-# Every new pair of sizes compiles something: few examples, but of any shape.
-compiling = settings(max_examples=12, deadline=None)
 pure = settings(max_examples=120, deadline=None)
+some = settings(max_examples=40, deadline=None)
+# Each pair of sizes compiles something: one row, batches of one, whole batches, a
+# remainder, and a batch larger than all.
+SIZES = {1: 1, 5: 1, 8: 4, 11: 4, 9: 20}
+valid_rows = st.sampled_from(list(SIZES)).flatmap(
+    lambda n: st.lists(st.booleans(), min_size=n, max_size=n)
+)
+seeds, epochs = st.integers(0, 2**32 - 1), st.integers(0, 2**31 - 1)
+
+
+def shuffled(n: int) -> np.ndarray:
+    """So many numbers of rows."""
+    return np.random.default_rng(0).permutation(1000)[:n]
 
 
 @functools.partial(jax.jit, static_argnums=(2, 5))
@@ -52,49 +63,39 @@ def real(batches: BatchIndices) -> np.ndarray:
     return np.asarray(batches.indices)[np.asarray(batches.mask) == 1]
 
 
-@compiling
-@given(
-    valid=st.lists(st.booleans(), min_size=1, max_size=40),
-    size=st.integers(1, 50),
-    seed=st.integers(0, 2**32 - 1),
-    epoch=st.integers(0, 2**31 - 1),
-)
+@pytest.mark.parametrize("drop", [False, True])
+@some
+@given(valid=valid_rows, seed=seeds, epoch=epochs)
 def test_an_epoch_visits_every_real_row_once(
-    valid: list[bool], size: int, seed: int, epoch: int
+    drop: bool, valid: list[bool], seed: int, epoch: int
 ) -> None:
-    """Also where padding stands among the rows, as in a replica of a short fold."""
-    n = len(valid)
-    rows = np.random.default_rng(0).permutation(1000)[:n]
-    batches = batches_of(
-        jnp.asarray(rows),
-        jnp.asarray(valid),
-        size,
-        jax.random.key(seed),
-        jnp.int32(epoch),
-    )
-    assert (
-        batches.indices.shape == batches.mask.shape == (steps_per_epoch(n, size), size)
-    )
+    """Also where padding stands among the rows, as in a replica of a short fold.
+
+    Of whole batches only, padding goes last: it is dropped before any real row.
+    """
+    n, order = len(valid), Order(drop_remainder=drop)
+    rows, size = shuffled(n), SIZES[n]
+    place = jax.random.key(seed), jnp.int32(epoch)
+    batches = batches_of(jnp.asarray(rows), jnp.asarray(valid), size, *place, order)
+    steps = steps_per_epoch(n, size, order)
+    assert batches.indices.shape == batches.mask.shape == (steps, size)
     assert set(np.unique(batches.mask)) <= {0, 1}
-    assert sorted(real(batches)) == sorted(rows[np.asarray(valid)])
+    kept = real(batches)
+    assert len(set(kept)) == len(kept) == min(sum(valid), steps * size)
+    assert set(kept) <= set(rows[np.asarray(valid)])
     # padding stands at the end, so only the last batches with real rows are short
-    flat = np.ravel(batches.mask)
-    assert np.all(flat[: sum(valid)] == 1)
+    assert np.all(np.ravel(batches.mask)[: len(kept)] == 1)
     # promised to be in bounds wherever they are gathered
     assert set(np.ravel(batches.indices)) <= {*rows, 0}
 
 
-@compiling
-@given(
-    valid=st.lists(st.booleans(), min_size=1, max_size=40),
-    size=st.integers(1, 50),
-)
-def test_evaluation_visits_every_real_row_in_order(
-    valid: list[bool], size: int
-) -> None:
-    rows = np.random.default_rng(0).permutation(1000)[: len(valid)]
+@some
+@given(valid=valid_rows)
+def test_evaluation_visits_every_real_row_in_order(valid: list[bool]) -> None:
+    rows = shuffled(len(valid))
     data = Dataset({}, jnp.asarray(rows), jnp.asarray(valid))
-    assert list(real(ordered_batches(data, size))) == list(rows[np.asarray(valid)])
+    batches = ordered_batches(data, SIZES[len(valid)])
+    assert list(real(batches)) == list(rows[np.asarray(valid)])
 
 
 def test_the_order_is_a_function_of_key_and_epoch() -> None:
@@ -122,53 +123,16 @@ def test_every_row_is_as_likely_in_every_place() -> None:
     assert np.abs(counts[:, [0, 1, 3, 4, 5]] - 600).max() < 5 * 22
 
 
-@compiling
-@given(
-    valid=st.lists(st.booleans(), min_size=1, max_size=40),
-    size=st.integers(1, 50),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_only_whole_batches_are_kept(valid: list[bool], size: int, seed: int) -> None:
-    """Of a new order: padding goes last, so it is dropped before any real row."""
-    n, order = len(valid), Order(drop_remainder=True)
-    rows = np.random.default_rng(0).permutation(1000)[:n]
-    batches = batches_of(
-        jnp.asarray(rows),
-        jnp.asarray(valid),
-        size,
-        jax.random.key(seed),
-        jnp.int32(seed % 7),
-        order,
-    )
-    steps = steps_per_epoch(n, size, order)
-    assert batches.indices.shape == batches.mask.shape == (steps, size)
-    kept = real(batches)
-    assert len(kept) == min(sum(valid), steps * size)
-    assert len(set(kept)) == len(kept)
-    assert set(kept) <= set(rows[np.asarray(valid)])
-    assert np.all(np.ravel(batches.mask)[: len(kept)] == 1)
-
-
-@compiling
-@given(
-    valid=st.lists(st.booleans(), min_size=1, max_size=40),
-    size=st.integers(1, 50),
-    drop=st.booleans(),
-    epoch=st.integers(0, 2**31 - 1),
-)
+@pytest.mark.parametrize("drop", [False, True])
+@some
+@given(valid=valid_rows, seed=seeds, epoch=epochs)
 def test_rows_stay_as_they_are_unless_shuffled(
-    valid: list[bool], size: int, drop: bool, epoch: int
+    drop: bool, valid: list[bool], seed: int, epoch: int
 ) -> None:
     n, order = len(valid), Order(shuffle="never", drop_remainder=drop)
-    rows = np.random.default_rng(0).permutation(1000)[:n]
-    batches = batches_of(
-        jnp.asarray(rows),
-        jnp.asarray(valid),
-        size,
-        jax.random.key(epoch % 5),
-        jnp.int32(epoch),
-        order,
-    )
+    rows, size = shuffled(n), SIZES[n]
+    place = jax.random.key(seed), jnp.int32(epoch)
+    batches = batches_of(jnp.asarray(rows), jnp.asarray(valid), size, *place, order)
     steps = steps_per_epoch(n, size, order)
     assert batches.indices.shape == batches.mask.shape == (steps, size)
     kept = min(n, steps * size)
@@ -208,9 +172,8 @@ def test_shuffled_once_every_epoch_is_the_first_one(drop: bool) -> None:
         assert len(set(order)) == len(order) == (8 if drop else 9)
 
 
-@pytest.mark.parametrize("shuffle", ["each epoch", "once", "never"])
-def test_too_few_rows_for_a_whole_batch_are_no_batch(shuffle: Any) -> None:
-    order = Order(shuffle, drop_remainder=True)
+def test_too_few_rows_for_a_whole_batch_are_no_batch() -> None:
+    order = Order(drop_remainder=True)
     key, epoch = jax.random.key(0), jnp.int32(0)
     for n, steps in ((3, 0), (4, 1)):
         batches = batches_of(jnp.arange(n), jnp.ones(n, bool), 4, key, epoch, order)
@@ -259,17 +222,13 @@ def test_fields_of_other_lengths_are_refused() -> None:
 
 
 @given(n=st.integers(1, 10**6), size=st.integers(1, 10**6))
-def test_steps_per_epoch_is_the_ceiling(n: int, size: int) -> None:
+def test_steps_per_epoch_is_the_ceiling_or_the_floor(n: int, size: int) -> None:
     steps = steps_per_epoch(n, size)
     assert (steps - 1) * size < n <= steps * size
     assert steps == steps_per_epoch(n, size, Order(shuffle="never"))
-
-
-@given(n=st.integers(1, 10**6), size=st.integers(1, 10**6))
-def test_steps_of_whole_batches_are_the_floor(n: int, size: int) -> None:
-    steps = steps_per_epoch(n, size, Order(drop_remainder=True))
-    assert steps * size <= n < (steps + 1) * size
-    assert steps == steps_per_epoch(n, size, Order("never", drop_remainder=True))
+    whole = steps_per_epoch(n, size, Order(drop_remainder=True))
+    assert whole * size <= n < (whole + 1) * size
+    assert whole == steps_per_epoch(n, size, Order("never", drop_remainder=True))
 
 
 @pure
@@ -297,21 +256,24 @@ def test_a_split_is_disjoint_exhaustive_and_of_its_shares(
     assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
 
 
-def test_a_split_depends_on_its_seed() -> None:
+def test_splits_and_folds_depend_on_their_seed() -> None:
     first, second = (random_split(100, (0.7, 0.3), seed)[1] for seed in (0, 1))
     assert not np.array_equal(first, second)
     assert list(first) != list(range(70, 100))
+    (_, first), (_, second) = kfold(50, 5, 0)[0], kfold(50, 5, 1)[0]
+    assert not np.array_equal(first, second)
+    assert np.array_equal(first, kfold(50, 5, 0)[0][1])
 
 
-@pytest.mark.parametrize("shares", [(0.5, 0.4), (0.7, 0.7), (1.5, -0.5), (1.0, 0.0)])
-def test_shares_that_are_none_are_refused(shares: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="add up to 1"):
-        random_split(100, shares, 0)
-
-
-def test_too_few_rows_for_the_shares_are_refused() -> None:
+def test_shares_and_folds_that_cannot_be_are_refused() -> None:
+    for shares in ((0.5, 0.4), (0.7, 0.7), (1.5, -0.5), (1.0, 0.0)):
+        with pytest.raises(ValueError, match="add up to 1"):
+            random_split(100, shares, 0)
     with pytest.raises(ValueError, match="3 rows are too few"):
         random_split(3, (0.9, 0.1), 0)
+    for folds in (1, 11):
+        with pytest.raises(ValueError, match="need 2 to 10 folds for 10 rows"):
+            kfold(10, folds, 0)
 
 
 @pure
@@ -328,20 +290,7 @@ def test_folds_tile_the_rows(n: int, folds: int, seed: int) -> None:
         assert sorted([*train, *held]) == list(range(n))
 
 
-def test_folds_depend_on_their_seed() -> None:
-    (_, first), (_, second) = kfold(50, 5, 0)[0], kfold(50, 5, 1)[0]
-    assert not np.array_equal(first, second)
-    assert np.array_equal(first, kfold(50, 5, 0)[0][1])
-
-
-@pytest.mark.parametrize("folds", [-1, 0, 1, 11])
-def test_folds_that_cannot_be_are_refused(folds: int) -> None:
-    with pytest.raises(ValueError, match="need 2 to 10 folds for 10 rows"):
-        kfold(10, folds, 0)
-
-
-@compiling
-@given(st.integers(1, 200), st.integers(1, 250))
+@pytest.mark.parametrize(("n", "count"), [(1, 1), (7, 3), (7, 9), (200, 150)])
 def test_spread_rows_are_distinct_in_order_and_even(n: int, count: int) -> None:
     rows = np.asarray(evenly_spaced(dataset({"x": np.arange(n)}), count).indices)
     assert len(rows) == min(n, count)
@@ -359,7 +308,7 @@ def test_spread_rows_of_sorted_classes_have_every_class() -> None:
         evenly_spaced(dataset({"y": labels}), 0)
 
 
-def test_a_split_that_shares_a_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_split_that_shares_a_key_is_refused(monkeypatch: Patch) -> None:
     keys = [[row // 2, f"own {row}"] for row in range(40)]
     sets = grouped_split(keys, 0.2)
     assert sorted(np.concatenate(sets).tolist()) == list(range(40))

@@ -85,11 +85,11 @@ def operations_on_sharded_batches() -> None:
         "largest": ops.max_pool,
         "means": lambda x: ops.average_pool(x, (3, 3), (1, 1), "SAME"),
     }
-    for kind in (AxisType.Auto, AxisType.Explicit):
-        mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
-        split = NamedSharding(mesh, PartitionSpec("data"))
-        for name, operation in operations.items():
-            want = output_and_gradient(operation, x)
+    for name, operation in operations.items():
+        want = output_and_gradient(operation, x)
+        for kind in (AxisType.Auto, AxisType.Explicit):
+            mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
+            split = NamedSharding(mesh, PartitionSpec("data"))
             with jax.set_mesh(mesh):
                 got = output_and_gradient(operation, jax.device_put(x, split))
             assert_rounding(got, want, 8)
@@ -98,16 +98,16 @@ def operations_on_sharded_batches() -> None:
 
 
 def replicas_of_a_study() -> None:
-    """Twelve a block in each mode: the numbers are those of one device."""
-    assert (mesh := replica_mesh(12)) is not None
+    """Twenty a block in each mode: the numbers are those of one device."""
+    assert (mesh := replica_mesh(20)) is not None
     assert mesh.size == 4
+    protocol = replace(test_study.PROTOCOL, trials=4, tuning_seeds=5, budgets=(1, 2, 3))
+    adam = test_study.candidates("adam")
 
     def cell(mode: Any) -> dict[str, Any]:
-        protocol = replace(test_study.PROTOCOL, trials=4, mode=mode)
+        how = replace(protocol, mode=mode)
         with tempfile.TemporaryDirectory() as folder:
-            study = test_study.run_tiny(
-                Path(folder), names=("adam",), protocol=protocol
-            )
+            study = test_study.run_tiny(Path(folder), candidates=adam, protocol=how)
         return study["cells"][0]
 
     with pytest.MonkeyPatch.context() as patch:

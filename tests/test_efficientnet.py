@@ -257,6 +257,9 @@ def torch_tensors() -> dict[str, np.ndarray]:
     return tensors
 
 
+NORM, RUNNING = "block15/project/norm", ("running_mean", "running_var")
+
+
 def test_every_tensor_has_its_place() -> None:
     tensors = torch_tensors()
     assert len(tensors) == 296
@@ -279,45 +282,31 @@ def test_every_tensor_has_its_place() -> None:
     np.testing.assert_array_equal(
         params["classifier"]["dense"]["kernel"], tensors["_fc.weight"].T
     )
-    norm = {
-        **params["block15"]["project"]["norm"],
-        **stats["block15"]["project"]["norm"],
-    }
-    for ours, theirs in (
-        ("scale", "weight"),
-        ("bias", "bias"),
-        ("mean", "running_mean"),
-        ("var", "running_var"),
-    ):
-        np.testing.assert_array_equal(norm[ours], tensors[f"_blocks.15._bn2.{theirs}"])
+    norm = {n: v for tree in (params, stats) for n, v in at(tree, NORM).items()}
+    ours, theirs = ("scale", "bias", "mean", "var"), ("weight", "bias", *RUNNING)
+    for name, tensor in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(norm[name], tensors[f"_blocks.15._bn2.{tensor}"])
 
 
-OTHERS: dict[str, tuple[dict[str, np.ndarray | None], str]] = {
-    "one missing": ({"_fc.bias": None}, "there is no tensor _fc.bias"),
-    "a counter missing": (
-        {"_bn0.num_batches_tracked": None},
-        "there is no tensor _bn0.num_batches_tracked",
-    ),
-    "one too many": (
-        {"_se.weight": np.zeros(1)},
-        "1 tensors have no place in it, such as _se.weight",
-    ),
-    "another shape": (
-        {"_fc.weight": np.zeros((10, 1280), np.float32)},
-        r"_fc.weight has float32 \(10, 1280\), which does not become float32 \(1280, 1",
-    ),
-    "another type": (
-        {"_fc.bias": np.zeros(1000, np.float16)},
-        r"_fc.bias has float16 \(1000,\), which does not become float32 \(1000,\)",
-    ),
-}
+OTHERS: tuple[tuple[str, np.ndarray | None, str], ...] = (
+    ("_fc.bias", None, "there is no tensor _fc.bias"),
+    ("_bn0.num_batches_tracked", None, "there is no tensor _bn0.num_batches_tracked"),
+    ("_se.weight", np.zeros(1), "1 tensors have no place in it, such as _se.weight"),
+    ("_fc.weight", np.zeros((10, 1280), np.float32),
+     r"_fc.weight has float32 \(10, 1280\), which does not become float32 \(1280, 1"),
+    ("_fc.bias", np.zeros(1000, np.float16),
+     r"_fc.bias has float16 \(1000,\), which does not become float32 \(1000,\)"),
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("error", OTHERS)
-def test_weights_of_another_network_are_refused(error: str) -> None:
-    changed, reason = OTHERS[error]
-    tensors = {**torch_tensors(), **changed}
-    tensors = {name: t for name, t in tensors.items() if t is not None}
+@pytest.mark.parametrize(("name", "tensor", "reason"), OTHERS)
+def test_weights_of_another_network_are_refused(
+    name: str, tensor: np.ndarray | None, reason: str
+) -> None:
+    tensors = torch_tensors()
+    tensors.pop(name, None)
+    if tensor is not None:
+        tensors[name] = tensor
     with pytest.raises(UserError, match=f"not the weights of EfficientNet.*{reason}"):
         efficientnet_weights(tensors)
 

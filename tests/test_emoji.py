@@ -15,6 +15,7 @@ from jaxstudy.data.sources import EMOJI_FOLDERS
 from jaxstudy.images import emoji
 from jaxstudy.images.decoding import decode
 from jaxstudy.images.emoji import SHARES, emoji_group, emoji_label, emoji_splits
+from tests.conftest import Patch
 
 TABLE = [
     {"image": "1f600.png", "category": "Smileys & Emotion"},
@@ -27,9 +28,7 @@ TABLE = [
 ]
 
 
-def test_the_rule_leaves_skin_tones_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_rule_leaves_skin_tones_out(tmp_path: Path, monkeypatch: Patch) -> None:
     path = tmp_path / "emoji.json"
     path.write_text(json.dumps(TABLE))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

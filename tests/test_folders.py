@@ -36,7 +36,7 @@ from jaxstudy.images.folders import (
     stratified_split,
 )
 from jaxstudy.types import UserError
-from tests.conftest import contents
+from tests.conftest import Patch, contents
 
 
 def noise(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -219,26 +219,20 @@ def test_every_problem_is_named_at_once(open_folder: Path) -> None:
             np.testing.assert_array_equal(row, image)
 
 
-def test_a_good_folder_has_no_problem_and_nothing_is_printed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_good_folder_has_no_problem_and_a_terminal_sees_a_bar(
+    tmp_path: Path, capsys: Any, monkeypatch: Patch, terminal: bool
 ) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     audited = audit(pets(tmp_path))
     assert audited.problems == ()
     assert report(audited) == "4 images in 2 classes: cat 2, dog 2\nno problems"
-    loaded = load_folder(audited, image_size=(2, 2), strict=True)
-    assert loaded.y.tolist() == [0, 0, 1, 1]
-    assert capsys.readouterr() == ("", "")
-
-
-def test_a_terminal_sees_a_bar(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    audit(pets(tmp_path))
     out, err = capsys.readouterr()
     assert out == ""
-    assert "auditing images" in err
-    assert "4/4" in err
+    assert ("auditing images" in err, "4/4" in err) == (terminal, terminal)
+    assert bool(err) == terminal
+    loaded = load_folder(audited, image_size=(2, 2), strict=True)
+    assert loaded.y.tolist() == [0, 0, 1, 1]
 
 
 # Last bytes that no pixel needs: the checksum of a PNG's end mark, the end mark of a
@@ -262,31 +256,29 @@ def test_no_part_of_an_image_passes(tmp_path: Path, format: str) -> None:
     assert {kind for n, kind in named.items() if n >= first} == {"truncated or damaged"}
 
 
-def test_a_file_larger_than_any_image_is_not_read(tmp_path: Path) -> None:
-    with open(pets(tmp_path) / "cat/0.png", "r+b") as file:
-        file.truncate(folders.MAX_BYTES + 1)  # sparse
-    assert kinds(audit(tmp_path)) == {"cat": "single image", "cat/0.png": "too large"}
-
-
-def test_what_a_disk_does_not_give_is_unreadable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_is_too_large_or_not_given_is_not_read(
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     pets(tmp_path, 3)
+    with open(tmp_path / "cat/0.png", "r+b") as file:
+        file.truncate(folders.MAX_BYTES + 1)  # sparse
     read = Path.read_bytes
 
     def failing(path: Path) -> bytes:
+        assert path.name != "0.png" or path.parent.name != "cat"
         if path.name == "1.png":
             raise OSError(errno.EIO, "Input/output error")
         return read(path)
 
     monkeypatch.setattr(Path, "read_bytes", failing)
-    assert kinds(audit(tmp_path)) == dict.fromkeys(
-        ("cat/1.png", "dog/1.png"), "unreadable"
-    )
+    failed = dict.fromkeys(("cat/1.png", "dog/1.png"), "unreadable")
+    assert kinds(audit(tmp_path)) == {
+        "cat": "single image", "cat/0.png": "too large", **failed
+    }  # fmt: skip
 
 
 def test_the_order_of_files_and_of_their_creation_does_not_matter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     files = {f"{c}/{i}.png": picture(i) for c in "xyz" for i in range(4)}
     files["x/bad"] = files["y/bad"] = b"bad"
@@ -298,23 +290,21 @@ def test_the_order_of_files_and_of_their_creation_does_not_matter(
     assert audit(tmp_path / "one") == one
 
 
-@pytest.mark.parametrize(
-    "name", [b"a\nb", b"\x1b[31mred", b"caf\xe9", "\u2028".encode()]
-)
+@pytest.mark.parametrize("name", [b"a\nb", b"caf\xe9", "\u2028".encode()])
 def test_any_file_name_is_read_and_stays_on_its_line(
     tmp_path: Path, name: bytes
 ) -> None:
     pets(tmp_path)
     for content, suffix in ((picture(), b".png"), (b"bad", b".bad")):
-        Path(os.fsdecode(os.fsencode(tmp_path / "cat/") + b"/" + name + suffix)
-             ).write_bytes(content)  # fmt: skip
-    loaded = load_folder(tmp_path, image_size=(6, 5), subset="training",
-                         validation_split=0.5)  # fmt: skip
-    assert loaded.audit.classes == ("cat", "dog")
-    assert len(loaded.audit.paths) == 5
-    (problem,) = loaded.audit.problems
+        path = os.fsencode(tmp_path / "cat/") + b"/" + name + suffix
+        Path(os.fsdecode(path)).write_bytes(content)
+    asked: Any = {"subset": "training", "validation_split": 0.5}
+    audited = load_folder(tmp_path, image_size=(6, 5), **asked).audit
+    assert audited.classes == ("cat", "dog")
+    assert len(audited.paths) == 5
+    (problem,) = audited.problems
     assert problem.path.isprintable()
-    assert len(report(loaded.audit).encode("utf-8").splitlines()) == 3
+    assert len(report(audited).encode("utf-8").splitlines()) == 3
 
 
 def test_composed_letters_clash_like_case(tmp_path: Path) -> None:
@@ -349,11 +339,9 @@ def test_strict_lists_the_problems(tmp_path: Path, bad: int, listed: int) -> Non
         load_folder(audited, image_size=(2, 2), strict=True)
     first, *lines = str(error.value).splitlines()
     assert first == f"{tmp_path} has {bad} problem{'s' if bad > 1 else ''}:"
-    more = [f"  and {bad - listed} more"] if bad > listed else []
-    assert [line.partition(":")[0] for line in lines] == [
-        *(f"  cat/bad{i:03}" for i in range(listed)),
-        *more,
-    ]
+    expected = [f"  cat/bad{i:03}" for i in range(listed)]
+    expected += [f"  and {bad - listed} more"] if bad > listed else []
+    assert [line.partition(":")[0] for line in lines] == expected
 
 
 # ------------------------------------------------------------------ pixels
@@ -363,58 +351,41 @@ RED = (200, 40, 30)
 GREY = 77
 
 
-def palette(transparent: bool) -> bytes:
-    image = Image.new("P", (4, 4), 1)
-    image.putpalette([0, 0, 0, *RED])
-    return encoded(image, transparency=1) if transparent else encoded(image)
-
-
-def animation() -> bytes:
-    frames = [Image.new("RGB", (4, 4), color) for color in (RED, "blue", "green")]
-    return encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-
-
 def deep(*values: int) -> bytes:
     """Samples of 16 bits, as PNG has them."""
     return struct.pack(f">{len(values)}H", *values)
 
 
-def part_of_a_canvas() -> bytes:
-    """A GIF of 4x4 whose only frame is its lower right quarter."""
-    content = bytearray(encoded(Image.new("RGB", (2, 2), RED), "GIF"))
-    content[6:10] = struct.pack("<HH", 4, 4)
-    place = content.index(b"\x2c")  # of the frame
-    content[place + 1 : place + 5] = struct.pack("<HH", 2, 2)
-    return bytes(content)
+def palette(**transparent: Any) -> bytes:
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, *RED])
+    return encoded(image, **transparent)
 
 
+WHITE = (255,) * 3
+FRAMES = [Image.new("RGB", (4, 4), color) for color in (RED, "blue", "green")]
 MODES = {
-    "1": (encoded(Image.new("1", (4, 4), 1)), (255,) * 3, 0),
+    "1": (encoded(Image.new("1", (4, 4), 1)), WHITE, 0),
     "L": (encoded(Image.new("L", (4, 4), GREY)), (GREY,) * 3, 0),
     "LA": (encoded(Image.new("LA", (4, 4), (GREY, 255))), (GREY,) * 3, 0),
-    "LA, hidden": (encoded(Image.new("LA", (4, 4), (GREY, 0))), (255,) * 3, 0),
-    "RGB": (encoded(Image.new("RGB", (4, 4), RED)), RED, 0),
-    "RGB, one colour transparent": (
-        encoded(Image.new("RGB", (4, 4), RED), transparency=RED), (255,) * 3, 0,
-    ),
-    "RGBA, hidden": (encoded(Image.new("RGBA", (4, 4), (*RED, 0))), (255,) * 3, 0),
-    "P": (palette(False), RED, 0),
-    "P, hidden": (palette(True), (255,) * 3, 0),
-    "I;16": (encoded(Image.fromarray(np.full((4, 4), 77 * 256 + 200, np.uint16))),
-             (77,) * 3, 0),
-    "LA, 16 bits": (png(16, 4, 4, [deep(77 * 256 + 200, 65535) * 4] * 4),
-                    (77,) * 3, 0),
+    "LA, hidden": (encoded(Image.new("LA", (4, 4), (GREY, 0))), WHITE, 0),
+    "RGB": (encoded(FRAMES[0]), RED, 0),
+    "RGB, one colour transparent": (encoded(FRAMES[0], transparency=RED), WHITE, 0),
+    "RGBA, hidden": (encoded(Image.new("RGBA", (4, 4), (*RED, 0))), WHITE, 0),
+    "P": (palette(), RED, 0),
+    "P, hidden": (palette(transparency=1), WHITE, 0),
+    "I;16": (encoded(Image.fromarray(np.full((4, 4), 19912, np.uint16))), (77,) * 3, 0),
+    "LA, 16 bits": (png(16, 4, 4, [deep(19912, 65535) * 4] * 4), (77,) * 3, 0),
     "RGB, 16 bits": (png(16, 2, 4, [deep(*(256 * c + 255 for c in RED)) * 4] * 4),
                      RED, 0),
-    "RGBA, 16 bits, hidden": (png(16, 6, 4, [deep(1, 2, 3, 0) * 4] * 4),
-                              (255,) * 3, 0),
+    "RGBA, 16 bits, hidden": (png(16, 6, 4, [deep(1, 2, 3, 0) * 4] * 4), WHITE, 0),
     "CMYK": (encoded(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "JPEG"),
              (255, 0, 0), 1),
-    "YCbCr": (encoded(Image.new("RGB", (4, 4), RED), "JPEG", quality=95), RED, 3),
-    "WEBP": (encoded(Image.new("RGBA", (4, 4), (*RED, 255)), "WEBP", lossless=True),
-             RED, 0),
-    "BMP": (encoded(Image.new("RGB", (4, 4), RED), "BMP"), RED, 0),
-    "animated": (animation(), RED, 0),
+    "YCbCr": (encoded(FRAMES[0], "JPEG", quality=95), RED, 3),
+    "WEBP": (encoded(FRAMES[0], "WEBP", lossless=True), RED, 0),
+    "BMP": (encoded(FRAMES[0], "BMP"), RED, 0),
+    "animated": (encoded(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]),
+                 RED, 0),
 }  # fmt: skip
 
 
@@ -432,7 +403,6 @@ def test_every_mode_becomes_the_colour_that_people_see(
     assert np.abs(grey - luma).max() <= 1 + tolerance
 
 
-WHITE = (255, 255, 255)
 # Two pixels, of which the first has the colour that is transparent, and the second's.
 ONE_COLOUR = {
     "grey, 1 bit": (png(1, 0, 2, [b"\x40"], tRNS=deep(0)), 255),
@@ -466,16 +436,19 @@ def test_one_transparent_colour_is_white_and_no_other(
 
 
 def test_a_frame_may_be_a_part_of_the_picture(tmp_path: Path) -> None:
-    got = pixels(part_of_a_canvas(), tmp_path)
+    """A GIF of 4x4 whose only frame is its lower right quarter."""
+    content = bytearray(encoded(Image.new("RGB", (2, 2), RED), "GIF"))
+    content[6:10] = struct.pack("<HH", 4, 4)
+    place = content.index(b"\x2c")  # of the frame
+    content[place + 1 : place + 5] = struct.pack("<HH", 2, 2)
     expected = np.full((4, 4, 3), 255)
     expected[2:, 2:] = RED
-    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(pixels(bytes(content), tmp_path), expected)
 
 
 BOMB = zlib.compress(bytes(2**26))  # 64 MiB in 64 KiB
 METADATA = {
     "a text that unpacks to much": {"zTXt": b"key\0\0" + BOMB},
-    "an international one": {"iTXt": b"key\0\1\0\0\0" + BOMB},
     "a large profile": {"iCCP": b"name\0\0" + BOMB},
     "a text of another kind": {"zTXt": b"key\0\7"},
     "half a gamma": {"gAMA": b"\0"},
@@ -521,7 +494,7 @@ def test_photographs_stand_upright_and_broken_exif_does_not_matter(
     np.testing.assert_array_equal(pixels(content, tmp_path / "broken"), raw)
 
 
-@pytest.mark.parametrize("size", [(12, 30), (19, 11), (3, 4), (8, 12)])
+@pytest.mark.parametrize("size", [(19, 11), (3, 4)])
 def test_resizing_is_that_of_keras_with_antialiasing(
     tmp_path: Path, size: tuple[int, int]
 ) -> None:
@@ -538,28 +511,37 @@ def test_resizing_is_that_of_keras_with_antialiasing(
 
 
 def test_a_source_gives_the_rows_of_the_loaded_folder(tmp_path: Path) -> None:
-    asked: Any = dict(
-        image_size=(3, 4), subset="training", validation_split=0.4, channels=1
-    )
-    loaded = load_folder(pets(tmp_path, 5), **asked)
-    source = folder_source(loaded.audit, **asked)
-    here, there = Pipe()
-    here.send(source)  # as to a worker
-    source = there.recv()
-    assert len(source) == len(loaded.x) == 6
-    assert source.paths == loaded.paths
-    for i in np.random.default_rng(0).permutation(len(source)):
-        item = source[i]
-        assert item["x"].dtype == np.uint8
-        assert item["y"].dtype == np.int32
-        np.testing.assert_array_equal(item["x"], loaded.x[i])
-        assert item["y"] == loaded.y[i] == source.y[i]
-    assert (loaded.x.dtype, loaded.y.dtype) == (np.uint8, np.int32)
-    with pytest.raises(IndexError):
-        source[len(source)]
+    asked: Any = {"validation_split": 0.4, "seed": 3, "image_size": (6, 5)}
+    whole = load_folder(pets(tmp_path, 5), image_size=(6, 5))
+    rows = dict(zip(whole.paths, whole.x, strict=True))
+    every: list[str] = []
+    parts: Any = {"training": [3, 3], "validation": [2, 2]}
+    for subset, counts in parts.items():
+        loaded = load_folder(tmp_path, subset=subset, **asked)
+        here, there = Pipe()
+        here.send(folder_source(loaded.audit, subset=subset, **asked))  # to a worker
+        source = there.recv()
+        assert np.bincount(loaded.y).tolist() == counts
+        assert source.paths == loaded.paths
+        assert len(source) == len(loaded.x) == sum(counts)
+        assert loaded.classes == ("cat", "dog")
+        for i in reversed(range(len(source))):
+            item, path = source[i], source.paths[i]
+            assert (item["x"].dtype, item["y"].dtype) == (np.uint8, np.int32)
+            np.testing.assert_array_equal(item["x"], loaded.x[i])
+            np.testing.assert_array_equal(item["x"], rows[path])
+            assert item["y"] == loaded.y[i] == source.y[i]
+            assert path.startswith(loaded.classes[item["y"]])
+        every += loaded.paths
+        with pytest.raises(IndexError):
+            source[len(source)]
+    assert sorted(every) == list(whole.paths)
+    assert (whole.x.dtype, whole.y.dtype) == (np.uint8, np.int32)
+    grey = load_folder(whole.audit, image_size=(6, 5), channels=1)
+    assert grey.x.shape == (10, 6, 5, 1)
 
 
-@pytest.mark.parametrize("change", [None, b"", b"no image"])
+@pytest.mark.parametrize("change", [None, b"no image"])
 def test_a_file_that_changed_since_the_audit_is_named(
     tmp_path: Path, change: bytes | None
 ) -> None:
@@ -568,17 +550,14 @@ def test_a_file_that_changed_since_the_audit_is_named(
     path.unlink()
     if change is not None:
         path.write_bytes(change)
-    for read in (lambda: folder_source(audited, image_size=(2, 2))[3],
-                 lambda: load_folder(audited, image_size=(2, 2))):  # fmt: skip
-        with pytest.raises(UserError, match=r"dog/1.png has changed since the audit"):
-            read()
+    with pytest.raises(UserError, match=r"dog/1.png has changed since the audit"):
+        load_folder(audited, image_size=(2, 2))
 
 
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [
-        ({"image_size": (0, 4)}, "image sides go from 1"),
-        ({"image_size": (4, -1)}, "image sides go from 1"),
+        ({"image_size": (4, 0)}, "image sides go from 1"),
         ({"image_size": (4, folders.MAX_SIDE + 1)}, "image sides go from 1"),
         ({"channels": 4}, "1 or 3 channels"),
         ({"subset": "train", "validation_split": 0.2}, "'training' or 'validation'"),
@@ -586,7 +565,7 @@ def test_a_file_that_changed_since_the_audit_is_named(
         ({"validation_split": 0.2}, "a subset needs a validation split"),
         *(
             ({"subset": "training", "validation_split": share}, "between 0 and 1")
-            for share in (0.0, 1.0, -0.1, 20.0, float("nan"))
+            for share in (0.0, 1.0, float("nan"))
         ),
     ],
 )
@@ -664,13 +643,11 @@ def test_a_split_is_the_same_on_every_machine() -> None:
 
 
 def test_seeds_give_different_splits() -> None:
-    parts = {
-        tuple(stratified_split(listed([40]), 0.5, s)[1].tolist()) for s in range(20)
-    }
-    assert len(parts) == 20
-    often = np.bincount(np.concatenate([np.array(p) for p in parts]), minlength=40)
-    assert often.min() >= 2  # of 20, with 10 expected: no file is always on one side
-    assert often.max() <= 18
+    parts = [stratified_split(listed([40]), 0.5, s)[1] for s in range(20)]
+    assert len({tuple(part.tolist()) for part in parts}) == 20
+    often = np.bincount(np.concatenate(parts), minlength=40)
+    # of 20, with 10 expected: no file is always on one side
+    assert 2 <= often.min() <= often.max() <= 18
 
 
 @pure
@@ -726,23 +703,6 @@ def test_a_class_that_a_part_would_lack_is_named(
         stratified_split(listed([9]), 0.2, 0, lambda path: "the same")
 
 
-def test_subsets_of_a_folder_are_its_two_parts(tmp_path: Path) -> None:
-    asked: Any = {"image_size": (6, 5), "validation_split": 0.4, "seed": 3}
-    whole = load_folder(pets(tmp_path, 5), image_size=(6, 5))
-    parts = [
-        load_folder(tmp_path, subset=subset, **asked)
-        for subset in ("training", "validation")
-    ]
-    assert [np.bincount(part.y).tolist() for part in parts] == [[3, 3], [2, 2]]
-    assert sorted(parts[0].paths + parts[1].paths) == list(whole.paths)
-    rows = {path: row for path, row in zip(whole.paths, whole.x, strict=True)}
-    for part in parts:
-        assert part.classes == whole.classes == ("cat", "dog")
-        for path, row, label in zip(part.paths, part.x, part.y, strict=True):
-            np.testing.assert_array_equal(row, rows[path])
-            assert path.startswith(part.classes[label])
-
-
 # ------------------------------------------------------------------ sorting
 
 
@@ -759,11 +719,10 @@ def flat(tmp_path: Path) -> Path:
 def test_files_are_copied_by_their_labels(flat: Path, tmp_path: Path) -> None:
     tree(flat, {".DS_Store": b"x", "Thumbs.db": b"x"})
     (flat / "c3.png").symlink_to("c1.png")
+    os.chmod(flat / "c1.png", 0o444)
     before, target = contents(flat), tmp_path / "new/sorted"
     counts = sort_into_folders(flat, target, by_letter)
-    assert counts == {"cat": 3, "dog": 1}
-    assert list(counts) == ["cat", "dog"]
-    assert contents(flat) == before
+    assert list(counts.items()) == [("cat", 3), ("dog", 1)]
     assert contents(target) == {
         f"{label}/{name}": before[name]
         for name in before
@@ -776,31 +735,26 @@ def test_files_are_copied_by_their_labels(flat: Path, tmp_path: Path) -> None:
     assert sort_into_folders(flat, target, by_letter) == counts
     assert {path: path.stat().st_mtime_ns for path in target.rglob("*")} == stamps
 
-
-def test_a_copy_is_not_the_file_itself(flat: Path, tmp_path: Path) -> None:
-    os.chmod(flat / "c1.png", 0o444)
-    sort_into_folders(flat, tmp_path / "sorted", by_letter)
-    copy = tmp_path / "sorted/cat/c1.png"
+    copy = target / "cat/c1.png"  # is not the file itself
     assert copy.stat().st_mode & 0o777 == 0o444
     os.chmod(copy, 0o644)
     copy.write_bytes(b"changed")
-    assert (flat / "c1.png").read_bytes() == picture(0)
+    assert contents(flat) == before
 
 
-@pytest.mark.parametrize("what", ["same length", "other length", "link", "folder"])
+@pytest.mark.parametrize("what", ["content", "link", "folder"])
 def test_nothing_is_overwritten_and_nothing_copied(
     flat: Path, tmp_path: Path, what: str
 ) -> None:
     target = tmp_path / "sorted"
     (target / "dog").mkdir(parents=True)
     there = target / "dog/d1.png"
-    if what == "link":  # of the same length, too
-        (flat / "d1.png").write_bytes(b"x" * len(str(flat / "d1.png")))
+    if what == "link":  # of the same content
         there.symlink_to(flat / "d1.png")
     elif what == "folder":
         there.mkdir()
-    else:
-        there.write_bytes(picture(2)[: -3 if what == "other length" else -1] + b"x")
+    else:  # of the same length
+        there.write_bytes(picture(2)[:-1] + b"x")
     before = contents(target)
     with pytest.raises(UserError, match=r"dog/d1.png exists with other content"):
         sort_into_folders(flat, target, by_letter)
@@ -809,7 +763,7 @@ def test_nothing_is_overwritten_and_nothing_copied(
 
 
 def test_a_file_that_appears_meanwhile_is_not_overwritten(
-    flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flat: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     target, copy = tmp_path / "sorted", shutil.copy2
 
@@ -825,10 +779,7 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
 def test_an_interrupted_copy_leaves_whole_files_and_goes_on(
-    flat: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    error: BaseException,
+    flat: Path, tmp_path: Path, monkeypatch: Patch, error: BaseException
 ) -> None:
     target, copy = tmp_path / "sorted", shutil.copy2
 
@@ -852,7 +803,7 @@ def test_an_interrupted_copy_leaves_whole_files_and_goes_on(
 HOSTILE = {
     **dict.fromkeys(("..", ".", ".hidden", "../up"), "begins with a dot"),
     **dict.fromkeys(("a/b", "/etc"), "holds a slash"),
-    **dict.fromkeys(("a\nb", "a\0b", "\x1b[2J", "a\u2028b", "\udce9"), "holds control"),
+    **dict.fromkeys(("a\nb", "a\0b", "a\u2028b", "\udce9"), "holds control"),
     "Thumbs.db": "is reserved",
     "": "is empty",
     "é" * 128: "is longer than 255 bytes",
@@ -860,40 +811,29 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("label", HOSTILE)
-def test_a_label_must_be_a_plain_folder_name(
-    flat: Path, tmp_path: Path, label: Any
-) -> None:
-    with pytest.raises(UserError, match=rf"of d1\.png {HOSTILE[label]}") as error:
-        sort_into_folders(
-            flat, tmp_path / "sorted", lambda p: label if p.name == "d1.png" else "fine"
-        )
-    assert "\n" not in str(error.value)
+def test_a_label_must_be_a_plain_folder_name(flat: Path, tmp_path: Path) -> None:
+    for bad, reason in HOSTILE.items():
+        labels: Any = {"d1.png": bad}
+        with pytest.raises(UserError, match=rf"of d1\.png {reason}") as error:
+            sort_into_folders(
+                flat, tmp_path / "sorted", lambda p, x=labels: x.get(p.name, "fine")
+            )
+        assert "\n" not in str(error.value)
     assert os.listdir(tmp_path) == ["flat"]
+    for good in ("Smileys & Emotion", "고양이", "a.b", "é" * 127):
+        target = tmp_path / "one" / good
+        sort_into_folders(flat, target, lambda path, label=good: label)
+        assert os.listdir(target) == [good]
 
 
-@pytest.mark.parametrize("label", ["Smileys & Emotion", "고양이", "a.b", "con", "é"])
-def test_a_plain_label_is_taken(flat: Path, tmp_path: Path, label: str) -> None:
-    sort_into_folders(flat, tmp_path / "sorted", lambda path: label)
-    assert os.listdir(tmp_path / "sorted") == [label]
-
-
-@pytest.mark.parametrize("there", ["CAT/x.png", "cAt/x.png"])
-def test_labels_that_differ_only_in_case(
-    flat: Path, tmp_path: Path, there: str
-) -> None:
-    with pytest.raises(UserError, match="but for case"):
-        sort_into_folders(
-            flat, tmp_path / "a", lambda p: "cat" if p.name == "c1.png" else "Cat"
-        )
-    with pytest.raises(UserError, match="but for case"):  # with an invisible joiner
-        sort_into_folders(
-            flat, tmp_path / "a", lambda p: "a\u200db" if p.name < "d" else "a\u200dB"
-        )
-    tree(tmp_path / "b", {there: b"x"})
-    with pytest.raises(UserError, match=f"'cat' is the same as {there[:3]}, but for"):
+def test_labels_that_differ_only_in_case(flat: Path, tmp_path: Path) -> None:
+    for pair in (("cat", "Cat"), ("a\u200db", "a\u200dB")):  # with an invisible joiner
+        with pytest.raises(UserError, match="but for case"):
+            sort_into_folders(flat, tmp_path / "a", lambda p, x=pair: x[p.name < "d"])
+    tree(tmp_path / "b", {"cAt/x.png": b"x"})
+    with pytest.raises(UserError, match="'cat' is the same as cAt, but for"):
         sort_into_folders(flat, tmp_path / "b", by_letter)
-    assert contents(tmp_path / "b") == {there: b"x"}
+    assert contents(tmp_path / "b") == {"cAt/x.png": b"x"}
 
 
 def test_source_and_target_lie_apart(flat: Path, tmp_path: Path) -> None:
@@ -909,15 +849,13 @@ def test_source_and_target_lie_apart(flat: Path, tmp_path: Path) -> None:
     assert sort_into_folders(flat, tmp_path / "flat2", by_letter)  # a prefix, no parent
 
 
-@pytest.mark.parametrize("what", ["folder", "leaving", "broken", "pipe"])
+@pytest.mark.parametrize("what", ["folder", "/etc/hosts", "gone"])
 def test_a_source_holds_files_only(flat: Path, tmp_path: Path, what: str) -> None:
     odd = flat / "c9.png"
     if what == "folder":
         odd.mkdir()
-    elif what == "pipe":
-        os.mkfifo(odd)
     else:
-        odd.symlink_to("/etc/hosts" if what == "leaving" else "gone")
+        odd.symlink_to(what)
     with pytest.raises(UserError, match=r"c9.png: (only files|it leaves|it leads now)"):
         sort_into_folders(flat, tmp_path / "sorted", by_letter)
     assert not (tmp_path / "sorted").exists()

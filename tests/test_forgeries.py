@@ -22,6 +22,7 @@ from jaxstudy.models.cnn import cnn
 from jaxstudy.runs.cli import Settings
 from jaxstudy.runs.run import open_run
 from jaxstudy.runs.statistics import Estimate, frechet_distance
+from tests.conftest import Patch
 
 
 def images(n: int, size: int, channels: int = 1, seed: int = 0) -> np.ndarray:
@@ -30,9 +31,7 @@ def images(n: int, size: int, channels: int = 1, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_nearest_is_that_of_brute_force(
-    channels: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nearest_is_that_of_brute_force(channels: int, monkeypatch: Patch) -> None:
     monkeypatch.setattr(evaluation, "ROWS", 7)  # so that there are several parts
     x, among = images(9, 4, channels), images(23, 4, channels, seed=1)
     x[3], x[4] = among[20], among[6]
@@ -60,7 +59,7 @@ def test_resizing_averages_and_interpolates() -> None:
 @pytest.mark.parametrize("size", [16, CNN_SIZE])
 def test_the_cnn_s_features_are_what_its_last_layer_reads(size: int) -> None:
     model = cnn((CNN_SIZE, CNN_SIZE, 1), 4)
-    params, extra = model.init(jax.random.key(0))
+    params, extra = jax.jit(model.init)(jax.random.key(0))
     x = images(51, size)
     seen = classifier_features(params, x)
     last = jax.tree.map(np.asarray, params["output"])
@@ -82,23 +81,16 @@ def test_what_the_cnn_says_of_several_sets(run: Any) -> None:
     """Dark, grey and bright images, which it learns to tell apart."""
     y = np.arange(60) % 3
     x = (images(60, 8) // 4 + 90 * y[:, None, None, None]).astype(np.uint8)
-    sets = [
-        dataset({"x": x[rows], "y": y[rows]})
-        for rows in (slice(30), slice(30, 45), slice(45, 60))
-    ]
+    parts = slice(30), slice(30, 45), slice(45, 60)
+    sets = [dataset({"x": x[rows], "y": y[rows]}) for rows in parts]
     params, accuracy = train_classifier(
         sets, 3, epochs=30, batch_size=10, key=jax.random.key(0), run=run
     )
     assert accuracy > 0.9
     assert [row["epoch"] for row in run.sub_runs["classifier"].records][-1] == 30
     only = x[y == 1]
-    found = classifier_metrics(
-        params,
-        {"only one": only, "all": x[:15]},
-        x[45:],
-        ("dark", "grey", "bright"),
-        run,
-    )
+    made, names = {"only one": only, "all": x[:15]}, ("dark", "grey", "bright")
+    found = classifier_metrics(params, made, x[45:], names, run)
     assert (run.figures / "classes.png").exists()
     assert found["only one: classes with over 2 %"] == 1
     assert found["all: classes with over 2 %"] == 3

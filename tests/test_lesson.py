@@ -103,6 +103,8 @@ def test_against_a_constant_the_interval_itself_decides() -> None:
     assert verdict(("a", 0.39), ">", found) == "holds"
     assert verdict(("a", 0.61), ">", found) == "fails"
     assert verdict(("a", 0.41), ">", found) == "undetermined"
+    images = Estimate(0.1, 0.0, 0.2, 4, "images", (0.0, 0.1, 0.1, 0.2))
+    assert difference(images, images).low != 0  # images of two sets are no pairs
     text = judge_claim(Claim("It is so.", ("a", 0.39), ">"), found).evidence
     assert text == "a: 0.50 [0.40, 0.60], 10 seeds"
 
@@ -149,13 +151,16 @@ def test_the_terminal_tells_the_lesson(
         figures={"other": "not drawn", "curves": "See it fall."},
         try_it={"--epochs 9": "It falls further."},
     )
-    metrics = {"loss": 0.5, "extra": 2.0} | {f"m{i}": float(i) for i in range(20)}
+    metrics = {"loss": 0.5, "mistake - right: loss": 2.0} | {
+        f"m{i}": float(i) for i in range(20)
+    }
     times = dict.fromkeys(("wall_s", "compile_s", "train_s", "steps"), 0)
     result = {"metrics": metrics, **times, **lesson.json(metrics)}
     terminal.print_question(lesson)
     terminal.print_result("toy", result, tmp_path)
     text = capsys.readouterr().out
-    order = ("Is it?", " loss ", "m10", "10 more metrics", "holds", "[b]It is low.[/b]",
+    order = ("Is it?", " loss ", "m10", "mistake", "9 more metrics", "holds",
+             "[b]It is low.[/b]",
              "loss: 0.5", str(tmp_path / "figures" / "curves.png"), "See it fall.",
              "toy.py --epochs 9", "It falls further.")  # fmt: skip
     places = [text.index(part) for part in order]

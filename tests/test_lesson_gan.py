@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from small_gan import judge, painter
 
 from jaxstudy.data.sources import MissingData
 from jaxstudy.gan import images as gan_images
@@ -167,11 +168,7 @@ def test_samples_from_the_saved_run(
 @pytest.mark.parametrize(
     ("module", "words", "says"),
     [
-        (
-            lesson,
-            ("--image-size", "8"),
-            "16, 32, 48, ... pixels a side, not of 8 by 8",
-        ),
+        (lesson, ("--image-size", "8"), "32, 48, ... pixels a side, not of 8 by 8"),
         (orders, ("--variant-size", "40"), "pixels a side, not of 40 by 40"),
         (lesson, ("--channels", "2"), "images have 1 or 3 channels, not 2"),
         (lesson, ("--data", "fashion"), "did you mean 'fashion_mnist'"),
@@ -243,12 +240,15 @@ def test_a_folder_of_pictures_is_brought_to_the_networks(
 def test_images_of_one_class_are_compared_without_the_cnn(
     folder: Path, tmp_path: Path, monkeypatch: Patch, capsys: Captured
 ) -> None:
-    """And no count is larger than what there is, which is said."""
+    """And no count is larger than what there is, which is said. By small networks."""
+    for module in (lesson, orders):
+        monkeypatch.setattr(module, "discriminator", judge)
+        monkeypatch.setattr(module, "generator", lambda shape, norm: painter(shape))
     shutil.rmtree(folder / "dogs")
     words = ("--folder", folder, "--channels", "3", "--images", "50", "--held-out", 9)
     made, compared = tmp_path / "made", tmp_path / "compared"
     assert run(monkeypatch, made, *words, "--epochs", 1) == 0
-    variants = ("--variants", "mixed", "--variant-images", 40)
+    variants = ("--variants", "alternating", "--variant-images", 40)
     assert run(monkeypatch, compared, *words, *variants, module=orders) == 0
     common = [
         "warning: --images 50: there are only 16 images to train on, so it is 16",
@@ -264,7 +264,7 @@ def test_images_of_one_class_are_compared_without_the_cnn(
     assert names_in(compared / "figures") == {"variants.png", "intervals.png"}
     metrics = metrics_of(made) | metrics_of(compared)
     assert not [name for name in metrics if "Frechet" in name or "CNN" in name]
-    assert metrics["mixed: accuracy on real"]["n"] == 2
+    assert metrics["alternating: accuracy on real"]["n"] == 2
     assert pixels_of(made / "samples" / "epoch_001.png").shape[-1] == 3
 
 
@@ -272,7 +272,7 @@ def test_images_of_one_class_are_compared_without_the_cnn(
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize(("kernel", "padding"), [(1, 0), (3, 1), (4, 2), (7, 2)])
+@pytest.mark.parametrize(("kernel", "padding"), [(1, 0), (4, 2), (7, 2)])
 def test_the_size_formula(kernel: int, padding: int, stride: int) -> None:
     """A transposed convolution makes of n rows what a convolution makes n of."""
     rows = sizes.formula_rows(5, kernel, stride, padding)

@@ -10,13 +10,11 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from jax import lax
 
 from jaxstudy import ops
 from jaxstudy.types import Array
-from tests.conftest import assert_rounding
+from tests.conftest import Patch
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -77,17 +75,10 @@ def arguments(case: Any, dtype: Any) -> tuple[Array, Array]:
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
-def test_convolution_and_gradients_are_the_librarys(case: Any) -> None:
-    args = arguments(case, np.float32)
-    got = with_gradients(convolution(case, ops.conv_general_dilated), *args)
-    want = with_gradients(convolution(case, lax.conv_general_dilated), *args)
-    for a, b in zip(got, want, strict=True):
-        close(a, b, 1e-6)
-
-
-@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
 @pytest.mark.usefixtures("float64")
-def test_in_float64_to_the_last_digits(case: Any) -> None:
+def test_convolution_and_gradients_are_the_librarys_to_the_last_digits(
+    case: Any,
+) -> None:
     args = arguments(case, np.float64)
     got = with_gradients(convolution(case, ops.conv_general_dilated), *args)
     want = with_gradients(convolution(case, lax.conv_general_dilated), *args)
@@ -97,9 +88,7 @@ def test_in_float64_to_the_last_digits(case: Any) -> None:
 
 @pytest.mark.parametrize("bound", [1, 12_100])  # an image at a time, two and a rest
 @pytest.mark.parametrize("case", [CONVOLUTIONS[0], CONVOLUTIONS[2]], ids=str)
-def test_in_slices_it_is_the_same(
-    case: Any, bound: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_in_slices_it_is_the_same(case: Any, bound: int, monkeypatch: Patch) -> None:
     args = arguments(case, np.float32)
     want = with_gradients(convolution(case, lax.conv_general_dilated), *args)
     monkeypatch.setattr(ops, "PATCH_BYTES", 1)
@@ -121,7 +110,7 @@ def largest_array(fn: Callable[..., Any], *args: Any) -> int:
 
 
 @pytest.mark.usefixtures("cpu")
-def test_patches_stay_within_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patches_stay_within_their_bound(monkeypatch: Patch) -> None:
     x, kernel = normal(64, 16, 16, 8), normal(3, 3, 8, 8)
     patches = 64 * 16 * 16 * 72 * 4
     bound = patches // 8
@@ -191,23 +180,9 @@ def test_convolution_is_keras_s(stride: int, padding: Any) -> None:
     close(ops.conv2d(x, kernel, stride, padding), layer(x), 1e-6)
 
 
-@settings(deadline=None, max_examples=12)
-@given(st.integers(0, 3), st.integers(0, 3), st.integers(0, 10**6))
-def test_convolution_of_a_moved_image_is_the_moved_convolution(
-    down: int, right: int, seed: int
-) -> None:
-    """Where nothing reaches the border: sums of the same 18 products elsewhere."""
-    image = jnp.zeros((1, 16, 16, 2)).at[:, 4:8, 4:8].set(normal(1, 4, 4, 2, seed=seed))
-    kernel = normal(3, 3, 2, 3, seed=seed + 1)
-    moved = jnp.roll(image, (down, right), (1, 2))
-    want = jnp.roll(ops.conv2d(image, kernel), (down, right), (1, 2))
-    assert_rounding(ops.conv2d(moved, kernel), want, 18)
-
-
 TRANSPOSED = [
     (kernel, stride, padding)
-    for kernel in (1, 2, 3, 4, 5)
-    for stride in (1, 2, 3)
+    for kernel, stride in ((1, 2), (1, 3), (3, 1), (4, 2), (4, 3), (5, 2), (5, 3))
     for padding in ("SAME", "VALID")
 ]
 
@@ -225,7 +200,7 @@ def test_transposed_convolution_is_keras_s(
     close(ops.conv2d_transpose(x, k, stride, padding), layer(x), 1e-6)
 
 
-@pytest.mark.parametrize(("kernel", "stride", "padding"), TRANSPOSED[6:18:3])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), TRANSPOSED[3::3])
 @pytest.mark.usefixtures("float64")
 def test_transposed_gradients_are_the_librarys(
     kernel: int, stride: int, padding: Any
@@ -244,16 +219,11 @@ def test_transposed_gradients_are_the_librarys(
         close(a, b, 1e-13)
 
 
-def test_transposed_is_the_gradient_of_the_convolution() -> None:
-    y, kernel = normal(2, 4, 4, 6), normal(3, 3, 2, 6)
-    _, vjp = jax.vjp(lambda x: ops.conv2d(x, kernel, 2), normal(2, 8, 8, 2))
-    close(ops.conv2d_transpose(y, kernel, 2), vjp(y)[0], 1e-6)
-
-
 POOLS = [
-    (window, strides, padding)
-    for window, strides in (((2, 2), None), ((3, 3), (2, 2)), ((3, 2), (1, 1)))
-    for padding in ("SAME", "VALID")
+    ((2, 2), None, "VALID"),
+    ((3, 3), (2, 2), "SAME"),
+    ((3, 3), (2, 2), "VALID"),
+    ((3, 2), (1, 1), "SAME"),
 ]
 
 
@@ -290,20 +260,6 @@ def test_pooling_of_known_numbers() -> None:
     np.testing.assert_array_equal(same, [[5, 6.5], [11, 12.5]])  # of 9, 6, 6 and 4
 
 
-@settings(deadline=None, max_examples=12)
-@given(st.integers(0, 3), st.integers(0, 3), st.integers(0, 10**6))
-def test_a_blob_moved_within_its_window_pools_to_the_same(
-    row: int, column: int, seed: int
-) -> None:
-    """Exact invariance: one bright pixel anywhere in a 4x4 window."""
-    place = np.random.default_rng(seed).integers(0, 2, 2) * 4
-    image = jnp.zeros((1, 8, 8, 1))
-    moved = image.at[0, place[0] + row, place[1] + column, 0].set(1.0)
-    still = image.at[0, place[0], place[1], 0].set(1.0)
-    for pool in (ops.max_pool, ops.average_pool):
-        np.testing.assert_array_equal(pool(moved, (4, 4)), pool(still, (4, 4)))
-
-
 def test_they_map_and_scan() -> None:
     x, kernels = normal(3, 2, 6, 6, 2), normal(3, 3, 3, 2, 4, seed=1)
 
@@ -311,7 +267,7 @@ def test_they_map_and_scan() -> None:
         y = ops.average_pool(ops.max_pool(ops.conv2d(x, kernel), (2, 2), (1, 1)))
         return jnp.sum(jnp.sin(ops.conv2d_transpose(y, kernel[..., :4], 2)[..., :2]))
 
-    gradient = jax.grad(network, (0, 1))
+    gradient = jax.jit(jax.grad(network, (0, 1)))
     one_by_one = [gradient(a, k) for a, k in zip(x, kernels, strict=True)]
     want = jax.tree.map(lambda *leaves: jnp.stack(leaves), *one_by_one)
     mapped = jax.jit(jax.vmap(gradient))(x, kernels)

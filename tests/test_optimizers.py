@@ -43,12 +43,11 @@ TWINS: dict[str, tuple[dict[str, float], Callable[[float], keras.Optimizer]]] = 
 # The rules without a twin, as their papers or optax have them: from gradients g,
 # parameters p and a rate a, after every step the parameters and those to evaluate.
 # Keras's Nadam has a schedule of b1.
-Steps = Iterator[tuple[np.ndarray, np.ndarray]]
+A = np.ndarray
+Steps = Iterator[tuple[A, A]]
 
 
-def nadam(
-    grads: np.ndarray, p: np.ndarray, a: float, b1: float, b2: float, eps: float
-) -> Steps:
+def nadam(grads: A, p: A, a: float, b1: float, b2: float, eps: float) -> Steps:
     m = s = np.zeros_like(p)
     for t, g in enumerate(grads, 1):
         m = b1 * m + (1 - b1) * g
@@ -58,9 +57,7 @@ def nadam(
         yield p, p
 
 
-def adabelief(
-    grads: np.ndarray, p: np.ndarray, a: float, b1: float, b2: float, eps: float
-) -> Steps:
+def adabelief(grads: A, p: A, a: float, b1: float, b2: float, eps: float) -> Steps:
     m = s = np.zeros_like(p)
     for t, g in enumerate(grads, 1):
         m = b1 * m + (1 - b1) * g
@@ -70,13 +67,7 @@ def adabelief(
 
 
 def adan(
-    grads: np.ndarray,
-    p: np.ndarray,
-    a: float,
-    b1: float,
-    b2: float,
-    b3: float,
-    eps: float,
+    grads: A, p: A, a: float, b1: float, b2: float, b3: float, eps: float
 ) -> Steps:
     m = v = s = np.zeros_like(p)
     before = grads[0]  # so the first difference is 0
@@ -90,9 +81,7 @@ def adan(
         yield p, p
 
 
-def schedule_free(
-    grads: np.ndarray, p: np.ndarray, a: float, b1: float, b2: float, eps: float
-) -> Steps:
+def schedule_free(grads: A, p: A, a: float, b1: float, b2: float, eps: float) -> Steps:
     z, s, total = p, np.zeros_like(p), np.zeros_like(p)
     for t, g in enumerate(grads, 1):
         s = b2 * s + (1 - b2) * g**2
@@ -201,50 +190,6 @@ def test_equals_its_rule(name: str, passes: bool) -> None:
     check_equal(path(tx, grads, p, optimizer.weights), evaluated, p)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_evaluates_what_it_trains_unless_it_averages(name: str) -> None:
-    optimizer = OPTIMIZERS[name]
-    start = {"w": jnp.ones(3)}
-    state = optimizer.make(optimizer.rate).init(start)
-    trained = {"w": jnp.arange(3.0)}
-    if name == "schedule_free":  # p = b1 x + (1 - b1) z, with z still the start
-        want = (trained["w"] - 0.1) / 0.9
-        np.testing.assert_allclose(
-            optimizer.weights(state, trained)["w"], want, rtol=1e-6
-        )
-    else:
-        assert optimizer.weights(state, trained) is trained
-
-
-# 1000 steps are 1 / rate of Adam's: enough to go the distance of 1 from the start, for
-# steps as long as the rate. Lion's rate is a tenth of Adam's; and the mean of the way
-# from 1 to 0 has come half as far as its end.
-QUADRATIC_STEPS = {"lion": 10_000, "schedule_free": 2000}
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_reduces_a_quadratic(name: str) -> None:
-    """Loss p^T H p / 2, eigenvalues 0.01 to 1, at the optimizer's own rate."""
-    eigenvalues = np.geomspace(0.01, 1.0, 20)
-    optimizer = OPTIMIZERS[name]
-    tx = optimizer.make(optimizer.rate)
-    steps = QUADRATIC_STEPS.get(name, 1000)
-
-    def loss(p: Array) -> Array:
-        return 0.5 * jnp.sum(eigenvalues * p**2)
-
-    def step(carry: tuple[Array, optax.OptState], _: None) -> tuple:
-        p, opt_state = carry
-        value, g = loss(optimizer.weights(opt_state, p)), jax.grad(loss)(p)
-        updates, opt_state = tx.update(g, opt_state, p)
-        return (optax.apply_updates(p, updates), opt_state), value
-
-    start = jnp.ones(20)
-    _, losses = jax.lax.scan(step, (start, tx.init(start)), None, length=steps)
-    assert losses[-1] < 0.1 * losses[0]
-    assert np.all(np.diff(losses[:: steps // 10]) < 0)
-
-
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_one_compiled_program_takes_every_value(name: str) -> None:
@@ -260,21 +205,15 @@ def test_one_compiled_program_takes_every_value(name: str) -> None:
     def traced(rate: Array, hyperparameters: dict[str, Array]) -> Array:
         return path(optimizer.make(rate, **hyperparameters), grads, start)
 
-    for factor in (1.0, 0.9):
-        values = {k: v * factor for k, v in defaults.items()}
-        rate = optimizer.rate * factor
-        got = traced(jnp.asarray(rate), jax.tree.map(jnp.asarray, values))
-        want = path(optimizer.make(rate, **values), grads, start)
-        np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-14)
-
-
-@pytest.mark.usefixtures("float64")
-def test_momentum_0_is_sgd() -> None:
-    grads, p = gradients()
-    sgd = path(OPTIMIZERS["sgd"].make(0.1), grads, p)
-    for name in ("momentum", "nesterov"):
-        got = path(OPTIMIZERS[name].make(0.1, momentum=0.0), grads, p)
-        assert_rounding(got, sgd, STEPS)
+    rate, changed = jnp.asarray(0.9 * optimizer.rate), {}
+    usual = traced(rate, jax.tree.map(jnp.asarray, defaults))
+    for name, value in defaults.items():
+        changed[name] = 0.9 * value
+        got = traced(rate, jax.tree.map(jnp.asarray, {**defaults, **changed}))
+        assert not np.array_equal(got, usual), name  # each has its effect
+        usual = got
+    want = path(optimizer.make(float(rate), **changed), grads, start)
+    np.testing.assert_allclose(usual, want, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.usefixtures("float64")
@@ -284,22 +223,6 @@ def test_adam_without_first_moment_is_rmsprop_with_bias_correction() -> None:
     got = path(OPTIMIZERS["adam"].make(0.01, b1=0.0, eps=1e-3), grads, p)
     want = path(rmsprop, grads, p)
     np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-13)
-
-
-@pytest.mark.usefixtures("float64")
-def test_adam_with_a_huge_epsilon_is_momentum() -> None:
-    """With a / eps = c: p -= c m / (1 - b^t), and m / (1 - b) is Momentum's."""
-    grads, p = gradients()
-    huge, c, b = 1e12, 0.01, 0.9
-    steps = np.arange(1, STEPS + 1)
-    got = path(OPTIMIZERS["adam"].make(c * huge, b1=b, eps=huge), grads, p)
-    rate = c * (1 - b)
-    momentum = path(OPTIMIZERS["momentum"].make(rate, momentum=b), grads, p)
-    update = np.diff(np.concatenate([p[None], momentum]), axis=0)
-    want = p + np.cumsum(update / (1 - b**steps)[:, None], axis=0)
-    # sqrt(v) / eps is at most some 1e-11
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-9)
-    assert np.abs(want[-1] - p).max() > 0.1
 
 
 @pytest.mark.usefixtures("float64")
@@ -372,47 +295,22 @@ def test_a_log_range_is_even_in_the_logarithm(bounds: list[float], at: float) ->
     np.testing.assert_allclose(ends_and_inside, [low, want, high], rtol=1e-12)
 
 
-@given(bounds=st.tuples(st.floats(1e-30, 1), st.floats(1e-30, 1)).map(sorted), at=unit)
-def test_a_range_of_1_minus_value_is_even_in_its_logarithm(
-    bounds: list[float], at: float
-) -> None:
-    low, high = bounds
-    got = LogUniform(low, high, one_minus=True).value(np.array([0, at, 1]))
-    inside = np.exp((1 - at) * np.log(low) + at * np.log(high))
-    want = [1 - low, 1 - inside, 1 - high]
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
-
-
-def test_momentum_is_searched_by_nines() -> None:
-    got = LogUniform(1e-3, 1e-1, one_minus=True).value(np.array([0, 0.5, 1]))
-    np.testing.assert_allclose(got, [0.999, 0.99, 0.9], rtol=1e-12)
+def test_a_range_of_1_minus_value_is_even_in_its_logarithm() -> None:
+    got = LogUniform(1e-3, 1e-1, one_minus=True).value(np.array([0, 0.25, 0.5, 1]))
     # 1 - value in all its digits, where the value is near 1
-    np.testing.assert_allclose(1 - got, [1e-3, 1e-2, 1e-1], rtol=1e-12)
+    np.testing.assert_allclose(1 - got, [1e-3, 10**-2.5, 1e-2, 1e-1], rtol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "why"),
-    [
-        (0.0, 1.0, "positive, finite bounds, not 0 to 1"),
-        (-1.0, 1.0, "positive, finite bounds, not -1 to 1"),
-        (-2.0, -1.0, "positive, finite bounds, not -2 to -1"),
-        (0.1, 0.0, "positive, finite bounds, not 0.1 to 0"),
-        (0.1, np.inf, "positive, finite bounds, not 0.1 to inf"),
-        (np.inf, np.inf, "positive, finite bounds, not inf to inf"),
-        (np.nan, 1.0, "positive, finite bounds, not nan to 1"),
-        (0.1, np.nan, "positive, finite bounds, not 0.1 to nan"),
-        (1.0, 0.5, "the range 1 to 0.5 is empty"),
-    ],
-)
 @pytest.mark.parametrize("one_minus", [False, True])
-def test_a_range_without_a_logarithm_is_refused(
-    low: float, high: float, why: str, one_minus: bool
-) -> None:
-    with pytest.raises(UserError, match=why):
-        LogUniform(low, high, one_minus)
-
-
-def test_1_minus_value_must_not_exceed_1() -> None:
+def test_a_range_without_a_logarithm_is_refused(one_minus: bool) -> None:
+    inf, nan = np.inf, np.nan
+    bad = [(0.0, 1.0), (-2.0, -1.0), (0.1, 0.0), (0.1, inf), (nan, 1.0), (0.1, nan)]
+    for low, high in bad:
+        why = f"positive, finite bounds, not {low:g} to {high:g}"
+        with pytest.raises(UserError, match=why):
+            LogUniform(low, high, one_minus)
+    with pytest.raises(UserError, match=r"the range 1 to 0\.5 is empty"):
+        LogUniform(1.0, 0.5, one_minus)
     with pytest.raises(UserError, match=r"must not exceed 1, so not 1\.5"):
         LogUniform(0.5, 1.5, one_minus=True)
     assert ends(LogUniform(0.5, 1.5)) == (0.5, 1.5)

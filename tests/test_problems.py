@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -136,8 +137,7 @@ def test_the_problem_has_the_published_losses(name: str) -> None:
     assert of.floors["test"] == pytest.approx(86.8735, abs=5e-5)
 
 
-@pytest.mark.parametrize("real", [1, 5, 8])
-@pytest.mark.parametrize("distance", [0.0, 1.0, 30.0])
+@pytest.mark.parametrize(("real", "distance"), [(1, 0.0), (8, 1.0), (5, 30.0)])
 def test_the_objective_is_the_mean_over_rows(real: int, distance: float) -> None:
     """Loss, metric and gradient, where the other rows of 8 are padding."""
     rng = np.random.default_rng(real)
@@ -148,10 +148,8 @@ def test_the_objective_is_the_mean_over_rows(real: int, distance: float) -> None
     x[mask == 0] = np.nan  # what padding holds must not count
     q = 0.5 * np.einsum("nd,de,ne->n", x, hessian, x, optimize=True)
     batch = {"x": jnp.asarray(x), "q": jnp.asarray(q, jnp.float32), "mask": mask}
-    objective = quadratic_objective(hessian)
-    (loss, (_, metrics)), gradient = jax.value_and_grad(objective, has_aux=True)(
-        jnp.asarray(p), {}, batch, None
-    )
+    objective = jax.value_and_grad(quadratic_objective(hessian), has_aux=True)
+    (loss, (_, metrics)), gradient = objective(jnp.asarray(p), {}, batch, None)
     want = direct(p, x[mask == 1], hessian)
     assert float(loss) == pytest.approx(want, rel=2e-6)
     assert float(metrics["loss"].count) == real
@@ -182,15 +180,12 @@ def test_an_epoch_is_7_whole_batches(name: str) -> None:
     assert of.epochs == 100
 
 
-def test_each_epoch_leaves_out_other_rows() -> None:
+def test_each_epoch_leaves_out_other_rows_but_of_the_published_runs() -> None:
     visited = [set(rows.ravel().tolist()) for rows in epochs("quadratic", 10)]
     left_out = [frozenset(range(1000)) - rows for rows in visited]
     assert {len(rows) for rows in left_out} == {104}
     assert len(set(left_out)) == 10
     assert set.union(*visited) == set(range(1000))
-
-
-def test_the_published_runs_visit_the_same_batches_every_epoch() -> None:
     first, *later = epochs("quadratic_fixed", 3)
     for rows in later:
         np.testing.assert_array_equal(rows, first)
@@ -198,11 +193,7 @@ def test_the_published_runs_visit_the_same_batches_every_epoch() -> None:
 
 # Mean test losses of 10 seeds at the best of 36 rates, 10^-5 to 10^2 (Schneider, Balles
 # and Hennig 2019): log10 of the rate, the loss, what else is set.
-PUBLISHED = {
-    "sgd": (-1.8, 87.397, {}),
-    "momentum": (-2.6, 87.045, {"momentum": 0.99}),
-    "adam": (-1.4, 87.112, {}),
-}
+PUBLISHED = {"sgd": (-1.8, 87.397, {}), "momentum": (-2.6, 87.045, {"momentum": 0.99})}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -211,16 +202,12 @@ def test_the_published_test_losses_are_reached(name: str) -> None:
     of = problem("quadratic_fixed")
     exponent, loss, fixed = PUBLISHED[name]
     at = {"rate": 10**exponent, **fixed}
-    replicas = as_replicas(
-        {k: np.full(1, v, np.float32) for k, v in at.items()}, 10, Protocol(mode="vmap")
-    )
-    common, functions = (
-        make_common(of),
-        make_step_functions(of, Candidate(OPTIMIZERS[name], {})),
-    )
+    point = {k: np.full(1, v, np.float32) for k, v in at.items()}
+    replicas = as_replicas(point, 10, Protocol(mode="vmap"))
+    functions = make_step_functions(of, Candidate(OPTIMIZERS[name], {}))
     start_keys, order_keys = seed_keys(Protocol(), range(10))
     fitted = fit(
-        start_replicas(common, functions, start_keys, replicas),
+        start_replicas(make_common(of), functions, start_keys, replicas),
         functions.train_step,
         of.train,
         key=order_keys,
@@ -229,25 +216,23 @@ def test_the_published_test_losses_are_reached(name: str) -> None:
         replicas=replicas,
         chunk_steps=10**6,
     )
-    losses = Evaluator(
-        functions.eval_step, of.test, args=replicas.args, mode=replicas.mode
-    )(fitted.state)["loss"]
+    how: Any = {"args": replicas.args, "mode": replicas.mode}
+    losses = Evaluator(functions.eval_step, of.test, **how)(fitted.state)["loss"]
     error = np.std(losses, ddof=1) / np.sqrt(len(losses))
     assert np.mean(losses) == pytest.approx(loss, abs=2 * error)
     assert 0.005 < error < 0.1  # seeds differ, as far as they should
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-@pytest.mark.parametrize("name", QUADRATICS)
-def test_a_floor_is_the_least_loss_of_its_set(name: str, split: str) -> None:
+def test_a_floor_is_the_least_loss_of_its_set(split: str) -> None:
     """Of all its rows, at their mean: there the gradient is 0, and H is positive."""
-    of = problem(name)
+    of = problem("quadratic")
     data = getattr(of, split)
     x = np.asarray(data.arrays["x"], np.float64)[rows_of(data)]
     hessian, floor = quadratic_hessian(), of.floors[split]
     assert floor == pytest.approx(direct(x.mean(0), x, hessian), rel=1e-12)
     mean = jnp.asarray(x.mean(0), jnp.float32)
-    assert loss_of(name, split, mean) == pytest.approx(floor, rel=1e-6)
+    assert loss_of("quadratic", split, mean) == pytest.approx(floor, rel=1e-6)
     rng = np.random.default_rng(0)
     for _ in range(5):
         near = x.mean(0) + 0.1 * rng.normal(size=DIMENSIONS)
@@ -295,6 +280,8 @@ def test_sizes_and_targets(name: str) -> None:
 def test_a_problem_starts_above_its_target(name: str) -> None:
     of, (params, _) = problem(name), start(name)
     for split, size in zip(SETS, SIZES[name], strict=True):
+        if size > 10_000:  # takes seconds, and is as the others
+            continue
         metrics = evaluate(name, split, params)
         assert "loss" in metrics
         assert ("accuracy" in metrics) == (name not in QUADRATICS)
@@ -358,19 +345,14 @@ def test_a_surface_is_least_at_its_minimum(name: str) -> None:
     np.testing.assert_allclose(jax.grad(surface.value)(at), 0, atol=1e-14)
     assert np.linalg.eigvalsh(jax.hessian(surface.value)(at)).min() > 0.1
     left, right, bottom, top = surface.box
+    for x, y in (surface.start, surface.minimum):  # are drawn
+        assert left < x < right
+        assert bottom < y < top
     x, y = np.meshgrid(np.linspace(left, right, 97), np.linspace(bottom, top, 97))
     plane = jnp.asarray(np.stack([x, y], -1).reshape(-1, 2))
     values = np.asarray(jax.vmap(surface.value)(plane))
     away = np.hypot(x - surface.minimum[0], y - surface.minimum[1]).ravel() > 1e-9
     assert values[away].min() > 0
-
-
-@pytest.mark.parametrize("name", SURFACES)
-def test_start_and_minimum_are_drawn(name: str) -> None:
-    left, right, bottom, top = SURFACES[name].box
-    for x, y in (SURFACES[name].start, SURFACES[name].minimum):
-        assert left < x < right
-        assert bottom < y < top
 
 
 @pytest.mark.parametrize(

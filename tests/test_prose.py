@@ -21,6 +21,7 @@ from jaxstudy.text.prose import (
     split_passages,
 )
 from jaxstudy.types import UserError
+from tests.conftest import Patch
 
 
 def book(folder: Path, chapters: int = 12) -> Path:
@@ -33,7 +34,7 @@ def book(folder: Path, chapters: int = 12) -> Path:
 
 
 def test_a_book_is_split_by_chapter_and_checked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     folder = book(tmp_path / "book")
     assert read_chapters(folder) == [["chapter", str(n), "."] for n in range(1, 13)]

@@ -22,6 +22,7 @@ from jaxstudy.data.sources import (
     records_seal,
 )
 from jaxstudy.types import UserError
+from tests.conftest import Patch
 
 CONTENT = b"a,b\n1,2\n"
 
@@ -33,37 +34,23 @@ def source(tmp_path: Path) -> Source:
     return Source(path, hashlib.sha256(CONTENT).hexdigest(), "here", "make table")
 
 
-def test_reads_the_content(source: Source) -> None:
+def test_other_content_is_found_and_comes_with_its_command(source: Source) -> None:
     assert read_bytes(source) == CONTENT
-
-
-@pytest.mark.parametrize("bit", range(0, 8 * len(CONTENT), 7))
-def test_a_flipped_bit_is_found(source: Source, bit: int) -> None:
-    content = bytearray(CONTENT)
-    content[bit // 8] ^= 1 << bit % 8
-    source.path.write_bytes(content)
-    with pytest.raises(UserError) as error:
-        read_bytes(source)
-    found = hashlib.sha256(content).hexdigest()
-    for part in (str(source.path), found, source.sha256, "make table"):
-        assert part in str(error.value)
-
-
-@pytest.mark.parametrize("content", [b"", CONTENT[:-1], CONTENT + b"\n"])
-def test_other_lengths_are_found(source: Source, content: bytes) -> None:
-    source.path.write_bytes(content)
-    with pytest.raises(UserError, match="has SHA-256"):
-        read_bytes(source)
-
-
-def test_what_is_missing_comes_with_its_command(source: Source) -> None:
+    flipped = [
+        CONTENT[:i] + bytes([CONTENT[i] ^ 1 << bit]) + CONTENT[i + 1 :]
+        for i, bit in ((0, 0), (3, 5), (len(CONTENT) - 1, 7))
+    ]
+    for content in (*flipped, b"", CONTENT[:-1], CONTENT + b"\n"):
+        source.path.write_bytes(content)
+        with pytest.raises(UserError, match="has SHA-256") as error:
+            read_bytes(source)
+        found = hashlib.sha256(content).hexdigest()
+        for part in (str(source.path), found, source.sha256, "make table"):
+            assert part in str(error.value)
     source.path.unlink()
     with pytest.raises(UserError, match=r"is missing .*this brings it: make table"):
         read_bytes(source)
-
-
-def test_a_folder_in_its_place(source: Source) -> None:
-    there = dataclasses.replace(source, path=source.path.parent)
+    there = dataclasses.replace(source, path=source.path.parent)  # a folder
     with pytest.raises(UserError, match="this brings it: make table"):
         read_bytes(there)
 
@@ -138,7 +125,7 @@ def test_changed_records_are_found(tmp_path: Path, source: Source) -> None:
 
 
 def test_what_is_missing_is_noted_where_somebody_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.delenv(NOTES, raising=False)
     MissingData("no such data").note()

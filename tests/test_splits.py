@@ -19,6 +19,7 @@ from jaxstudy.images.splits import (
     sizes_at_most,
 )
 from jaxstudy.types import UserError
+from tests.conftest import Said
 
 
 def images(n: int, begin: int = 0) -> Images:
@@ -87,9 +88,7 @@ def test_a_source_is_streamed() -> None:
     assert not rows[0] & rows[1]
 
 
-def test_a_limit_is_at_most_what_there_is_and_that_is_said(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_limit_is_at_most_what_there_is_and_that_is_said(capsys: Said) -> None:
     whole = ImageSet({"train": images(30)}, ("a",))
     assert labels(image_splits(whole, limit=24)) == labels(image_splits(whole))
     assert capsys.readouterr().err == ""
@@ -105,9 +104,7 @@ def test_few_images_leave_two_to_validate_and_two_to_test(n: int) -> None:
     assert len(found["validation"]) == len(found["test"]) == 2
 
 
-def test_sizes_are_at_most_what_there_is_and_that_is_said(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_sizes_are_at_most_what_there_is_and_that_is_said(capsys: Said) -> None:
     assert sizes_at_most((20, 144, 60), 144) == (20, 144, 60)
     assert capsys.readouterr().err == ""
     assert sizes_at_most((600, 150, 60, 2286), 144) == (144, 60)

@@ -92,17 +92,14 @@ def test_under_four_units_have_no_interval_but_their_values(n: int) -> None:
         assert sorted({*got.values}) == values.tolist()
 
 
-def test_what_diverged_has_no_interval() -> None:
+def test_equal_and_diverged_values() -> None:
+    want = (0.25, 0.25, 0.25, 7, "seeds", (0.25,) * 7)
+    assert mean_over_runs(np.full(7, 0.25), REAL) == want
+    assert interquartile_mean_over_seeds(np.full((1, 7), 0.25), REAL) == want
     for bad in (nan, inf):
         got = mean_over_runs(np.array([1.0, 2, 3, 4, bad]), NONNEGATIVE)
         assert (got.low, got.high, got.n) == (None, None, 5)
         assert not math.isfinite(got.mean)
-
-
-def test_equal_values_have_an_interval_of_no_width() -> None:
-    want = (0.25, 0.25, 0.25, 7, "seeds", (0.25,) * 7)
-    assert mean_over_runs(np.full(7, 0.25), REAL) == want
-    assert interquartile_mean_over_seeds(np.full((1, 7), 0.25), REAL) == want
 
 
 def test_an_estimate_in_json() -> None:
@@ -191,14 +188,13 @@ def of_grouped_losses(rng: np.random.Generator) -> Estimate:
     return mean_over_cases(losses, "rows", NONNEGATIVE, groups)
 
 
-@pytest.mark.parametrize("n", [10, 15])
 @pytest.mark.parametrize(
     ("make", "truth"), [(of_normal, 2.0), (of_accuracies, 0.9), (of_pairs, 0.9)]
 )
-def test_intervals_over_runs_cover(make: Any, truth: float, n: int) -> None:
-    """Student's is exact for normal values; BCa covers 0.90 at n = 10, 0.91 at 15."""
-    rng = np.random.default_rng(n)
-    assert_covers([make(rng, n) for _ in range(2000)], truth)
+def test_intervals_over_runs_cover(make: Any, truth: float) -> None:
+    """Student's is exact for normal values; BCa covers 0.90 at n = 10."""
+    rng = np.random.default_rng(10)
+    assert_covers([make(rng, 10) for _ in range(2000)], truth)
 
 
 @pytest.mark.parametrize(
@@ -218,47 +214,35 @@ def of_a_study(rng: np.random.Generator, size: Any) -> np.ndarray:
     return np.where(rng.uniform(size=size) < 0.1, 0, scores)
 
 
-@pytest.mark.parametrize("n", [10, 15])
 @pytest.mark.parametrize(
     ("draw", "problems"),
     [
-        (lambda rng, size: rng.normal(size=size), 1),
         (lambda rng, size: rng.exponential(size=size), 1),
         (lambda rng, size: rng.standard_t(3, size=size), 1),
         (of_a_study, 3),
     ],
-    ids=["normal", "skewed", "heavy tails", "scores"],
+    ids=["skewed", "heavy tails", "scores"],
 )
-def test_intervals_of_interquartile_means_cover(
-    draw: Any, problems: int, n: int
-) -> None:
+def test_intervals_of_interquartile_means_cover(draw: Any, problems: int) -> None:
     """At least 0.94; the percentile bootstrap covers 0.88 to 0.92."""
-    rng = np.random.default_rng(n)
+    rng = np.random.default_rng(10)
     truth = interquartile_mean(draw(rng, 1_000_000))
-    ends = np.array(
-        [
-            interquartile_mean_over_seeds(
-                draw(rng, (problems, n)), REAL, seed=i, resamples=900
-            )[1:3]
-            for i in range(500)
-        ]
-    )
-    assert np.mean((ends[:, 0] <= truth) & (truth <= ends[:, 1])) >= 0.94
+    ends = []
+    for i in range(500):
+        scores = draw(rng, (problems, 10))
+        got = interquartile_mean_over_seeds(scores, REAL, seed=i, resamples=900)
+        ends.append(got[1:3])
+    low, high = np.array(ends).T
+    assert np.mean((low <= truth) & (truth <= high)) >= 0.94
 
 
-def metrics_in_results() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(file, metric, estimate) of every estimate anywhere in results/*.json."""
-
-    def walk(value: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        if isinstance(value, dict):
-            if {"mean", "low", "high"} <= value.keys():
-                yield name, value
-            for key, inner in value.items():
-                yield from walk(inner, key if ": " in key else f"{name}/{key}")
-
-    for path in sorted((Path(__file__).parents[1] / "results").glob("*.json")):
-        for name, estimate in walk(json.loads(path.read_text()), ""):
-            yield path.stem, name, estimate
+def estimates_in(value: Any, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """(metric, estimate) of every estimate anywhere in a value of JSON."""
+    if isinstance(value, dict):
+        if {"mean", "low", "high"} <= value.keys():
+            yield name, value
+        for key, inner in value.items():
+            yield from estimates_in(inner, key if ": " in key else f"{name}/{key}")
 
 
 def range_of(metric: str) -> tuple[float, float]:
@@ -272,16 +256,16 @@ def range_of(metric: str) -> tuple[float, float]:
 
 
 def test_no_interval_in_the_results_leaves_the_range_of_its_metric() -> None:
-    seen = 0
-    for file, name, estimate in metrics_in_results():
+    files = (Path(__file__).parents[1] / "results").glob("*.json")
+    found = [e for path in files for e in estimates_in(json.loads(path.read_text()))]
+    assert len(found) > 300
+    for name, estimate in found:
         least, most = range_of(name)
-        ends = [estimate[k] for k in ("low", "mean", "high")]
+        low, mean, high = (estimate[k] for k in ("low", "mean", "high"))
         if estimate["n"] >= 4:
-            assert least <= ends[0] <= ends[1] <= ends[2] <= most, (file, name)
+            assert least <= low <= mean <= high <= most, name
         else:
-            assert ends[0] is ends[2] is None, (file, name)
-        seen += 1
-    assert seen > 300
+            assert low is high is None, name
 
 
 def test_interquartile_mean_by_hand() -> None:
@@ -359,31 +343,6 @@ def test_paired_test_enumerates_all_flips(pairs: list[tuple[float, float]]) -> N
     assert paired_test(a, b) == (want, float(effect), 2 / 2**n, n, True)
 
 
-@some
-@given(
-    st.lists(
-        st.floats(-1e9, 1e9).filter(bool), min_size=2, max_size=11, unique_by=abs
-    )
-)  # fmt: skip
-def test_paired_test_without_ties_is_wilcoxons(d: list[float]) -> None:
-    got = paired_test(np.array(d), np.zeros(len(d)))
-    assert got.p == pytest.approx(wilcoxon(np.array(d)), rel=1e-9)
-
-
-@pytest.mark.parametrize(
-    "size",
-    [[1, 2, 3, 4, 5, 6], [0.1, 0.1, 0.2, 0.2, 0.2, 0.7], [0, 0, 1, 2, inf, inf]],
-    ids=["distinct", "ties", "zeros and infs"],
-)
-def test_paired_test_is_valid_under_its_null(size: list[float]) -> None:
-    """P(p <= alpha) <= alpha for any alpha, and equal at the p that occur."""
-    flips = np.array(list(itertools.product([1, -1], repeat=len(size))))
-    zero = np.zeros(len(size))
-    p = np.array([paired_test(d, zero).p for d in flips * size])
-    assert np.array_equal(p, [np.mean(p <= alpha) for alpha in p])
-    assert len(set(p)) >= 5  # and not all are 1
-
-
 def test_more_than_16_pairs_are_flipped_at_random() -> None:
     rng = np.random.default_rng(0)
     tails = []
@@ -397,7 +356,7 @@ def test_more_than_16_pairs_are_flipped_at_random() -> None:
     assert np.all(np.abs(tails) < 5)
 
 
-@pytest.mark.parametrize("n", [2, 3, 7, 16, 40])
+@pytest.mark.parametrize("n", [2, 16, 40])
 def test_the_smallest_p_is_attained(n: int) -> None:
     """By pairs of one sign: none of the random flips of 40 would be as extreme."""
     worse, better = 1.0 + np.arange(n), np.zeros(n)
@@ -484,19 +443,16 @@ def test_the_epoch_is_chosen_by_validation_alone() -> None:
         ("outside", lambda: mean_over_runs(np.array([0.5, 1.1]), SHARE)),
         ("outside", lambda: mean_over_cases(np.array([-0.1, 1]), "rows", NONNEGATIVE)),
         ("are finite", lambda: interquartile_mean_over_seeds(ones(5), REAL)),
-        ("of values", lambda: interquartile_mean_over_seeds(ones((0, 5)), REAL)),
         ("of values", lambda: interquartile_mean_over_seeds(ones((5, 0)), REAL)),
         ("are finite", lambda: interquartile_mean_over_seeds(two[None] * inf, REAL)),
         ("are finite", lambda: interquartile_mean_over_seeds(two[None] * nan, REAL)),
         ("outside", lambda: interquartile_mean_over_seeds(two[None], SHARE)),
         ("two pairs", lambda: paired_test(two, ones(3))),
-        ("two pairs", lambda: paired_test(two, ones(1))),
         ("two pairs", lambda: paired_test(ones((2, 3)), ones((2, 3)))),
         ("two pairs", lambda: paired_test(ones(1), ones(1))),
         ("is NaN", lambda: paired_test(two, np.array([1, nan]))),
         ("of one training", lambda: at_best_epoch(ones((2, 3)), two)),
         ("from 0 to 1", lambda: holm(np.array(0.1))),
-        ("from 0 to 1", lambda: holm(ones((2, 2)))),
         ("from 0 to 1", lambda: holm(np.array([0.1, nan]))),
         ("from 0 to 1", lambda: holm(np.array([0.1, -0.1]))),
         ("from 0 to 1", lambda: holm(np.array([0.1, 1.1]))),
@@ -575,15 +531,10 @@ def test_frechet_distance_of_fewer_rows_than_features() -> None:
     assert frechet_distance(constant, x) == pytest.approx(want, rel=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("a", "b"), [((5, 3), (5, 4)), ((5,), (5,)), ((1, 3), (5, 3)), ((5, 3), (0, 3))]
-)
-def test_frechet_distance_refuses_other_shapes(a: Any, b: Any) -> None:
-    with pytest.raises(ValueError, match=r"features are \[2 or more, D\]"):
-        frechet_distance(np.zeros(a), np.zeros(b))
-
-
-@pytest.mark.parametrize("bad", [nan, inf])
-def test_frechet_distance_refuses_what_is_not_finite(bad: float) -> None:
-    with pytest.raises(ValueError, match="finite features"):
-        frechet_distance(np.zeros((2, 2)), np.array([[0, 1], [bad, 0]]))
+def test_frechet_distance_refuses_other_shapes_and_what_is_not_finite() -> None:
+    for a, b in (((5, 3), (5, 4)), ((5,), (5,)), ((1, 3), (5, 3)), ((5, 3), (0, 3))):
+        with pytest.raises(ValueError, match=r"features are \[2 or more, D\]"):
+            frechet_distance(np.zeros(a), np.zeros(b))
+    for bad in (nan, inf):
+        with pytest.raises(ValueError, match="finite features"):
+            frechet_distance(np.zeros((2, 2)), np.array([[0, 1], [bad, 0]]))

@@ -32,6 +32,7 @@ from jaxstudy.tabular.sets import (
     read_digits,
 )
 from jaxstudy.types import UserError
+from tests.conftest import Patch
 
 COLUMNS = (ClassField("class", (0, 1)), NumberField("a"), NumberField("b"))
 HEADER = ["class", "a", "b"]
@@ -122,22 +123,13 @@ def test_a_cell_is_a_finite_number_or_an_error(cell: str, name: str) -> None:
     assert "_" not in cell
 
 
-@given(st.integers(), st.integers(0, 2))
-def test_a_label_is_one_of_the_classes(label: int, row: int) -> None:
-    assume(label not in (0, 1))
+@given(st.integers(2) | st.integers(max_value=-1) | st.just(0.5), st.integers(0, 2))
+def test_a_label_is_one_of_the_classes(label: float, row: int) -> None:
     cells = [list(cells) for cells in GOOD]
     cells[row][0] = str(label)
     message = error(as_csv(cells))
-    assert message.startswith(f"t.csv, row {row + 1} (line {row + 2}), column 'class':")
-    assert repr(str(label)) in message
-
-
-@pytest.mark.parametrize("label", ["0.5", "-1", "2", "1.0000001"])
-def test_labels_between_and_beyond_the_classes(label: str) -> None:
-    message = error(as_csv([[label, "1", "2"]]))
-    assert message == (
-        f"t.csv, row 1 (line 2), column 'class': {label!r} is none of 0, 1"
-    )
+    where = f"t.csv, row {row + 1} (line {row + 2}), column 'class': "
+    assert message.startswith(f"{where}'{label}' is none of 0, 1")
 
 
 @given(st.integers(0, 2), st.integers(0, 6), st.integers(0, 2))
@@ -190,9 +182,7 @@ def test_a_missing_and_a_doubled_column(name: str) -> None:
     ("content", "expected"),
     [
         (b"", "t.csv is empty"),
-        (b"\n\n", "t.csv is empty"),
-        (b"\xef\xbb\xbf", "t.csv is empty"),
-        (b"class,a,b\n", "t.csv has a header and no row"),
+        (b"\xef\xbb\xbf\n\n", "t.csv is empty"),
         (b"class,a,b\n\n\n", "t.csv has a header and no row"),
         (b"class,a,b\n1,2,\xff\n", "t.csv: byte 14 is not UTF-8 text"),
         ("class,a,b\n1,2,3\n".encode("utf-16"), "t.csv: byte 0 is not UTF-8 text"),
@@ -200,10 +190,6 @@ def test_a_missing_and_a_doubled_column(name: str) -> None:
 )
 def test_what_is_no_table(content: bytes, expected: str) -> None:
     assert error(content) == expected
-
-
-def test_an_open_quote_is_named_by_its_line() -> None:
-    assert error(b'class,a,b\n1,2,3\n1,"2,3\n').startswith("t.csv, line 3: ")
 
 
 def test_quotes_and_lines_within_a_field() -> None:
@@ -356,7 +342,7 @@ def test_the_admissions() -> None:
 
 
 def test_a_flipped_label_of_the_admissions_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     content = ADMISSIONS.path.read_bytes()
     lines = content.split(b"\n")
@@ -368,17 +354,15 @@ def test_a_flipped_label_of_the_admissions_is_found(
 
 
 def test_two_swapped_ranks_of_the_admissions_are_found_by_the_hash(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     path, content = tmp_path / "ucla.csv", ADMISSIONS.path.read_bytes()
     monkeypatch.setattr(sets, "ADMISSIONS", dataclasses.replace(ADMISSIONS, path=path))
     path.write_bytes(content)
     assert len(read_admissions()) == 400
     lines = content.split(b"\n")
-    rows = [line.split(b",") for line in lines[2:4]]
-    assert rows[0][-1] != rows[1][-1]
-    rows[0][-1], rows[1][-1] = rows[1][-1], rows[0][-1]
-    lines[2:4] = map(b",".join, rows)
+    assert lines[2][-1:] != lines[3][-1:]
+    lines[2], lines[3] = (a[:-1] + b[-1:] for a, b in (lines[2:4], lines[3:1:-1]))
     path.write_bytes(b"\n".join(lines))
     with pytest.raises(UserError, match="has SHA-256"):
         read_admissions()
@@ -431,15 +415,14 @@ def test_admission_arrays() -> None:
     assert arrays["x"].dtype == arrays["y"].dtype == np.float32
 
 
-@pytest.mark.parametrize("row", [0, 1, 57, 399])
-def test_an_applicant_of_the_table_has_the_row_of_the_table(row: int) -> None:
+def test_an_applicant_of_the_table_has_the_row_of_the_table() -> None:
     table = read_admissions()
-    fields = table.iloc[row]
     said: list[str] = []
-    x = applicant_row(
-        Applicant(fields.gre, fields.gpa, int(fields["rank"])), table, said.append
-    )
-    np.testing.assert_array_equal(x[0], admission_arrays(table)["x"][row])
+    for row in (0, 1, 57, 399):
+        fields = table.iloc[row]
+        applicant = Applicant(fields.gre, fields.gpa, int(fields["rank"]))
+        x = applicant_row(applicant, table, said.append)
+        np.testing.assert_array_equal(x[0], admission_arrays(table)["x"][row])
     assert said == []
     # extrapolation is said
     applicant_row(Applicant(200, 4.5, 1), table, said.append)
@@ -447,19 +430,13 @@ def test_an_applicant_of_the_table_has_the_row_of_the_table(row: int) -> None:
     assert "gre 200 lies outside the training data (220 to 800)" in said[0]
     assert "gpa 4.5 lies outside the training data (2.26 to 4)" in said[1]
 
-
-@pytest.mark.parametrize(
-    ("applicant", "expected"),
-    [
+    for applicant, expected in (
         (Applicant(float("nan"), 3, 1), "gre: nan is not a number one can compute"),
         (Applicant(500, float("inf"), 1), "gpa: inf is too large"),
-        (Applicant(500, 3, 0), "rank: 0 is none of 1, 2, 3, 4"),
         (Applicant(500, 3, 5), "rank: 5 is none of 1, 2, 3, 4"),
-    ],
-)
-def test_an_impossible_applicant(applicant: Applicant, expected: str) -> None:
-    with pytest.raises(UserError, match=f"the applicant's {expected}"):
-        applicant_row(applicant, read_admissions(), print)
+    ):
+        with pytest.raises(UserError, match=f"the applicant's {expected}"):
+            applicant_row(applicant, table, print)
 
 
 def test_digits() -> None:

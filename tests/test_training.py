@@ -49,6 +49,7 @@ TOTAL = EPOCHS * PER_EPOCH
 MODEL = mlp(3, (8,), 1)
 OBJECTIVE = binary_cross_entropy(MODEL)
 TX = optax.adam(0.01)
+STEP, EVALUATE = make_train_step(OBJECTIVE, TX), make_eval_step(OBJECTIVE)
 
 
 @functools.cache
@@ -60,7 +61,10 @@ def rows_of_two_classes() -> Dataset:
 
 
 def run(
-    state: TrainState, train_step: TrainStep, eval_step: EvalStep, **options: Any
+    state: TrainState,
+    train_step: TrainStep = STEP,
+    eval_step: EvalStep = EVALUATE,
+    **options: Any,
 ) -> FitResult:
     """`fit` on the 52 rows, evaluated on the same."""
     data = rows_of_two_classes()
@@ -71,9 +75,9 @@ def run(
         name: Evaluator(eval_step, rows, 16, replicas.args, replicas.mode)
         for name, rows in sets.items()
     }
-    if "key" not in options:
-        options["key"] = jax.random.key(1)
     defaults = {"batch_size": BATCH, "epochs": EPOCHS, "evaluators": evaluators}
+    if "key" not in options:  # which would be transferred
+        options["key"] = jax.random.key(1)
     return fit(state, train_step, train, **(defaults | options))
 
 
@@ -134,7 +138,8 @@ def trained(chunk_steps: int) -> Trained:
 
 
 # one step; part of an epoch; an epoch; two epochs at a time
-CHUNKS = (1, 3, 6, 12)
+# part of an epoch; an epoch; two epochs at a time
+CHUNKS = (3, 6, 12)
 
 
 # Of so many steps of Adam at rates up to 0.01, on weights and gradients around 1, each
@@ -162,84 +167,37 @@ def test_chunks_of_any_size_train_the_same(chunk_steps: int) -> None:
     assert losses == sorted(losses, reverse=True)
 
 
-def test_a_second_trace_would_be_seen() -> None:
-    chex.clear_trace_counter()
-    step = jax.jit(traced_at_most(1, make_train_step(OBJECTIVE, TX)))
-    step(fresh(), batch(10))
-    step(fresh(), batch(10))
-    with pytest.raises(AssertionError, match="is traced > 1 times"):
-        step(fresh(), batch(11))
-
-
-def batch(n: int) -> Batch:
-    data = rows_of_two_classes()
-    return {k: v[:n] for k, v in data.arrays.items()} | {"mask": jnp.ones(n)}
-
-
-def test_jitted_equals_unjitted() -> None:
-    model, tx = mlp(3, (), 1), optax.sgd(0.1, momentum=0.9)
-    objective = binary_cross_entropy(model)
-    step, evaluate = make_train_step(objective, tx), make_eval_step(objective)
-    rows, state = batch(10), init_state(model, tx, jax.random.key(0))
-    with jax.enable_x64(True):
-        rows, params = jax.tree.map(
-            lambda a: jnp.asarray(a, jnp.float64), (rows, state.params)
-        )
-        state = state._replace(params=params, opt_state=tx.init(params))
-        results = []
-        for transform in (jax.jit, lambda fn: fn):
-            after = state
-            for _ in range(3):
-                after, metrics = transform(step)(after, rows)
-            results.append((after, metrics, transform(evaluate)(after, rows)))
-    (compiled, *_), (plain, *_) = results
-    assert bits((compiled.step, compiled.key)) == bits((plain.step, plain.key))
-    assert compiled.step == 3
-    floats = [(r[0].params, r[0].opt_state, r[1:]) for r in results]
-    for a, b in zip(*map(jax.tree.leaves, floats), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15)
-
-
 def test_the_first_state_is_donated_and_nothing_else() -> None:
     first, fitted = trained(3)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(fitted.state))
     data = rows_of_two_classes()
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(data))
-    Evaluator(make_eval_step(OBJECTIVE), data)(fitted.state)
+    Evaluator(EVALUATE, data)(fitted.state)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(fitted.state))
 
 
 def test_no_tracer_leaks() -> None:
     model, tx = mlp(3, (), 1), optax.sgd(0.1)
-    objective, kept = binary_cross_entropy(model), []
+    objective = binary_cross_entropy(model)
     step, evaluate = make_train_step(objective, tx), make_eval_step(objective)
-    state, other = (init_state(model, tx, jax.random.key(0)) for _ in range(2))
-
-    def leaking(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        kept.append(state.params)
-        return step(state, batch)
-
+    state = init_state(model, tx, jax.random.key(0))
     with jax.checking_leaks():
         gc.freeze()  # each check collects garbage: not among all that was imported, too
         run(state, step, evaluate, chunk_steps=3, epochs=1)
         gc.unfreeze()
-        with pytest.raises(Exception, match="Leaked trace"):
-            run(other, leaking, evaluate, chunk_steps=3, epochs=1)
 
 
 def test_nothing_is_transferred_but_by_name() -> None:
     """A CPU's own memory is not guarded against reading; on a GPU reading is, too."""
-    step, evaluate = make_train_step(OBJECTIVE, TX), make_eval_step(OBJECTIVE)
     state, again, key = fresh(), fresh(), jax.random.key(1)
     on_the_host = again._replace(step=np.int32(0))
     data = rows_of_two_classes()
     with jax.transfer_guard("disallow"):
-        run(state, step, evaluate, key=key, epochs=2)
+        run(state, key=key, epochs=2)
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-            run(on_the_host, step, evaluate, key=key, epochs=2)
-        Evaluator(evaluate, data)(again)
+            run(on_the_host, key=key, epochs=2)
+        Evaluator(EVALUATE, data)(again)
 
 
 # What fit visits: the state is the log of the rows that every step was given.
@@ -288,7 +246,7 @@ def test_each_epoch_visits_every_row_once_in_a_new_order() -> None:
     assert len({tuple(epoch) for epoch in log}) == EPOCHS
 
 
-@pytest.mark.parametrize("start", [1, 4, 12, 15])
+@pytest.mark.parametrize("start", [4, 15])
 def test_a_run_goes_on_with_the_same_rows_from_any_step(start: int) -> None:
     log, whole = visited(start), visited(0)
     assert np.all(log[:start] == -2)
@@ -367,9 +325,7 @@ def folds() -> tuple[Dataset, Dataset]:
 
 
 def replica_keys() -> tuple[Array, Array]:
-    return jax.random.split(jax.random.key(0), 3), jax.random.split(
-        jax.random.key(1), 3
-    )
+    return tuple(jax.random.split(jax.random.key(k), 3) for k in (0, 1))  # type: ignore[return-value]
 
 
 @functools.cache
@@ -389,29 +345,21 @@ def trained_replicas(mode: str) -> FitResult:
     )
 
 
-def one_replica(data: Dataset, replica: int) -> Dataset:
-    return replace(data, indices=data.indices[replica], mask=data.mask[replica])
-
-
-@pytest.mark.parametrize("replica", [0, 2])
-def test_a_mapped_replica_is_its_run_alone(replica: int) -> None:
-    """Replica 0 has a shorter fold; the run alone has its rate as a plain number."""
+def test_a_mapped_replica_is_its_run_alone() -> None:
+    """Which has a shorter fold than others, and its rate as a plain number."""
     weight_keys, order_keys = replica_keys()
-    train, held_out = folds()
+    train, held_out = (
+        replace(d, indices=d.indices[0], mask=d.mask[0]) for d in folds()
+    )
     alone = run(
-        init_state(MODEL, TX, weight_keys[replica]),
-        make_train_step(OBJECTIVE, optax.adam(RATES[replica])),
-        make_eval_step(OBJECTIVE),
-        train=one_replica(train, replica),
-        evaluate_on={"validation": one_replica(held_out, replica)},
-        key=order_keys[replica],
-    )
+        init_state(MODEL, TX, weight_keys[0]),
+        make_train_step(OBJECTIVE, optax.adam(RATES[0])),
+        train=train, evaluate_on={"validation": held_out}, key=order_keys[0],
+    )  # fmt: skip
     replicas = trained_replicas("map")
-    assert_rounding(
-        jax.tree.map(lambda a: a[replica], replicas.state), alone.state, ULPS
-    )
+    assert_rounding(jax.tree.map(lambda a: a[0], replicas.state), alone.state, ULPS)
     mine = [
-        {k: v[replica] if isinstance(v, list) else v for k, v in row.items()}
+        {k: v[0] if isinstance(v, list) else v for k, v in row.items()}
         for row in replicas.records
     ]
     assert_rows(mine, alone.records)
@@ -440,14 +388,11 @@ def test_a_mapped_replica_has_the_same_bits_beside_any_others() -> None:
 
 def test_vmapped_replicas_are_close_to_mapped_ones() -> None:
     mapped, vmapped = trained_replicas("map"), trained_replicas("vmap")
-    first = init_replicas(MODEL, TX, replica_keys()[0])
-    for a, b, start in zip(
-        *map(
-            jax.tree.leaves, (mapped.state.params, vmapped.state.params, first.params)
-        ),
-        strict=True,
+    assert_rounding(vmapped.state.params, mapped.state.params, ULPS)
+    first = init_replicas(MODEL, TX, replica_keys()[0]).params
+    for a, start in zip(
+        *map(jax.tree.leaves, (mapped.state.params, first)), strict=True
     ):
-        assert_rounding(b, a, ULPS)
         assert np.abs(a - start).max() > 0.01
     assert [r["split"] for r in vmapped.records] == [r["split"] for r in mapped.records]
     for a, b in zip(vmapped.records, mapped.records, strict=True):
@@ -478,21 +423,17 @@ def test_a_replica_visits_its_own_rows_and_no_padding(mode: Any) -> None:
             assert sorted(epoch[epoch >= 0]) == list(group)
 
 
-@pytest.mark.parametrize("mode", ["map", "vmap"])
-def test_replicas_share_an_order_or_have_their_own(mode: Any) -> None:
-    state = three_of(empty_log(0, total=6))
+def test_replicas_share_an_order_or_have_their_own() -> None:
+    state = empty_log(0, total=6)
     keys = jax.random.split(jax.random.key(1), 3)
 
-    def logs(state: TrainState, key: Array) -> np.ndarray:
-        fitted = fit_log(
-            jax.tree.map(jnp.copy, state), numbered(20), key=key, epochs=2,
-            replicas=Replicas(mode=mode),
-        )  # fmt: skip
+    def log(state: TrainState, key: Array) -> np.ndarray:
+        fitted = fit_log(jax.tree.map(jnp.copy, state), numbered(20), key=key, epochs=2)
         return np.asarray(fitted.state.extra)
 
-    alone = [logs(empty_log(0, total=6), key) for key in keys]
-    np.testing.assert_array_equal(logs(state, keys), alone)
-    np.testing.assert_array_equal(logs(state, keys[1]), [alone[1]] * 3)
+    alone = [log(state, key) for key in keys]
+    np.testing.assert_array_equal(log(three_of(state), keys), alone)
+    np.testing.assert_array_equal(log(three_of(state), keys[1]), [alone[1]] * 3)
     assert not np.array_equal(alone[0], alone[1])
 
 
@@ -541,20 +482,14 @@ def test_fitting_again_compiles_nothing_again() -> None:
     other = init_state(MODEL, TX, jax.random.key(5))
     again = run(other, step, evaluate, key=jax.random.key(6))
     assert first.records[-1]["loss"] != again.records[-1]["loss"]
-    alone = run(
-        init_state(MODEL, TX, jax.random.key(5)), make_train_step(OBJECTIVE, TX),
-        make_eval_step(OBJECTIVE), key=jax.random.key(6),
-    )  # fmt: skip
+    alone = run(init_state(MODEL, TX, jax.random.key(5)), key=jax.random.key(6))
     assert bits(again.state) == bits(alone.state)
 
 
 def test_progress_hears_of_every_chunk_and_nothing_is_evaluated_first() -> None:
     heard: list[tuple[int, int]] = []
-    fitted = run(
-        fresh(), make_train_step(OBJECTIVE, TX), make_eval_step(OBJECTIVE),
-        chunk_steps=PER_EPOCH, evaluate_first=False,
-        log=Watch(lambda state, chunk, rows: heard.append((chunk.step, len(rows)))),
-    )  # fmt: skip
+    log = Watch(lambda state, chunk, rows: heard.append((chunk.step, len(rows))))
+    fitted = run(fresh(), chunk_steps=PER_EPOCH, evaluate_first=False, log=log)
     assert heard == [(PER_EPOCH * (i + 1), 2) for i in range(EPOCHS)]
     assert min(row["step"] for row in fitted.records) == PER_EPOCH
 
@@ -569,10 +504,7 @@ def test_each_epochs_end_is_heard_of_and_changes_no_bit(chunk_steps: int) -> Non
         if not within:
             heard.append((epoch, int(state.step), bits(state)))
 
-    fitted = run(
-        fresh(), make_train_step(OBJECTIVE, TX), make_eval_step(OBJECTIVE),
-        chunk_steps=chunk_steps, log=Watch(at_chunk, every_epoch=True),
-    )  # fmt: skip
+    fitted = run(fresh(), chunk_steps=chunk_steps, log=Watch(at_chunk, True))
     ends = [(i, i * PER_EPOCH) for i in range(1, EPOCHS + 1)]
     assert [(epoch, step) for epoch, step, _ in heard] == ends
     # an epoch is the longest chunk here
@@ -590,14 +522,9 @@ def test_a_resumed_run_hears_of_the_epochs_that_were_not_saved(tmp_path: Path) -
             if epoch == stop_after:
                 raise KeyboardInterrupt  # as a kill: that epoch is not saved
 
-        options = Options(save_every=0)
-        with open_run(
-            tmp_path / "run", "test", "quick", Settings(), options, resume=resume
-        ) as held:
-            return run(
-                fresh(), make_train_step(OBJECTIVE, TX), make_eval_step(OBJECTIVE),
-                log=held.sub_run(on_epoch=on_epoch),
-            )  # fmt: skip
+        how = "test", "quick", Settings(), Options(save_every=0)
+        with open_run(tmp_path / "run", *how, resume=resume) as held:
+            return run(fresh(), log=held.sub_run(on_epoch=on_epoch))
 
     with pytest.raises(KeyboardInterrupt):
         go_on(False, 3)
@@ -617,13 +544,13 @@ def numpy_loss(params: PyTree, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.logaddexp(0, np.where(y > 0.5, -logits, logits))
 
 
-@pytest.mark.parametrize("size", [1, 7, 13, 45, 46, 4096])
+@pytest.mark.parametrize("size", [13, 23, 46, 4096])
 def test_evaluation_covers_every_row(size: int) -> None:
     """46 rows: with a remainder, without one, in one batch, in one with padding."""
     data = rows_of_two_classes()
     rows = np.delete(np.arange(N), [0, 3, 11, 20, 30, 51])
     state = trained(6).fitted.state
-    got = Evaluator(make_eval_step(OBJECTIVE), subset(data, rows), size)(state)
+    got = Evaluator(EVALUATE, subset(data, rows), size)(state)
     x, y = (np.asarray(data.arrays[k])[rows] for k in "xy")
     losses = numpy_loss(state.params, x, y)
     assert got["loss"] == pytest.approx(losses.mean(), rel=1e-6)
@@ -637,12 +564,9 @@ def test_logged_numbers_are_the_means_over_the_chunk() -> None:
     arrays = rows_of_two_classes().arrays
     x, y = (np.asarray(arrays[k]) for k in "xy")
     want = numpy_loss(state.params, x, y).mean()
-    rows = run(state, still, make_eval_step(OBJECTIVE), epochs=1).records
-    assert [(r["split"], r["step"]) for r in rows] == [
-        ("validation", 0),
-        ("train", 6),
-        ("validation", 6),
-    ]
+    rows = run(state, still, epochs=1).records
+    where = [(r["split"], r["step"]) for r in rows]
+    assert where == [("validation", 0), ("train", 6), ("validation", 6)]
     assert [r["loss"] for r in rows] == pytest.approx([want] * 3, rel=1e-6)
 
 
@@ -660,14 +584,10 @@ def logistic_regression(x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray
     state = state._replace(extra=state.extra | {"standardization": statistics})
     objective = binary_cross_entropy(model)
     fitted = fit(
-        state,
-        make_train_step(objective, tx),
-        data,
-        key=jax.random.key(1),
-        epochs=500,
+        state, make_train_step(objective, tx), data, key=jax.random.key(1), epochs=500,
         batch_size=len(x),
         evaluators={"all": Evaluator(make_eval_step(objective), data)},
-    )
+    )  # fmt: skip
     layer = jax.tree.map(np.float64, fitted.state.params["output"])
     slopes = layer["kernel"][:, 0] / scale
     intercept = layer["bias"][0] - slopes @ mean
@@ -682,13 +602,6 @@ def test_logistic_regression_has_the_published_answer() -> None:
     published = [-3.989979, 0.002264, 0.804038, -0.675443, -1.340204, -1.551464]
     np.testing.assert_allclose(coefficients, published, rtol=0, atol=1e-3)
     assert coefficients[1] == pytest.approx(0.002264, abs=1e-6)  # a small unit
-
-
-def test_the_intercept_alone_has_the_null_deviance() -> None:
-    arrays = admission_arrays(read_admissions())
-    deviance, coefficients = logistic_regression(arrays["x"] * 0, arrays["y"])
-    assert deviance == pytest.approx(499.9765, abs=1e-3)
-    assert coefficients[0] == pytest.approx(np.log(127 / 273), abs=1e-4)
 
 
 # What goes wrong is said.
@@ -709,14 +622,10 @@ def failing(replica: Array, bad: tuple[int, int]) -> TrainStep:
 
 
 @pytest.mark.parametrize("chunk_steps", [2, 512])
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
-    chunk_steps: int,
-) -> None:
+def test_a_loss_that_is_not_finite_names_its_step(chunk_steps: int) -> None:
+    step = failing(jnp.int32(0), (15, 0))
     with pytest.raises(UserError, match="the loss at step 15 was not finite; the run"):
-        fit_log(
-            empty_log(0), numbered(), failing(jnp.int32(0), (15, 0)),
-            chunk_steps=chunk_steps,
-        )  # fmt: skip
+        fit_log(empty_log(0), numbered(), step, chunk_steps=chunk_steps)
 
 
 def test_weights_that_the_last_step_ruined_are_noticed() -> None:
@@ -809,8 +718,6 @@ def test_evaluation_draws_nothing() -> None:
     layer = jax.tree.map(np.asarray, state.params["Dense_0"])
     want = np.square(x @ layer["kernel"][:, 0] + layer["bias"][0]).sum()
     assert metrics["loss"].total == pytest.approx(want, rel=1e-5)
-    with pytest.raises(Exception, match='needs PRNG for "dropout"'):
-        model.apply(state.params, state.extra, rows["x"], train=True, key=None)
 
 
 def test_one_key_fixes_a_state() -> None:

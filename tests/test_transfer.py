@@ -1,5 +1,6 @@
 """Frozen layers: computed once, kept by content, and never changed by training."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,13 @@ import numpy as np
 import optax
 import pytest
 
-from jaxstudy.model import compose, sequential, split_stages, with_frozen_backbone
+from jaxstudy.model import (
+    Model,
+    compose,
+    sequential,
+    split_stages,
+    with_frozen_backbone,
+)
 from jaxstudy.models.efficientnet import efficientnet_stages
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import cross_entropy
@@ -27,6 +34,7 @@ from jaxstudy.pretrained.backbones import (
 from jaxstudy.pretrained.features import frozen_features
 from jaxstudy.training import init_state, make_train_step
 from jaxstudy.types import UserError
+from tests.conftest import Patch
 
 ALL = efficientnet_stages(include_top=False)
 STAGES = (*ALL[:2], ALL[-1])  # stem, block0 and the pool
@@ -38,12 +46,25 @@ REST = compose(sequential(TRAINED, FEATURES), mlp(16, (), 3))
 IMAGES = np.random.default_rng(0).normal(size=(5, 8, 8, 3)).astype(np.float32)
 
 
+@functools.cache
 def weights(seed: int = 0) -> Any:
-    return dict(zip(("params", "extra"), FIRST.init(jax.random.key(seed)), strict=True))
+    drawn = jax.jit(FIRST.init)(jax.random.key(seed))
+    return dict(zip(("params", "extra"), drawn, strict=True))
+
+
+@functools.cache
+def whole_weights() -> Any:
+    """Those of all stages."""
+    return jax.jit(sequential(STAGES, IMAGE).init)(jax.random.key(0))
+
+
+def applied(model: Model, weights: Any, x: Any) -> Any:
+    apply = jax.jit(functools.partial(model.apply, train=False, key=None))
+    return apply(*weights, x)[0]
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path: Path, monkeypatch: Patch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return features.cache_folder()
 
@@ -56,7 +77,7 @@ def test_features_are_computed_once_and_kept_by_content(cache: Path) -> None:
         frozen_features(FIRST, weights(), IMAGES, batch_size=2), first
     )
     assert file.stat().st_mtime_ns == written
-    want, _ = FIRST.apply(*weights().values(), IMAGES, train=False, key=None)
+    want = applied(FIRST, weights().values(), IMAGES)
     np.testing.assert_allclose(first, want, atol=1e-6)
     frozen_features(FIRST, weights(1), IMAGES, batch_size=2)
     frozen_features(FIRST, weights(), IMAGES + 1, batch_size=2)
@@ -114,35 +135,29 @@ def test_training_leaves_frozen_leaves_and_costs_them_no_state() -> None:
 
 
 def test_weights_are_taken_by_stage() -> None:
-    params, extra = sequential(STAGES, IMAGE).init(jax.random.key(0))
+    params, extra = whole_weights()
     part = select_weights(FROZEN, {"params": params, "extra": extra})
     assert set(part["params"]) == {"stem"}
     assert {name for tree in part["extra"].values() for name in tree} == {"stem"}
 
 
-@pytest.mark.parametrize("name", ["block0", "pool"])
-def test_a_network_cut_in_two_is_the_whole_one(name: str) -> None:
+@pytest.mark.parametrize(("name", "size"), [("block0", 512 + 32), ("pool", 256 + 48)])
+def test_a_network_cut_in_two_is_the_whole_one(name: str, size: int) -> None:
     """As (places, means) and as one array, which is what is kept between the two."""
-    params, extra = sequential(STAGES, IMAGE).init(jax.random.key(0))
-    given = params, extra
-    x = jnp.asarray(IMAGES)
-    alone = [sequential(STAGES[:n], IMAGE) for n in (1, 2)]
-    outputs = [m.apply(*given, x, train=False, key=None)[0] for m in alone]
-    want = jnp.concatenate([a.mean((1, 2)) for a in outputs], -1)
-    whole, _ = pooled_features(STAGES, IMAGE).apply(*given, x, train=False, key=None)
+    given, x = whole_weights(), jnp.asarray(IMAGES)
+    alone = [applied(sequential(STAGES[:n], IMAGE), given, x) for n in (1, 2)]
+    want = jnp.concatenate([a.mean((1, 2)) for a in alone], -1)
+    whole = applied(pooled_features(STAGES, IMAGE), given, x)
     np.testing.assert_allclose(whole, want, atol=1e-6)
-    first, rest = split_pooled_features(STAGES, name, IMAGE)
-    flat_first, flat_rest = flatten_interface(first, rest, IMAGE)
-    between, _ = flat_first.apply(*given, x, train=False, key=None)
-    assert between.shape == (len(x), {"block0": 512 + 32, "pool": 256 + 48}[name])
-    for one, other, middle in (
-        (first, rest, first.apply(*given, x, train=False, key=None)[0]),
-        (flat_first, flat_rest, between),
-    ):
-        assert set(one.init(jax.random.key(1))[0]).isdisjoint(
-            other.init(jax.random.key(1))[0]
-        )
-        got, _ = other.apply(*given, middle, train=False, key=None)
+    cut = split_pooled_features(STAGES, name, IMAGE)
+    flat = flatten_interface(*cut, IMAGE)
+    assert applied(flat[0], given, x).shape == (len(x), size)
+    for first, rest in (cut, flat):
+        names = [
+            set(jax.eval_shape(m.init, jax.random.key(1))[0]) for m in (first, rest)
+        ]
+        assert names[0].isdisjoint(names[1])
+        got = applied(rest, given, applied(first, given, x))
         np.testing.assert_allclose(got, want, atol=1e-6)
     with pytest.raises(UserError, match="'stem' is the first layer"):
         split_pooled_features(STAGES, "stem", IMAGE)
@@ -152,8 +167,8 @@ def test_stored_statistics_stay_while_layers_train() -> None:
     first, rest = flatten_interface(
         *split_pooled_features(STAGES, "block0", IMAGE), IMAGE
     )
-    params, extra = sequential(STAGES, IMAGE).init(jax.random.key(0))
-    x, _ = first.apply(params, extra, jnp.asarray(IMAGES), train=False, key=None)
+    params, extra = whole_weights()
+    x = applied(first, (params, extra), jnp.asarray(IMAGES))
     begin = pretrained(rest, {"params": params, "extra": extra})
     model, tx = compose(begin, mlp(48, (), 3)), optax.adam(0.1)
     state = init_state(model, tx, jax.random.key(0))

@@ -38,17 +38,7 @@ from jaxstudy.training import (
     make_train_step,
 )
 from jaxstudy.types import Array, Batch, Mean, Metrics, PyTree, TrainState, UserError
-
-
-def bits(tree: PyTree) -> list[bytes]:
-    """Every leaf as bytes, keys included."""
-
-    def raw(leaf: Array) -> bytes:
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        return np.asarray(leaf).tobytes()
-
-    return [raw(leaf) for leaf in jax.tree.leaves(tree)]
+from tests.test_training import bits
 
 
 def replica(tree: PyTree, i: int) -> PyTree:
@@ -56,6 +46,7 @@ def replica(tree: PyTree, i: int) -> PyTree:
 
 
 # What each step is given: the state is the log of its rows, and of its key.
+
 
 # Batches of 10 rows: 2, 2, 3 and 3 with padding, 1, 2, 2 and 3 whole ones.
 BATCH, EPOCHS, MOST = 10, 3, 9
@@ -98,16 +89,14 @@ def keys(seed: int, count: int = 4) -> Array:
     return jax.random.split(jax.random.key(seed), count)
 
 
+def fit_alone(data: Dataset, i: int) -> FitResult:
+    state, key = empty_log(keys(0)[i]), keys(1)[i]
+    return fit(state, log, data, key=key, epochs=EPOCHS, batch_size=BATCH)
+
+
 @functools.cache
 def alone(i: int, order: Order) -> FitResult:
-    return fit(
-        empty_log(keys(0)[i]),
-        log,
-        replace(subset(whole(), GROUPS[i]), order=order),
-        key=keys(1)[i],
-        epochs=EPOCHS,
-        batch_size=BATCH,
-    )
+    return fit_alone(replace(subset(whole(), GROUPS[i]), order=order), i)
 
 
 def whole() -> Dataset:
@@ -127,9 +116,14 @@ def together(train: Any, order: Order = SHUFFLED, **options: Any) -> FitResult:
     )
 
 
-@pytest.mark.parametrize("mode", ["map", "vmap"])
 @pytest.mark.parametrize(
-    "order", [SHUFFLED, Order("once", drop_remainder=True), Order("never")]
+    ("mode", "order"),
+    [
+        ("map", SHUFFLED),
+        ("map", Order("once", drop_remainder=True)),
+        ("vmap", SHUFFLED),
+        ("vmap", Order("never")),
+    ],
 )
 def test_each_step_has_the_rows_and_the_key_of_the_run_alone(
     mode: Any, order: Order
@@ -150,18 +144,11 @@ def test_chunks_of_any_size_and_streams_give_the_same(kind: str) -> None:
         assert bits(replica(state, i)) == bits(alone(i, SHUFFLED).state)
 
 
-@pytest.mark.parametrize("order", [SHUFFLED, Order("never")])
-def test_padding_makes_no_step_wherever_it_stands(order: Order) -> None:
+def test_padding_makes_no_step_wherever_it_stands() -> None:
     """A set of 29 rows among 60: three steps an epoch and not six."""
+    order = Order("never")
     data = replace(whole(), mask=jnp.zeros(60, bool).at[GROUPS[2]].set(True))
-    fitted = fit(
-        empty_log(keys(0)[2]),
-        log,
-        replace(data, order=order),
-        key=keys(1)[2],
-        epochs=EPOCHS,
-        batch_size=BATCH,
-    )
+    fitted = fit_alone(replace(data, order=order), 2)
     assert bits(fitted.state) == bits(alone(2, order).state)
     assert fitted.records == alone(2, order).records
 
@@ -236,6 +223,7 @@ def rows_of_a_line() -> Dataset:
 
 def train_folds(mode: Any = "map", **options: Any) -> FitResult:
     data = rows_of_a_line()
+    held_out = stacked_subsets(data, [f[200:] for f in FOLDS])
     return fit(
         init_replicas(MODEL, TX, keys(0, 2)),
         TRAIN_STEP,
@@ -243,11 +231,7 @@ def train_folds(mode: Any = "map", **options: Any) -> FitResult:
         key=keys(1, 2),
         epochs=3,
         batch_size=32,
-        evaluators={
-            "validation": Evaluator(
-                EVAL_STEP, stacked_subsets(data, [f[200:] for f in FOLDS]), mode=mode
-            )
-        },
+        evaluators={"validation": Evaluator(EVAL_STEP, held_out, mode=mode)},
         replicas=Replicas(mode=mode),
         chunk_steps=5,
         **options,

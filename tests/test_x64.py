@@ -158,19 +158,11 @@ CASES: dict[str, Callable[[], Case]] = {
     "images": of_images,
     "efficientnet": lambda: of_stages(efficientnet_stages(include_top=False), 16),
     "inception": lambda: of_stages(inception_stages(include_top=False), 32),
-    **{
-        f"{kind}, {start}": lambda k=kind, s=start: of_sequences(k, s)
-        for kind in KINDS
-        for start in ("keras", "flax")
-    },
+    **{f"{kind}, keras": lambda k=kind: of_sequences(k, "keras") for kind in KINDS},
+    "lstm, flax": lambda: of_sequences("lstm", "flax"),
     **{f"{kind}, texts": lambda k=kind: of_texts(k) for kind in KINDS},
-    **{
-        f"{kind}, pairs{', attention' * attention}": lambda k=kind, a=attention: (
-            of_pairs(k, a)
-        )
-        for kind in KINDS
-        for attention in (False, True)
-    },
+    "gru, pairs": lambda: of_pairs("gru", False),
+    **{f"{kind}, attention": lambda k=kind: of_pairs(k, True) for kind in KINDS},
 }
 
 

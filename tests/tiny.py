@@ -1,14 +1,16 @@
 """The smallest experiment: 3 steps an epoch, each epoch a chunk with a checkpoint."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxstudy.dataset import dataset, subset
+from jaxstudy.dataset import Dataset, dataset, subset
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import squared_error
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
@@ -16,12 +18,13 @@ from jaxstudy.runs.run import Run, Saved
 from jaxstudy.training import (
     Evaluator,
     FitResult,
+    TrainStep,
     fit,
     init_state,
     make_eval_step,
     make_train_step,
 )
-from jaxstudy.types import Array, Batch, Key, Metrics, PyTree
+from jaxstudy.types import Array, Batch, Key, Metrics, PyTree, TrainState
 
 PER_EPOCH = 3
 
@@ -51,38 +54,59 @@ PRESETS = {
 }
 
 
-def train(run: Run, config: Config, name: str = "", seed: int = 0) -> FitResult:
-    """Fit a line through 24 points, every epoch a chunk."""
-    key, order = jax.random.split(jax.random.key(config.seed + seed))
+class Work(NamedTuple):
+    """What a training is made of."""
+
+    first: Callable[[Key], TrainState]
+    step: TrainStep
+    data: Dataset
+    evaluators: dict[str, Evaluator]
+
+
+@functools.cache
+def work(hidden: int, rate: float, kind: str, spins: int) -> Work:
+    """A line through 24 points. The same functions each time, so they compile once."""
     x = np.random.default_rng(0).normal(size=(32, 2)).astype(np.float32)
     data = dataset({"x": x, "y": x @ np.array([1, -2], np.float32)})
-    model = mlp(2, (config.hidden,), 1)
+    model, tx = mlp(2, (hidden,), 1), optax.adam(rate)
     error = squared_error(model)
 
     def objective(
         params: PyTree, extra: PyTree, batch: Batch, key: Key | None
     ) -> tuple[Array, tuple[PyTree, Metrics]]:
-        if config.kind == "noisy" and key is not None:
+        if kind == "noisy" and key is not None:
             noise = jax.random.normal(key, batch["x"].shape)
             batch = {**batch, "x": batch["x"] + 0.1 * noise}
-        if config.spins:
+        if spins:
             spun = jax.lax.fori_loop(
-                0, config.spins, lambda _, v: jnp.sin(v), jnp.sum(batch["x"])
+                0, spins, lambda _, v: jnp.sin(v), jnp.sum(batch["x"])
             )
             batch = {**batch, "y": batch["y"] + 1e-9 * spun}
         return error(params, extra, batch, key)
 
-    tx = optax.adam(config.rate)
-    return fit(
-        init_state(model, tx, key),
+    held_out = Evaluator(make_eval_step(error), subset(data, range(24, 32)))
+    return Work(
+        jax.jit(lambda key: init_state(model, tx, key)),
         make_train_step(objective, tx),
         subset(data, range(24)),
+        {"validation": held_out},
+    )
+
+
+def train(run: Run, config: Config, name: str = "", seed: int = 0) -> FitResult:
+    """Fit the line, every epoch a chunk."""
+    key, order = jax.random.split(jax.random.key(config.seed + seed))
+    first, step, data, evaluators = work(
+        config.hidden, config.rate, config.kind, config.spins
+    )
+    return fit(
+        first(key),
+        step,
+        data,
         key=order,
         epochs=config.epochs,
         batch_size=8,
-        evaluators={
-            "validation": Evaluator(make_eval_step(error), subset(data, range(24, 32)))
-        },
+        evaluators=evaluators,
         chunk_steps=PER_EPOCH,
         log=run.sub_run(name),
     )

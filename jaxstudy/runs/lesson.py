@@ -26,6 +26,7 @@ from jaxstudy.runs.statistics import (
 )
 
 Relation = Literal["<", ">", "=", "within"]
+RUNS = ("seeds", "repeats")  # of which the same number are the same
 ClaimVerdict = Literal["holds", "fails", "undetermined"]
 
 
@@ -134,7 +135,7 @@ def judge_claim(claim: Claim, metrics: Mapping[str, Any]) -> Judgement:
     the interval is that for independent means (Zou and Donner 2008), which is too wide
     for metrics of the same cases: a run gives those their difference as a metric. A
     claim on less than four seeds is undetermined, whatever their values. Two numbers
-    without an interval are compared as they are.
+    without an interval are compared as they are, and the evidence says so.
     """
     verdicts: list[ClaimVerdict] = []
     evidence = []
@@ -175,6 +176,8 @@ def _compare(
         shown += f", {d.n} {d.of}"
         if d.low is None or d.high is None:
             return "undetermined", f"{shown}: too few to tell, it takes {MIN_UNITS}"
+    else:
+        shown += ", single values" if isinstance(b, str) else ", a single value"
     low, high = (d.mean if end is None else end for end in (d.low, d.high))
     return _verdict(claim.relation, low, high, claim.margin), shown
 
@@ -195,7 +198,7 @@ def _verdict(
 
 
 def difference(a: Estimate | float, b: Estimate | float) -> Estimate:
-    """a - b with its 95 % interval, in pairs where both have values for the same units.
+    """a - b with its 95 % interval, in pairs where both have values for the same runs.
 
     Else by the intervals [l, u] of both, of independent means:
     a - b - sqrt((a - l_a)^2 + (u_b - b)^2), a - b + sqrt((u_a - a)^2 + (b - l_b)^2).
@@ -204,10 +207,10 @@ def difference(a: Estimate | float, b: Estimate | float) -> Estimate:
     if not isinstance(a, Estimate) and not isinstance(b, Estimate):
         return Estimate(a - b, None, None, 1, "")
     a, b = (v if isinstance(v, Estimate) else Estimate(v, v, v, 0, "") for v in (a, b))
-    if a.values and b.values and (a.n, a.of) == (b.n, b.of):
+    runs = a.of in RUNS and (a.n, a.of) == (b.n, b.of)  # cases may be of other sets
+    if runs and a.values and b.values:
         gaps = np.subtract(a.values, b.values)
-        paired = a.of if "paired" in a.of else f"{a.of}, paired"
-        return mean_over_runs(gaps, REAL, paired)
+        return mean_over_runs(gaps, REAL, f"{a.of}, paired")
     n, of = (a.n, a.of) if b.n == 0 else (b.n, b.of)
     if a.n and b.n:
         n, of = min(a.n, b.n), a.of if a.of == b.of else f"{a.of} and {b.of}"

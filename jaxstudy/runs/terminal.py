@@ -35,13 +35,15 @@ def print_result(
 ) -> None:
     """The metrics as a table, the judged claims, what to look at, what to try next.
 
-    Of a lesson's metrics the first dozen that it names, unless asked for everything.
+    Of a lesson's metrics the first dozen that it names, and what a mistake fakes,
+    unless asked for everything.
     """
     console, metrics = _console(), result["metrics"]
     lesson = result.get("lesson")
     if lesson and not everything:
-        named = [m for m in lesson["metrics"] if m in metrics]
-        metrics = {m: metrics[m] for m in named[:MAX_ROWS]}
+        named = [m for m in lesson["metrics"] if m in metrics][:MAX_ROWS]
+        named += [m for m in metrics if m.startswith("mistake") and m not in named]
+        metrics = {m: metrics[m] for m in named}
     console.print(_table(name, metrics))
     left_out = len(result["metrics"]) - len(metrics)
     if left_out:
@@ -58,7 +60,7 @@ def print_result(
         )
         console.print(verdict + rich.text.Text(claim["sentence"]))
         evidence = rich.text.Text(claim["evidence"], style="dim")
-        console.print(rich.padding.Padding(evidence, (0, 0, 0, 16)))
+        console.print(rich.padding.Padding(evidence, (0, 0, 0, 16), expand=False))
     if lesson:
         _print_next(console, name, lesson, folder)
     console.print(f"\nsaved in {folder}")
@@ -96,8 +98,8 @@ def _print_next(
         console.print("\nlook at", style="bold")
     for path, caption in [*figures.items()][:2]:
         console.print(f"  {path}")
-        console.print(rich.padding.Padding(caption, (0, 0, 0, 4)))
+        console.print(rich.padding.Padding(caption, (0, 0, 0, 4), expand=False))
     for options, expected in [*lesson["try_it"].items()][:1]:
         console.print("\ntry next", style="bold")
         console.print(f"  python experiments/{name}.py {options}")
-        console.print(rich.padding.Padding(expected, (0, 0, 0, 4)))
+        console.print(rich.padding.Padding(expected, (0, 0, 0, 4), expand=False))
