@@ -75,7 +75,7 @@ LESSON = Lesson(
         "intervals over seeds. The height of a line at the left shows what it knows "
         "with few images; where bands overlap, look at the paired claims.",
         "predictions": "Test images with the most probable class and its probability "
-        "by the regression on frozen features; under NOT, the true class.",
+        "by the regression on frozen features; where it is wrong, the true one.",
         "curves": "Accuracy by epoch with all images, on what is trained on (left) and "
         "on the validation set (right). A line that still rises at its end has not "
         "finished: the numbers of epochs differ.",
