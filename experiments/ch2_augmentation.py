@@ -84,13 +84,15 @@ LESSON = Lesson(
     ),
     figures={
         "sizes": "Left: test accuracy with augmentation less without, paired by seed, "
-        "with 95 % intervals; where the band is above 0, augmentation helps. Right: "
-        "both accuracies by the number of images to learn from.",
+        "with 95 % intervals or, under four seeds, a dash for each; where the band is "
+        "above 0, augmentation helps. Right: both accuracies by the number of images "
+        "to learn from.",
         "versions": "One image and 15 random versions of it, as training sees them: "
         "all layers multiplied into one map, so that pixels are interpolated once. "
         "Ask of each whether it still belongs to its class.",
         "layers": "What each kind of layer does alone, one row each, at stated "
-        "strengths; beyond the border the image is continued by its reflection.",
+        "strengths: a zoom of -40 % shows 60 % of height and width, larger. Beyond "
+        "the border the image is continued by its reflection.",
         "curves": "Accuracy by epoch at the middle size, on what is trained on (left) "
         "and on the validation set (right). Where the augmented line on the left "
         "still rises at the end, its training is not finished, and a smaller gain "

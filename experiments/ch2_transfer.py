@@ -75,13 +75,17 @@ LESSON = Lesson(
         "intervals over seeds. The height of a line at the left shows what it knows "
         "with few images; where bands overlap, look at the paired claims.",
         "predictions": "Test images with the most probable class and its probability "
-        "by the regression on frozen features; under NOT, the true class.",
+        "by the regression on frozen features; where it is wrong, the true one.",
         "curves": "Accuracy by epoch with all images, on what is trained on (left) and "
         "on the validation set (right). A line that still rises at its end has not "
         "finished: the numbers of epochs differ.",
     },
     try_it={
+<<<<<<< HEAD
         "--fine-tune-from block14": "Two blocks train: they adapt, and may overfit.",
+=======
+        "--fine-tune-from block14": "Two blocks are trained: more adapts or overfits.",
+>>>>>>> w-ch2b
         "--decay 0.1": "Less decay in regressions: expect a lower test accuracy.",
         "--tuning-epochs 4": "Once the training accuracy is 1, this cannot help.",
     },

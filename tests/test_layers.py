@@ -54,7 +54,7 @@ ORDER = (
     },
     {
         "images.figures",
-        "tabular.comparison",
+        "gan.figures",
         "tabular.figures",
         "runs.charts",
         "runs.promises",
@@ -64,7 +64,8 @@ ORDER = (
     {"runs.report"},
     {"text.tune_evaluation", "text.translation"},
     {"runs.cli", "text.plots"},
-    {"tabular.settings"},
+    {"tabular.settings", "gan.settings"},
+    {"tabular.comparison"},
     {"__main__"},
 )
 FLAX = {"model", "models", "models.seq2seq", "models.summary"}

@@ -43,7 +43,7 @@ class GanSettings(Settings):
     """Passes of the CNN over the images."""
 
 
-C = TypeVar("C", bound=GanSettings)
+_C = TypeVar("_C", bound=GanSettings)
 
 
 def load(config: GanSettings) -> GanImages:
@@ -54,7 +54,7 @@ def load(config: GanSettings) -> GanImages:
     )  # fmt: skip
 
 
-def fit_batch(config: C, data: GanImages) -> C:
+def fit_batch(config: _C, data: GanImages) -> _C:
     """The settings, with a batch that is no larger than the number of images."""
     count = len(data.train.indices)
     size = at_most("--batch-size", config.batch_size, count, AVAILABLE)

@@ -26,7 +26,7 @@ def draw_predictions(
         predicted = int(p[i].argmax())
         text = f"{classes[predicted]} {p[i, predicted]:.2f}"
         wrong = predicted != test["y"][i]
-        return f"{text}\nNOT {classes[test['y'][i]]}" if wrong else f"{text}\n"
+        return f"{text}\ntrue: {classes[test['y'][i]]}" if wrong else f"{text}\n"
 
     grid = [shown[i : i + columns] for i in range(0, len(shown), columns)]
     plots.save_images(

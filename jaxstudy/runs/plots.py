@@ -222,8 +222,10 @@ def save_lines(run: Run, name: str, panels: Sequence[Panel]) -> None:
         axis.set_xscale(xscale, **({"base": 2} if xscale == "log" else {}))
         axis.set_yscale(yscale)
         axis.grid(alpha=0.3)
+        ticks = sorted({v for x, _ in panel.lines.values() for v in x})
+        if xscale == "linear" and all(isinstance(v, int) for v in ticks):
+            axis.xaxis.get_major_locator().set_params(integer=True)
         if xscale == "log":
-            ticks = sorted({v for x, _ in panel.lines.values() for v in x})
             axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes[0][-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
