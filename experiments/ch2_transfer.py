@@ -81,11 +81,7 @@ LESSON = Lesson(
         "finished: the numbers of epochs differ.",
     },
     try_it={
-<<<<<<< HEAD
-        "--fine-tune-from block14": "Two blocks train: they adapt, and may overfit.",
-=======
         "--fine-tune-from block14": "Two blocks are trained: more adapts or overfits.",
->>>>>>> w-ch2b
         "--decay 0.1": "Less decay in regressions: expect a lower test accuracy.",
         "--tuning-epochs 4": "Once the training accuracy is 1, this cannot help.",
     },
