@@ -145,6 +145,7 @@ def with_fences(language: str) -> list[Path]:
     return [page for page in PAGES if fences(page, language)]
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept")
 @pytest.mark.parametrize(
     ("page", "language"),
     [(page, kind) for kind in ("python", "keras") for page in with_fences(kind)],
