@@ -113,7 +113,7 @@ class StudyProtocol(TypedDict):
     seeds: int
 
 
-class Comparison(TypedDict):
+class StudyComparison(TypedDict):
     """What a study found."""
 
     __pydantic_config__ = STRICT  # type: ignore[misc]
@@ -129,7 +129,7 @@ class Study(TypedDict):
     schema: int
     protocol: StudyProtocol
     problems: dict[str, Object]
-    comparison: Comparison
+    comparison: StudyComparison
 
 
 class LoggedRecord(TypedDict):
