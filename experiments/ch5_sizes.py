@@ -143,7 +143,7 @@ def draw_overlap(size: int, run: Run) -> None:
 def main(config: Config, run: Run) -> dict[str, float]:
     """The formula beside what JAX makes: the largest difference, and a figure."""
     figure, axes = plots.subplots(1, 3, figsize=(12, 3.6), sharey=True)
-    largest = dict.fromkeys((FORMULA, SAME, BACK), 0)
+    largest: dict[str, int] = dict.fromkeys((FORMULA, SAME, BACK), 0)
     for axis, stride in zip(axes, (1, 2, 3), strict=True):
         for padding, colour in zip((0, 1, 2), plots.COLOURS, strict=False):
             kernels = [

@@ -174,8 +174,9 @@ def test_some_columns_of_the_passengers(monkeypatch: pytest.MonkeyPatch) -> None
         assert sources - {*titanic.LEAKS} <= {"age", "sex"}
     # the mistake: as many folds, with passengers of a ticket on both sides
     titanic.main(titanic.Config(columns=("age",), mistake="ungrouped"), None)
-    assert len(given["mistaken"]) == len(given["splits"])
-    for train_rows, held_out in given["mistaken"]:
+    mistaken: Any = given["mistaken"]
+    assert len(mistaken) == len(given["splits"])
+    for train_rows, held_out in mistaken:
         assert {*groups[train_rows]} & {*groups[held_out]}
 
 

@@ -68,7 +68,8 @@ def test_more_data_is_compared_with_the_best_of_each_seed() -> None:
         name: {"loss": np.array(v), "accuracy": 1 - np.array(v)}
         for name, v in losses.items()
     }
-    result, differences = remedy_metrics(ended, "base", "more")
+    found: Any = remedy_metrics(ended, "base", "more")
+    result, differences = found
     best = result["more - best of the others: test loss"]
     assert best.values == pytest.approx([-0.1, 0.1])
     assert set(differences) == {"a", "b", "more"}
