@@ -168,10 +168,10 @@ def _compare(
         if not isinstance(mean, int | float) or not math.isfinite(mean):
             return "undetermined", f"{name}: {_text(value)}"
     d = difference(*values)
-    shown = f"{names[0]}: {_text(values[0])}"
-    if isinstance(b, str):
-        text, interval = estimate_texts(d.json())
-        shown = f"{names[0]} - {names[1]}: {text} {interval}".rstrip()
+    which = 0 if isinstance(a, str) else 1  # of the two that is a metric
+    shown = f"{names[which]}: {_text(values[which])}"
+    if isinstance(a, str) and isinstance(b, str):
+        shown = f"{a} minus {b}: {_text(d)}"
     if isinstance(values[0], Estimate) or isinstance(values[1], Estimate):
         shown += f", {d.n} {d.of}"
         if d.low is None or d.high is None:
