@@ -47,8 +47,8 @@ LESSON = Lesson(
             ">",
         ),
         Claim(
-            "Carries cost less than 0.05 of exact match: sums with a carry are right "
-            "as often as sums without.",
+            "Sums with a carry are right as often as sums without, to within 0.05 of "
+            "exact match.",
             (
                 "network: exact match, sums with a carry",
                 "network: exact match, sums without a carry",

@@ -60,7 +60,8 @@ LESSON = Lesson(
               ("composed: accepted by music21", 0.8), ">"),
         Claim("All bars add up in as many composed tunes as in real ones, within 0.1.",
               (f"composed: {ADDS_UP}", f"real: {ADDS_UP}"), "within", 0.1),
-        Claim("No composed tune is a copy.", (f"composed: {COPIES}", 0), "="),
+        Claim("No training tune contains over half of a composed melody in one piece.",
+              (f"composed: {COPIES}", 0), "="),
     ),
     figures={
         "piano_roll":
@@ -77,8 +78,7 @@ LESSON = Lesson(
         "--temperature 1.2":
             "The improbable becomes likelier: expect fewer tunes that parse.",
         "--units 32":
-            "A small network: expect more bits per character, and bars that do not add "
-            "up, since counting beats takes memory.",
+            "Expect more bits per character, and more bars that do not add up.",
     },
 )  # fmt: skip
 

@@ -1,13 +1,13 @@
-"""Lessons 3.1.2 and 3.2: the vanishing gradient, and the cells that avoid it.
+"""Lessons 3.1.2 and 3.2: the vanishing gradient, cells that can learn to avoid it.
 
 Of T random numbers two are marked, one in each half; the answer is their sum. A network
-without memory predicts 1 and has a squared error of 1/6, the variance of the sum. In a
-simple recurrent network the gradient is multiplied by the same matrix and a slope under
-1 at every step on the way back to the first mark. GRU and LSTM keep their state as it
-is until a gate replaces it.
+that knows nothing of them predicts 1: its squared error is 1/6, the variance of the
+sum. In a simple recurrent network the gradient is multiplied by the same matrix and a
+slope under 1 at every step on the way back to the first mark. GRU and LSTM can learn to
+keep their state until a gate replaces it.
 
-All kinds have the same number of units and see the same sequences. Norms of gradients
-under 1e-30 count as that: 32-bit numbers have no room for many less.
+All kinds have as many units and see the same sequences, but GRU has three times and
+LSTM four times the weights. Norms of gradients under 1e-30 count as that.
 """
 
 from dataclasses import dataclass

@@ -50,8 +50,8 @@ LESSON = Lesson(
             ">",
         ),
         Claim(
-            "Letter by letter is as good as at once: exact match differs by less than "
-            "0.03 from the accuracy of a logistic regression on the same pixels.",
+            "On these test digits, exact match differs by less than 0.03 from the "
+            "accuracy of a logistic regression on the same pixels.",
             ("network: exact match", "logistic regression: exact match"),
             "within",
             0.03,

@@ -47,14 +47,14 @@ LESSON = Lesson(
     ),
     claims=(
         Claim(
-            "Every network forecasts better than persistence: of each seed, even the "
-            "largest RMSE of the networks is below that of persistence.",
+            "On the test years, the mean over seeds of the networks' largest RMSE is "
+            "below the RMSE of persistence.",
             ("largest of the networks: test RMSE", "persistence: test RMSE"),
             "<",
         ),
         *(
             Claim(
-                f"The RMSE of the {name} is below that of the linear regression.",
+                f"On the test years, the {name}'s RMSE is below linear regression's.",
                 (f"{name}: test RMSE", "linear regression: test RMSE"),
                 "<",
             )

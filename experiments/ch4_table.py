@@ -96,7 +96,7 @@ LESSON = Lesson(
     },
     try_it={
         "--columns gpa rank": "Without the test's points. If the log-loss stays, the "
-        "other two columns carry the same.",
+        "other two columns carry the same, or the points say nothing.",
         "--hidden 128 64 --epochs 60": "A larger network, trained longer: on 400 rows "
         "it should lose to the regression.",
         "--part 200": "The table counts as too long for the memory: a tenth is held "

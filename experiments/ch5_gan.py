@@ -10,8 +10,8 @@ Is it any good? A CNN trained on the classes of the real images says how many of
 it finds in the generated ones; the Frechet distance between its features of both has
 other real images, an untrained generator and noise as its scale. Does G copy? Its
 images, and new real ones, are beside the nearest of those it was trained on. When to
-stop? When D can no longer tell, says the course: at the first epoch after which 1/2 is
-in the 95 % interval of its accuracy on held-out and generated images; nan: at none.
+stop? When D can no longer tell, says the course: at the epoch from which its accuracy
+is not told from 1/2 (fewer held-out images make it come earlier); nan: at none.
 
 Then: ch5_gan.py --sample 100
 """
@@ -63,12 +63,12 @@ LESSON = Lesson(
         "D cannot tell from epoch", "CNN: test accuracy",
     ),
     claims=(
-        Claim("Training brings the generated images nearer to the test images than "
-              "those of an untrained generator.",
+        Claim("In this one training, the generated images end nearer to the test "
+              "images than those of an untrained generator.",
               (f"{MADE}: {FRECHET}", f"untrained generator: {FRECHET}"), "<"),
-        Claim("They end nearer to the test images than noise is.",
+        Claim("In this one training, they end nearer to the test images than noise.",
               (f"{MADE}: {FRECHET}", f"noise: {FRECHET}"), "<"),
-        Claim("The distance falls from the first epoch to the last.",
+        Claim("In this one training, the distance falls from first to last epoch.",
               (f"{MADE}: {FRECHET}", f"after epoch 1: {FRECHET}"), "<"),
         Claim("Each network's updates leave the weights of the other as they are.",
               (CHANGE_D, CHANGE_G, 0), "="),
@@ -92,8 +92,8 @@ LESSON = Lesson(
         "image. A generated image equal to the one below it was memorised; the new "
         "ones show how near an image comes by chance.",
         "interpolation": "Images on a straight line between two draws of noise, four "
-        "times. If they change gradually, G is a continuous map from noise to images "
-        "that look alike nearby; if they jump, it may have stored some.",
+        "times. If they change gradually, G makes images that look alike of noise that "
+        "is nearly the same.",
         "classes": "Shares of the classes that a CNN sees in the generated and in the "
         "test images. Bars missing from the first are a sign of mode collapse.",
         "samples/training": "The samples of all epochs as an animation.",

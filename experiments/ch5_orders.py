@@ -70,8 +70,9 @@ LESSON = Lesson(
         Claim("With real images first, the generator's images end farther from the "
               "test images than with alternating batches.",
               ("real first - alternating: Frechet distance", 0), ">"),
-        Claim("With real images first, D ends by taking fewer held-out real images for "
-              "real than with alternating batches.",
+        Claim("With real images first, right after its half epoch of generated images, "
+              "D takes fewer held-out real images for real than with alternating "
+              "batches.",
               ("real first: accuracy on real", "alternating: accuracy on real"), "<"),
         Claim("With mixed batches the generator's images end nearer to the test images "
               "than with alternating batches.",
@@ -83,7 +84,7 @@ LESSON = Lesson(
     figures={
         "variants": "What the first seed's generator makes of the same ten draws of "
         "noise at the end, a row for each order. Compare rows, not single images: "
-        "every order has the same number of updates and of images.",
+        "every order has as many updates, of as many images.",
         "differences": "The Frechet distance of each order less that of alternating "
         "batches, paired by seed: right of the line the order is worse. With fewer "
         "than four seeds there is no interval, and each seed is a tick.",

@@ -34,7 +34,7 @@ LESSON = Lesson(
     metrics=(FORMULA, SAME, BACK, TRANSPOSE),
     claims=(
         Claim("The course's formula gives the number of rows for every kernel, stride "
-              "and padding.", (FORMULA, 0), "="),
+              "and padding that was tried.", (FORMULA, 0), "="),
         Claim('With "SAME" padding there are stride times as many rows.',
               (SAME, 0), "="),
         Claim("A convolution with the same kernel, stride and padding leads back to "
