@@ -530,10 +530,9 @@ def test_a_lesson_tells_what_its_run_found(tmp_path):
     page = page_of(tmp_path)
     text = page.text.partition("What is a net? \N{CHECK MARK} 1 holds")[2]
     order = [
-        "2.1 Nets", "They sharpen.", "It falls.", "Claims",
-        "\N{CHECK MARK} holds It holds. net: 0.693",
+        "2.1 Nets", "\N{CHECK MARK} holds It holds. net: 0.693",
         "\N{BALLOT X} fails It fails. net: 0.693",
-        "? undetermined It undetermined.",
+        "? undetermined It undetermined.", "They sharpen.", "It falls.",
         "python experiments/ch1_x.py --rate 3 It diverges.",
         "python experiments/ch1_x.py --mistake peek It fakes 0.1.",
         "All 6 metrics", "Other files", "Settings", "Environment", "Other runs", "own",
