@@ -51,7 +51,7 @@ LESSON = Lesson(
         "the value that it multiplies; a unit adds up the products that reach it.",
         "gradient": "The chain rule, from right to left: a unit holds the derivative "
         "of the loss with respect to its value, and on each arrow that derivative is "
-        "multiplied by the value at the arrow's head: that is the weight's derivative.",
+        "multiplied by the value of the unit at its head: the weight's derivative.",
     },
     try_it={
         "--rate 5": "A step that is too long jumps over the minimum: the loss rises, "

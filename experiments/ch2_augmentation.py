@@ -87,7 +87,7 @@ LESSON = Lesson(
         "with 95 % intervals or, under four seeds, a dash for each; where the band is "
         "above 0, augmentation helps. Right: both accuracies by the number of images "
         "to learn from.",
-        "versions": "One image and 15 random versions of it, as training sees them: "
+        "versions": "One image and 15 random versions of it, larger than in training: "
         "all layers multiplied into one map, so that pixels are interpolated once. "
         "Ask of each whether it still belongs to its class.",
         "layers": "What each kind of layer does alone, one row each, at stated "
