@@ -155,7 +155,6 @@ PRESETS = {
         images=10_000,
         epochs=5,
         networks=get_args(Name),
-        seeds=4,
         shifted_images=1000,
     ),
 }
