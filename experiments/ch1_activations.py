@@ -32,16 +32,17 @@ LESSON = Lesson(
     title="Activations and depth",
     question="Which activations let a deep network learn, and why?",
     metrics=(
-        "sigmoid: gradient factor per layer", "tanh: gradient factor per layer",
-        "relu: gradient factor per layer",
+        *(f"{n}: gradient factor per layer" for n in ("sigmoid", "tanh", "relu")),
         *(f"{name}, {depth} hidden: test log-loss"
           for depth in (4, 16) for name in ("sigmoid", "tanh", "relu")),
         "none = one affine map: largest difference",
     ),
     claims=(
-        Claim("Sigmoid's gradient loses more than half at each layer on its way down.",
+        Claim("On average over the layers, sigmoid's weight gradient shrinks by more "
+              "than half per layer on its way down.",
               ("sigmoid: gradient factor per layer", 0.5), "<"),
-        Claim("ReLU's gradient keeps its size: its factor per layer is 1 +- 0.1.",
+        Claim("Within one deep ReLU network the weights of all layers have gradients "
+              "of about one size: factor 1 +- 0.1.",
               ("relu: gradient factor per layer", 1.0), "within", 0.1),
         Claim("With 4 sigmoid layers the network only guesses: ln 10 to 0.05.",
               ("sigmoid, 4 hidden: test log-loss", np.log(10).item()), "within", 0.05),
@@ -50,9 +51,8 @@ LESSON = Lesson(
     ),
     figures={
         "gradients": "Norm of the gradient of each layer's weights in the deepest "
-        "network, the first layer on the left. A straight line that falls to the left "
-        "loses the same factor at each layer: the gradient vanishes. The legend gives "
-        "the factors at the start.",
+        "network, the first layer on the left. Where a line falls to the left, the "
+        "gradient vanishes. The legend gives the factors at the start.",
         "depth": "Left: test log-loss by depth, each point at its own learning rate, "
         "with the 95 % interval of its seeds; 2.303 is guessing, and a missing point "
         "diverged. Right: share of units that no digit can teach any more.",
@@ -183,7 +183,7 @@ def train_depth(config: Config, depth: int, data: DigitSets, run: Run) -> Outcom
 
 
 def factors(outcome: Outcome, depth: int) -> dict[str, Estimate]:
-    """By what each layer multiplies the gradient on its way down, at the start."""
+    """By what the weight gradient changes per layer on its way down, at the start."""
     layers = [outcome.start[f"gradient norm hidden_{i + 1}"] for i in range(depth)]
     each = probes.gradient_factors(np.stack(layers)) if depth > 1 else []
     return {

@@ -34,7 +34,7 @@ from jaxstudy.types import UserError
 REGRESSION, MAJORITY, UNSTOPPED = (
     "logistic regression", "majority class", "without early stopping"
 )  # fmt: skip
-MARGIN = 0.02  # nats: the probability of what happened differs by less than 2 %
+MARGIN = 0.02  # nats: probabilities of what happened within 2 %, in geometric mean
 
 LESSON = Lesson(
     number="1.4",
@@ -56,7 +56,7 @@ LESSON = Lesson(
     claims=(
         Claim("Early-stopped network and regression differ by under 0.02 nats.",
               ("network - logistic regression: log-loss", 0.0), "within", MARGIN),
-        Claim("Without early stopping, the network has a higher log-loss.",
+        Claim("With all layers and epochs, not those chosen, the log-loss is higher.",
               ("without early stopping - network: log-loss", 0.0), ">"),
         Claim("On unscaled inputs, the network has a higher log-loss.",
               ("unscaled network - network: log-loss", 0.0), ">"),
@@ -71,8 +71,8 @@ LESSON = Lesson(
         "Where the held-out loss turns up while the training loss falls, the network "
         "overfits. Vertical: where the folds that chose these layers stopped (median).",
         "differences": "Paired differences in log-loss with 95 % intervals: left of 0, "
-        "the model named first is better. An interval within the grey band (0.02 nats "
-        "either way) says that the two are equal for all practical purposes.",
+        "the model named first is better. An interval within the grey band says that "
+        "they differ by under 0.02 nats: compare what each gains on the majority.",
     },
     try_it={
         "--hidden 256 256 256": "A larger network overfits sooner: look at how many "

@@ -45,10 +45,12 @@ LESSON = Lesson(
         "flatten: test accuracy",
         "max pooling: test accuracy",
         "average pooling: test accuracy",
+        "no pooling: test accuracy",
         "max pooling, valid: test accuracy",
         "flatten: accuracy, shifted by 3 pixels",
         "max pooling: accuracy, shifted by 3 pixels",
         "average pooling: accuracy, shifted by 3 pixels",
+        "no pooling: accuracy, shifted by 3 pixels",
         "max pooling, valid: accuracy, shifted by 3 pixels",
     ),
     claims=(
@@ -67,8 +69,8 @@ LESSON = Lesson(
             ">",
         ),
         Claim(
-            "On shifted images, max pooling has a higher accuracy than average "
-            "pooling.",
+            "On images shifted by 3 pixels, max pooling has a higher accuracy than "
+            "average pooling.",
             (
                 "max pooling: accuracy, shifted by 3 pixels",
                 "average pooling: accuracy, shifted by 3 pixels",

@@ -75,8 +75,8 @@ LESSON = Lesson(
         "marks the lowest validation loss. Where orange rises after it while blue "
         "falls, the network overfits; early stopping takes that epoch of the base.",
         "differences": "Test loss less the base network's, paired by seed, with 95 % "
-        "intervals: left of the line is better. Two remedies whose intervals overlap "
-        "widely are not told apart.",
+        "intervals: left of the line is better. Intervals are against the base; to "
+        "compare two remedies, pair them.",
         "map": "Mean test loss and accuracy by remedy and number of images, after the "
         "same number of gradient steps; dark is good, the best of a column is bold. "
         "Rows show what data are worth, columns what remedies are worth. Grey: not "

@@ -83,7 +83,7 @@ LESSON = Lesson(
     try_it={
         "--fine-tune-from block14": "Two blocks are trained: more adapts or overfits.",
         "--decay 0.1": "Less decay in regressions: expect a lower test accuracy.",
-        "--tuning-epochs 4": "Once the training accuracy is 1, this cannot help.",
+        "--tuning-epochs 4": "At a training accuracy of 1, expect little.",
     },
 )
 
