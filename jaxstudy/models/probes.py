@@ -37,7 +37,7 @@ def dead_share(z: Array, activation: Callable[[Array], Array]) -> Mean:
 
 
 def gradient_factors(norms: np.ndarray) -> np.ndarray:
-    """By what each layer multiplies the gradient that passes it downwards: [...].
+    """By what the weight gradient changes per layer on its way down: [...].
 
     exp(-b) for the slope b of the line through log norms [layers, ...], the first layer
     first, by least squares.
