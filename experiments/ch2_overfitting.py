@@ -90,7 +90,7 @@ LESSON = Lesson(
         "of the validation loss, and less to mend.",
     },
     mistakes={
-        "tune-on-test": "Early stopping by the test set reports a loss that cannot be "
+        "tuned_on_test": "Early stopping by the test set reports a loss that cannot be "
         "above the honest one. Fresh images show how much of the gain is real."
     },
 )
@@ -126,7 +126,7 @@ class Config(Settings):
     """Runs of each remedy; an even number shares two cores evenly."""
     test_images: Count = 2_000
     """Test images, at most half of the test set: the others choose nothing, ever."""
-    mistake: Literal["tune-on-test"] | None = None
+    mistake: Literal["tuned_on_test"] | None = None
     """Stop early by the test set, too, and see what that fakes."""
 
 

@@ -93,7 +93,7 @@ def test_test_images_and_fresh_ones_are_disjoint() -> None:
     sets = splits.ImageSplits(data, data, data, ("a", "b"), (2, 2, 1))
     config = lesson.Config(test_images=8)
     assert set(lesson.test_sets(sets, config)) == {"test"}
-    both = lesson.test_sets(sets, lesson.Config(test_images=8, mistake="tune-on-test"))
+    both = lesson.test_sets(sets, lesson.Config(test_images=8, mistake="tuned_on_test"))
     test, fresh = (set(np.asarray(part.indices).tolist()) for part in both.values())
     assert len(test) == len(fresh) == 8
     assert not test & fresh
