@@ -43,7 +43,7 @@ test: .venv/installed-test  ## the tests
 
 # What fails soonest, where most is imported from: under a minute, before each commit.
 FAST := $(addprefix tests/test_, $(addsuffix .py, layers types model objectives dataset \
-	optimizers splits text windows pairs ngram sources tables statistics summary plots))
+	optimizers splits text windows pairs ngram sources tables lesson summary plots))
 check: .venv/installed-test  ## lint, and the fastest tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
