@@ -194,7 +194,8 @@ def optimizers_summary() -> str:
     _, stored = optimizers()
     study = stored["study"]
     others = ("better", "not told apart", "worse")
-    rows = [["problem", "best by tuning", "its test loss", *others]]
+    loss = f"its test loss (n = {study['protocol']['seeds']} seeds)"
+    rows = [["problem", "best by tuning", loss, *others]]
     for problem, found in study["comparison"]["problems"].items():
         best = found["best_tuned"][0]
         loss = comparison.test_text(found["optimizers"][best])
