@@ -345,7 +345,7 @@ SOME: tuple[Column, ...] = (
     Embedding(Category("deck", separator=" "), 2),
     Indicator(Crossed((Category("sex", min_count=2), Hashed("deck", 5)), 9)),
 )
-FITTED = fit_columns(
+FEATURES = fit_columns(
     SOME,
     pd.DataFrame(
         {"age": ["1", "4", None], "sex": ["a", "a", "b"], "deck": ["a b", None, "b"]}
@@ -353,20 +353,20 @@ FITTED = fit_columns(
 )
 
 
-ENCODE = jax.jit(FITTED.encode)  # compiled once for tables of the same length
+ENCODE = jax.jit(FEATURES.encode)  # compiled once for tables of the same length
 
 
 @settings(deadline=None, max_examples=30)
 @given(tables, st.integers(0, 2))
 def test_encoding_is_pure_and_of_each_row_alone(table: pd.DataFrame, row: int) -> None:
     before = table.copy(deep=True)
-    numbers = FITTED.numbers(table)
+    numbers = FEATURES.numbers(table)
     copies = {name: a.copy() for name, a in numbers.items()}
-    whole = FITTED.encode(numbers)
+    whole = FEATURES.encode(numbers)
     pd.testing.assert_frame_equal(table, before)
     jax.tree.map(np.testing.assert_array_equal, numbers, copies)
     assert_rounding(ENCODE(numbers), whole, 4)
-    alone = ENCODE(FITTED.numbers(table.iloc[[row]]))
+    alone = ENCODE(FEATURES.numbers(table.iloc[[row]]))
     mine = jax.tree.map(lambda a: a[row : row + 1], whole)
     assert_rounding(mine, alone, 4)
 
