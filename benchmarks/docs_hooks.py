@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import readme
 
 from jaxstudy.runs.lesson import Lesson, find_lessons
-from jaxstudy.runs.pages import escaped, expanded, read_page, unresolved
+from jaxstudy.runs.pages import escaped, expanded, inline, read_page, unresolved
 from jaxstudy.runs.values import duration, value_of
 
 ROOT = readme.ROOT
@@ -72,7 +72,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the stored figures, the reference, and lessons whose prose is not written."""
+    """Add the stored figures and the reference."""
     from mkdocs.structure.files import File
 
     def add(uri: str, **source: Any) -> None:
@@ -84,9 +84,6 @@ def on_files(files: Any, config: Any) -> Any:
     for package, names in modules().items():
         reference = "\n\n".join(f"::: {name}" for name in names)
         add(f"api/{package}.md", content=f"# {package}\n\n{reference}\n")
-    for name in lessons():
-        if files.get_file_from_path(f"lessons/{name}.md") is None:
-            add(f"lessons/{name}.md", content="\n")
     return files
 
 
@@ -162,7 +159,6 @@ def filled(text: str, metrics: dict[str, Any], figure: Callable[[str], str]) -> 
 
 def figure_html(name: str, key: str, caption: str) -> str:
     """A figure of the full run with its caption, or where to see it."""
-    text = html.escape(caption)
     stored = readme.stored_figures(name, key)
     if stored:
         source = stored[-1].relative_to(ROOT / "results").as_posix()
@@ -170,7 +166,7 @@ def figure_html(name: str, key: str, caption: str) -> str:
     else:
         command = f"<code>python experiments/{name}.py</code>"
         shown = f'<div class="absent">{key}: run the lesson to see it, {command}</div>'
-    caption = f"<figcaption>{text}</figcaption>"
+    caption = f"<figcaption>{inline(caption)}</figcaption>"
     return f'<figure class="lesson">{shown}{caption}</figure>'
 
 

@@ -126,6 +126,11 @@ def escaped(text: str) -> str:
     )
 
 
+def inline(text: str) -> str:
+    """A caption as HTML: escaped, and what stands between backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", entities.escape(text))
+
+
 def _formula(latex: str, display: str) -> str:
     """LaTeX as MathML; what is no LaTeX as it is."""
     try:

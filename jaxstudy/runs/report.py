@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from jaxstudy.runs import generic, pages
 from jaxstudy.runs.lesson import caption_of
@@ -62,7 +62,10 @@ def write_report(root: Path) -> Path:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )  # fmt: skip
-    environment.filters |= {"urlencode": _anchor, "inline": _inline}
+    environment.filters |= {
+        "urlencode": _anchor,
+        "inline": lambda text: Markup(pages.inline(text)),
+    }
     sections = [Section(name, members) for name, members in experiments.items()]
     lessons = sorted(
         (section for section in sections if section.lesson),
@@ -86,12 +89,6 @@ def write_report(root: Path) -> Path:
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
     return path
-
-
-def _inline(text: str) -> Markup:
-    """A caption as HTML: escaped, and what stands between backticks as code."""
-    code = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
-    return Markup(code)
 
 
 def _anchor(name: str) -> str:
