@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
+from unittest import mock
 
 # Before jax, keras or matplotlib are imported. The cache is this session's own: a
 # killed process may leave a torn entry, which jax would then find for ever.
@@ -65,6 +66,21 @@ def float64() -> Iterator[None]:
         yield
     keras.config.set_floatx(floatx)
     keras.config.set_dtype_policy(policy)
+
+
+def numpy_kernels() -> Any:
+    """A patch: Keras's first kernels by numpy. Compiling its own takes half a minute,
+    of InceptionV3."""
+    import keras
+    import numpy as np
+
+    numbers = np.random.default_rng(0)
+
+    def random(self: Any, shape: Sequence[int], dtype: Any = None) -> Any:
+        scale = np.sqrt(2 / np.prod(shape[:-1]))
+        return numbers.normal(0, scale, shape).astype(dtype or "float32")
+
+    return mock.patch.object(keras.initializers.VarianceScaling, "__call__", random)
 
 
 def pytest_sessionfinish() -> None:

@@ -2,9 +2,8 @@
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -19,7 +18,7 @@ from jaxstudy.model import sequential, split_stages
 from jaxstudy.models.inception import inception_stages, inception_v3, preprocess
 from jaxstudy.pretrained.keras_weights import KerasLayer, inception_weights
 from jaxstudy.types import PyTree, UserError
-from tests.conftest import Patch
+from tests.conftest import Patch, numpy_kernels
 
 # Relative to the largest number of an array: some hundred roundings (1.1e-16) on the
 # way through 94 layers. In training, the last layers normalise a channel over four
@@ -42,17 +41,8 @@ def run(f: Callable[..., Any], *args: Any) -> Any:
 
 @functools.cache
 def keras_inception(dtype: str = "float32") -> keras.Model:
-    """Keras's InceptionV3 with top for images of any size; its weights are random.
-
-    Its initialisers are replaced: compiling them takes half a minute.
-    """
-    numbers = np.random.default_rng(0)
-
-    def random(self: Any, shape: Sequence[int], dtype: Any = None) -> np.ndarray:
-        scale = np.sqrt(2 / np.prod(shape[:-1]))
-        return numbers.normal(0, scale, shape).astype(dtype or "float32")
-
-    with mock.patch.object(keras.initializers.VarianceScaling, "__call__", random):
+    """Keras's InceptionV3 with top for images of any size; its weights are random."""
+    with numpy_kernels():
         image = keras.Input((None, None, 3), dtype=dtype)
         make: Any = keras.applications.InceptionV3
         return make(weights=None, input_tensor=image, classifier_activation=None)
