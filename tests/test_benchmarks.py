@@ -7,6 +7,7 @@ on JAX are run here, with few steps on small or made-up data.
 # pyright: reportMissingImports=false
 
 import copy
+import dataclasses
 import json
 import math
 import sys
@@ -208,7 +209,10 @@ def test_a_workload_is_measured_written_and_shown(
     work, names = study.WORKLOADS["quadratic"], [OURS, "numpy-1-thread"]
     two = {name: work.candidates[name] for name in names}
     assert (
-        harness.run(command, {"quadratic": work._replace(candidates=two)}, script) == 0
+        harness.run(
+            command, {"quadratic": dataclasses.replace(work, candidates=two)}, script
+        )
+        == 0
     )
     result = json.loads((tmp_path / "quadratic.json").read_text())
     assert list(result["candidates"]) == names
