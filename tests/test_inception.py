@@ -103,9 +103,9 @@ def test_the_parameters_are_as_many_as_in_keras() -> None:
 
 @pytest.mark.usefixtures("exact")
 def test_outputs_equal_keras() -> None:
-    """Of the smallest images, without top."""
+    """Of the first mixed blocks; all layers, below, in training."""
     twin = keras_inception("float64")
-    part = keras.Model(twin.input, twin.get_layer("mixed10").output)
+    part = keras.Model(twin.input, twin.get_layer("mixed1").output)
     weights = random_weights(twin)
     x = images(75, 75)
 
@@ -119,10 +119,11 @@ def test_outputs_equal_keras() -> None:
         values(part.non_trainable_variables, weights),
         x,
     )
-    assert features.shape == (2, 1, 1, 2048)
+    assert features.shape == (2, 7, 7, 288)
 
     def ours(weights: PyTree, x: Any) -> Any:
-        model = inception_v3((75, 75), include_top=False)
+        stages, _ = split_stages(inception_stages(), "mixed2")
+        model = sequential(stages, jax.ShapeDtypeStruct((1, 75, 75, 3), jnp.float64))
         params, extra = weights["params"], weights["extra"]
         outputs, after = model.apply(params, extra, x, train=False, key=None)
         assert jax.tree.leaves(after) == jax.tree.leaves(extra)
