@@ -147,7 +147,7 @@ PRESETS = {
     "smoke": Config(
         vocabulary=200, words=3_000, embedding=8, units=16, epochs=2, asked=200
     ),
-    "quick": Config(words=50_000),
+    "quick": Config(words=60_000, vocabulary=1_000, embedding=32, units=64, seeds=4),
     "full": Config(epochs=5, seeds=6, asked=100_000),
 }
 

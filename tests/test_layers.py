@@ -53,6 +53,7 @@ ORDER = (
         "study.problems",
         "study.comparison",
         "study.memory",
+        "study.shares",
         "study.sizes",
         "study.timing",
         "study.remedies",
