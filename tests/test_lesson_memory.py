@@ -91,7 +91,7 @@ def test_open_gates_keep_more_and_the_error_is_split_by_position() -> None:
         np.log(memory.input_jacobian_norms(model, s, x)[:, [39, 5]]).T
         for s in (state, opened)
     )
-    assert np.all(kept > lost + 5)
+    assert np.all(kept > lost + 3)
     of_seed = jax.tree.map(lambda a: a[0], state)
     batch = {**data.arrays, "mask": jnp.ones(40)}
     metrics = memory.error_by_first_mark(model, 5)(of_seed, batch)

@@ -8,7 +8,9 @@ from jaxstudy.dataset import Dataset, evenly_spaced
 from jaxstudy.text.ngram import best_ngram, perplexity
 from jaxstudy.text.windows import passage_windows, shuffled_contexts, without_target
 
-Numbers = Mapping[str, Sequence[np.ndarray]]  # "train", "validation", "test": passages
+WordNumbers = Mapping[
+    str, Sequence[np.ndarray]
+]  # "train", "validation", "test": passages
 
 TRAIN, VALIDATION, TEST = "train", "validation perplexity", "test perplexity"
 KNOWN = "test perplexity of known words"
@@ -16,7 +18,7 @@ ORDERS = ("perplexity, context in order", "perplexity, context shuffled")
 
 
 def word_sets(
-    numbers: Numbers, *, context: int, window: int, start: int, asked: int
+    numbers: WordNumbers, *, context: int, window: int, start: int, asked: int
 ) -> dict[str, dict[str, Dataset]]:
     """Sets of words to predict, by the name of what is measured on them.
 
@@ -51,7 +53,7 @@ def word_sets(
 
 
 def ngram_baseline(
-    numbers: Numbers, vocabulary: int, orders: Iterable[int]
+    numbers: WordNumbers, vocabulary: int, orders: Iterable[int]
 ) -> dict[str, float]:
     """How many words there are, and the perplexities of the best n-gram model."""
     result = {}
