@@ -8,7 +8,7 @@ from jaxstudy.dataset import Dataset, evenly_spaced
 from jaxstudy.text.ngram import best_ngram, perplexity
 from jaxstudy.text.windows import passage_windows, shuffled_contexts, without_target
 
-WordNumbers = Mapping[
+WordNumbers = Mapping[str, Sequence[np.ndarray]]  # passages of each split
     str, Sequence[np.ndarray]
 ]  # "train", "validation", "test": passages
 
