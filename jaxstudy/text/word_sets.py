@@ -9,8 +9,6 @@ from jaxstudy.text.ngram import best_ngram, perplexity
 from jaxstudy.text.windows import passage_windows, shuffled_contexts, without_target
 
 WordNumbers = Mapping[str, Sequence[np.ndarray]]  # passages of each split
-    str, Sequence[np.ndarray]
-]  # "train", "validation", "test": passages
 
 TRAIN, VALIDATION, TEST = "train", "validation perplexity", "test perplexity"
 KNOWN = "test perplexity of known words"
