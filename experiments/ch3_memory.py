@@ -41,7 +41,7 @@ KINDS: dict[Name, Kind] = {
     "SimpleRNN": "simple", "GRU": "gru", "LSTM": "lstm", "LSTM, open gates": "lstm"
 }  # fmt: skip
 SIMPLE, GRU, LSTM, OPEN = KINDS
-LONGEST = "the longest T"  # 50 at quick, 400 at full
+LONGEST = "the longest T"  # 30 at quick, 400 at full
 CONSTANT = "constant prediction: squared error"
 ERROR = "{}, " + LONGEST + ": squared error"
 BEFORE = "{}, " + LONGEST + ": log10 of first / last Jacobian norm, before training"
@@ -105,7 +105,7 @@ BINS = 20  # of the step of the first marked number
 class Config(Settings):
     """The sequences, and the networks that learn to add."""
 
-    lengths: tuple[Annotated[int, pydantic.Field(ge=2)], ...] = (25, 50)
+    lengths: tuple[Annotated[int, pydantic.Field(ge=2)], ...] = (30,)
     """Numbers of steps T."""
     networks: tuple[Name, ...] = get_args(Name)
     """Recurrent networks to compare."""
@@ -115,9 +115,9 @@ class Config(Settings):
     """Units of the one recurrent layer."""
     examples: Count = 10_000
     """Sequences to learn from."""
-    epochs: Count = 10
+    epochs: Count = 6
     """Passes over them."""
-    batch_size: Count = 50
+    batch_size: Count = 100
     """Sequences in a gradient step."""
     rate: Positive = 0.01
     """Learning rate of Adam at the start; it falls to 0 along a cosine."""
@@ -126,24 +126,25 @@ class Config(Settings):
     sequences and with other seeds."""
     clip: Positive = 1.0
     """Largest norm of a gradient: longer ones are shortened to it."""
-    seeds: Annotated[int, pydantic.Field(ge=2)] = 2
+    seeds: Annotated[int, pydantic.Field(ge=2)] = 4
     """Trainings of each network; an even number shares two cores evenly."""
 
 
 PRESETS = {
     "smoke": Config(lengths=(4,), units=8, examples=200, epochs=2),
     "quick": Config(),
-    "full": Config(lengths=(50, 100, 200, 400), examples=20_000, seeds=6),
+    "full": Config(
+        lengths=(50, 100, 200, 400), examples=20_000, epochs=10, batch_size=50, seeds=6
+    ),
 }
 
 
 class Trained(NamedTuple):
-    """Of one network: test errors [seeds], by first mark [bins, seeds]; Jacobian norms
-    [seeds, T] before training and after it."""
+    """What one network came to."""
 
-    errors: np.ndarray
-    by_position: np.ndarray
-    jacobians: dict[str, np.ndarray]
+    errors: np.ndarray  # [seeds]
+    by_position: np.ndarray  # of the first mark [bins, seeds]
+    jacobians: dict[str, np.ndarray]  # norms [seeds, T], before training and after
 
 
 def train(name: Name, length: int, config: Config, run: Run) -> Trained:
