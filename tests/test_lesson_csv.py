@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from jaxstudy.messages import MAX_CHARACTERS
-from jaxstudy.runs import plots, terminal
+from jaxstudy.runs import plots
 from jaxstudy.runs.run import open_run
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.tabular import prediction
@@ -26,7 +26,7 @@ from jaxstudy.tabular.prediction import read_columns, save_columns
 from jaxstudy.tabular.sets import read_titanic, with_titles_and_decks
 from jaxstudy.tabular.settings import TableSettings
 from jaxstudy.types import UserError
-from tests.conftest import Answer, Ask, Patch, Said, load, run_script
+from tests.conftest import Answer, Ask, Patch, load, run_script
 
 titanic: Any = load("experiments", "ch4_csv")
 lesson: Any = load("experiments", "ch4_table")
@@ -401,8 +401,8 @@ def test_errors_are_told_before_a_label_that_tells_nothing(inferred: Any) -> Non
     assert second == "the label 'left' is 'yes' in every row: there is nothing to tell"
 
 
-def test_a_column_may_have_any_name(monkeypatch: Patch, capsys: Said) -> None:
-    """Mathematics for the figures, markup for the terminal, and very long."""
+def test_a_column_may_have_any_name(monkeypatch: Patch) -> None:
+    """Mathematics for the figures, and very long; of markup, test_cli.py."""
     names = [r"$\frac$", "[/b]", "x" * 100_000]
     estimates = {name: Estimate(0.0, -1.0, 1.0, 5, "rows") for name in names}
     drawn: list[str] = []
@@ -415,9 +415,6 @@ def test_a_column_may_have_any_name(monkeypatch: Patch, capsys: Said) -> None:
     plots.save_differences(cast(Any, None), "d", estimates, "x")
     assert drawn[:2] == [r"\$\frac\$", "[/b]"]
     assert len(drawn[2]) == MAX_CHARACTERS
-    times = dict.fromkeys(("wall_s", "compile_s", "train_s", "steps"), 0)
-    terminal.print_result("t", {"metrics": {"[/b]": 1.0}, **times}, Path("run"))
-    assert "[/b]" in capsys.readouterr().out
 
 
 def stored(folder: Path, fitted: Features, classes: tuple[str, ...]) -> Any:

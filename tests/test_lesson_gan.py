@@ -268,6 +268,7 @@ def test_images_of_one_class_are_compared_without_the_cnn(
 def test_the_size_formula(kernel: int, padding: int, stride: int) -> None:
     """A transposed convolution makes of n rows what a convolution makes n of."""
     rows = sizes.formula_rows(5, kernel, stride, padding)
+    assert sizes.convolved_rows(rows, kernel, stride, padding) == 5
     assert (rows + 2 * padding - kernel) // stride + 1 == 5
     assert sizes.jax_rows(5, kernel, stride, padding) == rows
     if kernel >= stride:
