@@ -18,8 +18,10 @@ from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxstudy.training import EvalStep
+from jaxstudy.dataset import AnyDataset
+from jaxstudy.training import EvalStep, Evaluator
 from jaxstudy.types import (
     Array,
     Batch,
@@ -291,13 +293,26 @@ def augmented(objective: Objective, layers: Layers) -> Objective:
     return random_versions
 
 
-def on_shifted(eval_step: EvalStep) -> EvalStep:
-    """Evaluate on shifted images: dy and dx of `shift` are its further arguments."""
+def shift_curve(
+    eval_step: EvalStep, state: TrainState, data: AnyDataset, pixels: Sequence[int]
+) -> list[np.ndarray]:
+    """Accuracies [L] of replicas on images shifted by so many pixels.
 
-    def shifted_step(state: TrainState, batch: Batch, dy: Array, dx: Array) -> Metrics:
+    Each is the mean over shifts up, down, left and right; black comes in.
+    """
+
+    def shifted(state: TrainState, batch: Batch, dy: Array, dx: Array) -> Metrics:
         return eval_step(state, {**batch, "x": shift(batch["x"], dy, dx)})
 
-    return shifted_step
+    curve = []
+    for distance in pixels:
+        accuracies = []
+        for dy, dx in ((1, 0), (-1, 0), (0, 1), (0, -1))[: 4 if distance else 1]:
+            steps = [jnp.full(state.step.shape, distance * d) for d in (dy, dx)]
+            values = Evaluator(shifted, data, 500, args=tuple(steps))(state)
+            accuracies.append(values["accuracy"])
+        curve.append(np.mean(accuracies, axis=0))
+    return curve
 
 
 def shift(
