@@ -134,11 +134,11 @@ class Config(Settings):
     """fashion_mnist, emoji, or tfds:NAME."""
     images: Count | None = 8_000
     """Images to learn from; None: all of them."""
-    epochs: Count = 2
+    epochs: Count = 1
     """Passes over them."""
     networks: tuple[Name, ...] = COMPARED
     """Which networks to train."""
-    batch_size: Count = 32
+    batch_size: Count = 16
     """Images in a gradient step."""
     rate: Positive = 0.001
     """Learning rate of Adam at the start; it falls to 0 as a cosine."""
@@ -154,19 +154,19 @@ class Config(Settings):
     """Pixels the test images are shifted by, at most."""
     shifted_images: Count = 200
     """Test images that are shifted: each up, down, left and right."""
-    test_images: Count = 10_000
+    test_images: Count = 2_000
     """Test images in all, at most."""
 
 
 PRESETS = {
     "smoke": Config(
-        images=256, epochs=1, shifts=1, shifted_images=100, test_images=200,
+        images=256, shifts=1, shifted_images=100, test_images=200,
         networks=("dense", "max pooling"), seeds=2,
     ),
     "quick": Config(),
     "full": Config(
-        images=None, epochs=6, batch_size=128, networks=get_args(Name),
-        shifted_images=1000,
+        images=None, epochs=4, batch_size=64, networks=get_args(Name),
+        shifted_images=1000, test_images=10_000,
     ),
 }  # fmt: skip
 

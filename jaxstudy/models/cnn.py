@@ -97,9 +97,9 @@ def cnn(
     return from_linen(module, example, capture=capture)
 
 
-COMPARED: dict[str, dict[str, Any]] = {
+MATCHED: dict[str, dict[str, Any]] = {
     "dense": {"filters": ()},
-    "no pooling": {"filters": (32, 4), "pool": "none"},
+    "no pooling": {"filters": (16, 8), "pool": "none"},
     "max pooling": {},
     "average pooling": {"pool": "average"},
     "global average pooling": {"head": "global average"},
@@ -107,14 +107,14 @@ COMPARED: dict[str, dict[str, Any]] = {
 
 
 def matched_cnn(name: str, image_shape: tuple[int, int, int], outputs: int) -> Model:
-    """A network of COMPARED with as many parameters as max pooling has.
+    """A network of MATCHED with as many parameters as max pooling has.
 
-    The width of its hidden layer sees to it. Without pooling the last convolution has
-    few filters: with 64, its maps would leave that layer almost no width.
+    The width of its hidden layer sees to it. Without pooling the convolutions have few
+    filters: the maps of 64 would leave that layer four units.
     """
 
     def of_width(width: int) -> Model:
-        return cnn(image_shape, outputs, hidden=(width,), **COMPARED[name])
+        return cnn(image_shape, outputs, hidden=(width,), **MATCHED[name])
 
     count = parameter_count(cnn(image_shape, outputs))
     return of_width(matched_width(of_width, count))
