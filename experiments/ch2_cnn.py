@@ -144,7 +144,7 @@ class Config(Settings):
     """Learning rate of Adam at the start; it falls to 0 as a cosine."""
     seeds: Annotated[int, pydantic.Field(ge=2)] = 4
     """Trainings of each network; an even number shares two cores evenly."""
-    practised_epochs: Count = 6
+    practised_epochs: Count = 9
     """Passes of the practised network, which trains in batches of 128."""
     practised_rate: Positive = 0.005
     """Its learning rate after the warm-up, a quarter of all steps."""

@@ -130,8 +130,8 @@ def matched_width(build: Callable[[int], Model], count: int) -> int:
 
 
 def practised_cnn(image_shape: tuple[int, int, int], outputs: int) -> Model:
-    """Five convolutions of 32 to 128 filters with BatchNorm, global average pooling."""
-    filters = 32, (64, 64), (128, 128)
+    """Four convolutions of 32 to 128 filters with BatchNorm, global average pooling."""
+    filters = 32, 64, (128, 128)
     return cnn(
         image_shape, outputs, filters=filters, hidden=(), head="global average",
         norm=True,
