@@ -287,6 +287,20 @@ def augment_batch(
     return warp_batch(images, matrices, fill)
 
 
+def random_versions(
+    key: Key, images: np.ndarray, layers: Layers, fill: float | None = None
+) -> np.ndarray:
+    """One random version of each of many images uint8 [N, H, W, C], rounded."""
+    version = jax.jit(
+        lambda key, x: jnp.round(augment_batch(key, x, layers, fill)).astype(jnp.uint8)
+    )
+    parts = [
+        np.asarray(version(jax.random.fold_in(key, begin), images[begin : begin + 64]))
+        for begin in range(0, len(images), 64)
+    ]
+    return np.concatenate(parts)
+
+
 def augmented(
     objective: Objective, layers: Layers, fill: float | None = None
 ) -> Objective:
