@@ -193,8 +193,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     fill = augment.background(subsets.sets["train"]["x"])
     draw_versions(run, shown, LAYERS, fill)
 
-    steps = -(-max(counts) // config.batch_size)  # of an epoch
-    rate = optax.cosine_decay_schedule(config.rate, steps * config.epochs)
+    rate = sizes.cosine(subsets, config.batch_size, config.epochs, config.rate)
     tx = optax.adam(rate)
     model = cnn(data.shape, len(data.classes), filters=config.filters)
     train_step = train_step_of_arms(model, tx, fill)
@@ -235,6 +234,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     rise = sizes.last_rise(by_epoch[ARMS[1]]["train"])[largest]
     result[RISE] = mean_over_runs(rise, SHARE_DIFFERENCE)
     for i, arm in enumerate(ARMS):
+        steps = -(-max(counts) // config.batch_size)
         result[f"{arm}: seconds an epoch"] = float(steps * np.median(seconds[:, i]))
     ratio = mean_over_runs(seconds[:, 1] / seconds[:, 0], NONNEGATIVE, "pairs of steps")
     result[TIME] = ratio

@@ -322,14 +322,14 @@ def augmented(
 
 
 def background(images: np.ndarray) -> float | None:
-    """The value of at least three in four corner pixels of images [N, H, W, C].
+    """The value of more than half of the corner pixels of images [N, H, W, C].
 
     What `fill` should be, as 255 where drawings stand on white; None where there is no
     such value, as in photographs.
     """
     corners = images[:, :: images.shape[1] - 1, :: images.shape[2] - 1]
     values, counts = np.unique(corners, return_counts=True)
-    found = 4 * counts.max() >= 3 * corners.size
+    found = 2 * counts.max() > corners.size
     return float(values[counts.argmax()]) if found else None
 
 

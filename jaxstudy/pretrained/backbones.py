@@ -135,13 +135,14 @@ def with_stored_statistics(
     return model._replace(apply=apply)
 
 
-def untrained(network: Backbone, pixels: np.ndarray, seed: int) -> Backbone:
+def untrained(network: Backbone, images: np.ndarray, seed: int) -> Backbone:
     """The same network with random weights, as it would begin to be trained.
 
-    Its statistics are those of some pixels [B, H, W, 3], layer by layer: with the ones
-    it begins with, its outputs would hardly depend on the image.
+    Its statistics are those of 64 of the images [N, H, W, 3], layer by layer: with the
+    ones it begins with, its outputs would hardly depend on the image.
     """
-    x = network.preprocess(jnp.asarray(pixels))
+    shown = np.linspace(0, len(images) - 1, 64).astype(int)
+    x = network.preprocess(jnp.asarray(images[shown]))
     model = sequential(network.stages, x)
 
     @jax.jit

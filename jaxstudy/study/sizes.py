@@ -109,9 +109,20 @@ def train_sizes(
     return TrainedSizes(fitted.state, accuracies(fitted.records, shape))
 
 
-def train_arm(run: Run, arm: str, plan: Plan, **options: Any) -> TrainedSizes:
+def cosine(
+    images: ImageSubsets, batch_size: int, epochs: int, rate: float
+) -> optax.Schedule:
+    """A learning rate that falls to 0 at the end of the last epoch."""
+    steps = -(-images.rows.shape[1] // batch_size)
+    return optax.cosine_decay_schedule(rate, epochs * steps)
+
+
+def train_arm(
+    run: Run, seed: int, batch_size: int, arm: str, plan: Plan
+) -> TrainedSizes:
     """`train_sizes` as a sub-run of the arm's name."""
-    return train_sizes(plan, log=run.sub_run(arm), **options)
+    log = run.sub_run(arm)
+    return train_sizes(plan, seed=seed, batch_size=batch_size, log=log)
 
 
 def end_test(
