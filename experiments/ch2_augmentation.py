@@ -113,7 +113,7 @@ LESSON = Lesson(
         "little.",
     },
     try_it={
-        "--epochs 30": "Other lengths of training: see whether the augmented line of "
+        "--epochs 60": "Other lengths of training: see whether the augmented line of "
         "the curves is level, and whether the gain changes.",
         "--seeds 8": "Twice the pairs of the quick preset: intervals about 0.6 times "
         "as wide, so smaller gains are told from 0.",
@@ -146,7 +146,7 @@ class Config(Settings):
     """Filters of each convolution."""
     rate: Positive = 0.001
     """Learning rate of Adam at the start; it falls to 0 along a cosine."""
-    epochs: Annotated[int, pydantic.Field(ge=2)] = 36
+    epochs: Annotated[int, pydantic.Field(ge=2)] = 30
     """Passes over as many images as the largest set has."""
     batch_size: Count = 32
     """Images in a gradient step."""
@@ -158,7 +158,7 @@ PRESETS = {
     "smoke": Config(
         image_size=8, sizes=(20, 60), filters=(4,), epochs=2, seeds=2, batch_size=20
     ),
-    "quick": Config(image_size=16, sizes=(150, 600, 2286), epochs=15, seeds=4),
+    "quick": Config(image_size=16, sizes=(150, 600, 2286), epochs=10, seeds=4),
     "full": Config(),
 }
 

@@ -115,31 +115,31 @@ class Config(Settings):
     """The network that somebody else trained."""
     weights: Path | None = None
     """Its weights, a Keras file; those of efficientnet_lite0 come by `make data`."""
-    fine_tune_from: str = "block15"
+    fine_tune_from: str = "block12"
     """Name of the first layer to train when fine-tuning; the summary lists them."""
     data: str = "emoji"
     """emoji or tfds:NAME."""
     folder: Path | None = None
     """A folder of yours, FOLDER/CLASS/FILE, in the place of the data."""
-    image_size: Count = 224
+    image_size: Count = 160
     """Height and width of images for the backbone."""
     small_size: Annotated[int, pydantic.Field(ge=8)] = 32
     """Height and width of images for the CNN, and of what equal resolution shows."""
     sizes: tuple[Count, ...] = (100, 300, 1000, 2286)
     """Numbers of images to learn from, at most as many as there are."""
-    versions: Count = 4
+    versions: Count = 3
     """Versions of each image for the backbone: itself, and random ones."""
     epochs: Count = 24
     """Passes of the CNN over as many images as the largest set has."""
     regression_epochs: Count = 8
     """Passes of the regressions over all versions, before fine-tuning."""
-    tuning_epochs: Count = 1
+    tuning_epochs: Count = 2
     """Passes over all versions when fine-tuning; the regressions make as many more."""
     rate: Positive = 0.001
     """Learning rate of Adam at the start; it falls to 0 along a cosine."""
     tuning_rate: Positive = 0.0003
     """Learning rate when fine-tuning: what is good already should change little."""
-    decay: Positive = 1.0
+    decay: Positive = 3.0
     """Weight decay of the regressions (AdamW): few images, many features."""
     tuning_decay: Annotated[float, pydantic.Field(ge=0)] = 0.1
     """Weight decay when fine-tuning, of the backbone's layers and the regression."""
@@ -152,11 +152,11 @@ class Config(Settings):
 PRESETS = {
     "smoke": Config(
         image_size=32, small_size=8, sizes=(20, 40), versions=2, epochs=2,
-        regression_epochs=1, seeds=2, batch_size=20,
+        regression_epochs=1, tuning_epochs=1, seeds=2, batch_size=20,
     ),
     "quick": Config(
-        image_size=64, small_size=16, sizes=(100, 2286), versions=2, epochs=8,
-        regression_epochs=5,
+        image_size=64, small_size=16, sizes=(100, 2286), versions=1, epochs=6,
+        regression_epochs=8, tuning_epochs=1,
     ),
     "full": Config(),
 }  # fmt: skip
@@ -207,8 +207,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     parts.show_summary(run, len(images.classes))
     save_classes(run, images)
 
-    x = images.sets["train"]["x"]
-    fill = augment.background(x)
+    fill = augment.background(x := images.sets["train"]["x"])
     versions = Versions(config.versions, LAYERS, fill, config.seed)
     inputs = parts.for_rest(images, versions)
     controls = {
