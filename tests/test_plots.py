@@ -67,7 +67,7 @@ def test_a_logarithmic_chart_is_shared_and_labelled_in_plain_numbers() -> None:
 def test_panels_of_one_quantity_share_its_axis(drawn: list[Figure]) -> None:
     run: Any = None
     panels = [
-        plots.Panel("", "epoch", label, {"": ([0, 1], [low, low + 1])})
+        plots.Panel("", "epoch", label, {"a": ([0, 1], [low, low + 1])})
         for label, low in (("accuracy", 0.0), ("loss", 9.0), ("accuracy", 5.0))
     ]
     plots.save_lines(run, "curves", panels)

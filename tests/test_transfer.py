@@ -165,7 +165,7 @@ def test_stored_statistics_stay_while_layers_train() -> None:
 NETWORK = Backbone(
     "efficientnet_lite0", STAGES, {}, lambda x: jnp.asarray(x) / 127.5 - 1
 )
-PIXELS = np.random.default_rng(1).integers(0, 256, (6, 8, 8, 3)).astype(np.uint8)
+PIXELS = np.random.default_rng(1).integers(0, 256, (64, 8, 8, 3)).astype(np.uint8)
 
 
 def test_an_untrained_network_normalises_by_the_images_it_was_shown() -> None:
@@ -189,7 +189,7 @@ def test_at_a_resolution_nothing_finer_is_seen() -> None:
     np.testing.assert_allclose(*seen, atol=0.05)
     plain = on_pixels(NETWORK, FIRST)
     seen = [applied(plain, weights().values(), x) for x in pair]
-    assert np.abs(seen[0] - seen[1]).max() > 0.2
+    assert np.abs(seen[0] - seen[1]).max() > 0.1
 
 
 def test_bad_input_is_named(tmp_path: Path) -> None:
