@@ -151,8 +151,8 @@ class Config(Settings):
 
 PRESETS = {
     "smoke": Config(
-        image_size=32, small_size=8, sizes=(20, 40), versions=2, epochs=2,
-        regression_epochs=1, tuning_epochs=1, seeds=2, batch_size=20,
+        image_size=32, small_size=8, sizes=(20, 40), versions=1, epochs=2, seeds=2,
+        regression_epochs=1, tuning_epochs=1, batch_size=20, fine_tune_from="block15",
     ),
     "quick": Config(
         image_size=64, small_size=16, sizes=(100, 2286), versions=1, epochs=6,
