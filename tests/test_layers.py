@@ -30,7 +30,13 @@ ORDER = (
     {"models.seq2seq", "models.next_word", "models.summary", "tabular.fitting"},
     {"images.decoding", "tabular.inference"},
     {"images.emoji", "images.folders", "text", "tabular.reading"},
-    {"images.sets", "images.augment", "text.compression", "tabular.sets"},
+    {
+        "images.sets",
+        "images.augment",
+        "text.compression",
+        "text.word_sets",
+        "tabular.sets",
+    },
     {"images.splits", "data.builders", "pretrained.keras_weights"},
     {"images.folder_sets", "tabular.cross_validation", "tabular.nested"},
     {"pretrained.backbones", "data.fetch", "runs.checkpoint"},
@@ -46,6 +52,8 @@ ORDER = (
     {
         "study.problems",
         "study.comparison",
+        "study.memory",
+        "study.shares",
         "study.sizes",
         "study.timing",
         "study.remedies",

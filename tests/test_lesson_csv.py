@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from jaxstudy.tabular import prediction
 from jaxstudy.tabular.columns import Category, Embedding, Indicator, Numeric
 from jaxstudy.tabular.comparison import as_indicator, class_prior, compare_on_folds
 from jaxstudy.tabular.cross_validation import held_out_split, stratified_splits
-from jaxstudy.tabular.encoding import Features
+from jaxstudy.tabular.encoding import Features, cumulative
 from jaxstudy.tabular.fitting import fit_columns
 from jaxstudy.tabular.prediction import read_columns, save_columns
 from jaxstudy.tabular.sets import read_titanic, with_titles_and_decks
@@ -108,9 +109,13 @@ def test_every_kind_of_column_is_there_and_none_of_a_leak() -> None:
     columns = [column for of_kind in titanic.KINDS.values() for column in of_kind]
     fitted = fit_columns(columns, with_titles_and_decks(read_titanic()))
     assert not {*fitted.sources} & {*titanic.LEAKS}
-    assert [*titanic.KINDS] == [
-        "numeric", "bucketized", "indicator", "embedding", "hashed", "crossed",
-    ]  # fmt: skip
+    sets = cumulative(titanic.KINDS, columns, "all columns")
+    assert [*sets] == [*[*titanic.KINDS][:-1], "all columns"]
+    for smaller, larger in itertools.pairwise(sets.values()):
+        assert larger[: len(smaller)] == smaller
+    assert [*sets["all columns"]] == columns
+    few = cumulative(titanic.KINDS, titanic.KINDS["+ crossed"], "all")
+    assert few == {"all": titanic.KINDS["+ crossed"]}
     for leak in titanic.LEAKING:
         with pytest.raises(UserError, match="gives away who survived"):
             titanic.without_leaks([*columns, leak])
@@ -142,9 +147,14 @@ def test_columns_that_are_refused(
 def test_some_columns_of_the_passengers(monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
 
-    def compare(*arguments: Any, groups: Any, mistaken: Any, **_: Any) -> Any:
+    def compare(*arguments: Any, groups: Any, mistaken: Any, pairs: Any) -> Any:
         given.update(columns=arguments[2] | arguments[3], groups=groups)
-        given.update(networks={*arguments[2]}, splits=arguments[4], mistaken=mistaken)
+        given.update(
+            pairs=pairs,
+            networks={*arguments[2]},
+            splits=arguments[4],
+            mistaken=mistaken,
+        )
         return {}
 
     def train(table: Any, y: Any, columns: Any, *_: Any) -> Any:
@@ -166,9 +176,11 @@ def test_some_columns_of_the_passengers(monkeypatch: pytest.MonkeyPatch) -> None
         assert not {*groups[train_rows]} & {*groups[held_out]}
     assert given["mistaken"] is None
     assert given["networks"] == {
-        "network", "without numeric", "without bucketized", "without indicator",
-        "without crossed", "with boat and body (a leak)",
+        "network, all columns", "network, numeric", "network, + indicator",
+        "network, + bucketized", "with boat and body (a leak)",
     }  # fmt: skip
+    assert (titanic.REGRESSION + ", + bucketized", titanic.REGRESSION + ", + indicator"
+            ) in given["pairs"]  # fmt: skip
     for columns in given["columns"].values():
         sources = {*Features(tuple(columns)).sources}
         assert sources - {*titanic.LEAKS} <= {"age", "sex"}

@@ -32,7 +32,10 @@ def save_comparison(
     names: Sequence[str],
     panels: Sequence[Comparison],
 ) -> None:
-    """Estimates "NAME: METRIC" of several networks, a row each, as NAME.png."""
+    """Estimates "NAME: METRIC" of several networks, a row each, as NAME.png.
+
+    A network may lack some of the metrics; the first one has all.
+    """
     figure, axes = plots.subplots(
         1,
         len(panels),
@@ -43,9 +46,9 @@ def save_comparison(
     for axis, panel in zip(axes[0], panels, strict=True):
         for metric, colour in zip(panel.metrics, plots.COLOURS, strict=False):
             for y, network in enumerate(names):
-                estimate = result[f"{network}: {metric}"]
-                label = None if y else metric
-                plots.draw_estimate(axis, estimate, y, colour, label)
+                if (estimate := result.get(f"{network}: {metric}")) is not None:
+                    label = None if y else metric
+                    plots.draw_estimate(axis, estimate, y, colour, label)
         for (label, x), style in zip(
             panel.baselines.items(), ("--", ":"), strict=False
         ):
