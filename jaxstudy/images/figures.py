@@ -43,7 +43,9 @@ def draw_predictions(
     )
 
 
-def draw_versions(run: Run, image: np.ndarray, layers: Sequence[Layer]) -> None:
+def draw_versions(
+    run: Run, image: np.ndarray, layers: Sequence[Layer], fill: float | None
+) -> None:
     """An image [H, H, 3] in 15 random versions, and what each kind of layer makes."""
     keys, size = jax.random.split(jax.random.key(0), 15), (len(image), len(image))
 
@@ -69,7 +71,7 @@ def draw_versions(run: Run, image: np.ndarray, layers: Sequence[Layer]) -> None:
     singles = [alone(layer) for row in examples.values() for layer in row.values()]
     every = jnp.concatenate([maps(*layers), jnp.stack(singles)])
     copies = jnp.broadcast_to(jnp.asarray(image), (len(every), *image.shape))
-    versions = iter(np.asarray(augment.warp_batch(copies, every)) / 255)
+    versions = iter(np.asarray(augment.warp_batch(copies, every, fill)) / 255)
     grid = [image / 255, *(next(versions) for _ in keys)]
     plots.save_images(
         run,
