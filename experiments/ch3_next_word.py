@@ -9,7 +9,6 @@ two LSTMs see the last n words alone: in order, and shuffled anew in every step.
 Then: ch3_next_word.py --predict "call me"
 """
 
-import functools
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,8 +187,7 @@ def train(
         for split in sets
         if split != TRAIN
     }
-    best = functools.partial(at_best_epoch, -nats[VALIDATION])
-    return {split: np.exp(best(values)) for split, values in nats.items()}
+    return {s: np.exp(at_best_epoch(-nats[VALIDATION], v)) for s, v in nats.items()}
 
 
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:
