@@ -62,3 +62,16 @@ def test_a_logarithmic_chart_is_shared_and_labelled_in_plain_numbers() -> None:
     svg = base64.b64decode(source.split(",")[1]).decode()
     assert ">0.01<" in svg
     assert "10^{" not in svg
+
+
+def test_panels_of_one_quantity_share_its_axis(drawn: list[Figure]) -> None:
+    run: Any = None
+    panels = [
+        plots.Panel("", "epoch", label, {"a": ([0, 1], [low, low + 1])})
+        for label, low in (("accuracy", 0.0), ("loss", 9.0), ("accuracy", 5.0))
+    ]
+    plots.save_lines(run, "curves", panels)
+    one, other, same = (axis.get_ylim() for axis in drawn[0].axes)
+    assert one == same != other
+    assert one[0] <= 0
+    assert one[1] >= 6

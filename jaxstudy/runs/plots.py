@@ -198,14 +198,18 @@ def save_network(
 
 
 def save_lines(run: Run, name: str, panels: Sequence[Panel]) -> None:
-    """Panels of lines side by side as NAME.png.
+    """Panels of lines side by side as NAME.png; the same y label is the same axis.
 
     Estimates get a band of their intervals; where there is none, their values.
     """
     figure, axes = subplots(
         1, len(panels), figsize=(4.6 * len(panels) + 1.6, 3.8), squeeze=False
     )
+    first: dict[tuple[str, str], Axes] = {}
     for axis, panel in zip(axes[0], panels, strict=True):
+        leader = first.setdefault((panel.ylabel, panel.scales[1]), axis)
+        if leader is not axis:
+            axis.sharey(leader)
         for label, (x, y) in panel.lines.items():
             estimates = [v for v in y if isinstance(v, Estimate)]
             middle = [v.mean for v in estimates] or y
