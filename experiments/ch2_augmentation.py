@@ -224,8 +224,13 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         **sizes.size_metrics(counts, test, {GAIN: (ARMS[1], ARMS[0])})
     }
     gains = [result[f"{count} images: {GAIN}"] for count in counts]
-    if all(isinstance(g, Estimate) and g.high is not None for g in gains):
-        result[WIDEST] = max((g.high - g.low) / 2 for g in gains)
+    widths = [
+        (g.high - g.low) / 2
+        for g in gains
+        if isinstance(g, Estimate) and g.low is not None and g.high is not None
+    ]
+    if len(widths) == len(counts):
+        result[WIDEST] = max(widths)
     inner = np.argsort(counts)[1:-1] if len(counts) > 2 else [largest]
     pairs = "seeds, paired"
     result[f"middle sizes: {GAIN}"] = mean_over_runs(

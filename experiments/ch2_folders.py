@@ -210,7 +210,7 @@ def compare_splits(
         result[f"groups in both subsets{suffix}"] = len(shared)
         name = f"nearest neighbour, split {way}: accuracy"
         result[name] = mean_over_runs(np.array(accuracy[way]), SHARE, "splits")
-    pairs = [images.x[match[:10]], images.x[validation[:10]]]
+    pairs = [[*images.x[rows[:10]]] for rows in (match, validation)]
     plots.save_images(run, "twins", pairs, rows=["nearest", "validation"])
     gap = np.subtract(accuracy["file by file"], accuracy["by group"])
     result[FLATTERY] = mean_over_runs(gap, SHARE_DIFFERENCE, "splits")
@@ -221,7 +221,7 @@ def draw_batch(run: Run, batch: Batch, classes: Sequence[str]) -> None:
     """At most 24 images of a batch with their labels, as batch.png."""
     x, y = np.asarray(batch["x"]), np.asarray(batch["y"])
     rows = np.split(np.arange(min(len(y), 24)), range(8, min(len(y), 24), 8))
-    titles = [[classes[y[i]] for i in row] for row in rows]
+    titles = [[classes[int(y[i])] for i in row] for row in rows]
     plots.save_images(run, "batch", [[x[i] for i in row] for row in rows], titles)
 
 

@@ -11,6 +11,7 @@ All kinds have as many units and see the same sequences, but GRU has three times
 LSTM four times the weights. Norms under 1e-30 count as that.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple, get_args
 
@@ -227,8 +228,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     result: dict[str, Estimate | float] = {CONSTANT: 1 / 6}
     errors: dict[Name, list[Estimate]] = {name: [] for name in config.networks}
     longest: dict[Name, Trained] = {}
-    pairs = [(n, length) for length in config.lengths for n in config.networks]
-    for name, length in run.each(pairs):
+    for length, name in run.each(itertools.product(config.lengths, config.networks)):
         trained = train(name, length, config, run)
         errors[name].append(mean_over_runs(trained.errors, NONNEGATIVE))
         result[f"{name}, T = {length}: squared error"] = errors[name][-1]

@@ -235,7 +235,8 @@ def predict(saved: Saved[Config], text: str) -> None:
         raise UserError("--predict takes a word at least, or a mark")
     start = [len(vocabulary)] * config.context
     x = jnp.array([[*start, *vocabulary.encode(prefix)]])
-    for name in (n for n in config.networks if NETWORKS[n][1] == "windows"):
+    asked: list[Name] = [n for n in config.networks if NETWORKS[n][1] == "windows"]
+    for name in asked:
         model = build(name, config, len(vocabulary))
         weights = saved.replica_weights(model, config.seeds, name.replace(" ", "_"))
         p = next_word.next_word_probabilities(model, weights["params"], x)

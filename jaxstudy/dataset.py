@@ -137,7 +137,7 @@ def dataset(arrays: Mapping[str, np.ndarray | Array]) -> Dataset:
         raise ValueError(f"fields need one common length over 0, not {lengths}")
     n = next(iter(lengths.values()))
     device_arrays = {name: on_device(a) for name, a in arrays.items()}
-    return Dataset(device_arrays, *map(on_device, (np.arange(n), np.ones(n, bool))))
+    return Dataset(device_arrays, on_device(np.arange(n)), on_device(np.ones(n, bool)))
 
 
 def on_device(a: np.ndarray | Array) -> Array:
@@ -150,7 +150,7 @@ def streamed(source: RowSource) -> StreamedDataset:
     n = len(source)
     if n == 0:
         raise ValueError("a source needs a row at least")
-    return StreamedDataset(source, *map(on_device, (np.arange(n), np.ones(n, bool))))
+    return StreamedDataset(source, on_device(np.arange(n)), on_device(np.ones(n, bool)))
 
 
 def read_rows(source: RowSource, rows: Sequence[int]) -> Mapping[str, np.ndarray]:

@@ -193,7 +193,8 @@ def ask(capsys: Said) -> Ask:
 
     def ask(module: Any, *arguments: object, **actions: Any) -> Answer:
         capsys.readouterr()
-        return Answer(run_script(module, *arguments, **actions), *capsys.readouterr())
+        code, said = run_script(module, *arguments, **actions), capsys.readouterr()
+        return Answer(code, said.out, said.err)
 
     return ask
 

@@ -94,7 +94,7 @@ def test_open_gates_keep_more_and_the_error_is_split_by_position() -> None:
     assert np.all(kept > lost + 3)
     of_seed = jax.tree.map(lambda a: a[0], state)
     batch = {**data.arrays, "mask": jnp.ones(40)}
-    metrics = memory.error_by_first_mark(model, 5)(of_seed, batch)
+    metrics = dict(memory.error_by_first_mark(model, 5)(of_seed, batch))
     whole, parts = metrics.pop("loss"), list(metrics.values())
     first = np.asarray(x)[..., 1].argmax(1) // 4
     assert [int(part.count) for part in parts] == np.bincount(first).tolist()

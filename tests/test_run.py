@@ -302,7 +302,8 @@ def test_every_epochs_end_is_seen_for_a_callback_or_a_checkpoint(folder: Path) -
         ("last", None, False), ("every", None, True), ("best", None, True),
         ("last", print, True),
     ):  # fmt: skip
-        with opened(folder / f"{keep} {seen}", options=Options(keep=keep)) as run:
+        options = Options(keep=keep)  # pyright: ignore[reportArgumentType]
+        with opened(folder / f"{keep} {seen}", options=options) as run:
             assert run.sub_run(on_epoch=on_epoch).every_epoch == seen
 
 

@@ -174,7 +174,7 @@ def test_an_untrained_network_normalises_by_the_images_it_was_shown() -> None:
     chex.assert_trees_all_equal(one.weights, same.weights)
     kernels = [jax.tree.leaves(n.weights["params"])[0] for n in (one, other)]
     assert not np.array_equal(*kernels)
-    model, x = sequential(STAGES, IMAGE), NETWORK.preprocess(PIXELS)
+    model, x = sequential(STAGES, IMAGE), NETWORK.preprocess(jnp.asarray(PIXELS))
     given = one.weights["params"], one.weights["extra"]
     want, _ = model.apply(*given, x, train=True, key=None)
     np.testing.assert_allclose(applied(model, given, x), want, atol=1e-3)

@@ -193,8 +193,9 @@ def draw_convolution(run: Run, image: np.ndarray) -> None:
         1, len(panels), figsize=(15, 3.4), width_ratios=[8, 4, 8, 8, 8]
     )
     for axis, (title, values) in zip(axes, panels.items(), strict=True):
-        how = () if values is x else ("RdBu_r", max(1.0, float(np.abs(values).max())))
-        _write_numbers(axis, values, f"{title}\n{_size(values)}", *how)
+        top = 0.0 if values is x else max(1.0, float(np.abs(values).max()))
+        cmap = "RdBu_r" if top else "gray"
+        _write_numbers(axis, values, f"{title}\n{_size(values)}", cmap, top)
     figure.tight_layout()
     plots.save(figure, run, "convolution")
 

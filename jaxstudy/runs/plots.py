@@ -14,7 +14,9 @@ from jaxstudy.messages import shortened
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import Estimate
 
-Line = tuple[Sequence[float], Sequence[float] | Sequence[Estimate]]  # x, y
+Line = tuple[  # x, y
+    Sequence[float] | Sequence[str], Sequence[float] | Sequence[Estimate]
+]
 
 
 class Panel(NamedTuple):

@@ -48,7 +48,9 @@ def error_by_first_mark(model: Model, bins: int) -> EvalStep:
     return eval_step
 
 
-def input_jacobian_norms(model: Model, state: TrainState, x: Array) -> np.ndarray:
+def input_jacobian_norms(
+    model: Model, state: TrainState, x: Array | np.ndarray
+) -> np.ndarray:
     """Mean norm of d output / d x_t over sequences x [N, T, D]: [L, T].
 
     For each of the replicas L of a model whose output is one number a sequence.

@@ -66,7 +66,7 @@ def join_shares(folders: Sequence[Path], out: Path) -> str:
     for folder in others:
         _refuse_another_study(first, configs[first], folder, configs[folder])
     shares = {
-        folder: parse_share(c["config"]["share"]) for folder, c in configs.items()
+        folder: parse_share(str(c["config"]["share"])) for folder, c in configs.items()
     }
     by_index: dict[int, Path] = {}
     for folder, share in shares.items():

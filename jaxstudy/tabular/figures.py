@@ -30,7 +30,7 @@ def draw_scores(
 def draw_build_up(
     run: Run, result: Mapping[str, Any], models: Sequence[str], kinds: Sequence[str]
 ) -> None:
-    """ "MODEL, KIND: log-loss" of each model by its kinds of columns: columns.png."""
+    """The log-loss, "MODEL, KIND: log-loss", by kinds of columns, as columns.png."""
     lines: dict[str, plots.Line] = {
         model: (kinds, [result[f"{model}, {kind}: log-loss"] for kind in kinds])
         for model in models
