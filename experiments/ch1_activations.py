@@ -64,9 +64,9 @@ LESSON = Lesson(
     ),
     figures={
         "gradients": "Norm of the gradient of each layer's weights in the deepest "
-        "network, the first layer on the left, before training (solid) and after "
-        "(dashed). A line that falls to the left is a gradient that vanishes; the "
-        "factor per layer, at the start, is the slope. All panels have one y axis.",
+        "network, the first layer on the left, before training (blue, orange) and "
+        "after (green, red). A line that falls to the left is a vanishing gradient; "
+        "the factor per layer is its slope at the start. All panels have one y axis.",
         "depth": "Mean test log-loss by depth, each cell at its own learning rate: "
         "pale is good, and 2.30 is guessing. Compare a row of the left with the same "
         "row of the right: nothing but the scale of the first weights differs.",
@@ -90,7 +90,7 @@ class Config(Settings):
     """Numbers of hidden layers."""
     width: Count = 32
     """Units in each hidden layer."""
-    rates: tuple[Positive, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3)
+    rates: tuple[Positive, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
     """Learning rates of SGD to choose from."""
     tuning_seeds: Count = 3
     """Seeds that choose the rate; so many train at once."""

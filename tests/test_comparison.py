@@ -163,14 +163,13 @@ def test_better_than_the_best_tuned_is_said_too() -> None:
 def test_what_a_study_can_tell() -> None:
     """`better` was tuned less well than `fast`, and has lower test losses."""
     better = cell("better", [v / 2 for v in FAST_TEST], steady(1.1), [[2, 2, 2]] * 2)
-    study = record(FAST, SLOW, better)
+    study = record(FAST, SLOW)
     found = telling(study | {"comparison": compare(study)})
-    assert found[TOLD.format("hills")] == 2
-    assert found[BETTER.format("hills")] == 1
-    assert found[WORST] == 0  # slow is worse still
+    assert found[TOLD.format("hills")] == 1
+    assert found[BETTER.format("hills")] == found[WORST] == 0
     study = record(FAST, better)
     found = telling(study | {"comparison": compare(study)})
-    assert found[WORST] == 1
+    assert found[BETTER.format("hills")] == found[WORST] == 1
     spread = found[SPREAD.format("hills")]
     assert isinstance(spread, Estimate)
     assert spread.values == pytest.approx([v / 2 for v in FAST_TEST])
