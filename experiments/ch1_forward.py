@@ -49,9 +49,9 @@ LESSON = Lesson(
     figures={
         "network": "The forward pass, from left to right: on each arrow a weight times "
         "the value that it multiplies; a unit adds up the products that reach it.",
-        "gradient": "The chain rule, from right to left: a unit holds the derivative "
-        "of the loss with respect to its value, and on each arrow that derivative is "
-        "multiplied by the value of the unit at its head: the weight's derivative.",
+        "gradient": "The chain rule, from right to left: a unit holds its value p or h "
+        "and the derivative of the loss with respect to it; on each arrow that "
+        "derivative times the value of the unit at its head: the weight's derivative.",
     },
     try_it={
         "--rate 5": "A step that is too long jumps over the minimum: the loss rises, "
@@ -229,7 +229,7 @@ def draw_forward(run: Run, config: Config, w: np.ndarray, h: tuple[float, ...]) 
 def draw_gradient(
     run: Run, config: Config, w: np.ndarray, h: tuple[float, ...]
 ) -> None:
-    """The derivatives of the loss: of the units, and of the weights on the arrows."""
+    """The derivatives of the loss: beside the units' values, and of the weights."""
     x, error = config.scores, 2 * (h[2] - config.target)
     edges = {}
     for j in range(2):
@@ -239,11 +239,11 @@ def draw_gradient(
             edges[(1, j), (0, i)] = f"dL/dw{3 * j + i + 1}\n{product}"
         product = f"{error:.2f} x {h[j]:.2f} = {error * h[j]:.3f}"
         edges[(2, 0), (1, j)] = f"dL/dw{7 + j}\n{product}"
-    hidden = [f"dL/dh{j + 1} =\n{error * w[6 + j]:.3f}" for j in range(2)]
+    sides = [f"h{j + 1} = {h[j]:.3f}\ndL/dh{j + 1} =\n" for j in range(2)]
+    hidden = [f"{sides[j]}{error * w[6 + j]:.3f}" for j in range(2)]
     inputs = [f"{m}\nx{i + 1} = {x[i]:g}" for i, m in enumerate(MONTHS)]
-    layers = [inputs, hidden, [f"2 (p - y) =\n{error:.3f}"]]
-    title = "backward: derivatives of the loss"
-    plots.save_network(run, "gradient", layers, edges, title)
+    layers = [inputs, hidden, [f"p = {h[2]:.3f}\ndL/dp =\n{error:.3f}"]]
+    plots.save_network(run, "gradient", layers, edges, "backward: derivatives")
 
 
 if __name__ == "__main__":

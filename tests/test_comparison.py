@@ -10,14 +10,20 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxstudy.runs.run import open_run
+from jaxstudy.runs.statistics import Estimate
 from jaxstudy.study import comparison
 from jaxstudy.study.comparison import (
+    BETTER,
+    SPREAD,
+    TOLD,
+    WORST,
     algoperf_target,
     compare,
     outcome,
     problem_table,
     scores,
     summary_table,
+    telling,
     times_to_target,
 )
 from jaxstudy.study.plots import save_study
@@ -76,7 +82,8 @@ def steady(value: float) -> list[list[float | None]]:
     return [[v] * SEEDS for v in (3.0, 2.0, value)]
 
 
-FAST = cell("fast", [0.5, 0.6, 0.7, 0.8, 0.9, 1.0], steady(0.9), [[2, 2, 2], [1, 1, 1]])
+FAST_TEST = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+FAST = cell("fast", [*FAST_TEST], steady(0.9), [[2, 2, 2], [1, 1, 1]])
 SLOW = cell("slow", [1.5, 1.7, 1.9, 2.1, 2.3, 2.5], steady(1.1), [[3, 3, 3], [2, 9, 2]])
 WILD = cell(
     "wild", [0.1, 0.1, 0.1, 0.1, None, None], [[3.0] * 6, [1.0] * 3 + [None] * 3,
@@ -151,6 +158,24 @@ def test_better_than_the_best_tuned_is_said_too() -> None:
     lucky = {**SLOW, "tuning": {**SLOW["tuning"], "validation": [[0] * 3, [0] * 3]}}
     sentences = compare(record(FAST, lucky))["sentences"]
     assert "On hills, fast is better than slow in test loss (p <= 0.031)." in sentences
+
+
+def test_what_a_study_can_tell() -> None:
+    """`better` was tuned less well than `fast`, and has lower test losses."""
+    better = cell("better", [v / 2 for v in FAST_TEST], steady(1.1), [[2, 2, 2]] * 2)
+    study = record(FAST, SLOW)
+    found = telling(study | {"comparison": compare(study)})
+    assert found[TOLD.format("hills")] == 1
+    assert found[BETTER.format("hills")] == found[WORST] == 0
+    study = record(FAST, better)
+    found = telling(study | {"comparison": compare(study)})
+    assert found[BETTER.format("hills")] == found[WORST] == 1
+    spread = found[SPREAD.format("hills")]
+    assert isinstance(spread, Estimate)
+    assert spread.values == pytest.approx([v / 2 for v in FAST_TEST])
+    lost = record(FAST, WILD)  # nobody is significantly better, and no spread is known
+    found = telling(lost | {"comparison": compare(lost)})
+    assert found == {TOLD.format("hills"): 0, BETTER.format("hills"): 0, WORST: 0}
 
 
 def test_seeds_that_change_nothing_are_one_run() -> None:

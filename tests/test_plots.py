@@ -55,6 +55,34 @@ def test_a_line_of_few_runs_has_no_band(drawn: list[Figure]) -> None:
     assert ([2.0, 2.0], [1.0, 3.0]) in lines(few)
 
 
+def test_panels_in_rows_share_an_axis_and_leave_no_empty_one(
+    drawn: list[Figure],
+) -> None:
+    run: Any = None
+    panels = [
+        plots.Panel(f"{i}", "x", "loss", {"a": ([1, 2], [i, i + 1])}, note=f"note {i}")
+        for i in (1, 5, 9)
+    ]
+    plots.save_lines(run, "lines", panels, columns=2)
+    (shared,) = drawn
+    assert len(shared.axes) == 3
+    assert len({axis.get_ylim() for axis in shared.axes}) == 1
+    assert [axis.get_ylabel() for axis in shared.axes] == ["loss", "", "loss"]
+    notes = [axis.texts[0].get_text() for axis in shared.axes]
+    assert notes == ["note 1", "note 5", "note 9"]
+
+
+def test_a_heat_map_says_each_number_on_one_scale(drawn: list[Figure]) -> None:
+    run: Any = None
+    maps = {"left": [[1.0, 2.0]], "right": [[np.inf, 4.0]]}
+    plots.save_heat_maps(run, "map", maps, ["a"], ["1", "2"], xlabel="x", label="loss")
+    left, right, _ = drawn[0].axes
+    assert [text.get_text() for text in left.texts] == ["1.00", "2.00"]
+    assert [text.get_text() for text in right.texts] == ["diverged", "4.00"]
+    assert left.collections[0].get_clim() == right.collections[0].get_clim() == (0, 4)
+    assert not any(axis.images for axis in drawn[0].axes)  # to be published
+
+
 def test_a_logarithmic_chart_is_shared_and_labelled_in_plain_numbers() -> None:
     table = np.array([[0, 1e-4, 1e-5, 1e-3], [1, 10, 1, 100]])
     panel = charts.ChartPanel("loss", "epoch", [charts.Curve("sgd", 0, table)])

@@ -263,7 +263,7 @@ SIZES = {
     "quadratic_fixed": (1000, 1000, 896),
     "admissions_regression": (240, 80, 80),
     "admissions_network": (240, 80, 80),
-    "digits": (718, 180, 899),
+    "digits": (776, 511, 510),
     "fashion": (54_000, 6_000, 10_000),
 }
 
@@ -326,9 +326,10 @@ def test_the_two_admissions_share_their_rows_and_not_their_model() -> None:
     assert size(network) == (5 + 1) * 64 + (64 + 1) * 128 + 128 + 1
 
 
-def test_the_digits_to_test_on_are_those_of_other_hands() -> None:
+def test_digits_to_choose_by_and_to_test_on_are_those_of_other_writers() -> None:
     digits = problem("digits")
-    np.testing.assert_array_equal(rows_of(digits.test), np.arange(898, 1797))
+    np.testing.assert_array_equal(rows_of(digits.test), np.arange(1287, 1797))
+    np.testing.assert_array_equal(rows_of(digits.validation), np.arange(776, 1287))
     for name, array in read_digits().items():
         np.testing.assert_array_equal(digits.test.arrays[name], array)
 

@@ -28,6 +28,7 @@ from jaxstudy.study.runner import (
     at_edge,
     choose,
     look_up,
+    losses_at,
     make_common,
     make_step_functions,
     points,
@@ -275,6 +276,37 @@ def test_vmapped_replicas_agree_with_mapped_ones(finished: Any, tmp_path: Path) 
         for record in (vmapped, finished[1])
     )
     np.testing.assert_allclose(got, want, rtol=1e-4)
+
+
+def test_one_rate_for_all_is_tried_with_the_reported_seeds(tmp_path: Path) -> None:
+    """At the rate that a study chose, an optimizer has the losses of the study."""
+    sgd = {"sgd": Candidate(OPTIMIZERS["sgd"], {"rate": LogUniform(1e-2, 1.0)})}
+    protocol = replace(PROTOCOL, search="grid", trials=2, tuning_seeds=5, budgets=())
+    with open_run(tmp_path, "tiny", "", Config(), Options(save_every=0)) as run:
+        record = run_study({"blobs": tiny_problem()}, sgd, protocol, run)
+        (cell,) = record["cells"]
+        chosen = cell["reported"]["2"]
+        rate = cell["points"]["rate"][chosen["point"]]
+        again, other = (
+            losses_at(r, f"blobs at {r:g}", tiny_problem(), sgd, protocol, run)["sgd"]
+            for r in (rate, 0.3)
+        )
+    np.testing.assert_allclose(again, chosen["test"], rtol=1e-5)
+    assert not np.allclose(other, chosen["test"], rtol=1e-3)
+
+
+def test_a_common_rate_is_shown_beside_each_ones_own() -> None:
+    module = load("experiments", "ch1_optimizers")
+    right = {"sgd": np.array([1.0, 1.2]), "adam": np.array([2.0, 2.2])}
+    wrong = {"sgd": np.array([3.0, 3.3]), "adam": right["adam"]}
+    found = module.one_common_rate(right, wrong, 0.1)
+    assert found["order on digits, best first"] == "sgd, adam"
+    assert found["mistake: order on digits, best first"] == "adam, sgd"
+    gap = found["mistake - right: sgd: test loss on digits"]
+    assert gap.values == pytest.approx((2.0, 2.1))
+    wrong["sgd"] = np.array([3.0, np.inf])
+    found = module.one_common_rate(right, wrong, 0.1)
+    assert found["mistake: sgd: test loss on digits"] == "diverged in 1 seeds"
 
 
 # Divergence.

@@ -13,6 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from jaxstudy.data.sources import ADMISSIONS
+from jaxstudy.dataset import steps_per_epoch
 from jaxstudy.messages import MAX_SHOWN, ValidationErrors, shortened
 from jaxstudy.tabular import sets
 from jaxstudy.tabular.reading import (
@@ -25,9 +26,11 @@ from jaxstudy.tabular.reading import (
     without_formulas,
 )
 from jaxstudy.tabular.sets import (
+    DIGIT_FORMS,
     Applicant,
     admission_arrays,
     applicant_row,
+    digit_sets,
     read_admissions,
     read_digits,
 )
@@ -450,3 +453,31 @@ def test_digits() -> None:
     sixteenths = digits["x"] * 16
     np.testing.assert_array_equal(sixteenths, np.round(sixteenths))
     assert digits["x"].sum() * 16 == 561718
+
+
+def test_the_digits_are_forms_one_after_the_other() -> None:
+    """All of one text, and a digit is most like one of its own form: one writer's."""
+    digits = read_digits()
+    labels = "".join(map(str, digits["y"]))
+    assert labels.count("09556509898") == 14
+    begins = [0, 130, 256, 386, 516, 646, 776, 906, 1029, 1157, 1287, 1415, 1545, 1667]
+    assert set(DIGIT_FORMS) < {b for b in begins if labels[b:].startswith(labels[:40])}
+    squares = (digits["x"] ** 2).sum(1)
+    apart = squares[:, None] + squares - 2 * digits["x"] @ digits["x"].T
+    np.fill_diagonal(apart, np.inf)
+    form = np.searchsorted(begins, np.arange(1797), side="right")
+    same = form[apart.argmin(1)] == form
+    share = [same[form == f].mean() for f in range(1, 15)]
+    assert min(share) > 0.35  # by chance 1 in 14
+
+
+def test_digit_sets_are_of_whole_forms() -> None:
+    sets = digit_sets(standardise=True)
+    rows = [np.asarray(data.indices) for data in sets]
+    np.testing.assert_array_equal(np.concatenate(rows), np.arange(1797))
+    assert (rows[1][0], rows[2][0]) == DIGIT_FORMS
+    x = np.asarray(sets.train.arrays["x"])
+    assert x[rows[0]].mean() == pytest.approx(0, abs=1e-5)
+    assert x[rows[0]].std() == pytest.approx(1, rel=1e-5)
+    assert np.asarray(digit_sets().train.arrays["x"]).max() == 1
+    assert steps_per_epoch(len(rows[0]), 64, sets.train.order) == 12

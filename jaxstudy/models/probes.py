@@ -3,7 +3,9 @@
 "hidden_1" is the layer next to the input, as `mlp` names it.
 """
 
+import math
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,15 +38,42 @@ def dead_share(z: Array, activation: Callable[[Array], Array]) -> Mean:
     return Mean(dead, jnp.float32(z.shape[0] * z.shape[2]))
 
 
-def gradient_factors(norms: np.ndarray) -> np.ndarray:
-    """By what the weight gradient changes per layer on its way down: [...].
+class GradientFall(NamedTuple):
+    """How the weight gradient changes from layer to layer, on its way down: [...].
 
-    exp(-b) for the slope b of the line through log norms [layers, ...], the first layer
-    first, by least squares.
+    factor: by what it is multiplied at each layer, exp(-b) for the slope b of the line
+    through the logarithms by least squares. straightness: the share of the variance of
+    the logarithms over the layers that this line explains (R^2).
     """
-    logs = np.log(norms).reshape(len(norms), -1)
-    slope = np.polyfit(np.arange(len(norms)), logs, 1)[0]
-    return np.exp(-slope).reshape(norms.shape[1:])
+
+    factor: np.ndarray
+    straightness: np.ndarray
+
+
+def gradient_fall(norms: np.ndarray) -> GradientFall:
+    """Of norms [layers, ...], the first layer first, two layers or more."""
+    logs, layer = np.log(norms), np.arange(len(norms))
+    slope, middle = np.polyfit(layer, logs.reshape(len(norms), -1), 1)
+    rest = logs.reshape(len(norms), -1) - np.outer(layer, slope) - middle
+    explained = 1 - np.var(rest, 0) / np.var(logs.reshape(len(norms), -1), 0)
+    shape = norms.shape[1:]
+    return GradientFall(np.exp(-slope).reshape(shape), explained.reshape(shape))
+
+
+def he_scales(params: Mapping[str, PyTree]) -> dict[str, float]:
+    """What hidden kernels of Glorot's initialisation are multiplied by to be He's.
+
+    Glorot draws with the variance 2 / (inputs + outputs), He with 2 / inputs, so it is
+    the root of (inputs + outputs) / inputs; 1 for the output layer, which no ReLU
+    follows.
+    """
+    inputs_outputs = {
+        name: layer["kernel"].shape[-2:] for name, layer in params.items()
+    }
+    return {
+        name: 1.0 if name == "output" else math.sqrt((inputs + outputs) / inputs)
+        for name, (inputs, outputs) in inputs_outputs.items()
+    }
 
 
 def affine_map(params: Mapping[str, PyTree]) -> tuple[np.ndarray, np.ndarray]:

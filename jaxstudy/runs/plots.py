@@ -20,23 +20,29 @@ Line = tuple[  # x, y
 
 
 class Panel(NamedTuple):
-    """One set of axes: lines by label, each y a number or an estimate."""
+    """One set of axes: lines by label, each y a number or an estimate, and a note."""
 
     title: str
     xlabel: str
     ylabel: str
     lines: Mapping[str, Line]
     scales: tuple[str, str] = ("linear", "linear")
+    note: str = ""
 
 
 COLOURS = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
 
 
 def subplots(
-    rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **how: Any
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    figsize: tuple[float, float],
+    layout: Any = None,
+    **how: Any,
 ) -> tuple[Figure, Any]:
     """A figure and its axes, as of pyplot, which would choose a window for them."""
-    figure = Figure(figsize=figsize)
+    figure = Figure(figsize=figsize, layout=layout)
     return figure, figure.subplots(rows, columns, **how)
 
 
@@ -199,19 +205,27 @@ def save_network(
     save(figure, run, name)
 
 
-def save_lines(run: Run, name: str, panels: Sequence[Panel]) -> None:
-    """Panels of lines side by side as NAME.png; the same y label is the same axis.
+def save_lines(
+    run: Run, name: str, panels: Sequence[Panel], *, columns: int | None = None
+) -> None:
+    """Panels of lines as NAME.png, in rows of so many columns, or side by side.
 
-    Estimates get a band of their intervals; where there is none, their values.
+    Estimates get a band of their intervals; where there is none, their values. Panels
+    with the same y label share its axis, labelled once in a row.
     """
+    columns = columns or len(panels)
+    rows = -(-len(panels) // columns)
     figure, axes = subplots(
-        1, len(panels), figsize=(4.6 * len(panels) + 1.6, 3.8), squeeze=False
+        rows, columns, figsize=(4.6 * columns + 1.6, 3.8 * rows), squeeze=False
     )
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
     first: dict[tuple[str, str], Axes] = {}
-    for axis, panel in zip(axes[0], panels, strict=True):
+    for i, (axis, panel) in enumerate(zip(axes.flat, panels, strict=False)):
         leader = first.setdefault((panel.ylabel, panel.scales[1]), axis)
         if leader is not axis:
             axis.sharey(leader)
+        repeated = i % columns and panels[i - 1].ylabel == panel.ylabel
         for label, (x, y) in panel.lines.items():
             estimates = [v for v in y if isinstance(v, Estimate)]
             middle = [v.mean for v in estimates] or y
@@ -224,7 +238,10 @@ def save_lines(run: Run, name: str, panels: Sequence[Panel]) -> None:
                     places = np.full(len(estimate.values), at)
                     axis.plot(places, estimate.values, "_", color=line.get_color())
         xscale, yscale = panel.scales
-        axis.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
+        ylabel = "" if repeated else panel.ylabel
+        axis.set(title=panel.title, xlabel=panel.xlabel, ylabel=ylabel)
+        axis.text(0.97, 0.03, panel.note, ha="right", va="bottom", fontsize=9,
+                  transform=axis.transAxes)  # fmt: skip
         axis.set_xscale(xscale, **({"base": 2} if xscale == "log" else {}))
         axis.set_yscale(yscale)
         axis.grid(alpha=0.3)
@@ -233,8 +250,50 @@ def save_lines(run: Run, name: str, panels: Sequence[Panel]) -> None:
             axis.xaxis.get_major_locator().set_params(integer=True)
         if xscale == "log":
             axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
-    axes[0][-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes[0, -1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
+    save(figure, run, name)
+
+
+def save_heat_maps(
+    run: Run,
+    name: str,
+    maps: Mapping[str, Sequence[Sequence[float]] | np.ndarray],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    xlabel: str,
+    label: str,
+) -> None:
+    """Tables [rows][columns] of numbers as NAME.png, side by side on one colour scale.
+
+    The number stands in each cell; what is not finite is grey: "diverged".
+    """
+    tables = {title: np.array(table, float) for title, table in maps.items()}
+    every = np.concatenate([t[np.isfinite(t)] for t in tables.values()])
+    figure, axes = subplots(
+        1, len(maps), figsize=(1.6 + 0.75 * len(columns) * len(maps) + 1.2,
+                               1.2 + 0.42 * len(rows)),
+        squeeze=False, sharey=True, layout="constrained",
+    )  # fmt: skip
+    for axis, (title, table) in zip(axes[0], tables.items(), strict=True):
+        # no image, which might be one of a data set: see `save`
+        mesh = axis.pcolormesh(
+            np.ma.masked_invalid(table), cmap="Blues", alpha=0.6,
+            vmin=every.min(initial=0), vmax=every.max(initial=1e-9),
+        )  # fmt: skip
+        axis.set_facecolor("0.9")
+        for (row, column), value in np.ndenumerate(table):
+            text = f"{value:.2f}" if np.isfinite(value) else "diverged"
+            size = 9 if np.isfinite(value) else 7
+            axis.text(column + 0.5, row + 0.5, text, ha="center", va="center",
+                      fontsize=size)  # fmt: skip
+        axis.set(title=title, xlabel=xlabel)
+        axis.set_xticks(np.arange(len(columns)) + 0.5, columns)
+        axis.set_yticks(np.arange(len(rows)) + 0.5, rows)
+        axis.tick_params(length=0)
+    axes[0, 0].invert_yaxis()
+    figure.colorbar(mesh, ax=axes[0].tolist(), label=label)
     save(figure, run, name)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxstudy.runs.statistics import (
     NONNEGATIVE,
     SHARE,
+    Estimate,
     algoperf_score,
     estimate_texts,
     holm,
@@ -22,6 +23,12 @@ STUDY_SCHEMA = 2  # of study.json
 ALPHA = 0.05
 TAU_MAX = 4.0
 StudyRecord = dict[str, Any]  # study.json
+
+# metrics of what a study can tell
+TOLD = "{}: optimizers told from the one tuned best"
+BETTER = "{}: optimizers better than the one tuned best"
+SPREAD = "{}: spread of the optimizers' test losses"
+WORST = "problems whose optimizer tuned best is significantly worst"
 
 
 class Outcome(NamedTuple):
@@ -299,6 +306,31 @@ def against_best(found: Mapping[str, Any]) -> dict[str, list[str]]:
             kind = "worse" if row["effect"] > 0 else "better"
             groups[kind if row["p_holm"] < ALPHA else "apart"].append(name)
     return groups
+
+
+def telling(record: StudyRecord) -> dict[str, Estimate | int]:
+    """What a study can tell, and whether its choice by validation misleads.
+
+    Of each problem how many optimizers are told from the one tuned best (Holm's p <
+    0.05), how many of them are better, and the spread of a seed: the largest less the
+    smallest test loss of its optimizers. Of all problems on how many the one tuned best
+    is significantly worst: its mean test loss is the largest, and another is better.
+    """
+    out: dict[str, Estimate | int] = {}
+    worst = 0
+    for problem, found in record["comparison"]["problems"].items():
+        tests = [outcome(record, problem, name).test for name in optimizers(record)]
+        if np.isfinite(tests).all():
+            spread = np.max(tests, axis=0) - np.min(tests, axis=0)
+            out[SPREAD.format(problem)] = mean_over_runs(spread, NONNEGATIVE)
+        if found["comparisons"]:
+            groups, best = against_best(found), found["best_tuned"][0]
+            better = len(groups["better"])
+            out[TOLD.format(problem)] = better + len(groups["worse"])
+            out[BETTER.format(problem)] = better
+            means = dict(zip(optimizers(record), np.mean(tests, axis=1), strict=True))
+            worst += better > 0 and means[best] == max(means.values())
+    return out | {WORST: worst}
 
 
 def remarks(record: StudyRecord, problem: str, found: Mapping[str, Any]) -> list[str]:

@@ -87,45 +87,49 @@ def _limits(axis: Axes, best: float, start: float) -> float:
 def save_sensitivity(record: StudyRecord, run: Run) -> None:
     """Validation loss of each trial against its learning rate: sensitivity.png.
 
-    The median of the tuning seeds, as a line where only the rate was varied; crosses
-    at the top: diverged, or worse than before training.
+    A row for each problem, a column for each optimizer, the others in grey: the median
+    of the tuning seeds, as a line where only the rate was varied; crosses at the top:
+    diverged, or worse than before training.
     """
     problems, names = list(record["problems"]), optimizers(record)
     grid = record["protocol"]["search"] == "grid"
-    figure, axes = panels(len(problems))
-    for axis, problem in zip(axes[0], problems, strict=True):
+    figure, axes = plots.subplots(
+        len(problems), len(names), squeeze=False, sharex="col", sharey="row",
+        figsize=(1.2 + 1.5 * len(names), 0.6 + 1.8 * len(problems)),
+    )  # fmt: skip
+    for row, problem in zip(axes, problems, strict=True):
         above = _above_floor(record, problem, "validation")
-        medians = {
-            name: above(np.median(trial_losses(record, problem, name), axis=1))
-            for name in names
-        }
         start = above(record["problems"][problem]["start"])
-        best = min(float(m.min()) for m in medians.values())
-        top = _limits(axis, min(best, start), start)
+        curves = {}
         for name in names:
-            cell = cell_of(record, problem, name)
-            rate = np.array(cell["points"]["rate"])
-            order = np.argsort(rate)
-            x, y = rate[order], medians[name][order]
-            bad = ~(y <= start)
-            style = look(names, name)
-            y = np.where(bad, np.nan, y)
-            if grid:
-                axis.plot(x, y, marker="o", markersize=3, label=name, **style)
-            else:
-                hollow = style["linestyle"] != "-"
+            rate = np.array(cell_of(record, problem, name)["points"]["rate"])
+            median = above(np.median(trial_losses(record, problem, name), axis=1))
+            curves[name] = rate[np.argsort(rate)], median[np.argsort(rate)]
+        best = min(float(y.min()) for _, y in curves.values())
+        top = _limits(row[0], min(best, start), start)
+        for name, axis in zip(names, row, strict=True):
+            for other, (x, y) in curves.items():
+                good = y <= start
+                shown = np.where(good, y, np.nan)
+                if other != name:
+                    if grid:
+                        axis.plot(x, shown, color="0.85", linewidth=0.8, zorder=1)
+                    continue
+                axis.plot(x, shown, "o-" if grid else "o", markersize=3, zorder=2)
                 axis.plot(
-                    x, y, linestyle="", marker="s" if hollow else "o", markersize=5,
-                    label=name, color=style["color"],
-                    markerfacecolor="white" if hollow else style["color"],
+                    x[~good], np.full(np.sum(~good), top), "x", markersize=4,
+                    color=plots.COLOURS[0],
                 )  # fmt: skip
-            axis.plot(
-                x[bad], np.full(bad.sum(), top), "x", markersize=4, color=style["color"]
-            )
+            axis.set(xscale="log")
+            axis.grid(alpha=0.3)
         title = _title(record, problem, "validation")
-        axis.set(title=title, xlabel="learning rate", xscale="log")
-    axes[0][0].set_ylabel("validation loss (median)")
-    finish(figure, axes, run, "sensitivity")
+        row[0].set_ylabel(title.replace(", ", ",\n"), fontsize=9)
+    for name, top_axis, axis in zip(names, axes[0], axes[-1], strict=True):
+        top_axis.set_title(name, fontsize=10)
+        axis.set_xlabel("learning rate", fontsize=8)
+    figure.suptitle("validation loss, median of the tuning seeds", fontsize=10)
+    figure.tight_layout()
+    plots.save(figure, run, "sensitivity")
 
 
 def save_bands(record: StudyRecord, run: Run) -> None:

@@ -19,7 +19,7 @@ from jaxstudy.objectives import (
     cross_entropy,
     finite_padding,
 )
-from jaxstudy.tabular.sets import admission_arrays, read_admissions, read_digits
+from jaxstudy.tabular.sets import admission_arrays, digit_sets, read_admissions
 from jaxstudy.types import Array, Batch, Key, Mean, Metrics, Objective, PyTree
 
 
@@ -198,22 +198,16 @@ def admissions_network() -> Problem:
 
 
 def digits() -> Problem:
-    """A network on half of the 8x8 digits; test: the half that other hands wrote.
+    """A network on 8x8 digits; those to choose by and to test on, others wrote.
 
     Pixels are 0..1 as they are, so weights of a pixel that is mostly 0 rarely change.
     """
-    arrays = read_digits()
-    half = len(arrays["y"]) // 2
-    train, validation = random_split(half, (0.8, 0.2), seed=0)
-    data = dataset(arrays)
     model = mlp(64, (32,), 10)
     return Problem(
         title="network 64-32-10 on 8x8 digits, batch 64",
         model=model,
         objective=cross_entropy(model),
-        train=subset(data, train),
-        validation=subset(data, validation),
-        test=subset(data, np.arange(half, len(arrays["y"]))),
+        **digit_sets()._asdict(),
         batch_size=64,
         epochs=20,
         target=TARGETS["digits"],

@@ -563,14 +563,47 @@ def look_up(what: str, name: str, known: Mapping[str, _T]) -> _T:
     raise UserError(f"no {what} {name!r} among {', '.join(known)}{hint}")
 
 
-def metrics(record: StudyRecord) -> dict[str, Any]:
-    """What result.json says of a study, "optimizer: measure on problem"."""
+def losses_at(
+    rate: float,
+    name: str,
+    problem: Problem,
+    candidates: Mapping[str, Candidate],
+    protocol: Protocol,
+    run: Run,
+) -> dict[str, np.ndarray]:
+    """Test losses [S] of every candidate at one rate, of the seeds a study reports.
+
+    `name` is what the runs are called; where a run diverged its loss is infinite.
+    """
+    begin, out = protocol.tuning_seeds, {}
+    common, at = make_common(problem), {"rate": np.array([rate], np.float32)}
+    with Bar(2 * len(candidates)) as bar:
+        for number, (candidate_name, candidate) in enumerate(candidates.items()):
+            cell = StudyCell(
+                name, problem, candidate_name, candidate, common, protocol, run, number
+            )
+            trained = cell.train(
+                at, range(begin, begin + protocol.seeds), "report",
+                make_step_functions(problem, candidate), bar,
+            )  # fmt: skip
+            assert trained.test is not None
+            out[candidate_name] = comparison.losses(trained.test[0])
+    return out
+
+
+def reported_losses(record: StudyRecord) -> dict[str, Any]:
+    """What result.json says of the reported seeds, "optimizer: measure on problem"."""
     out: dict[str, Any] = {}
-    found_on, overall = (record["comparison"][k] for k in ("problems", "overall"))
-    for problem, found in found_on.items():
+    for problem, found in record["comparison"]["problems"].items():
         for name, row in found["optimizers"].items():
             diverged = f"diverged in {row['diverged']} of {row['runs']} seeds"
             out[f"{name}: test loss on {problem}"] = row["test"] or diverged
+    return out
+
+
+def metrics(record: StudyRecord) -> dict[str, Any]:
+    """What result.json says of a study: test losses, and scores over all problems."""
+    out, overall = reported_losses(record), record["comparison"]["overall"]
     for name, row in overall.items():
         out[f"{name}: score on all problems (IQM)"] = row["score"]
     for name, row in overall.items():

@@ -1,5 +1,6 @@
 """Paths of optimizers on surfaces of two parameters."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,8 +9,10 @@ import numpy as np
 import optax
 from matplotlib.axes import Axes
 
-from jaxstudy.optimizers import Optimizer
-from jaxstudy.study.problems import Surface
+from jaxstudy.optimizers import OPTIMIZERS, Optimizer
+from jaxstudy.runs import plots
+from jaxstudy.runs.run import Run
+from jaxstudy.study.problems import SURFACES, Surface
 from jaxstudy.types import Array
 
 
@@ -50,3 +53,25 @@ def draw_path(axis: Axes, surface: Surface, points: np.ndarray) -> None:
     axis.plot(*surface.start, "ko", markersize=6)
     axis.plot(*surface.minimum, "k*", markersize=12)
     axis.set(xlim=(x0, x1), ylim=(y0, y1))
+
+
+def save_paths(
+    run: Run, surface: str, names: Sequence[str], rates: np.ndarray, steps: int
+) -> dict[str, float]:
+    """The paths of optimizers on one of SURFACES, as paths.png.
+
+    Returns how far from the minimum each optimizer ends.
+    """
+    rows, result = -(-len(names) // 4), {}
+    figure, axes = plots.subplots(rows, 4, figsize=(14, 3.2 * rows), squeeze=False)
+    on = SURFACES[surface]
+    for name, axis in zip(names, axes.flat, strict=False):
+        points = path(on, OPTIMIZERS[name], rates, steps)
+        distance = float(np.linalg.norm(points[-1] - np.array(on.minimum)))
+        result[f"{name}: distance to the minimum of {surface}"] = distance
+        draw_path(axis, on, points)
+        axis.set(title=f"{name}: ends {distance:.2g} away")
+    for axis in axes.flat[len(names) :]:
+        axis.axis("off")
+    plots.save(figure, run, "paths")
+    return result
