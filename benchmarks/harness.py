@@ -400,7 +400,7 @@ def be(work: Workload, command: Command) -> None:
         results: Any = measured.results
         np.savez(folder / "results.npz", **results)
     if who == OURS:
-        from jaxstudy.runs.run import environment
+        from jaxstudy.runs.environment import environment
 
         figures["environment"] = environment()
     print(json.dumps(figures), flush=True)
@@ -693,7 +693,7 @@ def run(command: Command, workloads: dict[str, Workload], script: Path) -> int:
             sys.exit(f"--candidate takes one of --workload: {', '.join(known)}")
         be(workloads[names[0]], command)
         return 0
-    from jaxstudy.runs.run import write_atomically
+    from jaxstudy.runs.files import write_atomically
     from jaxstudy.types import UserError
 
     for name in names:

@@ -20,8 +20,8 @@ from PIL import Image, ImageDraw, ImageOps
 sys.path.insert(0, str(Path(__file__).parent))
 import harness
 
+from jaxstudy.runs.files import write_atomically
 from jaxstudy.runs.lesson import Judgement, Lesson, find_lessons
-from jaxstudy.runs.run import write_atomically
 from jaxstudy.runs.values import duration
 from jaxstudy.study import comparison, problems
 

@@ -25,7 +25,8 @@ from jaxstudy.models.mlp import mlp
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.lesson import Claim, Lesson
-from jaxstudy.runs.run import Run, Saved, read_sealed
+from jaxstudy.runs.run import Run
+from jaxstudy.runs.saved import Saved, read_sealed
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.tabular import nested, sets
 from jaxstudy.tabular.nested import Choice, Learner, NestedCV, Scores

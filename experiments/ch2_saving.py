@@ -33,7 +33,8 @@ from jaxstudy.runs import promises
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.promises import Trainings, same_bits
-from jaxstudy.runs.run import Options, Run, SubRun
+from jaxstudy.runs.run import Run, SubRun
+from jaxstudy.runs.saved import Options
 from jaxstudy.types import Array, PyTree
 
 RESUMED = "resume: stopped half-way and gone on, the same bits"

@@ -33,7 +33,8 @@ from jaxstudy.pretrained.cutting import CutBackbone, Versions, cut_backbone
 from jaxstudy.pretrained.prediction import predict_files, save_classes
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.lesson import Claim, Lesson
-from jaxstudy.runs.run import Run, Saved
+from jaxstudy.runs.run import Run
+from jaxstudy.runs.saved import Saved
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.study import sizes
 from jaxstudy.study.sizes import Plan

@@ -27,7 +27,8 @@ from jaxstudy.objectives import supervised
 from jaxstudy.runs.checkpoint import Checkpoints, Keep
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.lesson import Claim, Lesson
-from jaxstudy.runs.run import Options, Run, Saved, load_weights, read_sealed
+from jaxstudy.runs.run import Run
+from jaxstudy.runs.saved import Options, Saved, load_weights, read_sealed
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.text import abc
 from jaxstudy.text.compression import compare_bits

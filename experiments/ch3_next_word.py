@@ -25,7 +25,8 @@ from jaxstudy.models import next_word
 from jaxstudy.objectives import token_cross_entropy
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.lesson import Claim, Lesson
-from jaxstudy.runs.run import Run, Saved, read_sealed
+from jaxstudy.runs.run import Run
+from jaxstudy.runs.saved import Saved, read_sealed
 from jaxstudy.runs.statistics import (
     NONNEGATIVE,
     Estimate,

@@ -21,7 +21,8 @@ from jaxstudy.models.seq2seq import Seq2Seq, seq2seq
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.lesson import Claim, Lesson
-from jaxstudy.runs.run import Run, Saved, read_sealed
+from jaxstudy.runs.run import Run
+from jaxstudy.runs.saved import Saved, read_sealed
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.text import translation
 from jaxstudy.text.pair_training import train_on_pairs

@@ -30,7 +30,8 @@ import pandas as pd
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import experiment
 from jaxstudy.runs.lesson import Claim, Lesson
-from jaxstudy.runs.run import Run, Saved
+from jaxstudy.runs.run import Run
+from jaxstudy.runs.saved import Saved
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.tabular.columns import (
     Bucketized,

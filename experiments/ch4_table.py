@@ -27,7 +27,8 @@ from jaxstudy.dataset import streamed, subset
 from jaxstudy.messages import ValidationErrors
 from jaxstudy.runs.cli import experiment
 from jaxstudy.runs.lesson import Claim, Lesson
-from jaxstudy.runs.run import Run, Saved
+from jaxstudy.runs.run import Run
+from jaxstudy.runs.saved import Saved
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.tabular.columns import Column, check_columns
 from jaxstudy.tabular.comparison import (

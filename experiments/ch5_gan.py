@@ -42,7 +42,8 @@ from jaxstudy.models.dcgan import discriminator, generate, generator, sample_lat
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, experiment
 from jaxstudy.runs.lesson import Claim, Lesson
-from jaxstudy.runs.run import Run, Saved
+from jaxstudy.runs.run import Run
+from jaxstudy.runs.saved import Saved
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.training import Evaluator, FitResult, fit
 from jaxstudy.types import PyTree, TrainState, UserError

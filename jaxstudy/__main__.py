@@ -15,9 +15,9 @@ import tyro
 from jaxstudy.data.fetch import STEPS, fetch
 from jaxstudy.data.sources import NOTES
 from jaxstudy.runs.cli import exit_code
+from jaxstudy.runs.locks import locked, write_holder
 from jaxstudy.runs.pages import ROOT
 from jaxstudy.runs.report import write_report
-from jaxstudy.runs.run import locked, write_holder
 from jaxstudy.study.shares import join_shares
 from jaxstudy.types import UserError
 

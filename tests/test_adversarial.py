@@ -53,7 +53,8 @@ from jaxstudy.model import Model
 from jaxstudy.models.dcgan import discriminator, generator, sample_latent
 from jaxstudy.runs.checkpoint import Checkpoints
 from jaxstudy.runs.cli import Settings
-from jaxstudy.runs.run import Options, Stopped, open_run
+from jaxstudy.runs.run import Stopped, open_run
+from jaxstudy.runs.saved import Options
 from jaxstudy.training import Evaluator, FitResult
 from jaxstudy.types import Array, Batch, Key, Metrics, PyTree, TrainState
 from tests.conftest import Patch

@@ -16,7 +16,8 @@ import tiny
 from jax.errors import JaxRuntimeError
 
 from jaxstudy.runs import cli, terminal
-from jaxstudy.runs.run import Stopped, locked
+from jaxstudy.runs.locks import locked
+from jaxstudy.runs.run import Stopped
 from jaxstudy.types import Refused, UserError
 from tests.conftest import Answer, Ask, Patch, Said, contents, load, run_script
 

@@ -28,7 +28,7 @@ from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import binary_cross_entropy
 from jaxstudy.runs import cli, plots
 from jaxstudy.runs.lesson import Claim, Lesson
-from jaxstudy.runs.run import Options
+from jaxstudy.runs.saved import Options
 from jaxstudy.tabular.columns import Numeric
 from jaxstudy.tabular.fitting import fit_columns
 from jaxstudy.training import (

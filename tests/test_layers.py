@@ -38,6 +38,7 @@ ORDER = (
     {"images.splits", "data.builders", "pretrained.keras_weights"},
     {"images.folder_sets", "tabular.cross_validation", "tabular.nested"},
     {"pretrained.backbones", "data.fetch", "runs.checkpoint"},
+    {"runs.environment", "runs.locks", "runs.saved"},
     {"pretrained.features", "pretrained.tuning", "images.subsets", "gan.images"},
     {"runs.run"},
     {
@@ -209,13 +210,15 @@ def test_nothing_unpickles_or_evaluates_text(path: Path) -> None:
         ("types", "from jaxstudy.model import Model"),
         ("model", "import jaxstudy.training"),
         ("model", "from jaxstudy import training"),
-        ("training", "def f():\n    from jaxstudy.runs.run import Run"),
-        ("models.mlp", "from jaxstudy.models.cnn import cnn"),
+        ("training", "def f():\n    from jaxstudy.runs.run import Run")(
+            "models.mlp", "from jaxstudy.models.cnn import cnn"
+        ),
         ("tabular.reading", "from jaxstudy.images import sets"),
         ("dataset", "from jaxstudy.tabular.reading import read_table"),
         ("objectives", "from jaxstudy.training import fit"),
-        ("runs.checkpoint", "from jaxstudy.runs.run import Run"),
-        ("training", "from jaxstudy.study.runner import Protocol"),
+        ("runs.checkpoint", "from jaxstudy.runs.run import Run")(
+            "training", "from jaxstudy.study.runner import Protocol"
+        ),
         ("runs.plots", "from jaxstudy.runs.cli import experiment"),
         ("training", "from . import model"),
         ("training", "from .model import Model"),

@@ -14,7 +14,8 @@ import pytest
 
 from jaxstudy.models.recurrent import first_states
 from jaxstudy.runs.checkpoint import Checkpoints, Keep
-from jaxstudy.runs.run import Options, read_saved, read_sealed, write_atomically
+from jaxstudy.runs.files import write_atomically
+from jaxstudy.runs.saved import Options, read_saved, read_sealed
 from jaxstudy.text.tune_evaluation import notes_of
 from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary
 from jaxstudy.types import UserError

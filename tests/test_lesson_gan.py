@@ -20,7 +20,7 @@ from jaxstudy.gan.images import USES, gan_pixels, key_for
 from jaxstudy.models.cnn import cnn
 from jaxstudy.models.dcgan import LATENT_SIZE
 from jaxstudy.runs import cli
-from jaxstudy.runs.run import read_saved
+from jaxstudy.runs.saved import read_saved
 from jaxstudy.runs.statistics import frechet_distance
 from tests.conftest import Patch, Said, Smoke, contents, load, run_script
 

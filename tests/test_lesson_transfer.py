@@ -19,7 +19,8 @@ from jaxstudy.model import Stage, compose, sequential
 from jaxstudy.models.efficientnet import efficientnet_stages, normalise_pixels
 from jaxstudy.pretrained import backbones, tuning
 from jaxstudy.runs import cli
-from jaxstudy.runs.run import Options, open_run, read_saved
+from jaxstudy.runs.run import open_run
+from jaxstudy.runs.saved import Options, read_saved
 from jaxstudy.types import UserError
 from tests.conftest import load
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jaxstudy.runs.run import read_saved, read_sealed
+from jaxstudy.runs.saved import read_saved, read_sealed
 from jaxstudy.text.pairs import Pair
 from jaxstudy.text.plots import learning_lines, romanised
 from jaxstudy.text.translation import Alphabets

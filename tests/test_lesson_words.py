@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxstudy.objectives import token_cross_entropy
-from jaxstudy.runs.run import read_sealed
+from jaxstudy.runs.saved import read_sealed
 from jaxstudy.text.ngram import bits, fit_ngram
 from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary
 from jaxstudy.text.windows import passage_windows, with_shuffled_contexts

@@ -13,7 +13,8 @@ import pytest
 
 from jaxstudy.optimizers import OPTIMIZERS, LogUniform, Optimizer
 from jaxstudy.runs.report import write_report
-from jaxstudy.runs.run import Options, open_run
+from jaxstudy.runs.run import open_run
+from jaxstudy.runs.saved import Options
 from tests.conftest import load
 
 

@@ -22,20 +22,17 @@ import pytest
 import tiny
 from tiny import PER_EPOCH, Config
 
+from jaxstudy.runs import locks
 from jaxstudy.runs import run as run_module
 from jaxstudy.runs.checkpoint import Checkpoints, Keep
-from jaxstudy.runs.run import (
+from jaxstudy.runs.files import to_json, write_atomically
+from jaxstudy.runs.run import Run, Stopped, _read_records, open_run
+from jaxstudy.runs.saved import (
     Options,
-    Run,
-    Stopped,
-    _read_records,
     file_hashes,
     load_weights,
-    open_run,
     read_saved,
     read_sealed,
-    to_json,
-    write_atomically,
 )
 from jaxstudy.types import Refused, TrainState, UserError
 from tests.conftest import ROOT, Patch, Said, contents
@@ -828,7 +825,7 @@ def test_a_file_system_that_does_not_lock(
     def flock(file: Any, how: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(run_module.fcntl, "flock", flock)
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
     path, here = folder / "run.lock", platform.node()
     with opened(folder):
         said = f"warning: {folder} cannot be locked ({os.strerror(errno.ENOLCK)})"
@@ -853,14 +850,14 @@ def test_the_lock_is_asked_again_when_its_holder_has_just_left(
     folder: Path, monkeypatch: Patch
 ) -> None:
     """The file one has locked may be gone by then: the lock would hold nobody off."""
-    original, calls = run_module.fcntl.flock, iter(range(9))
+    original, calls = locks.fcntl.flock, iter(range(9))
 
     def flock(file: Any, how: int) -> None:
         original(file, how)
         if next(calls) == 0:
             (folder / "run.lock").unlink()
 
-    monkeypatch.setattr(run_module.fcntl, "flock", flock)
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
     with opened(folder):
         assert next(calls) == 2
         with pytest.raises(UserError, match="in use"):

@@ -27,7 +27,8 @@ from jaxstudy.dataset import (
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import squared_error
 from jaxstudy.runs.cli import Settings
-from jaxstudy.runs.run import Options, open_run
+from jaxstudy.runs.run import open_run
+from jaxstudy.runs.saved import Options
 from jaxstudy.training import (
     Evaluator,
     FitResult,

@@ -17,7 +17,8 @@ from jaxstudy.dataset import Order, dataset, epoch_batches, subset
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.optimizers import OPTIMIZERS, LogUniform
-from jaxstudy.runs.run import Options, open_run
+from jaxstudy.runs.run import open_run
+from jaxstudy.runs.saved import Options
 from jaxstudy.study import runner
 from jaxstudy.study.comparison import compare
 from jaxstudy.study.problems import Problem

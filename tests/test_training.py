@@ -26,7 +26,8 @@ from jaxstudy.objectives import binary_cross_entropy, squared_error
 from jaxstudy.optimizers import OPTIMIZERS
 from jaxstudy.records import Advance, Log
 from jaxstudy.runs.cli import Settings
-from jaxstudy.runs.run import Options, open_run
+from jaxstudy.runs.run import open_run
+from jaxstudy.runs.saved import Options
 from jaxstudy.tabular.sets import admission_arrays, read_admissions
 from jaxstudy.training import (
     EvalStep,

@@ -26,7 +26,8 @@ from jaxstudy.model import from_linen
 from jaxstudy.objectives import squared_error
 from jaxstudy.records import Advance
 from jaxstudy.runs.cli import Settings
-from jaxstudy.runs.run import Options, open_run
+from jaxstudy.runs.run import open_run
+from jaxstudy.runs.saved import Options
 from jaxstudy.training import (
     Evaluator,
     FitResult,

@@ -14,7 +14,8 @@ from jaxstudy.dataset import Dataset, dataset, subset
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import squared_error
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
-from jaxstudy.runs.run import Run, Saved
+from jaxstudy.runs.run import Run
+from jaxstudy.runs.saved import Saved
 from jaxstudy.training import (
     Evaluator,
     FitResult,

@@ -8,7 +8,8 @@ import numpy as np
 from jaxstudy.images.folder_sets import read_folder_sets
 from jaxstudy.images.folders import read_image
 from jaxstudy.images.sets import Images, ImageSet, read_images
-from jaxstudy.runs.run import Run, write_atomically
+from jaxstudy.runs.files import write_atomically
+from jaxstudy.runs.run import Run
 
 SHOWN = 64  # pixels a side of the image to show, where it is read from a file
 

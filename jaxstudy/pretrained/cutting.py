@@ -13,7 +13,8 @@ from jaxstudy.pretrained import backbones
 from jaxstudy.pretrained.backbones import Backbone, on_pixels
 from jaxstudy.pretrained.features import features_of_sets, frozen_features
 from jaxstudy.pretrained.tuning import summary_text
-from jaxstudy.runs.run import Run, write_atomically
+from jaxstudy.runs.files import write_atomically
+from jaxstudy.runs.run import Run
 from jaxstudy.types import UserError
 
 

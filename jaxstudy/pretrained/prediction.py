@@ -8,7 +8,8 @@ from jaxstudy.images.subsets import ImageSubsets
 from jaxstudy.pretrained import tuning
 from jaxstudy.pretrained.backbones import Backbone
 from jaxstudy.pretrained.features import features_of_files
-from jaxstudy.runs.run import Run, Saved, read_sealed
+from jaxstudy.runs.run import Run
+from jaxstudy.runs.saved import Saved, read_sealed
 
 _FILE = "images.json"
 _Content = tuple[tuple[str, ...], tuple[int, ...]]  # names of classes, and sizes

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1
 
+from jaxstudy.runs.files import flush_to_disk, sha256_of_json
 from jaxstudy.types import Array, PyTree, UserError
 
 ocp: Any = orbax.checkpoint.experimental.v1
@@ -103,20 +104,6 @@ def _describe(x: Any) -> dict[str, Any]:
 
 def _sha256(x: Any) -> str:
     return hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()
-
-
-def sha256_of_json(value: Any) -> str:
-    """The hash of a value of JSON, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def flush_to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, would survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Silent(logging.Filter):

@@ -25,16 +25,8 @@ from jaxstudy.parallel import usable_cores
 from jaxstudy.runs import terminal
 from jaxstudy.runs.files import Result, read_json
 from jaxstudy.runs.lesson import Lesson
-from jaxstudy.runs.run import (
-    Options,
-    Run,
-    Saved,
-    Stopped,
-    changed_files,
-    file_hashes,
-    open_run,
-    read_saved,
-)
+from jaxstudy.runs.run import Run, Stopped, open_run
+from jaxstudy.runs.saved import Options, Saved, changed_files, file_hashes, read_saved
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.types import UserError
 

@@ -1,11 +1,15 @@
-"""JSON files that are read back: one reader, which says what is wrong in a sentence.
+"""JSON files, written whole or not at all, and read back by one reader.
 
 A file may be damaged or another program's. Each kind is checked by pydantic, and what
 is wrong is a UserError that names the file and the field.
 """
 
 import functools
+import hashlib
 import json
+import math
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypeVar
 
@@ -211,3 +215,46 @@ def reason(error: Exception) -> str:
     else:
         text = str(error)
     return " ".join(text.split())[:300]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's text so that a reader sees the old or the new, never a part.
+
+    After a power cut, too: the text is on the disk before it gets its name.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    flush_to_disk(path.parent)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Strict JSON, one line unless indented; what is not finite becomes null."""
+    return json.dumps(_finite(value), allow_nan=False, indent=indent)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of_json(value: Any) -> str:
+    """The hash of a value of JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -11,7 +11,8 @@ import numpy as np
 from jaxstudy.records import Record
 from jaxstudy.runs import plots
 from jaxstudy.runs.lesson import Claim
-from jaxstudy.runs.run import C, Options, Run, Saved, SubRun, open_run, read_saved
+from jaxstudy.runs.run import Run, SubRun, open_run
+from jaxstudy.runs.saved import C, Options, Saved, read_saved
 from jaxstudy.training import FitResult
 from jaxstudy.types import PyTree, UserError
 

@@ -20,9 +20,9 @@ import jinja2
 from markupsafe import Markup
 
 from jaxstudy.runs import generic, pages
+from jaxstudy.runs.files import write_atomically
 from jaxstudy.runs.lesson import caption_of
 from jaxstudy.runs.reading import Attachment, Drawn, ReportedRun, find_runs, natural
-from jaxstudy.runs.run import write_atomically
 from jaxstudy.runs.values import duration, flat, plain
 from jaxstudy.types import UserError
 

@@ -8,58 +8,52 @@
 """
 
 import contextlib
-import fcntl
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import shutil
 import signal
-import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Generic, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-import jax
 import numpy as np
 import pydantic
 
 from jaxstudy.messages import warn
-from jaxstudy.model import Model
-from jaxstudy.parallel import usable_cores
 from jaxstudy.records import Advance, Log, Timing
-from jaxstudy.runs.checkpoint import (
-    Checkpoints,
-    DamagedError,
-    Keep,
-    Restored,
-    flush_to_disk,
-)
-from jaxstudy.runs.checkpoint import sha256_of_json as _sha256_of_json
+from jaxstudy.runs.checkpoint import Restored
+from jaxstudy.runs.environment import compare_environment, environment
 from jaxstudy.runs.files import (
-    Description,
-    Holder,
     LoggedRecord,
-    Object,
-    Sealed,
-    from_json,
+    flush_to_disk,
     json_lines,
     read_file,
     read_json,
-    reason,
+    sha256_of_json,
+    to_json,
+    write_atomically,
 )
 from jaxstudy.runs.lesson import Lesson
+from jaxstudy.runs.locks import locked
 from jaxstudy.runs.progress import Bar
+from jaxstudy.runs.saved import (
+    Options,
+    changed_files,
+    checkpoints_of,
+    differences,
+    file_hashes,
+    load_weights,
+    read_saved,
+)
 from jaxstudy.types import PyTree, Refused, TrainState, UserError
 
 CONFIG_SCHEMA = 2
-C = TypeVar("C")
 _T = TypeVar("_T")
 
 
@@ -69,108 +63,6 @@ class Stopped(Exception):
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.exit_code = 128 + signum
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a run is kept; nothing here changes what it computes but load_params."""
-
-    save: Literal["state", "params"] = "state"
-    """state: everything, so the run can go on. params: only what predicts."""
-    keep: Literal["last", "every", "best"] = "last"
-    """Which checkpoints stay: the last KEEP_N, every epoch's, or the KEEP_N best."""
-    keep_n: Annotated[int, pydantic.Field(ge=1)] = 2
-    """How many stay with --keep last or best."""
-    monitor: str = "validation.loss"
-    """The logged metric that --keep best ranks by, as split.name."""
-    mode: Literal["min", "max"] = "min"
-    """Whether a small (min) or a large (max) monitored value is better."""
-    save_every: Annotated[float, pydantic.Field(ge=0)] = 30.0
-    """Seconds between checkpoints with --keep last."""
-    load_params: Path | None = None
-    """Begin with the weights of this run folder instead of fresh ones."""
-    tensorboard: bool = False
-    """Also write TensorBoard event files, to RUN_DIR/tensorboard."""
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's text so that a reader sees the old or the new, never a part.
-
-    After a power cut, too: the text is on the disk before it gets its name.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    flush_to_disk(path.parent)
-
-
-def to_json(value: Any) -> str:
-    """One line of strict JSON; what is not finite becomes null."""
-    return json.dumps(_finite(value), allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return value
-
-
-def environment() -> dict[str, Any]:
-    """Versions, device, cores, flags and git revision: what the numbers depend on."""
-    packages = (
-        "jax",
-        "jaxlib",
-        "flax",
-        "optax",
-        "orbax-checkpoint",
-        "numpy",
-        "jaxstudy",
-    )
-    device = jax.devices()[0]
-    return {
-        "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in packages},
-        "backend": device.platform,
-        "device": device.device_kind,
-        "devices": jax.device_count(),
-        "processor": _processor(),
-        "cores": usable_cores(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "git": _git_revision(),
-    }
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
-def _git_revision() -> str | None:
-    """The commit of the source tree, with "+changes" where files differ from it."""
-    here = Path(__file__).parent
-
-    def git(*args: str) -> str:
-        command = ["git", "-C", str(here), *args]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 class SubRun(Log):
@@ -197,7 +89,7 @@ class SubRun(Log):
         self.on_epoch = on_epoch
         self.on_chunk, self.bar = on_chunk or self._show, contextlib.ExitStack()
         self.shown: Bar | None = None
-        self.checkpoints = _checkpoints(
+        self.checkpoints = checkpoints_of(
             run.folder, run.options, run.experiment, run.id, name
         )
         # of one that was finished before, which is not trained again
@@ -281,7 +173,7 @@ class SubRun(Log):
         """The metrics logged so far, as they stand in metrics.jsonl."""
         return [r for r in self.run.records if r.get("part", "") == self.name]
 
-    def delete_checkpoints(self) -> None:
+    def deletecheckpoints_of(self) -> None:
         """Delete the checkpoints: what they were for is in the metrics.
 
         They are renamed first, so that a kill leaves all of them or none.
@@ -539,12 +431,10 @@ class Run:
             "goodput": round(train_s / wall_s, 4),
             "examples_per_s": round(examples / train_s, 1) if train_s else None,
         }
-        write_atomically(
-            self.folder / "result.json", json.dumps(_finite(result), indent=1) + "\n"
-        )
+        write_atomically(self.folder / "result.json", to_json(result, indent=1) + "\n")
         for sub_run in self.sub_runs.values():
             if sub_run.temporary:
-                sub_run.delete_checkpoints()
+                sub_run.deletecheckpoints_of()
         return result
 
     def write_sealed(self, name: str, value: Any) -> None:
@@ -552,204 +442,9 @@ class Run:
         content = pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
         sealed = {"experiment": self.experiment, "run": self.id, "content": content}
         text = json.dumps(
-            {**sealed, "sha256": _sha256_of_json(sealed)}, indent=1, ensure_ascii=False
+            {**sealed, "sha256": sha256_of_json(sealed)}, indent=1, ensure_ascii=False
         )
         write_atomically(self.folder / name, text + "\n")
-
-
-@dataclass(frozen=True)
-class Saved(Generic[C]):
-    """A run on the disk, read knowing only its folder."""
-
-    folder: Path
-    experiment: str
-    preset: str
-    config: C
-    options: Options
-    id: str
-    files: Mapping[str, str | None]
-
-    def weights(self, like: PyTree, part: str = "", step: int | None = None) -> PyTree:
-        """The weights of one training; see `load_weights`."""
-        return load_weights(self.folder, like, part, step)
-
-    def model_weights(
-        self, model: Model, part: str = "", step: int | None = None
-    ) -> PyTree:
-        """The weights of a model that was trained once."""
-        params, extra = jax.eval_shape(model.init, jax.random.key(0))
-        return self.weights({"params": params, "extra": extra}, part, step)
-
-    def replica_weights(
-        self, model: Model, replicas: int, part: str = "", step: int | None = None
-    ) -> PyTree:
-        """The weights [replicas, ...] of a model that was trained in replicas."""
-        keys = jax.random.split(jax.random.key(0), replicas)
-        params, extra = jax.eval_shape(jax.vmap(model.init), keys)
-        return self.weights({"params": params, "extra": extra}, part, step)
-
-
-def read_sealed(folder: Path, name: str, kind: type[_T]) -> _T:
-    """What `Run.write_sealed` wrote into a run folder, as a type that pydantic knows.
-
-    Raises UserError where it is another run's, or is not what was written.
-    """
-    path, run = folder / name, _read_config(folder)
-    try:
-        sealed = dict(read_json(path, Sealed))
-        if sealed.pop("sha256") != _sha256_of_json(sealed):
-            raise ValueError("its SHA-256 differs")
-        for field in ("experiment", "run"):
-            if sealed[field] != run[field]:
-                raise ValueError(f"it belongs to {field} {sealed[field]!r}")
-        types = pydantic.TypeAdapter(kind)
-        value = types.validate_python(sealed["content"])
-        if types.dump_python(value, mode="json") != sealed["content"]:
-            raise ValueError("it has fields that nobody knows")
-        return value
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read: {reason(error)}") from error
-
-
-def load_weights(
-    folder: Path, like: PyTree, part: str = "", step: int | None = None
-) -> PyTree:
-    """{"params", "extra"} of one training of a saved run, in the structure of `like`.
-
-    The step is the best one where the run kept the best, else the newest good one,
-    unless given. `like` holds arrays or their shapes. Raises UserError where no good
-    checkpoint fits.
-    """
-    options, fields = _record(Options, "options", folder), _read_config(folder)
-    checkpoints = _checkpoints(
-        folder, options, fields["experiment"], fields["run"], part
-    )
-    keep = checkpoints.keep
-    steps = list(reversed(checkpoints.steps())) if step is None else [step]
-    if step is None and keep.which == "best":
-        best = checkpoints.best()
-        steps = [best, *(s for s in steps if s != best)] if best is not None else steps
-    problems = []
-    for candidate in steps:
-        try:
-            weights = checkpoints.load(candidate, {"weights": like}).tree["weights"]
-        except DamagedError as error:
-            problems.append(f"{checkpoints.folder / str(candidate)}: {error}")
-            continue
-        if problems:
-            warn(f"{'; '.join(problems)}; step {candidate} is used")
-        return weights
-    detail = f": {'; '.join(problems)}" if problems else ""
-    raise UserError(f"no checkpoint that fits in {checkpoints.folder}{detail}")
-
-
-def _checkpoints(
-    folder: Path, options: Options, experiment: str, run: str, part: str
-) -> Checkpoints:
-    """The checkpoints of one training of a run folder."""
-    where = folder / "checkpoints"
-    return Checkpoints(
-        where / part if part else where,
-        Keep(options.keep, options.keep_n, options.monitor, options.mode),
-        {"experiment": experiment, "run": run, "part": part},
-    )
-
-
-def file_hashes(*records: Any) -> dict[str, str | None]:
-    """The SHA-256 of what each path in the settings leads to, a file or a folder.
-
-    None where it cannot be read, which whoever reads it will say.
-    """
-    return {
-        name: _sha256_of_path(value)
-        for record in records
-        for name, value in vars(record).items()
-        if isinstance(value, Path)
-    }
-
-
-def _sha256_of_path(path: Path) -> str | None:
-    """The hash of a file, or of the names and hashes of all files in a folder.
-
-    Of a run folder: of what its checkpoints say of themselves, every array's hash.
-    """
-    is_run = (path / "config.json").is_file() and (path / "checkpoints").is_dir()
-    names = "_CHECKPOINT_METADATA" if is_run else "*"
-    try:
-        if path.is_file():
-            with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        if not path.is_dir():  # a pipe can be read once, and not here
-            return None
-        digest = hashlib.sha256()
-        for found in sorted(path.rglob(names)):
-            if found.is_file() and not found.name.startswith("."):
-                digest.update(os.fsencode(found.relative_to(path)) + b"\0")
-                digest.update((_sha256_of_path(found) or "").encode())
-        return digest.hexdigest()
-    except OSError:
-        return None
-
-
-def changed_files(
-    there: Mapping[str, str | None], here: Mapping[str, str | None]
-) -> list[str]:
-    """Where the files of two runs of the same settings differ."""
-
-    def shown(sha256: str | None) -> str:
-        return "not readable" if sha256 is None else f"SHA-256 {sha256[:12]}..."
-
-    return [
-        f"the content of {name}: {shown(there[name])} there, {shown(here[name])} here"
-        for name in there.keys() & here.keys()
-        if there[name] != here[name]
-    ]
-
-
-def _read_config(folder: Path) -> Description:
-    path = folder / "config.json"
-    if not os.path.isfile(path):
-        raise UserError(f"no run in {folder}: there is no {path.name}")
-    return read_json(path, Description)
-
-
-def read_saved(folder: Path, config_type: type[C], experiment: str) -> Saved[C]:
-    """Read what config.json of a run folder says.
-
-    Raises UserError when there is no run, or it is another experiment's.
-    """
-    fields = _read_config(folder)
-    if fields["experiment"] != experiment:
-        raise UserError(
-            f"{folder} holds a run of {fields['experiment']}, not of {experiment}"
-        )
-    config = _record(config_type, "config", folder)
-    options = _record(Options, "options", folder)
-    return Saved(
-        folder, experiment, fields["preset"], config, options,
-        fields["run"], fields["files"],
-    )  # fmt: skip
-
-
-def _record(kind: type[C], name: Literal["config", "options"], folder: Path) -> C:
-    """The dataclass that one field of config.json describes."""
-    stored = _read_config(folder)[name]
-    try:
-        unknown = set(stored) - set(kind.__dataclass_fields__)  # type: ignore[attr-defined]
-        if unknown:
-            raise ValueError(f"unknown {name} {', '.join(sorted(unknown))}")
-        return pydantic.TypeAdapter(kind).validate_python(stored)
-    except (ValueError, TypeError) as error:
-        path = folder / "config.json"
-        raise UserError(f"{path} does not fit: {name}: {reason(error)}") from error
-
-
-def differences(stored: Any, asked: Any) -> list[str]:
-    """Where two dataclasses of one type differ: "epochs: 50 there, 60 here"."""
-    pairs = [
-        (name, value, getattr(asked, name)) for name, value in vars(stored).items()
-    ]
-    return [f"{n}: {old!r} there, {new!r} here" for n, old, new in pairs if old != new]
 
 
 def _read_records(path: Path) -> list[dict[str, Any]]:
@@ -828,7 +523,7 @@ def open_run(
         if resume:
             run.records = _read_records(folder / "metrics.jsonl")
             run.attempts = _read_attempts(folder / "attempts.json")
-            _compare_environment(run)
+            compare_environment(folder)
             before = path.read_text(encoding="utf-8")
         else:
             text = json.dumps(environment(), indent=1) + "\n"
@@ -910,109 +605,3 @@ def _make_folder(folder: Path) -> list[Path]:
             f"the run folder {folder} cannot be written: {reason}"
         ) from error
     return missing
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[Any]:
-    """Hold a lock file, which says who holds it, and remove it in the end.
-
-    The system drops the lock when this process and all that inherited the file have
-    ended, however they die. Raises Refused where another holds it.
-    """
-    file = _lock(path)
-    try:
-        yield file
-    finally:
-        with contextlib.suppress(OSError):  # the lock goes with this process anyway
-            path.unlink(missing_ok=True)
-            file.close()
-
-
-def _lock(path: Path) -> Any:
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  (open while held)
-        except OSError as error:
-            sentence = f"{path.parent} cannot be written: {error.strerror}"
-            raise UserError(sentence) from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = _holder(file) or "another process"
-            file.close()
-            raise Refused(f"{path.parent} is in use by {holder}") from error
-        except OSError as error:
-            # some network file systems cannot: the file's text has to do
-            _look_for_holder(path, file, error)
-        # a holder that just left may have removed the file under this lock
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                break
-        file.close()
-    write_holder(file, {"": os.getpid()})
-    return file
-
-
-def write_holder(file: Any, processes: Mapping[str, int]) -> None:
-    """Write into a lock file which processes hold it, by what they run, or ""."""
-    file.seek(0)
-    file.truncate()
-    file.write(json.dumps({"host": platform.node(), "processes": dict(processes)}))
-    file.flush()
-
-
-def _holder(file: Any) -> str:
-    """Who holds a lock file: of its processes, if they are here, those that live."""
-    file.seek(0)
-    try:
-        stored = from_json(file.read().encode(), Holder)
-    except (ValueError, RecursionError):  # it writes just now
-        return "another process"
-    here = stored["host"] == platform.node()
-    processes = [
-        f"process {pid}" + (f" ({name})" if name else "")
-        for name, pid in stored["processes"].items()
-        if not here or is_alive(pid)
-    ]
-    return " and ".join(processes) + ("" if here else f" on {stored['host']}")
-
-
-def _look_for_holder(path: Path, file: Any, error: OSError) -> None:
-    """Warn that a file cannot be locked. Raises Refused where it names a holder."""
-    holder = _holder(file) if file.seek(0, os.SEEK_END) else ""
-    if holder:
-        file.close()
-        raise Refused(
-            f"{path.parent} is in use by {holder}, as {path} says; if it has ended, "
-            "remove that file"
-        ) from error
-    warn(
-        f"{path.parent} cannot be locked ({error.strerror}): do not start another "
-        "program there"
-    )
-
-
-def is_alive(pid: int) -> bool:
-    """Whether there is such a process on this machine."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # of another user
-    return True
-
-
-def _compare_environment(run: Run) -> None:
-    here = environment()
-    try:
-        there = read_json(run.folder / "environment.json", Object)
-    except UserError as error:
-        return warn(str(error))
-    names = [k for k in here if k != "cores" and there.get(k) != here[k]]
-    if names:
-        warn(
-            f"{run.folder} was begun with another {', '.join(names)}: "
-            "the same bits are not to be expected"
-        )

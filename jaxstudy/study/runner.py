@@ -24,8 +24,9 @@ from jaxstudy.dataset import epoch_batches, steps_per_epoch
 from jaxstudy.messages import did_you_mean
 from jaxstudy.optimizers import Optimizer, Space
 from jaxstudy.parallel import Mode, map_replicas
+from jaxstudy.runs.files import to_json, write_atomically
 from jaxstudy.runs.progress import Bar
-from jaxstudy.runs.run import Run, to_json, write_atomically
+from jaxstudy.runs.run import Run
 from jaxstudy.study import comparison
 from jaxstudy.study.comparison import STUDY_SCHEMA, StudyRecord, compare
 from jaxstudy.study.problems import Problem

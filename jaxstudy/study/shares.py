@@ -18,8 +18,9 @@ from jaxstudy.runs.files import (
     json_lines,
     read_file,
     read_json,
+    to_json,
+    write_atomically,
 )
-from jaxstudy.runs.run import to_json, write_atomically
 from jaxstudy.types import UserError
 
 

@@ -12,7 +12,9 @@ import pandas as pd
 
 from jaxstudy.messages import ValidationErrors, warn
 from jaxstudy.model import Model
-from jaxstudy.runs.run import Run, Saved, read_sealed, write_atomically
+from jaxstudy.runs.files import write_atomically
+from jaxstudy.runs.run import Run
+from jaxstudy.runs.saved import Saved, read_sealed
 from jaxstudy.tabular.columns import Table
 from jaxstudy.tabular.cross_validation import EncodedRows
 from jaxstudy.tabular.encoding import Features, Numbers

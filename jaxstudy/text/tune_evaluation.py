@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxstudy.messages import warn
-from jaxstudy.runs.run import write_atomically
+from jaxstudy.runs.files import write_atomically
 from jaxstudy.runs.statistics import SHARE, Estimate, mean_over_cases
 from jaxstudy.text.abc import melody
 from jaxstudy.types import UserError

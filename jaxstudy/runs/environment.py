@@ -1,0 +1,82 @@
+"""What the numbers of a run depend on beside its settings: versions, device, source."""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxstudy.messages import warn
+from jaxstudy.parallel import usable_cores
+from jaxstudy.runs.files import Object, read_json
+from jaxstudy.types import UserError
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device, cores, flags and git revision: what the numbers depend on."""
+    packages = (
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "numpy",
+        "jaxstudy",
+    )
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "backend": device.platform,
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "processor": _processor(),
+        "cores": usable_cores(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "git": _git_revision(),
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _git_revision() -> str | None:
+    """The commit of the source tree, with "+changes" where files differ from it."""
+    here = Path(__file__).parent
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(here), *args]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def compare_environment(folder: Path) -> None:
+    """Warn where a run that is resumed was begun in another environment."""
+    here = environment()
+    try:
+        there = read_json(folder / "environment.json", Object)
+    except UserError as error:
+        return warn(str(error))
+    names = [k for k in here if k != "cores" and there.get(k) != here[k]]
+    if names:
+        warn(
+            f"{folder} was begun with another {', '.join(names)}: "
+            "the same bits are not to be expected"
+        )

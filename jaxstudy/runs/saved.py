@@ -1,0 +1,237 @@
+"""A run on the disk, read knowing only its folder: its settings and its weights."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import jax
+import pydantic
+
+from jaxstudy.messages import warn
+from jaxstudy.model import Model
+from jaxstudy.runs.checkpoint import Checkpoints, DamagedError, Keep
+from jaxstudy.runs.files import Description, Sealed, read_json, reason, sha256_of_json
+from jaxstudy.types import PyTree, UserError
+
+C = TypeVar("C")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is kept; nothing here changes what it computes but load_params."""
+
+    save: Literal["state", "params"] = "state"
+    """state: everything, so the run can go on. params: only what predicts."""
+    keep: Literal["last", "every", "best"] = "last"
+    """Which checkpoints stay: the last KEEP_N, every epoch's, or the KEEP_N best."""
+    keep_n: Annotated[int, pydantic.Field(ge=1)] = 2
+    """How many stay with --keep last or best."""
+    monitor: str = "validation.loss"
+    """The logged metric that --keep best ranks by, as split.name."""
+    mode: Literal["min", "max"] = "min"
+    """Whether a small (min) or a large (max) monitored value is better."""
+    save_every: Annotated[float, pydantic.Field(ge=0)] = 30.0
+    """Seconds between checkpoints with --keep last."""
+    load_params: Path | None = None
+    """Begin with the weights of this run folder instead of fresh ones."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files, to RUN_DIR/tensorboard."""
+
+
+@dataclass(frozen=True)
+class Saved(Generic[C]):
+    """A run on the disk, read knowing only its folder."""
+
+    folder: Path
+    experiment: str
+    preset: str
+    config: C
+    options: Options
+    id: str
+    files: Mapping[str, str | None]
+
+    def weights(self, like: PyTree, part: str = "", step: int | None = None) -> PyTree:
+        """The weights of one training; see `load_weights`."""
+        return load_weights(self.folder, like, part, step)
+
+    def model_weights(
+        self, model: Model, part: str = "", step: int | None = None
+    ) -> PyTree:
+        """The weights of a model that was trained once."""
+        params, extra = jax.eval_shape(model.init, jax.random.key(0))
+        return self.weights({"params": params, "extra": extra}, part, step)
+
+    def replica_weights(
+        self, model: Model, replicas: int, part: str = "", step: int | None = None
+    ) -> PyTree:
+        """The weights [replicas, ...] of a model that was trained in replicas."""
+        keys = jax.random.split(jax.random.key(0), replicas)
+        params, extra = jax.eval_shape(jax.vmap(model.init), keys)
+        return self.weights({"params": params, "extra": extra}, part, step)
+
+
+def read_saved(folder: Path, config_type: type[C], experiment: str) -> Saved[C]:
+    """Read what config.json of a run folder says.
+
+    Raises UserError when there is no run, or it is another experiment's.
+    """
+    fields = _read_config(folder)
+    if fields["experiment"] != experiment:
+        raise UserError(
+            f"{folder} holds a run of {fields['experiment']}, not of {experiment}"
+        )
+    config = _record(config_type, "config", folder)
+    options = _record(Options, "options", folder)
+    return Saved(
+        folder, experiment, fields["preset"], config, options,
+        fields["run"], fields["files"],
+    )  # fmt: skip
+
+
+def _record(kind: type[C], name: Literal["config", "options"], folder: Path) -> C:
+    """The dataclass that one field of config.json describes."""
+    stored = _read_config(folder)[name]
+    try:
+        unknown = set(stored) - set(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+        if unknown:
+            raise ValueError(f"unknown {name} {', '.join(sorted(unknown))}")
+        return pydantic.TypeAdapter(kind).validate_python(stored)
+    except (ValueError, TypeError) as error:
+        path = folder / "config.json"
+        raise UserError(f"{path} does not fit: {name}: {reason(error)}") from error
+
+
+def _read_config(folder: Path) -> Description:
+    path = folder / "config.json"
+    if not os.path.isfile(path):
+        raise UserError(f"no run in {folder}: there is no {path.name}")
+    return read_json(path, Description)
+
+
+def read_sealed(folder: Path, name: str, kind: type[_T]) -> _T:
+    """What `Run.write_sealed` wrote into a run folder, as a type that pydantic knows.
+
+    Raises UserError where it is another run's, or is not what was written.
+    """
+    path, run = folder / name, _read_config(folder)
+    try:
+        sealed = dict(read_json(path, Sealed))
+        if sealed.pop("sha256") != sha256_of_json(sealed):
+            raise ValueError("its SHA-256 differs")
+        for field in ("experiment", "run"):
+            if sealed[field] != run[field]:
+                raise ValueError(f"it belongs to {field} {sealed[field]!r}")
+        types = pydantic.TypeAdapter(kind)
+        value = types.validate_python(sealed["content"])
+        if types.dump_python(value, mode="json") != sealed["content"]:
+            raise ValueError("it has fields that nobody knows")
+        return value
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
+
+
+def load_weights(
+    folder: Path, like: PyTree, part: str = "", step: int | None = None
+) -> PyTree:
+    """{"params", "extra"} of one training of a saved run, in the structure of `like`.
+
+    The step is the best one where the run kept the best, else the newest good one,
+    unless given. `like` holds arrays or their shapes. Raises UserError where no good
+    checkpoint fits.
+    """
+    options, fields = _record(Options, "options", folder), _read_config(folder)
+    checkpoints = checkpoints_of(
+        folder, options, fields["experiment"], fields["run"], part
+    )
+    keep = checkpoints.keep
+    steps = list(reversed(checkpoints.steps())) if step is None else [step]
+    if step is None and keep.which == "best":
+        best = checkpoints.best()
+        steps = [best, *(s for s in steps if s != best)] if best is not None else steps
+    problems = []
+    for candidate in steps:
+        try:
+            weights = checkpoints.load(candidate, {"weights": like}).tree["weights"]
+        except DamagedError as error:
+            problems.append(f"{checkpoints.folder / str(candidate)}: {error}")
+            continue
+        if problems:
+            warn(f"{'; '.join(problems)}; step {candidate} is used")
+        return weights
+    detail = f": {'; '.join(problems)}" if problems else ""
+    raise UserError(f"no checkpoint that fits in {checkpoints.folder}{detail}")
+
+
+def checkpoints_of(
+    folder: Path, options: Options, experiment: str, run: str, part: str
+) -> Checkpoints:
+    """The checkpoints of one training of a run folder."""
+    where = folder / "checkpoints"
+    return Checkpoints(
+        where / part if part else where,
+        Keep(options.keep, options.keep_n, options.monitor, options.mode),
+        {"experiment": experiment, "run": run, "part": part},
+    )
+
+
+def file_hashes(*records: Any) -> dict[str, str | None]:
+    """The SHA-256 of what each path in the settings leads to, a file or a folder.
+
+    None where it cannot be read, which whoever reads it will say.
+    """
+    return {
+        name: _sha256_of_path(value)
+        for record in records
+        for name, value in vars(record).items()
+        if isinstance(value, Path)
+    }
+
+
+def _sha256_of_path(path: Path) -> str | None:
+    """The hash of a file, or of the names and hashes of all files in a folder.
+
+    Of a run folder: of what its checkpoints say of themselves, every array's hash.
+    """
+    is_run = (path / "config.json").is_file() and (path / "checkpoints").is_dir()
+    names = "_CHECKPOINT_METADATA" if is_run else "*"
+    try:
+        if path.is_file():
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        if not path.is_dir():  # a pipe can be read once, and not here
+            return None
+        digest = hashlib.sha256()
+        for found in sorted(path.rglob(names)):
+            if found.is_file() and not found.name.startswith("."):
+                digest.update(os.fsencode(found.relative_to(path)) + b"\0")
+                digest.update((_sha256_of_path(found) or "").encode())
+        return digest.hexdigest()
+    except OSError:
+        return None
+
+
+def changed_files(
+    there: Mapping[str, str | None], here: Mapping[str, str | None]
+) -> list[str]:
+    """Where the files of two runs of the same settings differ."""
+
+    def shown(sha256: str | None) -> str:
+        return "not readable" if sha256 is None else f"SHA-256 {sha256[:12]}..."
+
+    return [
+        f"the content of {name}: {shown(there[name])} there, {shown(here[name])} here"
+        for name in there.keys() & here.keys()
+        if there[name] != here[name]
+    ]
+
+
+def differences(stored: Any, asked: Any) -> list[str]:
+    """Where two dataclasses of one type differ: "epochs: 50 there, 60 here"."""
+    pairs = [
+        (name, value, getattr(asked, name)) for name, value in vars(stored).items()
+    ]
+    return [f"{n}: {old!r} there, {new!r} here" for n, old, new in pairs if old != new]
