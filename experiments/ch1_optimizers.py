@@ -133,7 +133,8 @@ PRESETS = {
         lowest_rate=1e-3, highest_rate=1.0, seeds=12, epochs=2, path_steps=20,
         step_seeds=2,
     ),
-    "quick": Config(),
+    # without the quadratic: most of the time is compiling, for each problem anew
+    "quick": Config(problems=("admissions_network", "digits")),
     "full": Config(rates=36, tuning_seeds=10, seeds=15),
 }  # fmt: skip
 

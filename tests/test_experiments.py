@@ -20,6 +20,7 @@ from jaxstudy.data.splits import kfold
 from jaxstudy.dataset import dataset, stacked_subsets
 from jaxstudy.models import probes
 from jaxstudy.models.mlp import mlp
+from jaxstudy.objectives import cross_entropy
 from jaxstudy.optimizers import OPTIMIZERS
 from jaxstudy.records import Log
 from jaxstudy.runs import cli
@@ -27,6 +28,7 @@ from jaxstudy.runs.lesson import caption_of
 from jaxstudy.study import depths, surfaces
 from jaxstudy.study.problems import SURFACES
 from jaxstudy.tabular import nested, sets
+from jaxstudy.tabular.sets import digit_sets
 from tests.conftest import PYTHONPATH, ROOT, Smoke, load
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("ch*.py"))
@@ -168,6 +170,17 @@ def test_hes_initialisation_is_glorots_scaled() -> None:
     plain = training.init_replicas(model, optax.sgd(0.1), keys[1:2])
     one, two = (s.params["hidden_2"]["kernel"] for s in (plain, state))
     np.testing.assert_allclose(np.sqrt(2) * one[0], two[1], rtol=1e-6)
+
+
+def test_rows_that_pad_a_set_count_for_nothing() -> None:
+    model = mlp(64, (4,), 10)
+    state = training.init_state(model, optax.sgd(0.1), jax.random.key(0))
+    measure = training.make_eval_step(cross_entropy(model))
+    data = digit_sets().test
+    longer = depths.with_masked_rows(data, 513)
+    assert len(longer.indices) == 513
+    got, want = (training.Evaluator(measure, d)(state) for d in (longer, data))
+    assert got == pytest.approx(want, rel=1e-6)
 
 
 def test_activations_choose_rates_by_the_mean_over_seeds() -> None:

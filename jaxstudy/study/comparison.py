@@ -329,7 +329,7 @@ def telling(record: StudyRecord) -> dict[str, Estimate | int]:
             out[TOLD.format(problem)] = better + len(groups["worse"])
             out[BETTER.format(problem)] = better
             means = dict(zip(optimizers(record), np.mean(tests, axis=1), strict=True))
-            worst += better > 0 and means[best] == max(means.values())
+            worst += int(better > 0 and means[best] == max(means.values()))
     return out | {WORST: worst}
 
 

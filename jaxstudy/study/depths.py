@@ -4,6 +4,7 @@ All networks of one depth train as replicas of one compiled program, whatever th
 activation, initialisation, learning rate and seed.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -88,6 +89,17 @@ def best_rates(losses: np.ndarray) -> np.ndarray:
     return np.argmin(np.mean(losses, axis=-1), axis=0)
 
 
+def with_masked_rows(data: Dataset, rows: int) -> Dataset:
+    """The set as so many rows, its first one again without counting.
+
+    Sets of one length share a compiled evaluation.
+    """
+    more = rows - len(data.indices)
+    indices = jnp.concatenate([data.indices, jnp.repeat(data.indices[:1], more)])
+    mask = jnp.concatenate([data.mask, jnp.zeros(more, data.mask.dtype)])
+    return dataclasses.replace(data, indices=indices, mask=mask)
+
+
 Measures = dict[str, np.ndarray]
 
 
@@ -150,6 +162,8 @@ class DepthStudy:
         def measure(state: TrainState, rows: Dataset, needed: bool = True) -> Measures:
             if not needed:
                 return {}
+            held_out = self.data.validation, self.data.test
+            rows = with_masked_rows(rows, max(len(each.indices) for each in held_out))
             metrics = training.Evaluator(functions.probe, rows, args=args)(state)
             return {
                 metric: np.reshape([np.inf if v is None else v for v in values], shape)

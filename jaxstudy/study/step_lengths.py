@@ -1,6 +1,7 @@
 """How long an optimizer's step is, weight by weight: |change| / |gradient|."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -8,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxstudy.parallel import map_replicas
 from jaxstudy.runs.run import SubRun
 from jaxstudy.study.problems import Problem
-from jaxstudy.training import TrainStep, fit, init_replicas, make_train_step
+from jaxstudy.training import TrainStep, fit, make_train_step
 from jaxstudy.types import Batch, Mean, Metrics, TrainState
 
 # Optimizers whose every weight has a step length of its own, and how they are made
@@ -71,6 +73,11 @@ class StepLengths(NamedTuple):
         return self.lengths[group][-1] / self.lengths[group][0]
 
 
+@functools.lru_cache(maxsize=2)  # the same for all optimizers
+def _initialisation(init: Callable) -> Callable:
+    return jax.jit(lambda keys: map_replicas(init, keys))
+
+
 def step_lengths(
     problem: Problem,
     tx: optax.GradientTransformation,
@@ -81,9 +88,14 @@ def step_lengths(
     log: SubRun,
 ) -> StepLengths:
     """Train from so many seeds, and measure every four steps."""
-    keys = jax.random.split(jax.random.key(seed), (seeds, 2))
+    keys = jax.random.split(jax.random.key(seed), (seeds, 3))
+    params, extra = _initialisation(problem.model.init)(keys[:, 0])
+    opt_state = jax.vmap(tx.init)(params)
+    state = TrainState(
+        jnp.zeros(seeds, jnp.int32), params, extra, opt_state, keys[:, 2]
+    )
     rows = fit(
-        init_replicas(problem.model, tx, keys[:, 0]),
+        state,
         with_step_lengths(problem, tx, groups),
         problem.train,
         key=keys[:, 1],
