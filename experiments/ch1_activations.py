@@ -48,11 +48,11 @@ LESSON = Lesson(
         EDGES, NO_RATE, AFFINE,
     ),
     claims=(
-        Claim("Sigmoid's weight gradient shrinks by about the same factor at each "
-              "layer: a straight line explains 99 % of its logarithm's variance.",
+        Claim("Before training, sigmoid's weight gradient shrinks by about the same "
+              "factor at each layer: a straight line explains 99 % of its logarithm.",
               (STRAIGHT.format("sigmoid", "Glorot"), 0.99), ">"),
-        Claim("Within a deep ReLU network the weights of all layers have gradients of "
-              "about one size: factor 1 +- 0.1.",
+        Claim("Before training, the weight gradient of a deep ReLU network changes by "
+              "less than 10 % per layer, from Glorot's initialisation.",
               (FACTOR.format("relu", "Glorot"), 1.0), "within", 0.1),
         Claim("With 16 ReLU layers, He's initialisation ends with a lower test loss "
               "than Glorot's.",
@@ -64,14 +64,16 @@ LESSON = Lesson(
     ),
     figures={
         "gradients": "Norm of the gradient of each layer's weights in the deepest "
-        "network, the first layer on the left, before training (blue, orange) and "
-        "after (green, red). A line that falls to the left is a vanishing gradient; "
-        "the factor per layer is its slope at the start. All panels have one y axis.",
+        "network, the first layer on the left, before training from "
+        "Glorot's (blue) and He's (orange) initialisation, and after (green, red). A "
+        "line that falls to the left is a vanishing gradient; the factor per layer is "
+        "its slope at the start.",
         "depth": "Mean test log-loss by depth, each cell at its own learning rate: "
         "pale is good, and 2.30 is guessing. Compare a row of the left with the same "
         "row of the right: nothing but the scale of the first weights differs.",
         "dead": "Share of hidden units of the trained networks that no digit can teach "
-        "any more: their slope is below 0.001 on every digit.",
+        "any more: their slope is below 0.001 on every validation digit. Compare a "
+        "row with the next: darker cells have more dead units.",
     },
     try_it={
         "--depths 1 4 --rates 0.03 0.1 0.3": "On a short grid more of the chosen rates "

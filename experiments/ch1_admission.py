@@ -179,8 +179,7 @@ def applicants(config: Config) -> pd.DataFrame:
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     """Choose on the inner folds, train, and compare applicant by applicant."""
     data = dataset(sets.admission_arrays(applicants(config)))
-    n = len(data.indices)
-    if config.folds > n:
+    if config.folds > (n := len(data.indices)):
         raise UserError(f"--folds {config.folds}: there are only {n} applicants")
     if config.inner_folds > (least := n - -(-n // config.folds)):
         raise UserError(f"--inner-folds must be at most {least} here")

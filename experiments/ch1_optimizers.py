@@ -56,13 +56,15 @@ LESSON = Lesson(
         *(LOSS.format(name) for name in ("nesterov", "rmsprop", "adadelta", "adamw")),
     ),
     claims=(
-        Claim("AdaGrad's steps shrink during training; RMSProp's and AdaDelta's grow.",
+        Claim("For rarely inked pixels AdaGrad's step per unit of gradient shrinks in "
+              "training; RMSProp's and AdaDelta's grow.",
               (STEP.format("adagrad"), 1.0, FORGETS), "<"),
         Claim("After as many steps, momentum is nearer to the ravine's minimum than "
               "SGD.", (RAVINE.format("momentum"), RAVINE.format("sgd")), "<"),
-        Claim("No optimizer is both the best by tuning and significantly the worst on "
-              "test.", (WORST, 0), "="),
-        Claim("On the digits, at least one tuned optimizer can be told from the best.",
+        Claim("On no problem has the optimizer that tuning found the best the highest "
+              "test loss while another is significantly better.", (WORST, 0), "="),
+        Claim("On the digits, at least one optimizer's test loss differs significantly "
+              "from that of the one tuned best.",
               (TOLD.format("digits"), 0), ">"),
         Claim("On the admissions, all tuned optimizers end within 0.01 nats.",
               (SPREAD.format("admissions_network"), 0.01), "<"),

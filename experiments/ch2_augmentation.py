@@ -85,8 +85,8 @@ LESSON = Lesson(
             0.02,
         ),
         Claim(
-            "The augmented network has finished: its training accuracy rises by less "
-            "than 0.01 at the end.",
+            "Over the last epochs the training accuracy of the augmented network rises "
+            "by less than 0.01.",
             (RISE, 0.0),
             "within",
             0.01,
@@ -108,9 +108,8 @@ LESSON = Lesson(
         "beyond the border is the images' background or, if they have none, their "
         "reflection.",
         "curves": "Accuracy by epoch with all images, on what is trained on (left) and "
-        "on the validation set (right). Where the augmented line on the left still "
-        "rises at the end, its training is not finished, and a smaller gain says "
-        "little.",
+        "on the validation set (right). A flat end says that the learning rate has "
+        "reached 0, not that more epochs would not help.",
     },
     try_it={
         "--epochs 60": "Other lengths of training: see whether the augmented line of "

@@ -69,7 +69,7 @@ LESSON = Lesson(
             ">",
         ),
         Claim(
-            "So it has on images shifted by 3 pixels.",
+            "On images shifted by 3 pixels it has so, too.",
             (f"max pooling: {SHIFTED}", f"dense: {SHIFTED}"),
             ">",
         ),

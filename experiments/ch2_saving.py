@@ -230,8 +230,7 @@ def checks(
 
 def main(config: Config, run: Run) -> dict[str, Any]:
     """Try everything: what is promised, and whether it holds."""
-    folder = run.folder / "trainings"
-    shutil.rmtree(folder, ignore_errors=True)  # what an interrupted lesson left
+    shutil.rmtree(folder := run.folder / "trainings", ignore_errors=True)
     data = load(config)
     trainings = Trainings(folder, "ch2_saving", trainer(config, data))
     holds, trained = checks(trainings, config, data)
@@ -240,8 +239,8 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     result: dict[str, Any] = {promise: bool(kept) for promise, kept in holds.items()}
     for name in FOLDERS:
         result[f"{name}: MiB on the disk"] = trainings.size(name) / 2**20
-    accuracy = promises.by_step(records, "validation", "accuracy")
-    result["validation accuracy at the end"] = list(accuracy.values())[-1]
+    *_, end = promises.by_step(records, "validation", "accuracy").values()
+    result["validation accuracy at the end"] = end
     run.append([{"part": "every", **row} for row in records])
     run.sub_runs.update(trainings.sub_runs)  # whose steps and times are this run's
     return result

@@ -95,13 +95,13 @@ LESSON = Lesson(
         "predictions": "Test images with the most probable class and its probability "
         "by the regression on frozen features; where it is wrong, the true one.",
         "curves": "Accuracy by epoch with all images, on what is trained on (left) and "
-        "on the validation set (right). Fine-tuning begins where a regression ended. A "
-        "line that still rises at its end has not finished.",
+        "on the validation set (right). Fine-tuning goes on from a regression; its own "
+        "epochs are drawn from 1.",
     },
     try_it={
         "--fine-tune-from block14": "Fewer layers are trained: less time, less gain.",
         "--decay 0.1": "Less decay in regressions: expect a lower test accuracy.",
-        "--versions 1": "No random versions for the backbone: expect less of tuning.",
+        "--versions 2": "A random version of each image, too: expect more of tuning.",
     },
 )
 
@@ -207,7 +207,6 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     images, small = read(config.image_size), read(config.small_size)
     parts.show_summary(run, len(images.classes))
     save_classes(run, images)
-
     fill = augment.background(x := images.sets["train"]["x"])
     versions = Versions(config.versions, LAYERS, fill, config.seed)
     inputs = parts.for_rest(images, versions)

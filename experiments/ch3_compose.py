@@ -218,7 +218,6 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     model = build(config, len(vocabulary))
     bits = compare_bits(model, params, vocabulary, tunes, config.orders)
     save_bits(run, bits)
-
     composed = continue_tune(config, params, vocabulary, "X:1\n", config.composed)
     melodies = joined_melodies(tunes.train)
     of_composed, accepted = judge_tunes("composed", composed, melodies)

@@ -201,8 +201,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
                 network, params, alphabets, pairs.test, config.beam
             )
             result |= {f"{task}, {name}: {score}": v for score, v in scores.items()}
-            count = parameter_count(network.model)
-            result[f"{task}, {name}: parameters"] = float(count)
+            result[f"{task}, {name}: parameters"] = parameter_count(network.model)
             if attention:
                 figure, seed = f"attention_{task}", jax.tree.map(lambda a: a[0], params)
                 save_attention(run, figure, network, seed, alphabets, pairs.test)

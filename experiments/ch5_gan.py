@@ -223,8 +223,7 @@ def main(config: Config, run: Run) -> Result:
     if cnn is not None:
         untrained = jax.jit(g.init)(key_for(config.seed, "untrained"))
         images["untrained generator"] = np.asarray(generate(g, *untrained, z))
-        static = np.random.default_rng(0).integers(0, 256, test.shape, np.uint8)
-        images["noise"] = static
+        images["noise"] = np.random.default_rng(0).integers(0, 256, test.shape, "u1")
         result |= evaluation.classifier_metrics(cnn, images, test, data.classes, run)
         logged = plots.curve(run.sub_runs["gan"].records, "generated", FRECHET)
         result[f"after epoch 1: {FRECHET}"] = float(logged[0, 1])

@@ -210,15 +210,13 @@ def test_nothing_unpickles_or_evaluates_text(path: Path) -> None:
         ("types", "from jaxstudy.model import Model"),
         ("model", "import jaxstudy.training"),
         ("model", "from jaxstudy import training"),
-        ("training", "def f():\n    from jaxstudy.runs.run import Run")(
-            "models.mlp", "from jaxstudy.models.cnn import cnn"
-        ),
+        ("training", "def f():\n    from jaxstudy.runs.run import Run"),
+        ("models.mlp", "from jaxstudy.models.cnn import cnn"),
         ("tabular.reading", "from jaxstudy.images import sets"),
         ("dataset", "from jaxstudy.tabular.reading import read_table"),
         ("objectives", "from jaxstudy.training import fit"),
-        ("runs.checkpoint", "from jaxstudy.runs.run import Run")(
-            "training", "from jaxstudy.study.runner import Protocol"
-        ),
+        ("runs.checkpoint", "from jaxstudy.runs.run import Run"),
+        ("training", "from jaxstudy.study.runner import Protocol"),
         ("runs.plots", "from jaxstudy.runs.cli import experiment"),
         ("training", "from . import model"),
         ("training", "from .model import Model"),

@@ -10,6 +10,8 @@ from jaxstudy.objectives import masked_mean
 from jaxstudy.training import EvalStep
 from jaxstudy.types import Array, Batch, Metrics, PyTree, TrainState
 
+FLOOR = 1e-30  # of a norm in float32
+
 
 def adding_problem(count: int, length: int, seed: int) -> Dataset:
     """x [N, T, 2]: numbers between 0 and 1, and marks; y [N]: the sum of the marked.
@@ -63,6 +65,27 @@ def input_jacobian_norms(
         return jnp.linalg.norm(jax.grad(output)(x, params), axis=-1).mean(0)
 
     return np.asarray(jax.jit(lambda params: jax.lax.map(norms, params))(state.params))
+
+
+def log_jacobians(norms: np.ndarray) -> np.ndarray:
+    """log10 of norms [L, T] less that of the last step; NaN where one is below FLOOR.
+
+    There float32 ends: nothing can be said of what is smaller.
+    """
+    logs = np.log10(np.where(norms > FLOOR, norms, np.nan))
+    return logs - logs[:, -1:]
+
+
+def decay_per_step(norms: np.ndarray) -> np.ndarray:
+    """By how much log10 of the Jacobian's norm falls per step back [L], least squares.
+
+    norms [L, T]; steps below FLOOR are left out.
+    """
+    slopes = []
+    for logs in log_jacobians(norms):
+        above = np.flatnonzero(np.isfinite(logs))
+        slopes.append(np.polyfit(above, logs[above], 1)[0])
+    return np.array(slopes)
 
 
 def with_forget_bias(state: TrainState, value: float) -> TrainState:
