@@ -5,6 +5,7 @@
 How it is measured, and the command line, are in harness.py.
 """
 
+import math
 from typing import Any
 
 import harness
@@ -12,6 +13,7 @@ import numpy as np
 from harness import Arrays, Job, Measured, Workload, on_keras, on_torch, ours
 
 BATCH, NOISE = 64, 100
+SIDE = 64  # of an image, in pixels
 RATE, B1 = 2e-4, 0.5
 ENLARGED = ((8, 256), (16, 128), (32, 64), (64, 1))  # pixels a side, channels
 D_WEIGHTS = [
@@ -29,10 +31,10 @@ def gan_data() -> dict[str, np.ndarray]:
     from jaxstudy.models.dcgan import discriminator, generator
 
     rows = slice(WORKLOADS["dcgan"].length * BATCH)
-    x = resized(read_fashion_mnist()["train"].x[rows, ..., None], 64)
-    arrays = {"x": x}
+    x = resized(read_fashion_mnist()["train"].x[rows, ..., None], SIDE)
+    arrays, shape = {"x": x}, (SIDE, SIDE, 1)
     for number, (name, model) in enumerate(
-        {"d": discriminator(), "g": generator()}.items()
+        {"d": discriminator(shape), "g": generator(shape)}.items()
     ):
         params, extra = jax.jit(model.init)(jax.random.key(number))
         paths: Any = flatten_dict({"params": params, "extra": extra}, sep="/")
@@ -70,7 +72,7 @@ def gan_jaxstudy(job: Job) -> Measured:
     from jaxstudy.gan.step import init_gan_state, make_gan_step
     from jaxstudy.models.dcgan import discriminator, generator
 
-    d, g = discriminator(), generator()
+    d, g = (make((SIDE, SIDE, 1)) for make in (discriminator, generator))
     tx = optax.adam(RATE, B1, eps=harness.EPS)
     state = init_gan_state(d, g, tx, tx, jax.random.key(0))
     d_arrays, g_arrays = part(data, "d"), part(data, "g")
@@ -121,15 +123,16 @@ def gan_keras(job: Job) -> Measured:
         return model
 
     d = made(keras.Sequential([
-        layers.Input((64, 64, 1)),
+        layers.Input((SIDE, SIDE, 1)),
         layers.Conv2D(64, 3, strides=2, padding="same"), layers.LeakyReLU(0.2),
         layers.Dropout(0.4),
         layers.Conv2D(64, 3, strides=2, padding="same"), layers.LeakyReLU(0.2),
         layers.Dropout(0.4),
         layers.Flatten(), layers.Dense(1),
     ]))  # fmt: skip
-    g = keras.Sequential([layers.Input((NOISE,)), layers.Dense(4 * 4 * 256)])
-    g.add(layers.Reshape((4, 4, 256)))
+    small = SIDE // 16, SIDE // 16, 256
+    g = keras.Sequential([layers.Input((NOISE,)), layers.Dense(math.prod(small))])
+    g.add(layers.Reshape(small))
     for _, filters in ENLARGED[:-1]:
         g.add(layers.Conv2DTranspose(filters, 3, strides=2, padding="same"))
         g.add(layers.LeakyReLU(0.2))

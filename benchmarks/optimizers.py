@@ -27,7 +27,15 @@ from jaxstudy.runs.cli import Count, Settings, experiment
 from jaxstudy.runs.run import Run
 from jaxstudy.study.plots import save_study
 from jaxstudy.study.problems import PROBLEMS
-from jaxstudy.study.runner import Candidate, Protocol, look_up, metrics, run_study
+from jaxstudy.study.runner import (
+    Candidate,
+    Protocol,
+    look_up,
+    metrics,
+    run_share,
+    run_study,
+)
+from jaxstudy.study.shares import parse_share
 from jaxstudy.types import UserError
 
 
@@ -54,6 +62,8 @@ class Config(Settings):
     """Other seeds, that are reported."""
     epochs: Count | None = None
     """Epochs on every problem, instead of its own number."""
+    share: str | None = None
+    """I/N: only every N-th cell, as job I of N that never talk; see `jaxstudy join`."""
     replicas: Mode = "map"
     """map: sequential, each run with the same bits beside any others. vmap: vmapped."""
 
@@ -125,6 +135,9 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     competitors = candidates(config)
     builders = {n: look_up("problem", n, PROBLEMS) for n in config.problems}
     problems = {name: build() for name, build in builders.items()}
+    if config.share:
+        share = parse_share(config.share)
+        return run_share(problems, competitors, protocol, run, share)
     record = run_study(problems, competitors, protocol, run)
     save_study(record, run)
     print("\n".join(record["comparison"]["sentences"]))

@@ -202,7 +202,7 @@ def draw(run: Run, outcomes: dict[int, TunedNetworks], result: dict) -> None:
         note = "\n".join(f"{k}: x {v.mean:.2f} per layer" for k, v in fall.items() if v)
         panels.append(plots.Panel(name, f"layer of {deepest}", "norm of the gradient",
                                   lines, ("linear", "log"), note))  # fmt: skip
-    plots.save_lines(run, "gradients", panels, columns=3, share_y=True)
+    plots.save_lines(run, "gradients", panels, columns=3)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ class Config(Settings):
     """Where paths are drawn."""
     path_steps: Count = 150
     """Steps of a path."""
-    step_seeds: Count = 5
+    step_seeds: Count = 10
     """Seeds of the lengths of steps."""
     mistake: Literal["one_common_rate"] | None = None
     """Also make this mistake on the digits, with the same seeds: what does it fake?"""
@@ -161,7 +161,7 @@ def draw_steps(
                     "step length: |change| / |gradient|", lines[group],
                     ("linear", "log"))
         for group in groups
-    ], share_y=True)  # fmt: skip
+    ])  # fmt: skip
     result = {
         f"{name}: step at the end / at the start, {group} pixels": ratio
         for group in groups

@@ -188,7 +188,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         result[f"network: exact match, sums {kind} a carry"] = of_seeds(exact)
     plots.save_curves(run, ["addition"], "exact match", "exact match [share of sums]")
     shown = [pairs[i] for i in parts[2][:4]]
-    first_seed = jax.tree.map(lambda a: a[0], state.params)
+    first_seed = jax.tree.map(lambda a: a[0], jax.device_get(state.params))
     titles = [written(pair) for pair in shown]
     save_written(run, "sums", network, first_seed, alphabets, shown, titles)
     return result

@@ -196,7 +196,7 @@ def continue_tune(
     config: Config, params: PyTree, vocabulary: Vocabulary, prefix: str, count: int
 ) -> list[str]:
     """Tunes that the first seed samples from a prefix, each to its end or `length`."""
-    weights = jax.tree.map(lambda a: a[0], params)
+    weights = jax.tree.map(lambda a: a[0], jax.device_get(params))
     texts = sample_texts(
         language_model_step(build(config, len(vocabulary)), weights),
         first_states("lstm", config.units, count), vocabulary, abc.TUNE_END + prefix,

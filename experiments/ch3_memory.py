@@ -2,32 +2,33 @@
 
 Of T random numbers two are marked, one in each half; the answer is their sum. A network
 that knows nothing of them predicts 1: its squared error is 1/6, the variance of the
-sum. In a simple recurrent network the gradient is multiplied by the same matrix and a
-slope under 1 at every step on the way back to the first mark. GRU and LSTM can learn to
-keep their state until a gate replaces it.
+sum. In a simple recurrent network the Jacobian of the output is multiplied by the same
+matrix and a slope under 1 at every step on the way back to the first mark. GRU and LSTM
+can learn to keep their state until a gate replaces it; with a large bias, an LSTM's
+forget gates are open to begin with.
 
 All kinds have as many units and see the same sequences, but GRU has three times and
-LSTM four times the weights. Norms of gradients under 1e-30 count as that.
+LSTM four times the weights. Norms under 1e-30 count as that.
 """
 
+import itertools
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pydantic
 
-from jaxstudy.dataset import Dataset, dataset, steps_per_epoch
-from jaxstudy.model import Model
-from jaxstudy.models.recurrent import KERAS_NAMES, Kind, sequence_to_vector
+from jaxstudy.dataset import steps_per_epoch, take
+from jaxstudy.models.recurrent import Kind, sequence_to_vector
 from jaxstudy.objectives import squared_error
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.lesson import Claim, Lesson
 from jaxstudy.runs.run import Run
-from jaxstudy.runs.statistics import NONNEGATIVE, Estimate, mean_over_runs
+from jaxstudy.runs.statistics import NONNEGATIVE, REAL, Estimate, mean_over_runs
+from jaxstudy.study import memory
 from jaxstudy.training import (
     Evaluator,
     fit,
@@ -35,37 +36,39 @@ from jaxstudy.training import (
     make_eval_step,
     make_train_step,
 )
-from jaxstudy.types import TrainState
 
-SIMPLE, GRU, LSTM = (f"{name}, T = 50" for name in KERAS_NAMES.values())
-LONGEST = "the longest T"  # 50 at quick, 400 at full
+Name = Literal["SimpleRNN", "GRU", "LSTM", "LSTM, open gates"]
+KINDS: dict[Name, Kind] = {
+    "SimpleRNN": "simple", "GRU": "gru", "LSTM": "lstm", "LSTM, open gates": "lstm"
+}  # fmt: skip
+SIMPLE, GRU, LSTM, OPEN = KINDS
+LONGEST = "the longest T"  # 30 at quick, 400 at full
 CONSTANT = "constant prediction: squared error"
-RATIO = "gradient at the first step / the last"
+ERROR = "{}, " + LONGEST + ": squared error"
+BEFORE = "{}, " + LONGEST + ": log10 of first / last Jacobian norm, before training"
+AFTER = "{}, " + LONGEST + ": log10 of first / last Jacobian norm, trained"
 
 LESSON = Lesson(
     number="3.1.2, 3.2",
     title="The vanishing gradient",
     question="Who remembers the first word?",
     metrics=(
-        *(f"{name}, {LONGEST}: squared error" for name in KERAS_NAMES.values()),
-        CONSTANT,
-        *(f"{name}: squared error" for name in (SIMPLE, GRU, LSTM)),
-        *(f"{name}: {RATIO}" for name in (SIMPLE, GRU, LSTM)),
+        *(ERROR.format(name) for name in KINDS), CONSTANT,
+        *(BEFORE.format(name) for name in KINDS),
+        *(AFTER.format(name) for name in KINDS),
     ),
     claims=(
-        *(
-            Claim(f"At T = 50 the {name}'s squared error is below the SimpleRNN's.",
-                  (f"{network}: squared error", f"{SIMPLE}: squared error"), "<")
-            for name, network in (("LSTM", LSTM), ("GRU", GRU))
-        ),
-        Claim("The LSTM solves the longest T: its squared error is below 0.01.",
-              (f"LSTM, {LONGEST}: squared error", 0.01), "<"),
-        Claim("The SimpleRNN does not solve it: its squared error is within 0.01 of "
-              "that of always predicting 1.",
-              (f"SimpleRNN, {LONGEST}: squared error", CONSTANT), "within", 0.01),
-        Claim("Before training all three gradients vanish at T = 50: GRU's most, "
-              "SimpleRNN's least, and to less than a tenth.",
-              (f"{GRU}: {RATIO}", f"{LSTM}: {RATIO}", f"{SIMPLE}: {RATIO}", 0.1), "<"),
+        Claim("At the longest T, the GRU's squared error is below 0.01.",
+              (ERROR.format(GRU), 0.01), "<"),
+        Claim("At the longest T, the LSTM with open gates has one below 0.01.",
+              (ERROR.format(OPEN), 0.01), "<"),
+        Claim("The SimpleRNN's is within 0.01 of that of always predicting 1.",
+              (ERROR.format(SIMPLE), CONSTANT), "within", 0.01),
+        Claim("Before training, what reaches the first step shrinks most in the GRU, "
+              "then the LSTM, then the SimpleRNN; least with open gates.",
+              tuple(BEFORE.format(name) for name in (GRU, LSTM, SIMPLE, OPEN)), "<"),
+        Claim("In the trained LSTM with open gates, the first step counts more than a "
+              "tenth of the last.", (AFTER.format(OPEN), -1.0), ">"),
     ),
     figures={
         "errors":
@@ -73,19 +76,21 @@ LESSON = Lesson(
             "mean over the seeds, with interval or values. The line at 1/6 is the "
             "error of always predicting 1: a network on it has learned nothing about "
             "the marked numbers, one below 0.01 knows their sum to about 0.1.",
-        "gradients":
-            "Norm of the gradient of the loss with respect to the input at each step "
-            "of the longest sequences: left before training, right after it. A "
-            "straight line that falls to the left is exponential decay with the "
-            "distance to the end. Norms scale with the loss: compare slopes, not "
-            "heights, since a network that has solved the problem has small norms.",
+        "jacobian":
+            "Norm of the derivative of the output with respect to the input at each "
+            "step of the longest sequences, divided by that at the last step: left "
+            "before training, right after it. A straight line that falls to the left "
+            "is exponential decay with the distance to the end.",
+        "positions":
+            "Squared error of the trained networks by the step of the first marked "
+            "number, at the longest T: mean over seeds and sequences. A line that is "
+            "higher on the left belongs to a network that forgets early numbers.",
     },
     try_it={
         "--lengths 10 20":
             "Shorter sequences: expect the SimpleRNN to come closer to the others.",
-        "--units 4":
-            "Fewer units: gates need few to keep a state, so expect GRU and LSTM to "
-            "lose less than the SimpleRNN.",
+        "--forget-bias 0":
+            "Forget gates that start half open: expect the longest T to stay unsolved.",
         "--clip 1000":
             "No clipping: a gradient that explodes is followed as it is, so expect "
             "larger differences between the seeds of the SimpleRNN.",
@@ -93,24 +98,27 @@ LESSON = Lesson(
 )  # fmt: skip
 
 SOLVED = 0.01  # a squared error below it: the sum is known to 0.1
-SHOWN = 200  # sequences whose gradients are averaged
+SHOWN = 200  # sequences whose Jacobians are averaged
+BINS = 20  # of the step of the first marked number
 
 
 @dataclass(frozen=True)
 class Config(Settings):
     """The sequences, and the networks that learn to add."""
 
-    lengths: tuple[Annotated[int, pydantic.Field(ge=2)], ...] = (25, 50)
+    lengths: tuple[Annotated[int, pydantic.Field(ge=2)], ...] = (30,)
     """Numbers of steps T."""
-    kinds: tuple[Kind, ...] = get_args(Kind)
+    networks: tuple[Name, ...] = get_args(Name)
     """Recurrent networks to compare."""
+    forget_bias: float = 5.0
+    """Bias of the open forget gates at the start: 0.993 of the cell stays at a step."""
     units: Count = 32
     """Units of the one recurrent layer."""
     examples: Count = 10_000
     """Sequences to learn from."""
-    epochs: Count = 10
+    epochs: Count = 6
     """Passes over them."""
-    batch_size: Count = 50
+    batch_size: Count = 100
     """Sequences in a gradient step."""
     rate: Positive = 0.01
     """Learning rate of Adam at the start; it falls to 0 along a cosine."""
@@ -119,51 +127,30 @@ class Config(Settings):
     sequences and with other seeds."""
     clip: Positive = 1.0
     """Largest norm of a gradient: longer ones are shortened to it."""
-    seeds: Annotated[int, pydantic.Field(ge=2)] = 2
+    seeds: Annotated[int, pydantic.Field(ge=2)] = 4
     """Trainings of each network; an even number shares two cores evenly."""
 
 
 PRESETS = {
     "smoke": Config(lengths=(4,), units=8, examples=200, epochs=2),
     "quick": Config(),
-    "full": Config(lengths=(50, 100, 200, 400), examples=20_000, seeds=6),
+    "full": Config(
+        lengths=(50, 100, 200, 400), examples=20_000, epochs=10, batch_size=50, seeds=6
+    ),
 }
 
 
-def sequences(count: int, length: int, seed: int) -> Dataset:
-    """x [N, T, 2]: numbers between 0 and 1, and marks; y [N]: the sum of the marked.
+class Trained(NamedTuple):
+    """What one network came to."""
 
-    One mark is in the first half of the steps, one in the second (Hochreiter and
-    Schmidhuber 1997, as Le, Jaitly and Hinton have it, arXiv:1504.00941).
-    """
-    rng = np.random.default_rng((seed, length))
-    numbers = rng.uniform(0, 1, (count, length))
-    marks = np.zeros((count, length))
-    half = length // 2
-    for place in (rng.integers(0, half, count), rng.integers(half, length, count)):
-        marks[np.arange(count), place] = 1
-    x = np.stack([numbers, marks], axis=-1).astype(np.float32)
-    return dataset({"x": x, "y": (numbers * marks).sum(1).astype(np.float32)})
+    errors: np.ndarray  # [seeds]
+    by_position: np.ndarray  # of the first mark [bins, seeds]
+    jacobians: dict[str, np.ndarray]  # norms [seeds, T], before training and after
 
 
-def gradient_norms(model: Model, state: TrainState, data: Dataset) -> np.ndarray:
-    """Mean norm of d loss / d x_t over sequences, for each seed and step [seeds, T]."""
-    x, y = data.arrays["x"][:SHOWN], data.arrays["y"][:SHOWN]
-
-    def loss(x: jax.Array, params: Any) -> jax.Array:
-        outputs, _ = model.apply(params, {}, x, train=False, key=None)
-        return jnp.sum(jnp.square(outputs - y))
-
-    def norms(params: Any) -> jax.Array:
-        return jnp.linalg.norm(jax.grad(loss)(x, params), axis=-1).mean(0)
-
-    return np.asarray(jax.jit(lambda params: jax.lax.map(norms, params))(state.params))
-
-
-def train(
-    kind: Kind, length: int, config: Config, run: Run
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Test errors [seeds] of one network, and its gradients before and after."""
+def train(name: Name, length: int, config: Config, run: Run) -> Trained:
+    """Train one network with every seed; what it learned, and what it keeps."""
+    kind = KINDS[name]
     model = sequence_to_vector(2, kind, (config.units,), 1)
     objective = squared_error(model)
     rate = config.simple_rate if kind == "simple" else config.rate
@@ -173,73 +160,89 @@ def train(
         optax.adam(optax.cosine_decay_schedule(rate, steps)),
     )
     held_out = max(100, config.examples // 10)
-    validation, test = (sequences(held_out, length, seed) for seed in (1, 2))
-    eval_step = make_eval_step(objective)
+    validation, test = (
+        memory.adding_problem(held_out, length, seed) for seed in (1, 2)
+    )
     keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
     state = init_replicas(model, optimizer, keys[:, 0])
-    gradients = {"before training": gradient_norms(model, state, test)}
-    fitted = fit(
+    if name == OPEN:
+        state = memory.with_forget_bias(state, config.forget_bias)
+    few = take(test, np.arange(min(SHOWN, held_out)))["x"]
+    jacobians = {"before training": memory.input_jacobian_norms(model, state, few)}
+    state, _ = fit(
         state,
         make_train_step(objective, optimizer),
-        sequences(config.examples, length, seed=0),
+        memory.adding_problem(config.examples, length, seed=0),
         key=keys[:, 1],
         epochs=config.epochs,
         batch_size=config.batch_size,
-        evaluators={"validation": Evaluator(eval_step, validation, 500)},
-        log=run.sub_run(f"{kind}_{length}"),
+        evaluators={
+            "validation": Evaluator(make_eval_step(objective), validation, 500)
+        },
+        log=run.sub_run(f"{name.replace(', ', '_').replace(' ', '_')}_{length}"),
     )
-    gradients["after training"] = gradient_norms(model, fitted.state, test)
-    scores = Evaluator(eval_step, test, 500)(fitted.state)
-    return np.array(scores["loss"]), gradients
+    jacobians["trained"] = memory.input_jacobian_norms(model, state, few)
+    bins = min(BINS, length // 2)
+    found = Evaluator(memory.error_by_first_mark(model, bins), test, 500)(state)
+    by_position = np.array([found[f"bin {i}"] for i in range(bins)])
+    return Trained(np.array(found["loss"]), by_position, jacobians)
 
 
 def draw(
     run: Run,
     lengths: tuple[int, ...],
-    errors: dict[Kind, list[Estimate]],
-    gradients: dict[Kind, dict[str, np.ndarray]],
+    errors: dict[Name, list[Estimate]],
+    longest: dict[Name, Trained],
 ) -> None:
-    """Errors by length, and for the longest sequences the gradient at every step."""
-    lines: dict[str, plots.Line] = {
-        KERAS_NAMES[kind]: (lengths, estimates) for kind, estimates in errors.items()
-    }
+    """Errors by length; of the longest sequences, Jacobians and errors by step."""
+    length = max(lengths)
+    lines: dict[str, plots.Line] = {name: (lengths, e) for name, e in errors.items()}
     lines["constant prediction"] = lengths, [1 / 6] * len(lengths)
     scales = "log", "log"
     panel = plots.Panel("test", "length T [steps]", "squared error", lines, scales)
     plots.save_lines(run, "errors", [panel])
-    shown = np.unique(np.linspace(1, max(lengths), 50).astype(int))
+    shown = np.unique(np.linspace(1, length, 50).astype(int))
     panels = []
-    for when in ("before training", "after training"):
+    for when in ("before training", "trained"):
         lines = {}
-        for kind, norms in gradients.items():  # geometric mean over the seeds
-            norm = np.exp(np.log(norms[when] + 1e-30).mean(0))[shown - 1]
-            lines[KERAS_NAMES[kind]] = shown.tolist(), norm.tolist()
-        title, label = f"T = {max(lengths)}, {when}", "norm of d loss / d x_t"
+        for name, trained in longest.items():  # geometric mean over the seeds
+            logs = np.log(trained.jacobians[when] + 1e-30)
+            norm = np.exp((logs - logs[:, -1:]).mean(0))[shown - 1]
+            lines[name] = shown.tolist(), norm.tolist()
+        label = "norm of d output / d x_t, relative to t = T"
+        title = f"T = {length}, {when}"
         panels.append(plots.Panel(title, "step t", label, lines, ("linear", "log")))
-    plots.save_lines(run, "gradients", panels)
+    plots.save_lines(run, "jacobian", panels)
+    lines = {}
+    for name, trained in longest.items():
+        bins = len(trained.by_position)
+        middle = (np.arange(bins) + 0.5) * (length // 2) / bins
+        lines[name] = middle.tolist(), trained.by_position.mean(1).tolist()
+    label = "step of the first marked number"
+    panel = plots.Panel(f"T = {length}, trained", label, "squared error", lines)
+    plots.save_lines(run, "positions", [panel])
 
 
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:
-    """Train every network on every length; errors, and gradients by step."""
-    result: dict[str, Estimate | float] = {}
-    errors: dict[Kind, list[Estimate]] = {kind: [] for kind in config.kinds}
-    gradients: dict[Kind, dict[str, np.ndarray]] = {}
-    for length in config.lengths:
-        for kind in config.kinds:
-            of_seeds, gradients[kind] = train(kind, length, config, run)
-            errors[kind].append(mean_over_runs(of_seeds, NONNEGATIVE))
-            name = f"{KERAS_NAMES[kind]}, T = {length}"
-            result[f"{name}: squared error"] = errors[kind][-1]
-            result[f"{name}: seeds that solve it"] = float(np.sum(of_seeds < SOLVED))
-            for when, ratio in (("before", RATIO), ("after", f"{RATIO}, trained")):
-                first, last = gradients[kind][f"{when} training"][:, [0, -1]].T + 1e-30
-                result[f"{name}: {ratio}"] = float(np.exp(np.log(first / last).mean()))
-    longest = config.lengths.index(max(config.lengths))
-    for kind, estimates in errors.items():
-        name = f"{KERAS_NAMES[kind]}, {LONGEST}: squared error"
-        result[name] = estimates[longest]
-    result[CONSTANT] = 1 / 6
-    draw(run, config.lengths, errors, gradients)
+    """Train every network on every length; errors, and Jacobians by step."""
+    result: dict[str, Estimate | float] = {CONSTANT: 1 / 6}
+    errors: dict[Name, list[Estimate]] = {name: [] for name in config.networks}
+    longest: dict[Name, Trained] = {}
+    for length, name in run.each(itertools.product(config.lengths, config.networks)):
+        trained = train(name, length, config, run)
+        errors[name].append(mean_over_runs(trained.errors, NONNEGATIVE))
+        result[f"{name}, T = {length}: squared error"] = errors[name][-1]
+        solved = float(np.sum(trained.errors < SOLVED))
+        result[f"{name}, T = {length}: seeds that solve it"] = solved
+        if length == max(config.lengths):
+            longest[name] = trained
+    for name, trained in longest.items():
+        result[ERROR.format(name)] = mean_over_runs(trained.errors, NONNEGATIVE)
+        for when, metric in (("before training", BEFORE), ("trained", AFTER)):
+            first, last = trained.jacobians[when][:, [0, -1]].T + 1e-30
+            decay = mean_over_runs(np.log10(first / last), REAL)
+            result[metric.format(name)] = decay
+    draw(run, config.lengths, errors, longest)
     return result
 
 

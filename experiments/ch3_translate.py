@@ -176,7 +176,7 @@ def train(
         seeds=config.seeds, batch_size=config.batch_size, clip=config.clip,
         log=run.sub_run(f"{task} {name}".replace(" ", "_")),
     )  # fmt: skip
-    return state.params
+    return jax.device_get(state.params)
 
 
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:

@@ -6,8 +6,8 @@ zeros, as trained vectors, hashed, crossed with others. What that needs to know 
 vocabularies, boundaries) is learned from training rows alone, anew in every fold of
 the cross-validation, and saved with the model.
 
-A network says who survived the Titanic, from all kinds of columns, then without each
-kind in turn, beside logistic regression on the same folds. Passengers of one ticket are
+Logistic regression says who survived the Titanic, built up column kind by kind, and so
+does a network on the same columns and folds. Passengers of one ticket are
 in one fold, and intervals are over tickets: families died or lived together, so that
 the rest of one would tell what became of those held out. Two columns of the table,
 `boat` and `body`, were filled in when it was known who had survived: they are refused
@@ -27,6 +27,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from jaxstudy.runs import plots
 from jaxstudy.runs.cli import experiment
 from jaxstudy.runs.lesson import Claim, Lesson
 from jaxstudy.runs.run import Run, Saved
@@ -47,59 +48,67 @@ from jaxstudy.tabular.comparison import (
     train_ensemble,
 )
 from jaxstudy.tabular.cross_validation import stratified_splits
-from jaxstudy.tabular.encoding import Features, select_columns
-from jaxstudy.tabular.figures import draw_differences, draw_embedding, draw_scores
+from jaxstudy.tabular.encoding import Features, cumulative, select_columns
+from jaxstudy.tabular.figures import draw_build_up, draw_embedding, draw_scores
 from jaxstudy.tabular.inference import class_numbers
 from jaxstudy.tabular.prediction import predict_file, save_columns
 from jaxstudy.tabular.sets import read_titanic, with_titles_and_decks
 from jaxstudy.tabular.settings import TableSettings
 from jaxstudy.types import UserError
 
-LEAK, ALL = "with boat and body (a leak)", "logistic regression, all columns"
+LEAK, ALL = "with boat and body (a leak)", "all columns"
+REGRESSION, NETWORK = MODELS = "logistic regression", "network"
+FULL = f"{NETWORK}, {ALL}"
+
+
+def step(model: str, kind: str, before: str) -> str:
+    """The metric of what one more kind of columns does to the log-loss."""
+    return f"{model}, {kind} - {model}, {before}: log-loss"
+
+
+CROSSED = "+ crossed", "+ bucketized"
 LESSON = Lesson(
     number="4",
     title="Feature columns",
     question="What do feature columns buy, a regression and a network?",
     metrics=(
-        f"{ALL} - logistic regression: log-loss",
-        "network - without crossed: log-loss",
-        f"network - {ALL}: log-loss",
-        "network - without hashed: log-loss",
-        f"network - {LEAK}: accuracy",
-        "network: log-loss",
-        f"{ALL}: log-loss",
-        "logistic regression: log-loss",
-        "network: accuracy",
-        f"{ALL}: accuracy",
-        f"{LEAK}: accuracy",
-        "class prior: accuracy",
+        step(REGRESSION, *CROSSED),
+        step(NETWORK, *CROSSED),
+        step(REGRESSION, "+ bucketized", "+ indicator"),
+        step(NETWORK, "+ bucketized", "+ indicator"),
+        f"{FULL} - {REGRESSION}, {ALL}: log-loss",
+        step(NETWORK, ALL, "+ embedding"),
+        f"{FULL} - {LEAK}: accuracy",
+        *(f"{model}, {ALL}: {score}" for score in ("log-loss", "accuracy")
+          for model in MODELS),
+        "class prior: accuracy", f"{LEAK}: accuracy",
     ),
     claims=(
-        Claim("Buckets, titles, hashed tickets and crosses together lower the "
-              "log-loss of logistic regression.",
-              (f"{ALL} - logistic regression: log-loss", 0), "<"),
-        Claim("Without crossed columns the network has the same log-loss to within "
-              "0.02 nats.", ("network - without crossed: log-loss", 0), "within", 0.02),
+        Claim("Crossed columns lower the log-loss of logistic regression.",
+              (step(REGRESSION, *CROSSED), 0), "<"),
+        Claim("They change that of the network by less than 0.02 nats.",
+              (step(NETWORK, *CROSSED), 0), "within", 0.02),
         Claim("On all columns a network and a logistic regression have the same "
               "log-loss to within 0.02 nats.",
-              (f"network - {ALL}: log-loss", 0), "within", 0.02),
+              (f"{FULL} - {REGRESSION}, {ALL}: log-loss", 0), "within", 0.02),
         Claim("With all passengers of a ticket in one fold, hashed tickets raise the "
-              "network's log-loss.", ("network - without hashed: log-loss", 0), ">"),
+              "network's log-loss.",
+              (step(NETWORK, ALL, "+ embedding"), 0), ">"),
         Claim("The columns boat and body, filled in afterwards, add more than 0.1 to "
-              "the network's accuracy.", (f"network - {LEAK}: accuracy", 0), "<", 0.1),
+              "the network's accuracy.", (f"{FULL} - {LEAK}: accuracy", 0), "<", 0.1),
     ),
     figures={
-        "differences": "The log-loss of the network with all columns less that of each "
-        "other model, row by row, with its 95 % interval over tickets. Left of the "
-        "line the network with all columns is better. An interval that crosses the "
-        "line means: these folds cannot tell the two apart.",
+        "columns": "Held-out log-loss of both models as kinds of columns are added "
+        "from left to right, with 95 % intervals over tickets. Where a line falls, the "
+        "kind helps the model; where the lines are closer than their steps, the "
+        "network has made by itself what the regression was given.",
+        "differences": "What each added kind changes in the log-loss, row by row, with "
+        "its 95 % interval over tickets. Left of the line it helps. An interval that "
+        "crosses the line means: these folds cannot tell.",
         "leakage": "The network with and without the two columns that were filled in "
         "afterwards, and the class prior, which reads no column. The distance between "
         "the first two is what target leakage fakes: no model has these columns when "
         "it is used. With --mistake, the network with that mistake stands below.",
-        "scores": "Held-out accuracy and log-loss of every model. Intervals that "
-        "overlap do not mean that two models are equal: all see the same passengers, "
-        "so the differences above are what compares them.",
         "importance": "By how much the network's log-loss grows when one column of the "
         "table is shuffled among the held-out rows, with all that is made of it. "
         "Columns at 0 are not used, or others carry the same.",
@@ -129,16 +138,16 @@ KINDS: dict[str, tuple[Column, ...]] = {
     "numeric": (
         Numeric("age"), Numeric("fare", "log"), Numeric("sibsp"), Numeric("parch")
     ),
-    "bucketized": (Indicator(AGES), Indicator(Bucketized("fare", 8))),
-    "indicator": (
+    "+ indicator": (
         Indicator(SEX), Indicator(CLASS), Indicator(Category("embarked")),
         Indicator(Category("deck", separator=" ", min_count=3)),
     ),
-    "embedding": (Embedding(TITLE, 2),),
-    "hashed": (Indicator(Hashed("ticket", 32)),),
-    "crossed": (
+    "+ bucketized": (Indicator(AGES), Indicator(Bucketized("fare", 8))),
+    "+ crossed": (
         Indicator(Crossed((SEX, CLASS), 12)), Indicator(Crossed((SEX, AGES), 24)),
     ),
+    "+ embedding": (Embedding(TITLE, 2),),
+    "+ hashed": (Indicator(Hashed("ticket", 32)),),
 }  # fmt: skip
 LEAKS = {
     "boat": "the lifeboat that somebody came into",
@@ -176,34 +185,31 @@ def without_leaks(columns: Iterable[Column]) -> tuple[Column, ...]:
 
 
 def main(config: Config, run: Run) -> dict[str, Estimate]:
-    """An ablation by kind of column, and the effect of target leakage."""
+    """Both models by kinds of columns, and the effect of target leakage."""
     table = with_titles_and_decks(read_titanic())
     columns = tuple(itertools.chain(*KINDS.values()))
     if config.columns is not None:
         without_leaks(Numeric(name) for name in config.columns)
         columns = select_columns(columns, config.columns)
     y = class_numbers(table, "survived", CLASSES)
-    networks = {"network": without_leaks(columns)}
-    for kind, of_kind in KINDS.items():
-        if 0 < len({*columns} & {*of_kind}) < len(columns):
-            rest = tuple(c for c in columns if c not in of_kind)
-            networks[f"without {kind}"] = rest
-    networks[LEAK] = (*columns, *LEAKING)
-    usual = {*KINDS["numeric"], *KINDS["indicator"]} & {*columns}
-    regressions = {
-        "logistic regression": tuple(c for c in columns if c in usual) or columns,
-        ALL: columns,
+    sets = cumulative(KINDS, without_leaks(columns), ALL)
+    models = {
+        model: {f"{model}, {kind}": chosen for kind, chosen in sets.items()}
+        for model in MODELS
     }
+    networks = {FULL: sets[ALL], **models[NETWORK], LEAK: (*columns, *LEAKING)}
+    steps = [pair for names in models.values() for pair in itertools.pairwise(names)]
+    pairs = [(later, earlier) for earlier, later in steps]
     # who travels on one ticket is of one family or party, and lives or dies together
     groups = pd.factorize(table["ticket"])[0]
     how = config.folds, config.repeats, config.seed
     ungrouped = stratified_splits(y, *how)
     result = compare_on_folds(
-        table, y, networks, regressions, stratified_splits(y, *how, groups), config,
-        run, groups=groups, pairs=((ALL, "logistic regression"),),
+        table, y, networks, models[REGRESSION],
+        stratified_splits(y, *how, groups), config, run, groups=groups, pairs=pairs,
         mistaken=ungrouped if config.mistake == "ungrouped" else None,
     )  # fmt: skip
-    draw_comparison(run, result, [*networks, *regressions])
+    draw_comparison(run, result, [*sets], pairs)
     fitted, state = train_ensemble(table, y, columns, config, run)
     save_columns(run, fitted, CLASSES)
     for column in fitted.columns:
@@ -218,13 +224,18 @@ def main(config: Config, run: Run) -> dict[str, Estimate]:
     return result
 
 
-def draw_comparison(run: Run, result: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Every model with its scores, and its log-loss paired with the network's."""
-    others = [name for name in names if name != LEAK]
-    draw_differences(run, result, "network", others[1:])
-    draw_scores(run, "scores", result, [*others, "class prior"])
+def draw_comparison(
+    run: Run,
+    result: Mapping[str, Any],
+    kinds: Sequence[str],
+    pairs: Sequence[tuple[str, str]],
+) -> None:
+    """Both models by kinds of columns, the steps between these, and the leak."""
+    draw_build_up(run, result, MODELS, kinds)
+    gaps = {f"{a} - {b}": result[f"{a} - {b}: log-loss"] for a, b in pairs}
+    plots.save_differences(run, "differences", gaps, "difference in log-loss [nats]")
     mistakes = ["mistake"] if "mistake: accuracy" in result else []
-    draw_scores(run, "leakage", result, ["network", LEAK, *mistakes, "class prior"])
+    draw_scores(run, "leakage", result, [FULL, LEAK, *mistakes, "class prior"])
 
 
 def predict(saved: Saved[Config], path: Path) -> None:

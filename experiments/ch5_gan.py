@@ -220,7 +220,7 @@ def main(config: Config, run: Run) -> Result:
     }
     copies = evaluation.nearest_metrics(images, gan_pixels(data.train), run)
     if cnn is not None:
-        untrained = g.init(key_for(config.seed, "untrained"))
+        untrained = jax.jit(g.init)(key_for(config.seed, "untrained"))
         images["untrained generator"] = np.asarray(generate(g, *untrained, z))
         static = np.random.default_rng(0).integers(0, 256, test.shape, np.uint8)
         images["noise"] = static

@@ -189,7 +189,7 @@ def compare_variants(
         for metric in metrics:
             values = np.array(fitted.records[-1][metric])
             result[f"{name}: {metric}"] = mean_over_runs(values, SHARE)
-        weights = fitted.state.params[G], fitted.state.extra[G]
+        weights = jax.device_get((fitted.state.params[G], fitted.state.extra[G]))
         generated = [
             np.asarray(generate(g, *jax.tree.map(lambda a, i=i: a[i], weights), z))
             for i in range(config.seeds)

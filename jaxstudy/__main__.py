@@ -18,6 +18,7 @@ from jaxstudy.runs.cli import exit_code
 from jaxstudy.runs.pages import ROOT
 from jaxstudy.runs.report import write_report
 from jaxstudy.runs.run import locked, write_holder
+from jaxstudy.study.shares import join_shares
 from jaxstudy.types import UserError
 
 
@@ -41,6 +42,30 @@ class Report:
 
     runs: tyro.conf.Positional[Path] = Path("runs")
     """Where the run folders are."""
+
+
+@dataclass(frozen=True)
+class Join:
+    """Join the shares of a study (--share I/N) into the run that one job would make."""
+
+    shares: tyro.conf.Positional[tuple[Path, ...]]
+    """Their run folders, all of them, in any order."""
+    out: Path = Path("runs/joined")
+    """The run folder to write."""
+
+
+def join(command: Join) -> int:
+    """Write the folder, and let the script go on from there; its exit code."""
+    experiment = join_shares(command.shares, command.out)
+    scripts = {
+        p.stem: p
+        for f in ("experiments", "benchmarks")
+        for p in (ROOT / f).glob("*.py")
+    }
+    if experiment not in scripts:
+        raise UserError(f"no script {experiment}.py: --resume --run-dir {command.out}")
+    script = [sys.executable, str(scripts[experiment])]
+    return subprocess.call([*script, "--resume", "--run-dir", str(command.out)])
 
 
 @dataclass(frozen=True)
@@ -163,6 +188,7 @@ def main() -> None:
         choice = tyro.cli(
             Annotated[Data, tyro.conf.subcommand("data")]
             | Annotated[StudyCommand, tyro.conf.subcommand("study")]
+            | Annotated[Join, tyro.conf.subcommand("join")]
             | Annotated[Report, tyro.conf.subcommand("report")],
             prog="jaxstudy",
             description="A deep-learning course as executable JAX research code.",
@@ -171,6 +197,9 @@ def main() -> None:
             data()
         elif isinstance(choice, StudyCommand):
             study(choice)
+        elif isinstance(choice, Join):
+            if code := join(choice):
+                sys.exit(code)
         else:
             print(write_report(choice.runs))
 

@@ -136,8 +136,13 @@ def dataset(arrays: Mapping[str, np.ndarray | Array]) -> Dataset:
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(f"fields need one common length over 0, not {lengths}")
     n = next(iter(lengths.values()))
-    device_arrays = {name: jnp.asarray(a) for name, a in arrays.items()}
-    return Dataset(device_arrays, jnp.arange(n), jnp.ones(n, bool))
+    device_arrays = {name: on_device(a) for name, a in arrays.items()}
+    return Dataset(device_arrays, on_device(np.arange(n)), on_device(np.ones(n, bool)))
+
+
+def on_device(a: np.ndarray | Array) -> Array:
+    """A copy of an array, by no program: `jnp.asarray` compiles one for each shape."""
+    return a if isinstance(a, Array) else jax.device_put(np.array(a))
 
 
 def streamed(source: RowSource) -> StreamedDataset:
@@ -145,7 +150,7 @@ def streamed(source: RowSource) -> StreamedDataset:
     n = len(source)
     if n == 0:
         raise ValueError("a source needs a row at least")
-    return StreamedDataset(source, jnp.arange(n), jnp.ones(n, bool))
+    return StreamedDataset(source, on_device(np.arange(n)), on_device(np.ones(n, bool)))
 
 
 def read_rows(source: RowSource, rows: Sequence[int]) -> Mapping[str, np.ndarray]:
@@ -165,8 +170,8 @@ def take(data: AnyDataset, rows: np.ndarray) -> dict[str, np.ndarray]:
 def subset(data: D, rows: np.ndarray | Sequence[int]) -> D:
     """The set with only these rows of the arrays, or of the source [n]."""
     _check_rows(data, rows)
-    chosen = jnp.asarray(np.asarray(rows, np.int32))
-    return replace(data, indices=chosen, mask=jnp.ones(len(chosen), bool))
+    chosen, every = np.asarray(rows, np.int32), np.ones(len(rows), bool)
+    return replace(data, indices=on_device(chosen), mask=on_device(every))
 
 
 def evenly_spaced(data: D, count: int) -> D:
@@ -178,7 +183,8 @@ def evenly_spaced(data: D, count: int) -> D:
         raise ValueError(f"need 1 row at least, not {count}")
     n = len(data.indices)
     chosen = np.arange(min(count, n)) * n // min(count, n)
-    return replace(data, indices=data.indices[chosen], mask=data.mask[chosen])
+    rows, mask = (on_device(np.asarray(a)[chosen]) for a in (data.indices, data.mask))
+    return replace(data, indices=rows, mask=mask)
 
 
 def stacked_subsets(data: D, groups: Sequence[np.ndarray]) -> D:
@@ -192,7 +198,7 @@ def stacked_subsets(data: D, groups: Sequence[np.ndarray]) -> D:
         # padding repeats the group: batch statistics must not see another's rows
         indices[i] = np.resize(group, n)
         mask[i, : len(group)] = True
-    return replace(data, indices=jnp.asarray(indices), mask=jnp.asarray(mask))
+    return replace(data, indices=on_device(indices), mask=on_device(mask))
 
 
 def _check_rows(data: AnyDataset, rows: np.ndarray | Sequence[int]) -> None:

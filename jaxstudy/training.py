@@ -51,7 +51,7 @@ EvalStep = Callable[..., Metrics]  # (state, batch, *args)
 def init_state(model: Model, tx: optax.GradientTransformation, key: Key) -> TrainState:
     """A fresh state at step 0; one key fixes both the weights and the later steps."""
     init_key, run_key = jax.random.split(key)
-    params, extra = model.init(init_key)
+    params, extra = jax.jit(model.init)(init_key)  # not operation by operation
     return TrainState(jnp.int32(0), params, extra, tx.init(params), run_key)
 
 

@@ -11,7 +11,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
+from unittest import mock
 
 # Before jax, keras or matplotlib are imported. The cache is this session's own: a
 # killed process may leave a torn entry, which jax would then find for ever.
@@ -65,6 +66,21 @@ def float64() -> Iterator[None]:
         yield
     keras.config.set_floatx(floatx)
     keras.config.set_dtype_policy(policy)
+
+
+def numpy_kernels() -> Any:
+    """A patch: Keras's first kernels by numpy. Compiling its own takes half a minute,
+    of InceptionV3."""
+    import keras
+    import numpy as np
+
+    numbers = np.random.default_rng(0)
+
+    def random(self: Any, shape: Sequence[int], dtype: Any = None) -> Any:
+        scale = np.sqrt(2 / np.prod(shape[:-1]))
+        return numbers.normal(0, scale, shape).astype(dtype or "float32")
+
+    return mock.patch.object(keras.initializers.VarianceScaling, "__call__", random)
 
 
 def pytest_sessionfinish() -> None:
@@ -137,19 +153,50 @@ def smoke(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Smoke:
     return run
 
 
-def run_smoke(name: str, folder: Path, notes: Path) -> Any:
+def run_smoke(name: str, folder: Path, notes: Path) -> int:
     """Run a lesson at smoke in this process: its exit code."""
     from jaxstudy.data.sources import NOTES
-    from jaxstudy.runs import cli
 
-    module = load("experiments", name)
-    argv = [f"{name}.py", "--preset", "smoke", "--run-dir", str(folder)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(NOTES, str(notes))
-        patch.setattr(sys, "argv", argv)
+        module = load("experiments", name)
+        return run_script(module, "--preset", "smoke", "--run-dir", folder)
+
+
+def run_script(module: Any, *arguments: object, **actions: Any) -> int:
+    """A script, loaded and perhaps patched, as from a command line: its exit code."""
+    from jaxstudy.runs import cli
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
+        lesson = getattr(module, "LESSON", None)
         with pytest.raises(SystemExit) as ended:
-            cli.experiment(module.main, module.PRESETS, module.LESSON)
-    return ended.value.code
+            cli.experiment(module.main, module.PRESETS, lesson, **actions)
+    assert isinstance(ended.value.code, int | None)
+    return ended.value.code or 0
+
+
+class Answer(NamedTuple):
+    """What a program came to: its exit code, and what it said."""
+
+    code: int
+    out: str
+    error: str
+
+
+Ask = Callable[..., Answer]
+
+
+@pytest.fixture
+def ask(capsys: Said) -> Ask:
+    """Ask a script, as `run_script` does, and hear what it says."""
+
+    def ask(module: Any, *arguments: object, **actions: Any) -> Answer:
+        capsys.readouterr()
+        code, said = run_script(module, *arguments, **actions), capsys.readouterr()
+        return Answer(code, said.out, said.err)
+
+    return ask
 
 
 def assert_rounding(found: Any, want: Any, ulps: float) -> None:

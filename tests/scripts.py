@@ -9,9 +9,9 @@ import pytest
 from tests.conftest import ROOT
 
 
-def run_script(name: str, *arguments: object) -> Any:
-    """The exit code of `python experiments/NAME.py ARGUMENTS`."""
-    path = str(ROOT / "experiments" / f"{name}.py")
+def run_script(name: str, *arguments: object, folder: str = "experiments") -> Any:
+    """The exit code of `python FOLDER/NAME.py ARGUMENTS`."""
+    path = str(ROOT / folder / f"{name}.py")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [path, *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:

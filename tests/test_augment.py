@@ -25,6 +25,7 @@ from jaxstudy.images.augment import (
     augment,
     augment_batch,
     augmented,
+    background,
     draw,
     shift,
     warp,
@@ -35,10 +36,10 @@ from jaxstudy.types import Array, Batch, Key, Mean, PyTree, UserError
 KEY = jax.random.key(0)
 PIPELINE = (Flip("both"), Rotation(0.1), Zoom(0.2), Translation(0.1, 0.1))
 SHORT = (Flip(), Rotation(0.1))  # for what takes long to compile
-warp_compiled = jax.jit(warp)
+warp_compiled = jax.jit(warp, static_argnums=2)
 warp_batch_compiled = jax.jit(warp_batch)
 augment_compiled = jax.jit(augment, static_argnums=2)
-augment_batch_compiled = jax.jit(augment_batch, static_argnums=2)
+augment_batch_compiled = jax.jit(augment_batch, static_argnums=(2, 3))
 shift_compiled = jax.jit(shift)
 
 
@@ -88,6 +89,26 @@ def test_a_layer_equals_that_of_keras(name: str) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-4)
 
 
+def test_a_fill_is_the_constant_of_keras() -> None:
+    images, constant = noise(2, 6, 9, 2), {"fill_mode": "constant", "fill_value": 255}
+    layers = (
+        keras.layers.RandomTranslation((0.3, 0.3), (-0.2, -0.2), **constant),
+        (Translation((0.3, 0.3), (-0.2, -0.2))),
+    )
+    theirs = np.asarray(layers[0](images, training=True))
+    ours = augment_batch_compiled(KEY, images, layers[1:], 255)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-4)
+    assert np.all(ours[:, 0] == 255)
+
+
+def test_the_background_is_what_most_corners_show() -> None:
+    drawings = np.full((4, 5, 5, 3), 255, np.uint8)
+    drawings[:, 1:-1] = np.arange(12).reshape(4, 1, 1, 3)
+    drawings[0, 0, 0] = 9
+    assert background(drawings) == 255
+    assert background(np.arange(300).reshape(4, 5, 5, 3)) is None
+
+
 @pytest.mark.parametrize("mode", ["vertical", "both"])
 def test_a_flip_is_exactly_that_of_keras(mode: Any) -> None:
     image = noise(5, 6, 2)
@@ -106,8 +127,11 @@ def test_a_flip_is_exactly_that_of_keras(mode: Any) -> None:
     assert seen[0] == seen[1] == {image.tobytes(), mirrored.tobytes()}
 
 
+@pytest.mark.parametrize("fill", [None, 3.0])
 @pytest.mark.parametrize("size", [(7, 10), (4, 1)], ids=str)
-def test_any_map_equals_scipy(size: tuple[int, int], float64: None) -> None:
+def test_any_map_equals_scipy(
+    size: tuple[int, int], fill: float | None, float64: None
+) -> None:
     # also those that no layer draws: sheared, and far beyond the border
     rng = np.random.default_rng(2)
     image = rng.normal(size=(*size, 1))
@@ -118,9 +142,10 @@ def test_any_map_equals_scipy(size: tuple[int, int], float64: None) -> None:
         matrix[:2] = rng.normal(size=(2, 3)) * [1, 1, 10]
         sources = matrix[:2, :2] @ pixels + matrix[:2, 2:] + centre
         expected = scipy.ndimage.map_coordinates(
-            image[..., 0], sources, order=1, mode="reflect"
-        )
-        got = np.asarray(warp_compiled(image, matrix))
+            image[..., 0], sources, order=1, cval=fill or 0,
+            mode="reflect" if fill is None else "grid-constant",
+        )  # fmt: skip
+        got = np.asarray(warp_compiled(image, matrix, fill))
         np.testing.assert_allclose(got.ravel(), expected, rtol=0, atol=1e-12)
 
 

@@ -24,6 +24,7 @@ from jaxstudy.images.sets import Images, RecordImages, read_images
 from jaxstudy.types import UserError
 from tests.conftest import ROOT, Patch, Said
 from tests.test_images import idx
+from tests.test_layers import MODULES
 
 Prepared = tuple[Path, dict[str, np.ndarray]]
 
@@ -391,19 +392,32 @@ def test_a_download_that_fails(tmp_path: Path, monkeypatch: Patch) -> None:
         read_images("tfds:jaxstudy_varied", data_dir=tmp_path, image_size=(8, 9))
 
 
-def test_no_tensorflow_and_no_tfds_unless_asked(emoji: Prepared) -> None:
-    """In a process of its own: Keras, in others, may import what it finds."""
+def test_no_tensorflow_no_tfds_unless_asked_and_nobodys_hooks(emoji: Prepared) -> None:
+    """In a process of its own: Keras, in others, may import what it finds.
+
+    Whoever imports any module keeps their own hooks, and the backend of figures.
+    """
+    own = [n for n in MODULES if n != "__main__" and not n.startswith("experiments")]
+    names = ", ".join(f"jaxstudy.{name}".rstrip(".") for name in own)
     code = f"""
-import sys
+import logging, signal, sys
 from pathlib import Path
+
+def seen():
+    filters = [logging.getLogger(name).filters for name in ("absl", "asyncio")]
+    return sys.unraisablehook, sys.excepthook, signal.getsignal(2), str(filters)
+
+before = seen()
 import jaxstudy.__main__
 from jaxstudy.images.sets import read_images
 assert 'tensorflow_datasets' not in sys.modules
 found = read_images('tfds:emoji', data_dir=Path({str(emoji[0])!r}))
 assert len(found.splits['train'].y) == 24
-import jaxstudy.data.builders
+import {names}
 assert 'tensorflow_datasets' in sys.modules
 assert 'tensorflow' not in sys.modules
+assert 'matplotlib.pyplot' not in sys.modules
+assert seen() == before, seen()
 """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],

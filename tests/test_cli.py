@@ -1,6 +1,7 @@
 """The command line: what is wrong is said in one sentence, with exit code 2."""
 
 import errno
+import functools
 import json
 import os
 import shutil
@@ -8,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import tiny
@@ -17,41 +18,22 @@ from jax.errors import JaxRuntimeError
 from jaxstudy.runs import cli, terminal
 from jaxstudy.runs.run import Stopped, locked
 from jaxstudy.types import Refused, UserError
-from tests.conftest import ROOT, contents
-
-
-class Answer(NamedTuple):
-    """What a program came to."""
-
-    code: int
-    out: str
-    error: str
-
+from tests.conftest import Answer, Ask, Patch, Said, contents, load, run_script
 
 Call = Callable[..., Answer]
 
 
+def here(ask: Ask, module: Any, patch: Patch, tmp_path: Path) -> Call:
+    """Call a script with some arguments, in an empty folder."""
+    patch.chdir(tmp_path)
+    patch.setenv("COLUMNS", "200")
+    return functools.partial(ask, module, predict=module.predict)
+
+
 @pytest.fixture
-def call(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-) -> Call:
-    """Call the tiny experiment with some arguments, in this process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["tiny.py", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.experiment(tiny.main, tiny.PRESETS, predict=tiny.predict)
-        said = capsys.readouterr()
-        code = ended.value.code
-        assert isinstance(code, int | None)
-        return Answer(code or 0, said.out, said.err)
-
-    return call
+def call(ask: Ask, monkeypatch: Patch, tmp_path: Path) -> Call:
+    """Call the tiny experiment."""
+    return here(ask, tiny, monkeypatch, tmp_path)
 
 
 def refused(answer: Answer) -> str:
@@ -66,12 +48,7 @@ def refused(answer: Answer) -> str:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the smoke preset; not to be changed."""
     folder = tmp_path_factory.mktemp("cli") / "run"
-    arguments = ["tiny.py", "--preset", "smoke", "--run-dir", str(folder)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", arguments)
-        with pytest.raises(SystemExit) as ended:
-            cli.experiment(tiny.main, tiny.PRESETS, predict=tiny.predict)
-    assert not ended.value.code
+    assert run_script(tiny, "--preset", "smoke", "--run-dir", folder) == 0
     return folder
 
 
@@ -197,13 +174,10 @@ def test_what_is_not_there(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_is_not_overwritten(call: Call, finished: Path) -> None:
-    before = contents(finished)
-    where = ["--run-dir", finished]
+def test_a_change_has_to_be_allowed(call: Call, finished: Path, tmp_path: Path) -> None:
+    before, where = contents(finished), ["--run-dir", finished]
     same = refused(call(*where, "--preset", "smoke"))
     assert "already holds a run of this config" in same
-    other = refused(call(*where, "--preset", "smoke", "--rate", "0.1"))
-    assert "rate: 0.05 there, 0.1 here" in other
     changed = refused(call(*where, "--resume", "--rate", "0.1", "--keep", "best"))
     assert "rate: 0.05 there, 0.1 here" in changed
     assert "keep: 'last' there, 'best' here" in changed
@@ -211,10 +185,18 @@ def test_a_run_is_not_overwritten(call: Call, finished: Path) -> None:
     preset = refused(call(*where, "--resume", "--preset", "full"))
     assert "preset: 'smoke' there, 'full' here" in preset
     assert contents(finished) == before
+    shutil.copytree(finished, tmp_path / "run")
+    longer = ["--run-dir", "run", "--resume", "--epochs", 4, "--allow-change"]
+    assert call(*longer).code == 0
+    config, result = (
+        json.loads((tmp_path / "run" / f"{name}.json").read_text())
+        for name in ("config", "result")
+    )
+    assert (config["config"]["epochs"], result["steps"]) == (4, 12)
 
 
 def test_without_an_interval_the_values_are_printed(
-    capsys: pytest.CaptureFixture[str],
+    capsys: Said,
 ) -> None:
     metrics = {
         "few": {"mean": 1.5, "low": None, "high": None, "n": 2, "of": "seeds",
@@ -266,32 +248,16 @@ def test_a_run_goes_on_knowing_its_folder_alone(call: Call, tmp_path: Path) -> N
     assert predictions[0].startswith("predicted ")
 
 
-def test_a_change_that_is_allowed(call: Call, finished: Path, tmp_path: Path) -> None:
-    shutil.copytree(finished, tmp_path / "run")
-    where = ["--run-dir", "run", "--resume"]
-    assert call(*where, "--epochs", 4, "--allow-change").code == 0
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["config"]["epochs"] == 4
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["steps"] == 12
-
-
-def test_loaded_parameters_predict_the_same(call: Call, finished: Path) -> None:
+def test_loaded_parameters_and_those_alone_predict_the_same(
+    call: Call, finished: Path
+) -> None:
     begin = ["--load-params", finished, "--rate", 1e-30, "--epochs", 1]
     assert call("--run-dir", "next", *begin).code == 0
-    predictions = [
-        call("--predict", 1, 2, "--run-dir", f).out for f in (finished, "next")
-    ]
-    assert predictions[0] == predictions[1]
-
-
-def test_parameters_alone_predict_the_same(call: Call, finished: Path) -> None:
-    made = call("--preset", "smoke", "--save", "params", "--run-dir", "params")
-    assert made.code == 0
-    predictions = [
-        call("--predict", 1, 2, "--run-dir", f).out for f in (finished, "params")
-    ]
-    assert predictions[0] == predictions[1]
+    alone = ["--run-dir", "params", "--preset", "smoke", "--save", "params"]
+    assert call(*alone).code == 0
+    folders = (finished, "next", "params")
+    said = {call("--predict", 1, 2, "--run-dir", folder).out for folder in folders}
+    assert len(said) == 1
     (Path("params") / "result.json").unlink()
     assert "--save params" in refused(call("--resume", "--run-dir", "params"))
 
@@ -328,9 +294,7 @@ def test_what_cannot_be_predicted_from(
         (Stopped(2), 130, "stopped by SIGINT; --resume goes on\n"),
     ],
 )
-def test_exit_codes(
-    capsys: pytest.CaptureFixture[str], error: Exception, code: int, said: str
-) -> None:
+def test_exit_codes(capsys: Said, error: Exception, code: int, said: str) -> None:
     def work() -> None:
         raise error
 
@@ -339,7 +303,7 @@ def test_exit_codes(
 
 
 def test_what_the_system_refuses_is_not_the_users_error(
-    capsys: pytest.CaptureFixture[str],
+    capsys: Said,
 ) -> None:
     def read(code: int) -> Callable[[], None]:
         def work() -> None:
@@ -357,7 +321,7 @@ def test_what_the_system_refuses_is_not_the_users_error(
 
 @pytest.mark.parametrize("lines", [1, 100_000])  # more than a pipe and buffers hold
 def test_a_reader_that_left_is_no_error(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, lines: int
+    capsys: Said, monkeypatch: Patch, lines: int
 ) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -367,9 +331,7 @@ def test_a_reader_that_left_is_no_error(
     assert capsys.readouterr().err == ""
 
 
-def test_an_output_that_is_full(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_output_that_is_full(capsys: Said, monkeypatch: Patch) -> None:
     with open("/dev/full", "w") as output, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", output)
         assert cli.exit_code(lambda: print("x")) == 1
@@ -400,7 +362,7 @@ def test_a_run_folder_that_is_not_utf8(call: Call, tmp_path: Path) -> None:
 
 
 def test_names_that_are_not_utf8_are_printed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: Patch, tmp_path: Path
 ) -> None:
     with (tmp_path / "out").open("w", encoding="ascii") as output:
         monkeypatch.setattr(sys, "stdout", output)
@@ -420,7 +382,7 @@ def test_a_damaged_result_is_made_again(call: Call, finished: Path, text: str) -
     assert results[0] == results[1]
 
 
-def test_metrics_are_named_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_metrics_are_named_as_they_are(capsys: Said) -> None:
     times = {"steps": 1, "wall_s": 1.0, "compile_s": 0.5, "train_s": 0.5}
     terminal.print_result(
         "tiny", {"metrics": {"class [/x] :bug:": 0.5}, **times}, Path("run")
@@ -441,7 +403,7 @@ def test_metrics_are_named_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
     ],
 )
 def test_where_compiled_programs_are_kept(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str | None
+    monkeypatch: Patch, variables: dict[str, str], expected: str | None
 ) -> None:
     for name in ("HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
@@ -481,8 +443,8 @@ while not pathlib.Path(__file__).with_name("go").exists():
 def test_a_killed_studys_lesson_is_noticed_by_the_next(
     tmp_path: Path,
     start: Any,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    capsys: Said,
+    monkeypatch: Patch,
 ) -> None:
     from jaxstudy import __main__ as program
 
@@ -524,7 +486,7 @@ def test_a_killed_studys_lesson_is_noticed_by_the_next(
 
 
 def test_a_study_begins_with_what_needs_no_data(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capfd: Said, monkeypatch: Patch
 ) -> None:
     """In the order of the lessons' numbers; data that is missing stops nothing."""
     from jaxstudy import __main__ as program
@@ -549,7 +511,7 @@ def test_a_study_begins_with_what_needs_no_data(
 
 
 def test_a_report_that_fails_stops_no_study(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: Said, monkeypatch: Patch
 ) -> None:
     from jaxstudy import __main__ as program
 
@@ -565,8 +527,8 @@ def test_a_report_that_fails_stops_no_study(
 @pytest.mark.parametrize("words", [["report", ""], ["study", "--runs", ""]])
 def test_an_empty_folder_of_runs(
     words: list[str],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    capsys: Said,
+    monkeypatch: Patch,
     tmp_path: Path,
 ) -> None:
     from jaxstudy import __main__ as program
@@ -583,61 +545,22 @@ def test_an_empty_folder_of_runs(
 
 
 @pytest.fixture
-def admission(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-) -> Call:
-    import importlib.util
-
-    path = ROOT / "experiments" / "ch1_admission.py"
-    spec = importlib.util.spec_from_file_location("ch1_admission", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "ch1_admission", module)
-    spec.loader.exec_module(module)
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["ch1_admission.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.experiment(module.main, module.PRESETS, predict=module.predict)
-        said = capsys.readouterr()
-        code = ended.value.code
-        assert isinstance(code, int | None)
-        return Answer(code or 0, said.out, said.err)
-
-    return call
+def admission(ask: Ask, monkeypatch: Patch, tmp_path: Path) -> Call:
+    return here(ask, load("experiments", "ch1_admission"), monkeypatch, tmp_path)
 
 
 TABLE = "admit,gre,gpa,rank\n" + "1,500,3.1,2\n0,600,2.9,3\n" * 6
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("text", "expected"),  # of more, in test_tabular.py
     [
         ("", "t.csv is empty"),
         (TABLE.replace("gpa", "gap"), "t.csv: column 'gpa' is missing"),
-        (TABLE.replace("gpa", "gre"), "t.csv: column 'gre' occurs more than once"),
         (
             TABLE + "1,abc,3,1\n",
             "t.csv, row 13 (line 14), column 'gre': 'abc' is not a number",
         ),
-        (TABLE + "1,,3,1\n", "t.csv, row 13 (line 14), column 'gre': '' is blank"),
-        (
-            TABLE + "1,500,1e400,1\n",
-            "t.csv, row 13 (line 14), column 'gpa': '1e400' is too large",
-        ),
-        (
-            TABLE + "1,500,NaN,1\n",
-            "t.csv, row 13 (line 14), column 'gpa': 'NaN' is not a number",
-        ),
-        (
-            TABLE + "2,500,3,1\n",
-            "t.csv, row 13 (line 14), column 'admit': '2' is none of 0, 1",
-        ),
-        (TABLE + "1,500,3\n", "t.csv, row 13 (line 14): 3 fields where the header has"),
         (TABLE.replace("\n0", "\n1"), "t.csv: column 'admit' is 1 in every row"),
         (None, "t.csv cannot be read: No such file or directory"),
     ],

@@ -1,5 +1,6 @@
-"""The small CNN: Keras's with copied weights, and what it says of its layers."""
+"""Lesson 2.0, 2.1 and its CNN: Keras's with copied weights, what it compares, draws."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -8,10 +9,18 @@ import keras
 import numpy as np
 import pytest
 
+from jaxstudy.dataset import dataset
+from jaxstudy.images import figures
+from jaxstudy.images.augment import shift_curve
+from jaxstudy.images.splits import ImageSplits
 from jaxstudy.model import parameter_count
-from jaxstudy.models.cnn import cnn
-from jaxstudy.objectives import cross_entropy
-from jaxstudy.types import Array
+from jaxstudy.models.cnn import MATCHED, cnn, matched_cnn, practised_cnn
+from jaxstudy.objectives import cross_entropy, masked_mean
+from jaxstudy.records import Log
+from jaxstudy.types import Array, TrainState
+from tests.conftest import load
+
+lesson: Any = load("experiments", "ch2_cnn")
 
 SHAPE, CLASSES, FILTERS, HIDDEN = (11, 12, 2), 3, (4, 5), (6,)
 
@@ -112,3 +121,124 @@ def test_dropout_is_for_training_and_needs_a_key() -> None:
 def test_without_filters_it_is_a_dense_network_on_all_pixels() -> None:
     model = cnn(SHAPE, CLASSES, filters=(), hidden=(7,))
     assert parameter_count(model) == (11 * 12 * 2 + 1) * 7 + (7 + 1) * CLASSES
+
+
+def test_blocks_norm_and_the_global_average_are_keras_s() -> None:
+    """Two convolutions before a pooling, statistics of a batch, and running ones."""
+    model = cnn(
+        SHAPE, CLASSES, filters=((2, 3), 4), hidden=(), norm=True,
+        head="global average",
+    )  # fmt: skip
+    params, extra = jax.jit(model.init)(jax.random.key(0))
+    layers: list[Any] = [keras.Input(SHAPE), keras.layers.Rescaling(1 / 255)]
+    for i, filters in enumerate((2, 3, 4)):
+        layers += [
+            keras.layers.Conv2D(filters, 3, padding="same", use_bias=False),
+            keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5),
+            keras.layers.ReLU(),
+            *([keras.layers.MaxPooling2D(2)] if i == 1 else []),
+        ]
+    layers += [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(CLASSES)]
+    other = keras.Sequential(layers)
+    arrays: list[Any] = []
+    for i in (1, 2, 3):
+        norm, statistics = params[f"norm_{i}"], extra["batch_stats"][f"norm_{i}"]
+        arrays += [params[f"conv_{i}"]["kernel"], norm["scale"], norm["bias"]]
+        arrays += [statistics["mean"], statistics["var"]]
+    other.set_weights([*arrays, *(params["output"][k] for k in ("kernel", "bias"))])
+    x = np.random.default_rng(0).integers(0, 256, (4, *SHAPE)).astype(np.float32)
+    apply = jax.jit(model.apply, static_argnames="train")
+    key = jax.random.key(1)
+    for train in (True, False):  # and so with what the training changed
+        got, extra = apply(params, extra, x, train=train, key=key if train else None)
+        np.testing.assert_allclose(got, other(x, training=train), atol=1e-4)
+    assert parameter_count(model) == sum(
+        np.size(w) for w in other.trainable_variables
+    )  # fmt: skip
+
+
+def test_a_global_average_forgets_where() -> None:
+    """Far from the border and by whole windows of the pooling before it, exactly."""
+    model = cnn((24, 24, 1), 3, filters=(2, 3), hidden=(5,), head="global average")
+    params, extra = jax.jit(model.init)(jax.random.key(0))
+    x = np.zeros((1, 24, 24, 1), np.uint8)
+    x[0, 8:12, 8:12, 0] = np.random.default_rng(0).integers(0, 256, (4, 4))
+    both = np.concatenate([x, np.roll(x, (4, 2), (1, 2))])
+    one, other = jax.jit(
+        lambda x: model.apply(params, extra, x, train=False, key=None)
+    )(both)[0]
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3)])
+def test_compared_networks_have_as_many_parameters(shape: Any) -> None:
+    counts = {n: parameter_count(matched_cnn(n, shape, 10)) for n in MATCHED}
+    assert counts["max pooling"] == parameter_count(cnn(shape, 10))
+    for count in counts.values():
+        assert count == pytest.approx(counts["max pooling"], rel=0.02)
+    assert set(counts) == set(lesson.COMPARED)
+    assert 200_000 < parameter_count(practised_cnn(shape, 10)) < 500_000
+
+
+def test_the_lowest_pooling_is_that_of_each_seed() -> None:
+    accuracy = {"no pooling": [0.5, 0.6], "max pooling": [0.7, 0.9]}
+    accuracy |= {"average pooling": [0.6, 0.8], "global average pooling": [0.8, 0.5]}
+    gain = lesson.lowest_gain({n: np.array(v) for n, v in accuracy.items()})
+    np.testing.assert_allclose(gain.values, [0.1, -0.1])
+
+
+def test_a_shift_curve_is_the_mean_of_four_directions() -> None:
+    x = np.zeros((1, 5, 5, 1), np.uint8)
+    x[0, 1, 2] = 1  # two pixels up it is gone; to the other sides it is still there
+    state = TrainState(*[jnp.zeros(2)] * 5)
+
+    def eval_step(state: TrainState, batch: Any) -> Any:
+        rows = batch["x"].sum((1, 2, 3)).astype(jnp.float32) + state.params
+        return {"accuracy": masked_mean(rows, batch["mask"])}
+
+    curve = shift_curve(eval_step, state, dataset({"x": x}), range(3))
+    np.testing.assert_allclose(curve, [[1, 1], [1, 1], [0.75, 0.75]])
+
+
+def test_the_practised_network_alone_has_its_own_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Augmentation, epochs and seeds; the rate of every network ends at 0."""
+    data = dataset({"x": np.zeros((6, 8, 8, 1), np.uint8), "y": np.arange(6) % 2})
+    sets = ImageSplits(data, data, data, ("a", "b"), (8, 8, 1))
+    run: Any = SimpleNamespace(sub_run=lambda name: Log())
+    layers: list[Any] = []
+    calls: list[Any] = []
+
+    def spy(model: Any, objective: Any, tx: Any, data: Any, **how: Any) -> Any:
+        calls.append(((how["epochs"], how["batch_size"], how["seeds"]), tx))
+        return SimpleNamespace(state=None)
+
+    monkeypatch.setattr(lesson, "augmented", lambda plain, given: layers.append(given))
+    monkeypatch.setattr(lesson.training, "train_seeds", spy)
+    config = lesson.Config(practised_epochs=3, epochs=2, batch_size=3, seeds=4)
+    model = cnn((8, 8, 1), 2, filters=(2,), hidden=())
+    lesson.train("max pooling", model, config, sets, run)
+    assert layers == []
+    lesson.train(lesson.PRACTISED, model, config, sets, run)
+    assert layers == [lesson.LAYERS]
+    assert [how for how, _ in calls] == [(2, 3, 4), (3, 128, 2)]
+    for steps, tx in ((4, calls[0][1]), (3, calls[1][1])):
+        weights = {"w": jnp.ones(1)}
+        opt_state, lengths = tx.init(weights), []
+        for _ in range(steps + 1):
+            updates, opt_state = tx.update({"w": jnp.ones(1)}, opt_state, weights)
+            lengths.append(abs(float(updates["w"][0])))
+        assert lengths[-1] < 1e-3 * max(lengths)
+
+
+def test_shown_channels_differ() -> None:
+    rng = np.random.default_rng(0)
+    a, b, c = rng.normal(size=(3, 9, 9))
+    maps = np.stack([2 * a, b, -3 * a, 0 * a, 1.9 * a, 0.1 * b + 0.05 * c], -1)
+    # of the three with the most contrast, two are one, up to a factor
+    assert figures.distinct_channels(maps, 2)[0] == 2
+    assert figures.distinct_channels(maps[..., :4], 3) == [2, 1, 0]
+    chosen = figures.distinct_channels(maps, 6)
+    assert sorted(chosen) == [0, 1, 2, 4, 5]  # the constant one is left out
+    assert figures.distinct_channels(np.zeros((4, 4, 3)), 2) == [0]

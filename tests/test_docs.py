@@ -38,7 +38,7 @@ from jaxstudy.training import (
     make_eval_step,
     make_train_step,
 )
-from tests.conftest import ROOT, load
+from tests.conftest import ROOT, load, numpy_kernels
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
@@ -158,9 +158,12 @@ def test_the_code_of_a_page_runs(
     monkeypatch.chdir(tmp_path)
     program = tmp_path / f"{page.stem}_{language}.py"
     program.write_text("\n".join(fences(page, language)))
-    with warnings.catch_warnings():
-        if language == "keras":  # what it warns of among its own is not ours to mend
-            warnings.simplefilter("ignore", DeprecationWarning)
+    if language == "python":
+        runpy.run_path(str(program))
+        return
+    with warnings.catch_warnings(), numpy_kernels():
+        # what it warns of among its own is not ours to mend
+        warnings.simplefilter("ignore", DeprecationWarning)
         runpy.run_path(str(program))
 
 
@@ -200,7 +203,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 @pytest.mark.parametrize("page", with_fences("sh"), ids=name_of)
 def test_the_commands_of_a_page_parse(page: Path, monkeypatch: Patch) -> None:
     make = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for name in ("data", "study", "write_report"):
+    for name in ("data", "study", "join", "write_report"):
         monkeypatch.setattr(jaxstudy.__main__, name, lambda *_: None)
     for words in commands(page):
         match words:

@@ -99,6 +99,10 @@ def test_boundaries_by_quantiles() -> None:
     column = fit_columns([Indicator(Bucketized("age", 4))], values).columns[0]
     assert column.of.boundaries == ()
     assert column.of.absent == (MISSING,)
+    # a fold may have no value at all: then whatever comes later counts as nothing
+    none, later = (pd.DataFrame({"age": [*v, None]}) for v in ([None], ["7"]))
+    x = encoded([Indicator(Bucketized("age", 4))], none, later).x
+    np.testing.assert_array_equal(x, [[0, 0], [1, 0]])
 
 
 def test_multi_hot() -> None:

@@ -1,4 +1,4 @@
-"""Lesson 2.2.1 and 2.2.3: folders with problems, sets split by group, paired seeds."""
+"""Lesson 2.2.3: folders with problems, sets split by group, paired seeds."""
 
 import json
 import sys
@@ -14,6 +14,7 @@ from PIL import Image
 from jaxstudy.images import folder_sets
 from jaxstudy.images.emoji import emoji_group, emoji_splits
 from jaxstudy.runs import cli
+from jaxstudy.study import sizes
 from tests.conftest import load
 
 lesson: Any = load("experiments", "ch2_augmentation")
@@ -77,7 +78,9 @@ def test_problems_are_left_out_and_listed_and_seeds_are_paired(
 
     metrics = json.loads((where / "result.json").read_text())["metrics"]
     gain = "accuracy gained by augmentation"
-    assert metrics[f"middle size: {gain}"] == metrics[f"24 images: {gain}"]
+    assert metrics[f"middle sizes: {gain}"] == metrics[f"24 images: {gain}"]
+    assert set(metrics[f"24 images: {gain}"]["values"]) == {0}
+    assert lesson.WIDEST not in metrics  # two seeds have no interval
 
     lines = (where / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
@@ -174,11 +177,10 @@ def test_sets_are_disjoint_by_group_and_the_test_set_is_everyones(
 
 
 def test_only_one_arm_sees_other_versions() -> None:
-    config = lesson.PRESETS["smoke"]
-    model = lesson.cnn((8, 8, 3), 2, filters=())
-    step = jax.jit(lesson.train_step_of_arms(model, config))
+    model, tx = lesson.cnn((8, 8, 3), 2, filters=()), lesson.optax.adam(1e-3)
+    step = jax.jit(lesson.train_step_of_arms(model, tx, 255.0))
     state = lesson.training.init_replicas(
-        model, lesson.optax.adam(1e-3), jax.random.split(jax.random.key(0), 1)
+        model, tx, jax.random.split(jax.random.key(0), 1)
     )
     state = jax.tree.map(lambda a: a[0], state)
     x = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
@@ -190,3 +192,13 @@ def test_only_one_arm_sees_other_versions() -> None:
 
     assert loss(0, 0) == loss(0, 1)
     assert len({loss(0, 0), loss(1, 0), loss(1, 1)}) == 3  # new ones at each step
+
+
+def test_the_middle_sizes_and_the_end_of_training() -> None:
+    by_epoch = np.arange(16.0)[:, None] ** 2 * [[1, -1]]  # [epochs, seeds]
+    want = (14**2 + 15**2 - 12**2 - 13**2) / 2
+    np.testing.assert_allclose(sizes.last_rise(by_epoch), [want, -want])
+    test = {"a": np.array([[0.5, 0.5]]), "b": np.array([[0.75, 1.0]])}
+    result = sizes.size_metrics([7], test, {"gain": ("b", "a")})
+    assert result["7 images: gain"].values == (0.25, 0.5)
+    assert result["7 images: gain"].of == "seeds, paired"

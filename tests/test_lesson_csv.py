@@ -2,9 +2,8 @@
 
 import csv
 import io
+import itertools
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
@@ -14,46 +13,35 @@ import pandas as pd
 import pytest
 
 from jaxstudy.messages import MAX_CHARACTERS
-from jaxstudy.runs import cli, plots, terminal
+from jaxstudy.runs import plots
 from jaxstudy.runs.run import open_run
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.tabular import prediction
 from jaxstudy.tabular.columns import Category, Embedding, Indicator, Numeric
 from jaxstudy.tabular.comparison import as_indicator, class_prior, compare_on_folds
 from jaxstudy.tabular.cross_validation import held_out_split, stratified_splits
-from jaxstudy.tabular.encoding import Features
+from jaxstudy.tabular.encoding import Features, cumulative
 from jaxstudy.tabular.fitting import fit_columns
 from jaxstudy.tabular.prediction import read_columns, save_columns
 from jaxstudy.tabular.sets import read_titanic, with_titles_and_decks
 from jaxstudy.tabular.settings import TableSettings
 from jaxstudy.types import UserError
-from tests.conftest import load
+from tests.conftest import Answer, Ask, Patch, load, run_script
 
 titanic: Any = load("experiments", "ch4_csv")
 lesson: Any = load("experiments", "ch4_table")
 QUICKLY = ("--preset", "smoke", "--epochs", 1, "--hidden", 4, "--folds", 2)
 HEADER = ["x", "colour", "town", "bought"]
-Ask = Callable[..., tuple[int, str, str]]
-
-
-def run_script(module: Any, arguments: tuple[object, ...]) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.experiment(module.main, module.PRESETS, predict=module.predict)
-    return int(ended.value.code or 0)
 
 
 @pytest.fixture
-def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
-    """Run a script in this process, ch4_table unless said: code, output, errors."""
+def ask(ask: Ask) -> Ask:
+    """Ask ch4_table, unless said."""
 
-    def ask(*arguments: object, module: Any = lesson) -> tuple[int, str, str]:
-        code = run_script(module, arguments)
-        out, err = capsys.readouterr()
-        return code, out, err
+    def of_table(*arguments: object, module: Any = lesson) -> Answer:
+        return ask(module, *arguments, predict=module.predict)
 
-    return ask
+    return of_table
 
 
 def rows(n: int = 120) -> list[list[str]]:
@@ -83,7 +71,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = written(root / "mine.csv", rows())
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     where = ("--csv", path, "--label", "bought", "--run-dir", root / "run")
-    assert run_script(lesson, (*QUICKLY, *where)) == 0
+    assert run_script(lesson, *QUICKLY, *where) == 0
     return root / "run"
 
 
@@ -108,9 +96,13 @@ def test_every_kind_of_column_is_there_and_none_of_a_leak() -> None:
     columns = [column for of_kind in titanic.KINDS.values() for column in of_kind]
     fitted = fit_columns(columns, with_titles_and_decks(read_titanic()))
     assert not {*fitted.sources} & {*titanic.LEAKS}
-    assert [*titanic.KINDS] == [
-        "numeric", "bucketized", "indicator", "embedding", "hashed", "crossed",
-    ]  # fmt: skip
+    sets = cumulative(titanic.KINDS, columns, "all columns")
+    assert [*sets] == [*[*titanic.KINDS][:-1], "all columns"]
+    for smaller, larger in itertools.pairwise(sets.values()):
+        assert larger[: len(smaller)] == smaller
+    assert [*sets["all columns"]] == columns
+    few = cumulative(titanic.KINDS, titanic.KINDS["+ crossed"], "all")
+    assert few == {"all": titanic.KINDS["+ crossed"]}
     for leak in titanic.LEAKING:
         with pytest.raises(UserError, match="gives away who survived"):
             titanic.without_leaks([*columns, leak])
@@ -139,12 +131,17 @@ def test_columns_that_are_refused(
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-def test_some_columns_of_the_passengers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_columns_of_the_passengers(monkeypatch: Patch) -> None:
     given: dict[str, Any] = {}
 
-    def compare(*arguments: Any, groups: Any, mistaken: Any, **_: Any) -> Any:
+    def compare(*arguments: Any, groups: Any, mistaken: Any, pairs: Any) -> Any:
         given.update(columns=arguments[2] | arguments[3], groups=groups)
-        given.update(networks={*arguments[2]}, splits=arguments[4], mistaken=mistaken)
+        given.update(
+            pairs=pairs,
+            networks={*arguments[2]},
+            splits=arguments[4],
+            mistaken=mistaken,
+        )
         return {}
 
     def train(table: Any, y: Any, columns: Any, *_: Any) -> Any:
@@ -166,9 +163,11 @@ def test_some_columns_of_the_passengers(monkeypatch: pytest.MonkeyPatch) -> None
         assert not {*groups[train_rows]} & {*groups[held_out]}
     assert given["mistaken"] is None
     assert given["networks"] == {
-        "network", "without numeric", "without bucketized", "without indicator",
-        "without crossed", "with boat and body (a leak)",
+        "network, all columns", "network, numeric", "network, + indicator",
+        "network, + bucketized", "with boat and body (a leak)",
     }  # fmt: skip
+    assert (titanic.REGRESSION + ", + bucketized", titanic.REGRESSION + ", + indicator"
+            ) in given["pairs"]  # fmt: skip
     for columns in given["columns"].values():
         sources = {*Features(tuple(columns)).sources}
         assert sources - {*titanic.LEAKS} <= {"age", "sex"}
@@ -298,7 +297,7 @@ class Inferred(NamedTuple):
 
 
 @pytest.fixture
-def inferred(ask: Ask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def inferred(ask: Ask, monkeypatch: Patch, tmp_path: Path) -> Any:
     """Run the script on a file of this text, up to the training."""
     given: dict[str, Any] = {}
 
@@ -402,10 +401,8 @@ def test_errors_are_told_before_a_label_that_tells_nothing(inferred: Any) -> Non
     assert second == "the label 'left' is 'yes' in every row: there is nothing to tell"
 
 
-def test_a_column_may_have_any_name(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Mathematics for the figures, markup for the terminal, and very long."""
+def test_a_column_may_have_any_name(monkeypatch: Patch) -> None:
+    """Mathematics for the figures, and very long; of markup, test_cli.py."""
     names = [r"$\frac$", "[/b]", "x" * 100_000]
     estimates = {name: Estimate(0.0, -1.0, 1.0, 5, "rows") for name in names}
     drawn: list[str] = []
@@ -418,9 +415,6 @@ def test_a_column_may_have_any_name(
     plots.save_differences(cast(Any, None), "d", estimates, "x")
     assert drawn[:2] == [r"\$\frac\$", "[/b]"]
     assert len(drawn[2]) == MAX_CHARACTERS
-    times = dict.fromkeys(("wall_s", "compile_s", "train_s", "steps"), 0)
-    terminal.print_result("t", {"metrics": {"[/b]": 1.0}, **times}, Path("run"))
-    assert "[/b]" in capsys.readouterr().out
 
 
 def stored(folder: Path, fitted: Features, classes: tuple[str, ...]) -> Any:
@@ -443,7 +437,7 @@ def stored(folder: Path, fitted: Features, classes: tuple[str, ...]) -> Any:
     ],
 )
 def test_passengers_need_the_columns_that_were_read(
-    tmp_path: Path, header: str, says: str | None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, header: str, says: str | None, monkeypatch: Patch
 ) -> None:
     titles = Indicator(Category("title")), Indicator(Category("deck", separator=" "))
     train = with_titles_and_decks(read_titanic())
@@ -460,9 +454,7 @@ def test_passengers_need_the_columns_that_were_read(
     return None
 
 
-def test_no_spreadsheet_runs_a_prediction(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_no_spreadsheet_runs_a_prediction(monkeypatch: Patch, tmp_path: Path) -> None:
     fitted = fit_columns([Numeric("x")], pd.DataFrame({"x": ["1", "2"]}))
     run = stored(tmp_path, fitted, ("-1.5", "=1+1", "@a"))
     (tmp_path / "t.csv").write_text("x,x2,x2\n0,-,1\n1,,\n2,,\n")  # doubled, unread

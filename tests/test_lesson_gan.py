@@ -22,23 +22,18 @@ from jaxstudy.models.dcgan import LATENT_SIZE
 from jaxstudy.runs import cli
 from jaxstudy.runs.run import read_saved
 from jaxstudy.runs.statistics import frechet_distance
-from tests.conftest import Smoke, contents, load
+from tests.conftest import Patch, Said, Smoke, contents, load, run_script
 
 lesson: Any = load("experiments", "ch5_gan")
 orders: Any = load("experiments", "ch5_orders")
 sizes: Any = load("experiments", "ch5_sizes")
 FRECHET = "Frechet distance of this CNN's features"
-Patch = pytest.MonkeyPatch
-Captured = pytest.CaptureFixture[str]
 
 
-def run(patch: Patch, folder: Path, *arguments: object, module: Any = lesson) -> Any:
-    """The exit code of a script at smoke in a folder, in this process."""
-    argv = [f"{module.__name__}.py", "--preset", "smoke", "--run-dir", str(folder)]
-    patch.setattr(sys, "argv", [*argv, *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.experiment(module.main, module.PRESETS, sample=lesson.sample)
-    return ended.value.code
+def run(folder: Path, *arguments: object, module: Any = lesson) -> int:
+    """The exit code of a script at smoke in a folder."""
+    where = "--preset", "smoke", "--run-dir", folder
+    return run_script(module, *where, *arguments, sample=lesson.sample)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +128,7 @@ def test_a_killed_run_ends_with_the_same_numbers_and_pictures(
         with pytest.raises(Crash):
             cli.experiment(lesson.main, lesson.PRESETS)
     assert not (folder / "samples" / "epoch_002.png").exists()
-    assert run(monkeypatch, folder, "--resume") == 0
+    assert run(folder, "--resume") == 0
     assert contents(folder / "samples") == contents(smoke_run / "samples")
     assert metrics_of(folder) == metrics_of(smoke_run)
     rows, others = ((f / "metrics.jsonl").read_text() for f in (folder, smoke_run))
@@ -141,11 +136,9 @@ def test_a_killed_run_ends_with_the_same_numbers_and_pictures(
     assert rows == others
 
 
-def test_samples_from_the_saved_run(
-    smoke_run: Path, monkeypatch: Patch, capsys: Captured
-) -> None:
+def test_samples_from_the_saved_run(smoke_run: Path, capsys: Said) -> None:
     before = contents(smoke_run)
-    assert run(monkeypatch, smoke_run, "--sample", 5) == 0
+    assert run(smoke_run, "--sample", 5) == 0
     path = smoke_run / "samples" / "sample_of_5_by_seed_0.png"
     assert capsys.readouterr().out == f"written to {path}\n"
     picture = path.read_bytes()
@@ -159,7 +152,7 @@ def test_samples_from_the_saved_run(
         made.unlink()
     for count in (0, -3, 10_001):
         capsys.readouterr()
-        assert run(monkeypatch, smoke_run, f"--sample={count}") == 2
+        assert run(smoke_run, f"--sample={count}") == 2
         says = f"error: --sample makes 1 to 10,000 images, not {count:,}\n"
         assert capsys.readouterr().err == says
     assert contents(smoke_run) == before
@@ -182,22 +175,21 @@ def test_bad_settings_are_one_sentence_and_leave_no_trace(
     words: tuple[str, ...],
     says: str,
     tmp_path: Path,
-    monkeypatch: Patch,
-    capsys: Captured,
+    capsys: Said,
 ) -> None:
-    assert run(monkeypatch, tmp_path / "run", *words, module=module) == 2
+    assert run(tmp_path / "run", *words, module=module) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
 def test_missing_data_is_told_with_what_brings_it(
-    tmp_path: Path, monkeypatch: Patch, capsys: Captured
+    tmp_path: Path, monkeypatch: Patch, capsys: Said
 ) -> None:
     def missing(*args: Any, **options: Any) -> Any:
         raise MissingData("no images: `make data` brings them")
 
     monkeypatch.setattr(gan_images, "read_images", missing)
-    assert run(monkeypatch, tmp_path / "run") == 2
+    assert run(tmp_path / "run") == 2
     assert capsys.readouterr().err == "error: no images: `make data` brings them\n"
 
 
@@ -218,7 +210,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_folder_of_pictures_is_brought_to_the_networks(
-    folder: Path, channels: int, capsys: Captured
+    folder: Path, channels: int, capsys: Said
 ) -> None:
     """To their size, and to grey or colour; no picture is in two sets."""
     (folder / "cats" / "broken.png").write_bytes(b"none")
@@ -238,7 +230,7 @@ def test_a_folder_of_pictures_is_brought_to_the_networks(
 
 
 def test_images_of_one_class_are_compared_without_the_cnn(
-    folder: Path, tmp_path: Path, monkeypatch: Patch, capsys: Captured
+    folder: Path, tmp_path: Path, monkeypatch: Patch, capsys: Said
 ) -> None:
     """And no count is larger than what there is, which is said. By small networks."""
     for module in (lesson, orders):
@@ -247,9 +239,9 @@ def test_images_of_one_class_are_compared_without_the_cnn(
     shutil.rmtree(folder / "dogs")
     words = ("--folder", folder, "--channels", "3", "--images", "50", "--held-out", 9)
     made, compared = tmp_path / "made", tmp_path / "compared"
-    assert run(monkeypatch, made, *words, "--epochs", 1) == 0
+    assert run(made, *words, "--epochs", 1) == 0
     variants = ("--variants", "alternating", "--variant-images", 40)
-    assert run(monkeypatch, compared, *words, *variants, module=orders) == 0
+    assert run(compared, *words, *variants, module=orders) == 0
     common = [
         "warning: --images 50: there are only 16 images to train on, so it is 16",
         "warning: --held-out 9: there are only 2 held-out images, so it is 2",
@@ -276,6 +268,7 @@ def test_images_of_one_class_are_compared_without_the_cnn(
 def test_the_size_formula(kernel: int, padding: int, stride: int) -> None:
     """A transposed convolution makes of n rows what a convolution makes n of."""
     rows = sizes.formula_rows(5, kernel, stride, padding)
+    assert sizes.convolved_rows(rows, kernel, stride, padding) == 5
     assert (rows + 2 * padding - kernel) // stride + 1 == 5
     assert sizes.jax_rows(5, kernel, stride, padding) == rows
     if kernel >= stride:

@@ -53,11 +53,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     )
     config = lesson.Config(
         fine_tune_from="block0", image_size=32, small_size=8, sizes=(6, 2286, 100),
-        filters=(4,), epochs=2, regression_epochs=40, tuning_epochs=1, seeds=2,
+        versions=2, epochs=2, regression_epochs=20, tuning_epochs=1, seeds=2,
         batch_size=10, rate=0.01,
     )  # fmt: skip
     found = SimpleNamespace(
-        config=config, network=network, begun={}, ended={}, given={}
+        config=config, network=network, begun={}, ended={}, given={}, data={}
     )
 
     def read(spec: str, *, image_size: tuple[int, int], channels: int) -> ImageSet:
@@ -71,7 +71,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     def fit(state: Any, *args: Any, **options: Any) -> Any:
         name = options["log"].name
         found.begun[name] = jax.device_get(state)
-        found.given[name] = options
+        found.given[name], found.data[name] = options, args[1]
         fitted = real(state, *args, **options)
         found.ended[name] = jax.device_get(fitted.state)
         return fitted
@@ -95,12 +95,16 @@ def test_the_whole_lesson_and_what_it_predicts(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for arm in ("pixels", "scratch", "scratch, augmented", "frozen", "fine-tuned"):
-        assert f"30 images, {arm}: test accuracy" in finished.result
-    assert finished.result["30 images, frozen: test accuracy"].mean > 0.9
-    for arm in ("scratch", "frozen"):
-        fewest = finished.result[f"fewest images, {arm}: test accuracy"]
-        assert fewest == finished.result[f"6 images, {arm}: test accuracy"]
+    result = finished.result
+    for arm in lesson.ARMS:
+        assert f"30 images, {arm}: test accuracy" in result
+    assert result["30 images, frozen: test accuracy"].mean > 0.9
+    for gain, arms in lesson.GAINS.items():
+        one, over = (result[f"30 images, {arm}: test accuracy"] for arm in arms)
+        values = result[f"30 images: {gain}"].values
+        np.testing.assert_allclose(values, np.subtract(one.values, over.values))
+    tuned = [result[f"{n} images: gained by fine-tuning"].mean for n in (6, 30)]
+    assert result[lesson.LEAST].mean == min(tuned)
     assert "block0" in (finished.folder / "summary.txt").read_text()
     assert {path.stem for path in (finished.folder / "figures").iterdir()} == {
         "curves", "predictions", "sizes",
@@ -125,15 +129,12 @@ def test_fine_tuning_begins_where_the_regression_ended(
     finished: SimpleNamespace,
 ) -> None:
     """Before its first step, the network says what the regression says."""
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    _, rest = backbones.flatten_interface(
-        *backbones.split_pooled_features(STAGES, "block0", image), image
-    )
-    state, ended = finished.begun["fine-tuned"], finished.ended["frozen"]
+    state, ended = finished.begun["fine-tuned"], finished.ended["head"]
     kept, plain = (
         finished.given[arm]["evaluators"]["test"].data.arrays["x"]
         for arm in ("fine-tuned", "frozen")
     )
+    rest = backbones.with_stored_statistics(STAGES[1:], kept[:1])
     regression = tuning.regression(plain.shape[1], 3)
     tuned = compose(rest, regression)
     for replica in range(4):
@@ -150,16 +151,36 @@ def test_fine_tuning_begins_where_the_regression_ended(
         np.testing.assert_allclose(got, want, atol=1e-4)
 
 
-def test_each_training_is_standardised_by_its_own_images(
-    finished: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+def test_controls_differ_from_what_they_are_compared_with_in_one_thing(
+    finished: SimpleNamespace,
 ) -> None:
-    monkeypatch.setattr(subsets, "read_images", finished.read)
-    images = lesson.read(finished.config, 8)
-    assert [len(np.unique(r)) for r in images.indices[:, 0]] == [6, 30]
-    x = images.sets["train"]["x"].reshape(30, -1).astype(np.float32) / 255
-    found = finished.begun["pixels"].extra["standardization"].mean
-    for replica, rows in enumerate(images.indices.reshape(4, 30)):
-        np.testing.assert_allclose(found[replica], x[rows].mean(0), atol=1e-6)
+    arms = ("random weights", "equal resolution", "frozen")
+    epochs = {arm: given["epochs"] for arm, given in finished.given.items()}
+    assert {epochs[arm] for arm in arms} == {epochs["head"] + epochs["fine-tuned"]}
+    want = finished.data["frozen"]
+    for arm in (*arms, "head", "fine-tuned"):
+        data = finished.data[arm]
+        assert np.array_equal(data.indices, want.indices)
+        assert np.array_equal(data.arrays["y"], want.arrays["y"])
+    assert np.array_equal(finished.data["head"].arrays["x"], want.arrays["x"])
+    for arm in arms[:2]:
+        assert not np.allclose(finished.data[arm].arrays["x"], want.arrays["x"])
+
+
+def test_every_image_is_there_in_two_versions(finished: SimpleNamespace) -> None:
+    """The first as it is. Each training is standardised by its own images."""
+    data = finished.data["frozen"]
+    x, rows = np.asarray(data.arrays["x"]), np.asarray(data.indices)
+    assert len(x) == 60
+    assert rows.shape == (4, 60)
+    assert np.array_equal(rows[:, :30] + 30, rows[:, 30:])
+    assert [len(np.unique(of_replica)) for of_replica in rows] == [12, 12, 60, 60]
+    y = np.asarray(data.arrays["y"])
+    assert np.array_equal(y[:30], y[30:])
+    assert not np.any(np.all(np.isclose(x[:30], x[30:]), 1))
+    found = finished.begun["frozen"].extra["standardization"].mean
+    for replica, own in enumerate(rows):
+        np.testing.assert_allclose(found[replica], x[own].mean(0), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,17 @@ import pytest
 
 from jaxstudy.objectives import token_cross_entropy
 from jaxstudy.runs.run import read_sealed
+from jaxstudy.text.ngram import bits, fit_ngram
 from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary
-from jaxstudy.text.windows import passage_windows
+from jaxstudy.text.windows import passage_windows, with_shuffled_contexts
+from jaxstudy.text.word_sets import KNOWN, TEST, ngram_baseline, word_sets
 from tests.conftest import Smoke, load
 from tests.scripts import run_script
 
 lesson: Any = load("experiments", "ch3_next_word")
 CONFIG = lesson.Config(context=3, window=5, embedding=4, units=6)
 SIZE = 7  # words; the start is the next number
-NETWORKS = tuple(lesson.HIDDEN_LAYERS)
+NETWORKS = [n for n, (_, seen) in lesson.NETWORKS.items() if seen == "windows"]
 
 
 def test_only_the_bag_answers_the_same_to_shuffled_words(smoke: Smoke) -> None:
@@ -31,6 +33,8 @@ def test_only_the_bag_answers_the_same_to_shuffled_words(smoke: Smoke) -> None:
         ordered, shuffled = (metrics[f"{name}: {order}"] for order in lesson.ORDERS)
         assert (ordered == shuffled) == (name == "bag of words")
     assert set(lesson.LESSON.metrics) <= set(metrics)
+    shuffled, bag = (metrics[m]["values"] for m in (lesson.CONTROLS[1], lesson.BAGS[0]))
+    assert metrics[lesson.RATIO]["values"] == pytest.approx(np.divide(shuffled, bag))
     verdicts = [claim.verdict for claim in lesson.LESSON.judge(metrics)]
     assert verdicts == ["undetermined"] * 4 + ["holds"]  # of two seeds
 
@@ -116,3 +120,36 @@ def test_what_a_network_sees(name: str) -> None:
     keys = jax.random.split(jax.random.key(0))
     dropped = [objective(params, {}, batch, key)[0] for key in keys]
     assert len({float(v) for v in (loss, *dropped)}) == 3
+
+
+def test_contexts_are_shuffled_in_training_alone_and_each_in_its_own_way() -> None:
+    seen = []
+
+    def objective(params: Any, extra: Any, batch: Any, key: Any) -> Any:
+        seen.append(np.asarray(batch["x"]))
+        return 0.0, ({}, {})
+
+    shuffled = with_shuffled_contexts(objective)
+    batch = {"x": jnp.arange(60).reshape(6, 10)}
+    for key in (jax.random.key(0), jax.random.key(1), None):
+        shuffled({}, {}, batch, key)
+    first, second, evaluated = seen
+    np.testing.assert_array_equal(evaluated, batch["x"])
+    for x in (first, second):
+        np.testing.assert_array_equal(np.sort(x, 1), batch["x"])
+    assert np.any(first != second)
+    assert len({tuple(row % 10) for row in first}) == 6
+
+
+def test_known_words_are_measured_apart() -> None:
+    """The words that are not 0, by the networks' sets and the n-gram model alike."""
+    numbers = {split: [np.array([1, 2, 0, 3, 1, 0, 2])] for split in
+               ("train", "validation", "test")}  # fmt: skip
+    sets = word_sets(numbers, context=2, window=3, start=4, asked=4)["windows"]
+    counted = {name: int(np.sum(sets[name].arrays["real"])) for name in (TEST, KNOWN)}
+    assert counted == {TEST: 7, KNOWN: 5}
+    metrics = ngram_baseline(numbers, 4, [1])
+    p = np.exp2(-bits(fit_ngram(numbers["train"], 4, 1), numbers["test"]))
+    known = np.exp(-np.log(p[[0, 1, 3, 4, 6]]).mean())
+    assert metrics[f"n-gram: {KNOWN}"] == pytest.approx(known)
+    assert metrics["test: share of unknown words"] == 2 / 7

@@ -63,12 +63,10 @@ def test_panels_in_rows_share_an_axis_and_leave_no_empty_one(
         plots.Panel(f"{i}", "x", "loss", {"a": ([1, 2], [i, i + 1])}, note=f"note {i}")
         for i in (1, 5, 9)
     ]
-    plots.save_lines(run, "lines", panels, columns=2, share_y=True)
     plots.save_lines(run, "lines", panels, columns=2)
-    shared, apart = drawn
-    assert len(shared.axes) == len(apart.axes) == 3
+    (shared,) = drawn
+    assert len(shared.axes) == 3
     assert len({axis.get_ylim() for axis in shared.axes}) == 1
-    assert len({axis.get_ylim() for axis in apart.axes}) == 3
     assert [axis.get_ylabel() for axis in shared.axes] == ["loss", "", "loss"]
     notes = [axis.texts[0].get_text() for axis in shared.axes]
     assert notes == ["note 1", "note 5", "note 9"]
@@ -92,3 +90,16 @@ def test_a_logarithmic_chart_is_shared_and_labelled_in_plain_numbers() -> None:
     svg = base64.b64decode(source.split(",")[1]).decode()
     assert ">0.01<" in svg
     assert "10^{" not in svg
+
+
+def test_panels_of_one_quantity_share_its_axis(drawn: list[Figure]) -> None:
+    run: Any = None
+    panels = [
+        plots.Panel("", "epoch", label, {"a": ([0, 1], [low, low + 1])})
+        for label, low in (("accuracy", 0.0), ("loss", 9.0), ("accuracy", 5.0))
+    ]
+    plots.save_lines(run, "curves", panels)
+    one, other, same = (axis.get_ylim() for axis in drawn[0].axes)
+    assert one == same != other
+    assert one[0] <= 0
+    assert one[1] >= 6

@@ -297,6 +297,16 @@ def test_which_checkpoints_stay_crashed_or_not(
     assert rows_of(folder) == rows_of(tmp_path / "whole")
 
 
+def test_every_epochs_end_is_seen_for_a_callback_or_a_checkpoint(folder: Path) -> None:
+    for keep, on_epoch, seen in (
+        ("last", None, False), ("every", None, True), ("best", None, True),
+        ("last", print, True),
+    ):  # fmt: skip
+        options = Options(keep=keep)  # pyright: ignore[reportArgumentType]
+        with opened(folder / f"{keep} {seen}", options=options) as run:
+            assert run.sub_run(on_epoch=on_epoch).every_epoch == seen
+
+
 @pytest.mark.parametrize("cut", [40, "row"])
 def test_a_torn_last_line_is_dropped(whole: Reference, copy: Path, cut: Any) -> None:
     """Killed between the rows of the last epoch and its checkpoint."""

@@ -23,13 +23,15 @@ from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.pretrained import features
 from jaxstudy.pretrained.backbones import (
+    Backbone,
+    at_resolution,
     backbone,
     check_image_size,
-    flatten_interface,
-    pooled_features,
+    on_pixels,
     pretrained,
     select_weights,
-    split_pooled_features,
+    untrained,
+    with_stored_statistics,
 )
 from jaxstudy.pretrained.features import frozen_features
 from jaxstudy.training import init_state, make_train_step
@@ -141,36 +143,13 @@ def test_weights_are_taken_by_stage() -> None:
     assert {name for tree in part["extra"].values() for name in tree} == {"stem"}
 
 
-@pytest.mark.parametrize(("name", "size"), [("block0", 512 + 32), ("pool", 256 + 48)])
-def test_a_network_cut_in_two_is_the_whole_one(name: str, size: int) -> None:
-    """As (places, means) and as one array, which is what is kept between the two."""
-    given, x = whole_weights(), jnp.asarray(IMAGES)
-    alone = [applied(sequential(STAGES[:n], IMAGE), given, x) for n in (1, 2)]
-    want = jnp.concatenate([a.mean((1, 2)) for a in alone], -1)
-    whole = applied(pooled_features(STAGES, IMAGE), given, x)
-    np.testing.assert_allclose(whole, want, atol=1e-6)
-    cut = split_pooled_features(STAGES, name, IMAGE)
-    flat = flatten_interface(*cut, IMAGE)
-    assert applied(flat[0], given, x).shape == (len(x), size)
-    for first, rest in (cut, flat):
-        names = [
-            set(jax.eval_shape(m.init, jax.random.key(1))[0]) for m in (first, rest)
-        ]
-        assert names[0].isdisjoint(names[1])
-        got = applied(rest, given, applied(first, given, x))
-        np.testing.assert_allclose(got, want, atol=1e-6)
-    with pytest.raises(UserError, match="'stem' is the first layer"):
-        split_pooled_features(STAGES, "stem", IMAGE)
-
-
 def test_stored_statistics_stay_while_layers_train() -> None:
-    first, rest = flatten_interface(
-        *split_pooled_features(STAGES, "block0", IMAGE), IMAGE
-    )
     params, extra = whole_weights()
+    first = with_stored_statistics(FROZEN, IMAGE)
+    rest = with_stored_statistics(TRAINED, FEATURES)
     x = applied(first, (params, extra), jnp.asarray(IMAGES))
     begin = pretrained(rest, {"params": params, "extra": extra})
-    model, tx = compose(begin, mlp(48, (), 3)), optax.adam(0.1)
+    model, tx = compose(begin, mlp(16, (), 3)), optax.adam(0.1)
     state = init_state(model, tx, jax.random.key(0))
     before = jax.device_get(state)
     chex.assert_trees_all_equal(before.params["first"]["block0"], params["block0"])
@@ -181,6 +160,36 @@ def test_stored_statistics_stay_while_layers_train() -> None:
         lambda a, b: not np.array_equal(a, b), after.params, before.params
     )
     assert all(jax.tree.leaves(moved))
+
+
+NETWORK = Backbone(
+    "efficientnet_lite0", STAGES, {}, lambda x: jnp.asarray(x) / 127.5 - 1
+)
+PIXELS = np.random.default_rng(1).integers(0, 256, (64, 8, 8, 3)).astype(np.uint8)
+
+
+def test_an_untrained_network_normalises_by_the_images_it_was_shown() -> None:
+    """So what it does in evaluation is what BatchNorm does with that batch."""
+    one, same, other = (untrained(NETWORK, PIXELS, seed) for seed in (0, 0, 1))
+    chex.assert_trees_all_equal(one.weights, same.weights)
+    kernels = [jax.tree.leaves(n.weights["params"])[0] for n in (one, other)]
+    assert not np.array_equal(*kernels)
+    model, x = sequential(STAGES, IMAGE), NETWORK.preprocess(jnp.asarray(PIXELS))
+    given = one.weights["params"], one.weights["extra"]
+    want, _ = model.apply(*given, x, train=True, key=None)
+    np.testing.assert_allclose(applied(model, given, x), want, atol=1e-3)
+
+
+def test_at_a_resolution_nothing_finer_is_seen() -> None:
+    """Two images that are equal once they are reduced have the same features."""
+    board = np.indices((8, 8)).sum(0)[None, :, :, None] % 2 * np.ones((1, 1, 1, 3))
+    pair = [np.uint8(127 + 60 * sign * board - 30 * sign) for sign in (1, -1)]
+    model = on_pixels(at_resolution(NETWORK, 2), FIRST)
+    seen = [applied(model, weights().values(), x) for x in pair]
+    np.testing.assert_allclose(*seen, atol=0.05)
+    plain = on_pixels(NETWORK, FIRST)
+    seen = [applied(plain, weights().values(), x) for x in pair]
+    assert np.abs(seen[0] - seen[1]).max() > 0.1
 
 
 def test_bad_input_is_named(tmp_path: Path) -> None:

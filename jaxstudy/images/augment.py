@@ -3,8 +3,8 @@
 Every layer draws an affine map, and the maps of a pipeline are multiplied before any
 pixel is read. So four layers cost one interpolation and blur the image once, where one
 resampling after the other, as in Keras, costs and blurs four times. Otherwise the two
-differ only where a border is crossed twice: here the image is continued by reflection
-at its own border, there at that of every picture in between.
+differ only where a border is crossed twice: here the image is continued, by reflection
+or in one colour (`fill`), at its own border, there at that of every picture in between.
 
 Images are [H, W, C] in any range: nothing is clipped or rounded, and integers become
 float32. Coordinates are (row, column), in pixels, from the centre of the image: there,
@@ -12,14 +12,17 @@ flips, rotations and zooms are linear, and exact where they should be.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxstudy.training import EvalStep
+from jaxstudy.dataset import AnyDataset
+from jaxstudy.training import EvalStep, Evaluator
 from jaxstudy.types import (
     Array,
     Batch,
@@ -182,43 +185,51 @@ def _reflected(coordinates: Array, n: int) -> Array:
     return jnp.clip(jnp.minimum(phase, 2 * n - phase) - 0.5, 0, n - 1)
 
 
-def _sources(images: Array, matrices: Array) -> tuple[Array, Array, Array]:
+def _sources(
+    images: Array, matrices: Array, fill: float | None
+) -> tuple[Array, Array, Array]:
     """Where the pixels of the outputs come from, [B, H, W], given maps [B, 3, 3].
 
     The upper left of four neighbours, as its number among all pixels of the batch, and
-    how far below it and to the right of it the source is, in [0, 1].
+    the weights [2, B, H, W] of the two rows and of the two columns. Beyond a border
+    that is filled, weights sum to less than 1.
     """
     count, height, width, _ = images.shape
     matrices = matrices.astype(images.dtype)
     rows = jnp.arange(height, dtype=images.dtype)[:, None] - (height - 1) / 2
     columns = jnp.arange(width, dtype=images.dtype) - (width - 1) / 2
-    first, beyond = [], []
+    first, weights = [], []
     for axis, n in enumerate((height, width)):
         by_row, by_column, offset = (matrices[:, axis, i, None, None] for i in range(3))
         from_centre = by_row * rows + by_column * columns + offset
-        coordinates = _reflected(from_centre + (n - 1) / 2, n)
+        coordinates = from_centre + (n - 1) / 2
+        if fill is None:
+            coordinates = _reflected(coordinates, n)
         whole = jnp.clip(jnp.floor(coordinates), 0, max(n - 2, 0))
         first.append(whole.astype(jnp.int32))
-        beyond.append(coordinates - whole)
+        beyond = coordinates - whole
+        near, next_ = 1 - jnp.abs(beyond), 1 - jnp.abs(1 - beyond)
+        # a single row or column has no next one
+        weights.append(jnp.maximum(jnp.stack([near, next_ * (n > 1)]), 0))
     image = jnp.arange(count, dtype=jnp.int32)[:, None, None]
-    return (image * height + first[0]) * width + first[1], beyond[0], beyond[1]
+    return (image * height + first[0]) * width + first[1], *weights
 
 
-def _interpolated(images: Array, first: Array, below: Array, right: Array) -> Array:
+def _interpolated(
+    images: Array, first: Array, rows: Array, columns: Array, fill: float | None
+) -> Array:
     """Bilinear interpolation between four neighbours; see `_sources`."""
     _, height, width, channels = images.shape
-    pixels = images.reshape(-1, channels)
-    # a single row or column has no next one, which would count nothing
+    pixels = images.reshape(-1, channels) - (fill or 0)
     row, column = width * (height > 1), int(width > 1)
-    above, below = (1 - below)[..., None], below[..., None]
-    left, right = (1 - right)[..., None], right[..., None]
+    (above, below), (left, right) = rows[..., None], columns[..., None]
 
     def neighbour(step: int) -> Array:
         return pixels.at[first + step].get(mode="promise_in_bounds")
 
     upper = left * neighbour(0) + right * neighbour(column)
     lower = left * neighbour(row) + right * neighbour(row + column)
-    return above * upper + below * lower
+    return above * upper + below * lower + (fill or 0)
 
 
 def _floating(images: Array) -> Array:
@@ -226,20 +237,22 @@ def _floating(images: Array) -> Array:
     return images.astype(jnp.promote_types(images.dtype, jnp.float32))
 
 
-def warp(image: Array, matrix: Array) -> Array:
+def warp(image: Array, matrix: Array, fill: float | None = None) -> Array:
     """Resample an image [H, W, C] by a map [3, 3]; see `Layer.draw`.
 
-    Bilinear, and beyond its border the image is continued by its reflection, border
-    pixels repeated: the "reflect" of Keras. In float32, or float64 if the image is.
+    Bilinear. Beyond its border the image is continued by its reflection, border pixels
+    repeated: the "reflect" of Keras; with a `fill` by pixels of that value, Keras's
+    "constant". In float32, or float64 if the image is.
     """
     images = _floating(image)[None]
-    return _interpolated(images, *_sources(images, matrix[None]))[0]
+    return _interpolated(images, *_sources(images, matrix[None], fill), fill)[0]
 
 
-def warp_batch(images: Array, matrices: Array) -> Array:
+def warp_batch(images: Array, matrices: Array, fill: float | None = None) -> Array:
     """As `warp`, for images [B, H, W, C] by maps [B, 3, 3]."""
     images = _floating(images)
-    sources = _sources(images, matrices)
+    sources = _sources(images, matrices, fill)
+    interpolated = functools.partial(_interpolated, fill=fill)
 
     # On a CPU, XLA would put all of this inside of whatever reads the result, where the
     # sources are computed anew for every channel: 14 ms instead of 3.3 for 64 images of
@@ -248,21 +261,23 @@ def warp_batch(images: Array, matrices: Array) -> Array:
     def on_cpu(images: Array, *sources: Array) -> Array:
         nothing = jnp.all(matrices == jnp.eye(3))
         return jax.lax.cond(
-            nothing, lambda images, *_: images, _interpolated, images, *sources
+            nothing, lambda images, *_: images, interpolated, images, *sources
         )
 
     return jax.lax.platform_dependent(
-        images, *sources, cpu=on_cpu, default=_interpolated
+        images, *sources, cpu=on_cpu, default=interpolated
     )
 
 
-def augment(key: Key, image: Array, layers: Layers) -> Array:
+def augment(key: Key, image: Array, layers: Layers, fill: float | None = None) -> Array:
     """One random version of an image [H, W, C]: these layers in order, read once."""
     height, width, _ = image.shape
-    return warp(image, draw(key, (height, width), layers))
+    return warp(image, draw(key, (height, width), layers), fill)
 
 
-def augment_batch(key: Key, images: Array, layers: Layers) -> Array:
+def augment_batch(
+    key: Key, images: Array, layers: Layers, fill: float | None = None
+) -> Array:
     """Random versions of images [B, H, W, C]: `augment` with a key for each.
 
     The keys are `jax.random.split(key, B)`.
@@ -270,10 +285,26 @@ def augment_batch(key: Key, images: Array, layers: Layers) -> Array:
     count, height, width, _ = images.shape
     keys = jax.random.split(key, count)
     matrices = jax.vmap(lambda key: draw(key, (height, width), layers))(keys)
-    return warp_batch(images, matrices)
+    return warp_batch(images, matrices, fill)
 
 
-def augmented(objective: Objective, layers: Layers) -> Objective:
+def random_versions(
+    key: Key, images: np.ndarray, layers: Layers, fill: float | None = None
+) -> np.ndarray:
+    """One random version of each of many images uint8 [N, H, W, C], rounded."""
+    version = jax.jit(
+        lambda key, x: jnp.round(augment_batch(key, x, layers, fill)).astype(jnp.uint8)
+    )
+    parts = [
+        np.asarray(version(jax.random.fold_in(key, begin), images[begin : begin + 64]))
+        for begin in range(0, len(images), 64)
+    ]
+    return np.concatenate(parts)
+
+
+def augmented(
+    objective: Objective, layers: Layers, fill: float | None = None
+) -> Objective:
     """Train an objective on random versions of the images x [B, H, W, C] of a batch.
 
     Evaluation, which has no key, is left as it is. Each of the two gets a key of its
@@ -285,19 +316,44 @@ def augmented(objective: Objective, layers: Layers) -> Objective:
     ) -> tuple[Array, tuple[PyTree, Metrics]]:
         if key is not None:
             augment_key, key = jax.random.split(key)
-            batch = {**batch, "x": augment_batch(augment_key, batch["x"], layers)}
+            batch = {**batch, "x": augment_batch(augment_key, batch["x"], layers, fill)}
         return objective(params, extra, batch, key)
 
     return random_versions
 
 
-def on_shifted(eval_step: EvalStep) -> EvalStep:
-    """Evaluate on shifted images: dy and dx of `shift` are its further arguments."""
+def background(images: np.ndarray) -> float | None:
+    """The value of more than half of the corner pixels of images [N, H, W, C].
 
-    def shifted_step(state: TrainState, batch: Batch, dy: Array, dx: Array) -> Metrics:
+    What `fill` should be, as 255 where drawings stand on white; None where there is no
+    such value, as in photographs.
+    """
+    corners = images[:, :: images.shape[1] - 1, :: images.shape[2] - 1]
+    values, counts = np.unique(corners, return_counts=True)
+    found = 2 * counts.max() > corners.size
+    return float(values[counts.argmax()]) if found else None
+
+
+def shift_curve(
+    eval_step: EvalStep, state: TrainState, data: AnyDataset, pixels: Sequence[int]
+) -> list[np.ndarray]:
+    """Accuracies [L] of replicas on images shifted by so many pixels.
+
+    Each is the mean over shifts up, down, left and right; black comes in.
+    """
+
+    def shifted(state: TrainState, batch: Batch, dy: Array, dx: Array) -> Metrics:
         return eval_step(state, {**batch, "x": shift(batch["x"], dy, dx)})
 
-    return shifted_step
+    curve = []
+    for distance in pixels:
+        accuracies = []
+        for dy, dx in ((1, 0), (-1, 0), (0, 1), (0, -1))[: 4 if distance else 1]:
+            steps = [jnp.full(state.step.shape, distance * d) for d in (dy, dx)]
+            values = Evaluator(shifted, data, 500, args=tuple(steps))(state)
+            accuracies.append(values["accuracy"])
+        curve.append(np.mean(accuracies, axis=0))
+    return curve
 
 
 def shift(

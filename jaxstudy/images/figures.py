@@ -1,12 +1,18 @@
-"""Figures of images: what a classifier predicts, and what is made of one image."""
+"""Figures of images: pixels, predictions, and what is made of one image."""
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.patches import Rectangle
 
+from jaxstudy import ops
 from jaxstudy.images import augment
 from jaxstudy.images.augment import Flip, Layer, Rotation, Translation, Zoom
 from jaxstudy.model import Model
@@ -37,7 +43,9 @@ def draw_predictions(
     )
 
 
-def draw_versions(run: Run, image: np.ndarray, layers: Sequence[Layer]) -> None:
+def draw_versions(
+    run: Run, image: np.ndarray, layers: Sequence[Layer], fill: float | None
+) -> None:
     """An image [H, H, 3] in 15 random versions, and what each kind of layer makes."""
     keys, size = jax.random.split(jax.random.key(0), 15), (len(image), len(image))
 
@@ -63,7 +71,7 @@ def draw_versions(run: Run, image: np.ndarray, layers: Sequence[Layer]) -> None:
     singles = [alone(layer) for row in examples.values() for layer in row.values()]
     every = jnp.concatenate([maps(*layers), jnp.stack(singles)])
     copies = jnp.broadcast_to(jnp.asarray(image), (len(every), *image.shape))
-    versions = iter(np.asarray(augment.warp_batch(copies, every)) / 255)
+    versions = iter(np.asarray(augment.warp_batch(copies, every, fill)) / 255)
     grid = [image / 255, *(next(versions) for _ in keys)]
     plots.save_images(
         run,
@@ -80,25 +88,194 @@ def draw_versions(run: Run, image: np.ndarray, layers: Sequence[Layer]) -> None:
     )
 
 
-def draw_maps(
-    run: Run, name: str, model: Model, params: PyTree, extra: PyTree, image: np.ndarray
+def _write_numbers(
+    axis: Axes, values: np.ndarray, title: str, cmap: Any = "gray", top: float = 0.0
 ) -> None:
-    """What each convolution and pooling makes of an image [1, H, W, C], as NAME.png.
+    """Values [H, W] in colours from 0 to 255, or from -top to top, with the numbers."""
+    low, high = (-top, top) if top else (0, 255)
+    drawn = axis.imshow(values, cmap=cmap, vmin=low, vmax=high)
+    for (row, column), value in np.ndenumerate(values):
+        brightness = np.dot(drawn.to_rgba(value)[:3], (0.3, 0.6, 0.1))
+        axis.text(
+            column, row, f"{value:.0f}", ha="center", va="center", fontsize=6,
+            color="white" if brightness < 0.5 else "black",
+        )  # fmt: skip
+    axis.set_title(title, fontsize=9)
+    axis.set(xticks=[], yticks=[])
 
-    model: of `cnn` with `capture`. The eight channels with the most contrast are drawn.
+
+def _show(axis: Axes, image: np.ndarray, title: str, box: tuple[slice, slice]) -> None:
+    """An image, and a frame around the part of it that is enlarged elsewhere."""
+    axis.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    rows, columns = box
+    corner = columns.start - 0.5, rows.start - 0.5
+    sides = columns.stop - columns.start, rows.stop - rows.start
+    axis.add_patch(Rectangle(corner, *sides, fill=False, edgecolor="red", linewidth=2))
+    axis.set_title(title, fontsize=9)
+    axis.set(xticks=[], yticks=[])
+
+
+def _with_edges(image: np.ndarray, side: int) -> tuple[slice, slice]:
+    """The square of an image [H, W] in which neighbours differ most."""
+    side = min(side, *image.shape)
+    steps = np.zeros(image.shape)
+    steps[1:] += np.abs(np.diff(image, axis=0))
+    steps[:, 1:] += np.abs(np.diff(image, axis=1))
+    windows = np.lib.stride_tricks.sliding_window_view(steps, (side, side))
+    sums = windows.sum((-2, -1))
+    row, column = map(int, np.unravel_index(sums.argmax(), sums.shape))
+    return slice(row, row + side), slice(column, column + side)
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    """An image [H, W, C] as [H, W]: the mean of its planes."""
+    return image.mean(-1).round()
+
+
+def draw_pixels(run: Run, image: np.ndarray) -> None:
+    """An image uint8 [H, W, C], and a part of it with its numbers, as pixels.png."""
+    grey = _grey(image)
+    part = _with_edges(grey, 12)
+    figure, axes = plots.subplots(1, 2, figsize=(8.6, 4.4))
+    _show(axes[0], grey, f"image, {_size(grey)} pixels", part)
+    _write_numbers(axes[1], grey[part], f"framed part, {_size(grey[part])} numbers")
+    figure.tight_layout()
+    plots.save(figure, run, "pixels")
+
+
+def draw_planes(run: Run) -> None:
+    """A colour photograph of scikit-learn's and its three planes, as planes.png."""
+    from sklearn.datasets import load_sample_image  # slow to import
+
+    image = np.asarray(load_sample_image("flower.jpg"))[60:380:2, 120:440:2]
+    part = slice(74, 80), slice(44, 50)
+    figure, axes = plots.subplots(2, 4, figsize=(11, 5.8))
+    _show(axes[0, 0], image, f"colour, {_size(image)} x 3", part)
+    _show(axes[1, 0], image[part], "framed part", (slice(0, 6), slice(0, 6)))
+    for i, name in enumerate(("red", "green", "blue")):
+        tinted = np.zeros_like(image)
+        tinted[..., i] = image[..., i]
+        _show(axes[0, i + 1], tinted, f"{name}, {_size(image)}", part)
+        cmap = LinearSegmentedColormap.from_list(name, ["black", name])
+        _write_numbers(axes[1, i + 1], image[part][..., i], f"{name}, numbers", cmap)
+    figure.tight_layout()
+    plots.save(figure, run, "planes")
+
+
+def draw_convolution(run: Run, image: np.ndarray) -> None:
+    """What a 3x3 filter and pooling make of a part of an image, as convolution.png.
+
+    All with numbers, and with both paddings.
+    """
+    grey = _grey(image)
+    x = grey[_with_edges(grey, 8)]
+    kernel = np.array([[-1.0, 0.0, 1.0]] * 3)
+
+    def convolved(padding: ops.Padding) -> np.ndarray:
+        y = ops.conv2d(
+            jnp.asarray(x[None, ..., None], jnp.float32),
+            jnp.asarray(kernel[..., None, None], jnp.float32),
+            padding=padding,
+        )
+        return np.asarray(y)[0, ..., 0]
+
+    same = convolved("SAME")
+    positive = jnp.maximum(jnp.asarray(same), 0)[None, ..., None]
+    pooled = np.asarray(ops.max_pool(positive))[0, ..., 0]
+    panels = {
+        "part of the image": x,
+        "filter": kernel,
+        'convolution, padding "same"': same,
+        'convolution, padding "valid"': convolved("VALID"),
+        '"same", ReLU, max pooling': pooled,
+    }
+    figure, axes = plots.subplots(
+        1, len(panels), figsize=(15, 3.4), width_ratios=[8, 4, 8, 8, 8]
+    )
+    for axis, (title, values) in zip(axes, panels.items(), strict=True):
+        top = 0.0 if values is x else max(1.0, float(np.abs(values).max()))
+        cmap = "RdBu_r" if top else "gray"
+        _write_numbers(axis, values, f"{title}\n{_size(values)}", cmap, top)
+    figure.tight_layout()
+    plots.save(figure, run, "convolution")
+
+
+def distinct_channels(maps: np.ndarray, count: int) -> list[int]:
+    """Channels of feature maps [H, W, F] that differ: at most `count`.
+
+    Of the half with the most contrast (or `count`): first the one with the most, then
+    always the one whose largest correlation with those chosen before, in absolute
+    value, is the smallest. Of constant maps there is one at most.
+    """
+    flat = maps.reshape(-1, maps.shape[-1]).astype(np.float64)
+    spread = flat.std(0)
+    some = np.argsort(-spread)[: max(count, maps.shape[-1] // 2)]
+    some = some[spread[some] > 0] if spread.max() > 0 else some[:1]
+    z = (flat - flat.mean(0))[:, some] / np.maximum(spread[some], 1e-30)
+    nearest = np.abs(z.T @ z) / len(z)
+    chosen = [0]
+    while len(chosen) < min(count, len(some)):
+        largest = nearest[:, chosen].max(1)
+        largest[chosen] = np.inf
+        chosen.append(int(largest.argmin()))
+    return [int(channel) for channel in some[chosen]]
+
+
+def draw_maps(
+    run: Run, model: Model, params: PyTree, extra: PyTree, image: np.ndarray
+) -> None:
+    """What each convolution of a network makes of an image, as maps_1.png, ...
+
+    A column is one of eight filters (`distinct_channels`): what it looks at, its
+    weights there, its feature map, and that map pooled. Of several input channels the
+    one is shown whose weights have the largest norm.
+
+    Args:
+        run: gets the figures.
+        model: of `cnn` with `capture`, its blocks of one convolution and a pooling.
+        params: of the model.
+        extra: of the model.
+        image: uint8 [1, H, W, C].
     """
     apply = jax.jit(functools.partial(model.apply, train=False, key=None))
     (_, values), _ = apply(params, extra, image)
-    layers = sorted(values, key=lambda layer: layer.split()[::-1])  # jit sorts names
-    rows = {"image": (image[0], [image[0]])}
-    for layer in layers:
-        maps = np.asarray(values[layer][0][0])
-        strongest = np.argsort(-maps.std((0, 1)))[:8]
-        rows[layer] = maps, [maps[..., channel] for channel in strongest]
-    names = ["x".join(map(str, maps.shape)) for maps, _ in rows.values()]
-    plots.save_images(
-        run,
-        name,
-        [drawn for _, drawn in rows.values()],
-        rows=[f"{row}\n{size}" for row, size in zip(rows, names, strict=True)],
-    )
+    inputs, above = np.asarray(image[0]) / 255, "image"
+    for layer in range(1, 1 + sum(name.startswith("conv") for name in values)):
+        kernel = np.asarray(params[f"conv_{layer}"]["kernel"])
+        maps = np.asarray(values[f"convolution {layer}"][0][0])
+        pooled = np.asarray(values[f"pooling {layer}"][0][0])
+        columns = distinct_channels(maps, 8)
+        norms = np.square(kernel).sum((0, 1))  # [inputs, filters]
+        sources = [int(norms[:, channel].argmax()) for channel in columns]
+        pairs = list(zip(sources, columns, strict=True))
+        rows = {
+            f"{above}\n{_size(inputs)}": [_bright(inputs[..., s]) for s in sources],
+            "weights\n3 x 3": [_signed(kernel[:, :, s, c]) for s, c in pairs],
+            f"convolution {layer}\n{_size(maps)}": [
+                _bright(maps[..., c]) for c in columns
+            ],
+            f"pooled\n{_size(pooled)}": [_bright(pooled[..., c]) for c in columns],
+        }
+        several = inputs.shape[-1] > 1
+        titles = [
+            [f"channel {s + 1}" if several else "" for s in sources],
+            [f"filter {c + 1}" for c in columns],
+            *[[""] * len(columns)] * 2,
+        ]
+        plots.save_images(run, f"maps_{layer}", [*rows.values()], titles, list(rows))
+        inputs, above = pooled, f"pooled {layer}"
+
+
+def _size(maps: np.ndarray) -> str:
+    return f"{maps.shape[0]} x {maps.shape[1]}"
+
+
+def _bright(values: np.ndarray) -> np.ndarray:
+    """Values [H, W] from 0 up as greys [H, W, 3], 0 black and the largest white."""
+    return np.repeat((values / max(values.max(), 1e-30))[..., None], 3, -1)
+
+
+def _signed(weights: np.ndarray) -> np.ndarray:
+    """Weights [h, w] as colours [h, w, 3]: red above 0, blue below, white 0."""
+    top = max(float(np.abs(weights).max()), 1e-30)
+    return matplotlib.colormaps["RdBu_r"](0.5 + weights / top / 2)[..., :3]

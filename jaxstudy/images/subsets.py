@@ -49,16 +49,13 @@ class ImageSubsets(NamedTuple):
         most = np.bincount(self.sets["train"]["y"]).argmax()
         return float(np.mean(self.sets["test"]["y"] == most))
 
-    def flat(self) -> "ImageSubsets":
-        """The same with x [N, H W C] of 0 to 1."""
-        sets = {
-            name: {
-                **fields,
-                "x": fields["x"].reshape(len(fields["x"]), -1) / np.float32(255),
-            }
-            for name, fields in self.sets.items()
-        }
-        return self._replace(sets=sets)
+    def repeated(self, count: int, copies: int) -> "ImageSubsets":
+        """The same where each of `count` training images is there several times.
+
+        Image i of the copy n is the row i + n count of "train".
+        """
+        indices = [self.indices + n * count for n in range(copies)]
+        return self._replace(indices=np.concatenate(indices, -1))
 
     def datasets(self, arms: int = 1) -> tuple[Dataset, dict[str, Dataset]]:
         """The training set of every replica, and the sets to evaluate on.

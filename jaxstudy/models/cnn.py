@@ -1,17 +1,19 @@
 """Convolutional networks for small images: convolutions, pooling, dense layers."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxstudy import ops
-from jaxstudy.model import Model, from_linen
+from jaxstudy.model import Model, from_linen, parameter_count
 from jaxstudy.types import Array
 
 Pool = Literal["max", "average", "none"]
+Head = Literal["flatten", "global average"]
+Block = int | tuple[int, ...]
 POOLS: dict[Pool, Callable[[Array], Array]] = {
     "max": ops.max_pool,
     "average": ops.average_pool,
@@ -20,13 +22,15 @@ POOLS: dict[Pool, Callable[[Array], Array]] = {
 
 
 class CNN(nn.Module):
-    """[convolution 3x3, ReLU, pooling 2x2] repeated, flattened, dense layers."""
+    """[[convolution 3x3, ReLU] repeated, pooling 2x2] repeated, dense layers."""
 
-    filters: tuple[int, ...]
+    blocks: tuple[tuple[int, ...], ...]
     hidden: tuple[int, ...]
     outputs: int
     pool: Pool
+    head: Head
     padding: ops.Padding
+    norm: bool
     dropout: float
 
     @nn.compact
@@ -34,15 +38,26 @@ class CNN(nn.Module):
         """Map pixels x [B, H, W, C], 0 to 255, to logits [B, outputs]."""
         init = nn.initializers.glorot_uniform()  # as Keras has it
         x = x.astype(jnp.float32) / 255
-        for i, filters in enumerate(self.filters, 1):
-            convolution = nn.Conv(
-                filters, (3, 3), padding=self.padding, kernel_init=init,
-                conv_general_dilated=ops.conv_general_dilated, name=f"conv_{i}",
-            )  # fmt: skip
-            x = nn.relu(convolution(x))
-            self.sow("intermediates", f"convolution {i}", x)
-            x = POOLS[self.pool](x)
-            if self.pool != "none":
+        layer = 0
+        for i, block in enumerate(self.blocks, 1):
+            for filters in block:
+                layer += 1
+                x = nn.Conv(
+                    filters, (3, 3), padding=self.padding, kernel_init=init,
+                    conv_general_dilated=ops.conv_general_dilated,
+                    use_bias=not self.norm, name=f"conv_{layer}",
+                )(x)  # fmt: skip
+                if self.norm:
+                    x = nn.BatchNorm(
+                        use_running_average=not train, momentum=0.9,
+                        name=f"norm_{layer}",
+                    )(x)  # fmt: skip
+                x = nn.relu(x)
+                self.sow("intermediates", f"convolution {layer}", x)
+            if i == len(self.blocks) and self.head == "global average":
+                x = jnp.mean(x, (1, 2))
+            elif self.pool != "none":
+                x = POOLS[self.pool](x)
                 self.sow("intermediates", f"pooling {i}", x)
         x = x.reshape(len(x), -1)
         for i, width in enumerate(self.hidden, 1):
@@ -55,21 +70,69 @@ def cnn(
     image_shape: tuple[int, int, int],
     outputs: int,
     *,
-    filters: tuple[int, ...] = (32, 64),
+    filters: tuple[Block, ...] = (32, 64),
     hidden: tuple[int, ...] = (64,),
     pool: Pool = "max",
+    head: Head = "flatten",
     padding: ops.Padding = "SAME",
+    norm: bool = False,
     dropout: float = 0.0,
     capture: bool = False,
 ) -> Model:
     """A small convolutional network from pixels [B, H, W, C], 0 to 255, to logits.
 
-    Each of `filters` is a 3x3 convolution with ReLU and a 2x2 pooling; then come the
-    `hidden` dense layers, each with ReLU and `dropout` (the share of its units that is
-    zeroed in training). Without filters it is a dense network on the flattened image.
-    With `capture`, `apply` also returns what every convolution and pooling gave, as
+    Each of `filters` is a 3x3 convolution with ReLU and a 2x2 pooling; several numbers
+    in its place are as many convolutions before the pooling. The `head` flattens what
+    the last pooling gave or, as "global average", has the mean over the whole map in
+    place of that pooling. Then come the `hidden` dense layers, each with ReLU and
+    `dropout` (the share of its units that is zeroed in training). Without filters it is
+    a dense network on the flattened image. With `norm`, BatchNorm stands between each
+    convolution and its ReLU, and its statistics are in `extra`. With `capture`, `apply`
+    also returns what every convolution and pooling gave, as
     {"convolution 1": ([B, H, W, filters],), "pooling 1": ...}.
     """
-    module = CNN(tuple(filters), tuple(hidden), outputs, pool, padding, dropout)
+    blocks = tuple(f if isinstance(f, tuple) else (f,) for f in filters)
+    module = CNN(blocks, tuple(hidden), outputs, pool, head, padding, norm, dropout)
     example = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     return from_linen(module, example, capture=capture)
+
+
+MATCHED: dict[str, dict[str, Any]] = {
+    "dense": {"filters": ()},
+    "no pooling": {"filters": (16, 8), "pool": "none"},
+    "max pooling": {},
+    "average pooling": {"pool": "average"},
+    "global average pooling": {"head": "global average"},
+}
+
+
+def matched_cnn(name: str, image_shape: tuple[int, int, int], outputs: int) -> Model:
+    """A network of MATCHED with as many parameters as max pooling has.
+
+    The width of its hidden layer sees to it. Without pooling the convolutions have few
+    filters: the maps of 64 would leave that layer four units.
+    """
+
+    def of_width(width: int) -> Model:
+        return cnn(image_shape, outputs, hidden=(width,), **MATCHED[name])
+
+    count = parameter_count(cnn(image_shape, outputs))
+    return of_width(matched_width(of_width, count))
+
+
+def matched_width(build: Callable[[int], Model], count: int) -> int:
+    """The width of one layer with which a model has nearly `count` parameters.
+
+    Their number is affine in that width, so that two widths give it. At least 1.
+    """
+    one, two = (parameter_count(build(width)) for width in (1, 2))
+    return max(1, 1 + round((count - one) / (two - one)))
+
+
+def practised_cnn(image_shape: tuple[int, int, int], outputs: int) -> Model:
+    """Four convolutions of 32 to 128 filters with BatchNorm, global average pooling."""
+    filters = 32, 64, (128, 128)
+    return cnn(
+        image_shape, outputs, filters=filters, hidden=(), head="global average",
+        norm=True,
+    )  # fmt: skip

@@ -1,6 +1,5 @@
 """Networks that others trained, to build on: their layers, weights and pixels."""
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstudy.data.sources import EFFICIENTNET_LITE0, read_bytes
-from jaxstudy.model import Model, Stages, sequential, split_stages
+from jaxstudy.model import Model, Stages, sequential
 from jaxstudy.models import efficientnet, inception
 from jaxstudy.pretrained.keras_weights import load_inception_v3
 from jaxstudy.pretrained.torch_weights import read_torch_weights
@@ -119,88 +118,62 @@ def on_pixels(network: Backbone, model: Model) -> Model:
     return model._replace(apply=apply)
 
 
-def pooled_features(stages: Stages, example: Array | jax.ShapeDtypeStruct) -> Model:
-    """What each of these stages puts out, its mean over all places, as one [B, D].
+def with_stored_statistics(
+    stages: Stages, example: Array | jax.ShapeDtypeStruct
+) -> Model:
+    """The stages one after the other, normalised by their stored statistics always.
 
-    Early layers know colours and edges, late ones things: a few images teach more from
-    all of them than from the last alone. Outputs without places are left out. All
-    normalise by their stored statistics, also where they are trained: those come from
-    more images than a small set has.
+    Also where they are trained: those come from more images than a small set has.
     """
-    run = _outputs(stages, example)
+    model = sequential(stages, example)
 
     def apply(
         params: PyTree, extra: PyTree, x: Array, *, train: bool, key: Key | None
-    ) -> tuple[Array, PyTree]:
-        _, means = run(params, extra, x)
-        return jnp.concatenate(means, -1), extra
-
-    return Model(sequential(stages, example).init, apply)
-
-
-def split_pooled_features(
-    stages: Stages, name: str, example: Array | jax.ShapeDtypeStruct
-) -> tuple[Model, Model]:
-    """`pooled_features` as two models: the stages before the one named, and the rest.
-
-    The first puts out all that the second takes: (its last output, the means so far).
-    Raises UserError where no stage has the name, or the first.
-    """
-    before, rest = split_stages(stages, name)
-    if not before:
-        raise UserError(f"{name!r} is the first layer: none before it stays frozen")
-    run_before, init = _outputs(before, example), sequential(before, example).init
-
-    def apply_before(
-        params: PyTree, extra: PyTree, x: Array, *, train: bool, key: Key | None
-    ) -> tuple[tuple[Array, Array], PyTree]:
-        x, means = run_before(params, extra, x)
-        return (x, jnp.concatenate(means, -1)), extra
-
-    first = Model(init, apply_before)
-    between = output_shapes(first, example)[0]
-    run_rest = _outputs(rest, between)
-
-    def apply_rest(
-        params: PyTree, extra: PyTree, x: tuple[Array, Array], *, train: bool,
-        key: Key | None,
-    ) -> tuple[Array, PyTree]:  # fmt: skip
-        places, means_so_far = x
-        _, means = run_rest(params, extra, places)
-        return jnp.concatenate([means_so_far, *means], -1), extra
-
-    return first, Model(sequential(rest, between).init, apply_rest)
-
-
-def flatten_interface(
-    first: Model, second: Model, example: Array | jax.ShapeDtypeStruct
-) -> tuple[Model, Model]:
-    """Models of which one takes the several arrays [B, ...] that the other puts out.
-
-    The same two with one array [B, D] between them, which can be kept.
-    """
-    shapes = output_shapes(first, example)
-    leaves, structure = jax.tree.flatten(shapes)
-    ends = np.cumsum([math.prod(leaf.shape[1:]) for leaf in leaves])
-
-    def apply_first(
-        params: PyTree, extra: PyTree, x: Array, *, train: bool, key: Key | None
-    ) -> tuple[Array, PyTree]:
-        outputs, extra = first.apply(params, extra, x, train=train, key=key)
-        flat = [a.reshape(len(a), -1) for a in jax.tree.leaves(outputs)]
-        return jnp.concatenate(flat, -1), extra
-
-    def apply_second(
-        params: PyTree, extra: PyTree, x: Array, *, train: bool, key: Key | None
     ) -> tuple[Any, PyTree]:
-        parts = [
-            part.reshape(len(x), *leaf.shape[1:])
-            for part, leaf in zip(jnp.split(x, ends[:-1], -1), leaves, strict=True)
-        ]
-        whole = jax.tree.unflatten(structure, parts)
-        return second.apply(params, extra, whole, train=train, key=key)
+        return model.apply(params, extra, x, train=False, key=None)
 
-    return first._replace(apply=apply_first), second._replace(apply=apply_second)
+    return model._replace(apply=apply)
+
+
+def untrained(network: Backbone, images: np.ndarray, seed: int) -> Backbone:
+    """The same network with random weights, as it would begin to be trained.
+
+    Its statistics are those of 64 of the images [N, H, W, 3], layer by layer: with the
+    ones it begins with, its outputs would hardly depend on the image.
+    """
+    shown = np.linspace(0, len(images) - 1, 64).astype(int)
+    x = network.preprocess(jnp.asarray(images[shown]))
+    model = sequential(network.stages, x)
+
+    @jax.jit
+    def init(key: Key, x: Array) -> PyTree:
+        params, extra = model.init(key)
+        # m old + (1 - m) new for old = 0 and 1, of which XLA computes `new` once
+        zero, one = (
+            model.apply(
+                params, jax.tree.map(lambda a, old=old: jnp.full_like(a, old), extra),
+                x, train=True, key=None,
+            )[1]
+            for old in (0, 1)
+        )  # fmt: skip
+        new = jax.tree.map(lambda a, b: a / (1 - (b - a)), zero, one)
+        return {"params": params, "extra": new}
+
+    return network._replace(weights=init(jax.random.key(seed), x))
+
+
+def at_resolution(network: Backbone, size: int) -> Backbone:
+    """The same network, to which images show no more than so many pixels a side.
+
+    They are reduced, and enlarged again to what they were.
+    """
+
+    def preprocess(pixels: Array) -> Array:
+        x = jnp.asarray(pixels, jnp.float32)
+        few = jax.image.resize(x, (len(x), size, size, 3), "linear")
+        return network.preprocess(jax.image.resize(few, x.shape, "linear"))
+
+    return network._replace(preprocess=preprocess)
 
 
 def output_shapes(model: Model, example: Array | jax.ShapeDtypeStruct) -> Any:
@@ -211,21 +184,3 @@ def output_shapes(model: Model, example: Array | jax.ShapeDtypeStruct) -> Any:
         return model.apply(params, extra, x, train=False, key=None)[0]
 
     return jax.eval_shape(outputs, example)
-
-
-def _outputs(
-    stages: Stages, example: Array | jax.ShapeDtypeStruct
-) -> Callable[[PyTree, PyTree, Array], tuple[Array, list[Array]]]:
-    """The last output of some stages, and of those with places the mean over them."""
-    alone = [sequential((stage,), example) for stage in stages]
-
-    def run(params: PyTree, extra: PyTree, x: Array) -> tuple[Array, list[Array]]:
-        means = []
-        for stage, model in zip(stages, alone, strict=True):
-            part = select_weights((stage,), {"params": params, "extra": extra})
-            x, _ = model.apply(*part.values(), x, train=False, key=None)
-            if x.ndim == 4:
-                means.append(jnp.mean(x, (1, 2)))
-        return x, means
-
-    return run

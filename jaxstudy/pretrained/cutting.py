@@ -4,14 +4,26 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxstudy.images.augment import Layer, random_versions
 from jaxstudy.images.subsets import ImageSubsets
-from jaxstudy.model import Model
+from jaxstudy.model import Model, split_stages
 from jaxstudy.pretrained import backbones
-from jaxstudy.pretrained.backbones import Backbone
-from jaxstudy.pretrained.features import features_of_sets
+from jaxstudy.pretrained.backbones import Backbone, on_pixels
+from jaxstudy.pretrained.features import features_of_sets, frozen_features
 from jaxstudy.pretrained.tuning import summary_text
 from jaxstudy.runs.run import Run, write_atomically
+from jaxstudy.types import UserError
+
+
+class Versions(NamedTuple):
+    """How often each training image is there: as it is, and in random versions."""
+
+    count: int
+    layers: tuple[Layer, ...]
+    fill: float | None
+    seed: int
 
 
 class CutBackbone(NamedTuple):
@@ -29,27 +41,61 @@ class CutBackbone(NamedTuple):
         write_atomically(run.folder / "summary.txt", text)
         print(text)
 
-    def features(self, images: ImageSubsets) -> ImageSubsets:
-        """The same with features of all layers in the place of images."""
-        whole = backbones.pooled_features(self.network.stages, self.image)
-        sets = features_of_sets(images.sets, self.network, whole, "features")
-        return images._replace(sets=sets)
+    def features(
+        self, images: ImageSubsets, versions: Versions, network: Backbone | None = None
+    ) -> ImageSubsets:
+        """The same with features of all layers, of another network with such layers."""
+        network = network or self.network
+        whole = backbones.with_stored_statistics(network.stages, self.image)
+        return _of_versions(images, network, whole, "features", versions)
 
-    def for_rest(self, images: ImageSubsets) -> tuple[ImageSubsets, Model]:
-        """The same with what the rest is given, flat, and the rest as pretrained."""
-        before, rest = backbones.flatten_interface(self.before, self.rest, self.image)
+    def for_rest(self, images: ImageSubsets, versions: Versions) -> ImageSubsets:
+        """The same with what the rest is given in the place of images."""
         title = f"before {self.stage}"
-        sets = features_of_sets(images.sets, self.network, before, title)
+        return _of_versions(images, self.network, self.before, title, versions)
+
+    def by_rest(self, inputs: ImageSubsets) -> ImageSubsets:
+        """What `for_rest` gives, with features of all layers in its place."""
         weights = self.network.weights
-        return images._replace(sets=sets), backbones.pretrained(rest, weights)
+        sets = {
+            name: {**fields, "x": frozen_features(self.rest, weights, fields["x"])}
+            for name, fields in inputs.sets.items()
+        }
+        return inputs._replace(sets=sets)
 
 
 def cut_backbone(network: Backbone, stage: str, size: int) -> CutBackbone:
     """Cut a backbone before a stage, for images of so many pixels a side.
 
-    Raises UserError where these are too small for it, or it has no such stage.
+    Raises UserError where these are too small for it, or it has no such stage, or that
+    is its first.
     """
     backbones.check_image_size(network.name, size)
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    before, rest = backbones.split_pooled_features(network.stages, stage, image)
-    return CutBackbone(network, stage, image, before, rest)
+    before, rest = split_stages(network.stages, stage)
+    if not before:
+        raise UserError(f"{stage!r} is the first layer: none before it stays frozen")
+    first = backbones.with_stored_statistics(before, image)
+    between = backbones.output_shapes(first, image)
+    second = backbones.with_stored_statistics(rest, between)
+    return CutBackbone(network, stage, image, first, second)
+
+
+def _of_versions(
+    images: ImageSubsets,
+    network: Backbone,
+    model: Model,
+    title: str,
+    versions: Versions,
+) -> ImageSubsets:
+    sets = features_of_sets(images.sets, network, model, title)
+    x, key = images.sets["train"]["x"], jax.random.key(versions.seed)
+    copies, frozen = [sets["train"]["x"]], on_pixels(network, model)
+    for n in range(1, versions.count):
+        moved = random_versions(
+            jax.random.fold_in(key, n), x, versions.layers, versions.fill
+        )
+        name = f"{title}, version {n + 1} of {versions.count}"
+        copies.append(frozen_features(frozen, network.weights, moved, title=name))
+    train = {"x": np.concatenate(copies), "y": np.tile(sets["train"]["y"], len(copies))}
+    return images._replace(sets={**sets, "train": train}).repeated(len(x), len(copies))

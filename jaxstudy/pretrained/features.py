@@ -22,7 +22,11 @@ import numpy as np
 from jaxstudy.images.folders import read_image
 from jaxstudy.messages import warn
 from jaxstudy.model import Model
-from jaxstudy.pretrained.backbones import Backbone, on_pixels, pooled_features
+from jaxstudy.pretrained.backbones import (
+    Backbone,
+    on_pixels,
+    with_stored_statistics,
+)
 from jaxstudy.runs.progress import Bar
 from jaxstudy.types import Array, PyTree, UserError
 
@@ -37,7 +41,7 @@ def features_of_sets(
     model: Model,
     title: str,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Sets with features x [N, D] in the place of images x [N, H, W, 3].
+    """Sets with features x [N, ...] in the place of images x [N, H, W, 3].
 
     `model` is made of some of the backbone's layers, which stay as they are.
     """
@@ -55,7 +59,7 @@ def features_of_files(
     """What all layers of a backbone make of image files [N, D], brought to one size."""
     x = np.stack([read_image(path, (size, size)) for path in files])
     image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
-    model = on_pixels(network, pooled_features(network.stages, image))
+    model = on_pixels(network, with_stored_statistics(network.stages, image))
     return frozen_features(model, network.weights, x, batch_size=min(len(x), 64))
 
 

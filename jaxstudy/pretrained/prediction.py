@@ -23,8 +23,8 @@ def predict_files(
     saved: Saved[Any],
     network: Backbone,
     files: Sequence[Path],
-    *,
     part: str,
+    *,
     size: int,
     seeds: int,
 ) -> None:

@@ -14,7 +14,9 @@ from jaxstudy.messages import shortened
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import Estimate
 
-Line = tuple[Sequence[float], Sequence[float] | Sequence[Estimate]]  # x, y
+Line = tuple[  # x, y
+    Sequence[float] | Sequence[str], Sequence[float] | Sequence[Estimate]
+]
 
 
 class Panel(NamedTuple):
@@ -204,27 +206,26 @@ def save_network(
 
 
 def save_lines(
-    run: Run,
-    name: str,
-    panels: Sequence[Panel],
-    *,
-    columns: int | None = None,
-    share_y: bool = False,
+    run: Run, name: str, panels: Sequence[Panel], *, columns: int | None = None
 ) -> None:
     """Panels of lines as NAME.png, in rows of so many columns, or side by side.
 
-    Estimates get a band of their intervals; where there is none, their values. With
-    `share_y` all panels have one y axis, and only those on the left are labelled.
+    Estimates get a band of their intervals; where there is none, their values. Panels
+    with the same y label share its axis, labelled once in a row.
     """
     columns = columns or len(panels)
     rows = -(-len(panels) // columns)
     figure, axes = subplots(
-        rows, columns, figsize=(4.6 * columns + 1.6, 3.8 * rows), squeeze=False,
-        sharey=share_y,
-    )  # fmt: skip
+        rows, columns, figsize=(4.6 * columns + 1.6, 3.8 * rows), squeeze=False
+    )
     for axis in axes.flat[len(panels) :]:
         axis.remove()
+    first: dict[tuple[str, str], Axes] = {}
     for i, (axis, panel) in enumerate(zip(axes.flat, panels, strict=False)):
+        leader = first.setdefault((panel.ylabel, panel.scales[1]), axis)
+        if leader is not axis:
+            axis.sharey(leader)
+        repeated = i % columns and panels[i - 1].ylabel == panel.ylabel
         for label, (x, y) in panel.lines.items():
             estimates = [v for v in y if isinstance(v, Estimate)]
             middle = [v.mean for v in estimates] or y
@@ -237,7 +238,7 @@ def save_lines(
                     places = np.full(len(estimate.values), at)
                     axis.plot(places, estimate.values, "_", color=line.get_color())
         xscale, yscale = panel.scales
-        ylabel = "" if share_y and i % columns else panel.ylabel
+        ylabel = "" if repeated else panel.ylabel
         axis.set(title=panel.title, xlabel=panel.xlabel, ylabel=ylabel)
         axis.text(0.97, 0.03, panel.note, ha="right", va="bottom", fontsize=9,
                   transform=axis.transAxes)  # fmt: skip

@@ -9,6 +9,7 @@ All trials of an optimizer on a problem are replicas of one compiled program, in
 the optimizer is built from traced hyperparameters.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +29,7 @@ from jaxstudy.runs.run import Run, to_json, write_atomically
 from jaxstudy.study import comparison
 from jaxstudy.study.comparison import STUDY_SCHEMA, StudyRecord, compare
 from jaxstudy.study.problems import Problem
+from jaxstudy.study.shares import WHOLE, Share
 from jaxstudy.training import (
     EvalStep,
     Evaluator,
@@ -380,34 +382,47 @@ def check_order(problem: Problem, keys: Key) -> None:
     assert own == (shuffle != "never"), "seeds differ where anything is shuffled"
 
 
+def run_cells(
+    problems: Mapping[str, Problem],
+    candidates: Mapping[str, Candidate],
+    protocol: Protocol,
+    run: Run,
+    share: Share = WHOLE,
+) -> list[StudyRecord]:
+    """Tune and report every candidate on every problem, or a share of these cells.
+
+    Each is trained as it would be without the others. A resumed run repeats nothing
+    that its metrics hold.
+    """
+    if not problems or not candidates:
+        raise UserError("a study needs a problem and an optimizer")
+    pairs = itertools.product(problems, candidates)
+    mine = [pair for number, pair in enumerate(pairs) if share.has(number)]
+    cells = []
+    with Bar(2 * len(mine)) as bar:
+        for name in (name for name in problems if name in {p for p, _ in mine}):
+            problem = problems[name]
+            common = make_common(problem)
+            check_order(problem, seed_keys(protocol, [0, 1])[1])
+            for candidate_name in (c for p, c in mine if p == name):
+                candidate = candidates[candidate_name]
+                cell = StudyCell(
+                    name, problem, candidate_name, candidate, common, protocol, run,
+                    number=len(cells),
+                )  # fmt: skip
+                cells.append(run_cell(cell, bar))
+    return cells
+
+
 def run_study(
     problems: Mapping[str, Problem],
     candidates: Mapping[str, Candidate],
     protocol: Protocol,
     run: Run,
 ) -> StudyRecord:
-    """Tune and report every candidate on every problem; the record is study.json.
-
-    A resumed run repeats nothing that its metrics hold.
-    """
-    if not problems or not candidates:
-        raise UserError("a study needs a problem and an optimizer")
-    if protocol.epochs is not None:
-        problems = {
-            name: replace(problem, epochs=protocol.epochs)
-            for name, problem in problems.items()
-        }
-    cells = []
-    with Bar(2 * len(problems) * len(candidates)) as bar:
-        for name, problem in problems.items():
-            common = make_common(problem)
-            check_order(problem, seed_keys(protocol, [0, 1])[1])
-            for candidate_name, candidate in candidates.items():
-                cell = StudyCell(
-                    name, problem, candidate_name, candidate, common, protocol, run,
-                    number=len(cells),
-                )  # fmt: skip
-                cells.append(run_cell(cell, bar))
+    """All cells of a study, compared; the record is study.json."""
+    problems = with_epochs(problems, protocol)
+    cells = run_cells(problems, candidates, protocol, run)
     record = {
         "schema": STUDY_SCHEMA,
         "protocol": asdict(protocol),
@@ -493,6 +508,32 @@ def listed(values: np.ndarray) -> Any:
     if values.ndim:
         return [listed(v) for v in values]
     return float(str(np.float32(values))) if np.isfinite(values) else None
+
+
+def run_share(
+    problems: Mapping[str, Problem],
+    candidates: Mapping[str, Candidate],
+    protocol: Protocol,
+    run: Run,
+    share: Share,
+) -> dict[str, float]:
+    """Train the cells of a share alone, which `join_shares` adds to the others."""
+    problems = with_epochs(problems, protocol)
+    cells = run_cells(problems, candidates, protocol, run, share)
+    every = len(problems) * len(candidates)
+    print(f"share {share.index}/{share.count}: {len(cells)} of {every} cells trained")
+    print("when all shares are: python -m jaxstudy join RUN_FOLDER RUN_FOLDER ...")
+    return {"cells trained": len(cells), "cells of the study": every}
+
+
+def with_epochs(
+    problems: Mapping[str, Problem], protocol: Protocol
+) -> dict[str, Problem]:
+    """The problems with the number of epochs that the protocol asks for, if it does."""
+    if protocol.epochs is None:
+        return dict(problems)
+    changed = {"epochs": protocol.epochs}
+    return {name: replace(problem, **changed) for name, problem in problems.items()}
 
 
 def describe(problem: Problem, protocol: Protocol) -> StudyRecord:

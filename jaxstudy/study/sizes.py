@@ -18,7 +18,6 @@ from jaxstudy.runs.statistics import (
     SHARE_DIFFERENCE,
     Estimate,
     Range,
-    at_best_epoch,
     mean_over_runs,
 )
 from jaxstudy.types import Objective, TrainState
@@ -110,36 +109,56 @@ def train_sizes(
     return TrainedSizes(fitted.state, accuracies(fitted.records, shape))
 
 
-def best_test(
+def cosine(
+    images: ImageSubsets, batch_size: int, epochs: int, rate: float
+) -> optax.Schedule:
+    """A learning rate that falls to 0 at the end of the last epoch."""
+    steps = -(-images.rows.shape[1] // batch_size)
+    return optax.cosine_decay_schedule(rate, epochs * steps)
+
+
+def train_arm(
+    run: Run, seed: int, batch_size: int, arm: str, plan: Plan
+) -> TrainedSizes:
+    """`train_sizes` as a sub-run of the arm's name."""
+    log = run.sub_run(arm)
+    return train_sizes(plan, seed=seed, batch_size=batch_size, log=log)
+
+
+def end_test(
     by_epoch: Mapping[str, Mapping[str, np.ndarray]],
 ) -> dict[str, np.ndarray]:
-    """Each arm's test accuracy [sizes, seeds] at its epoch of best validation."""
-    return {
-        arm: at_best_epoch(accuracy["validation"], accuracy["test"])
-        for arm, accuracy in by_epoch.items()
-    }
+    """Each arm's test accuracy [sizes, seeds] after its last epoch."""
+    return {arm: accuracy["test"][-1] for arm, accuracy in by_epoch.items()}
+
+
+def last_rise(accuracy: np.ndarray) -> np.ndarray:
+    """Accuracy [epochs, ...] in the last eighth of the epochs less the eighth before.
+
+    Near 0, training has come to its end.
+    """
+    n = max(1, len(accuracy) // 8)
+    return accuracy[-n:].mean(0) - accuracy[-2 * n : -n].mean(0)
 
 
 def size_metrics(
     sizes: Sequence[int],
     test: Mapping[str, np.ndarray],
-    gain: str,
-    gained: str,
-    over: str,
+    gains: Mapping[str, tuple[str, str]],
 ) -> dict[str, Estimate]:
     """The test accuracy [sizes, seeds] of every arm, and what one gains over another.
 
-    gain: the name of that difference, which is paired by seed.
+    gains: by the name of the difference, which is paired by seed, both arms.
     """
     result = {}
     for i, size in enumerate(sizes):
         for arm, values in test.items():
             estimate = mean_over_runs(values[i], SHARE)
             result[f"{size} images, {arm}: test accuracy"] = estimate
-        difference = test[gained][i] - test[over][i]
-        result[f"{size} images: {gain}"] = mean_over_runs(
-            difference, SHARE_DIFFERENCE, "seeds, paired"
-        )
+        for name, (gained, over) in gains.items():
+            result[f"{size} images: {name}"] = mean_over_runs(
+                test[gained][i] - test[over][i], SHARE_DIFFERENCE, "seeds, paired"
+            )
     return result
 
 

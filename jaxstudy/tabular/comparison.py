@@ -84,6 +84,7 @@ def train_network(
         epochs=config.epochs,
         batch_size=config.batch_size,
         evaluators={name: Evaluator(eval_step, s) for name, s in held_out.items()},
+        evaluate_first=False,  # which would be a program of its own
         log=run.sub_run(sub_run),
     )
     return fitted.state

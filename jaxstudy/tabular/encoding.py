@@ -163,6 +163,21 @@ def select_columns(
     return kept
 
 
+def cumulative(
+    kinds: Mapping[str, Sequence[Column]], columns: Sequence[Column], whole: str
+) -> dict[str, tuple[Column, ...]]:
+    """For each kind, those of the columns that are of it or of a kind before it.
+
+    The last, which has all, is called `whole`; a kind that adds none is left out.
+    """
+    sets: dict[str, tuple[Column, ...]] = {}
+    taken: tuple[Column, ...] = ()
+    for kind, of_kind in kinds.items():
+        if more := tuple(column for column in of_kind if column in columns):
+            sets[kind] = taken = (*taken, *more)
+    return {whole if value == taken else kind: value for kind, value in sets.items()}
+
+
 def _ids(of: Categorical, numbers: Numbers) -> Array:
     """The numbers [B, L] of a category, NONE for none and for what is absent."""
     if isinstance(of, Crossed):

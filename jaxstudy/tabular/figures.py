@@ -27,6 +27,18 @@ def draw_scores(
     plots.save(figure, run, figure_name)
 
 
+def draw_build_up(
+    run: Run, result: Mapping[str, Any], models: Sequence[str], kinds: Sequence[str]
+) -> None:
+    """The log-loss, "MODEL, KIND: log-loss", by kinds of columns, as columns.png."""
+    lines: dict[str, plots.Line] = {
+        model: (kinds, [result[f"{model}, {kind}: log-loss"] for kind in kinds])
+        for model in models
+    }
+    panel = plots.Panel("", "columns", "held-out log-loss [nats]", lines)
+    plots.save_lines(run, "columns", [panel])
+
+
 def draw_differences(
     run: Run, result: Mapping[str, Any], first: str, others: Sequence[str]
 ) -> None:

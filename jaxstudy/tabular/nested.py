@@ -294,12 +294,10 @@ def score_differences(
 
 def mean_score(scores: Scores, metric: str) -> Estimate:
     """Log-loss or accuracy over all rows, each averaged over the repeats."""
-    return mean_over_cases(
-        scores[metric].mean(0), "applicants", SCORE_RANGES[metric][0]
-    )
+    return mean_over_cases(scores[metric].mean(0), "rows", SCORE_RANGES[metric][0])
 
 
 def paired_difference(a: Scores, b: Scores, metric: str) -> Estimate:
     """The mean of a - b, row by row."""
     gap = (a[metric] - b[metric]).mean(0)
-    return mean_over_cases(gap, "applicants, paired", SCORE_RANGES[metric][1])
+    return mean_over_cases(gap, "rows, paired", SCORE_RANGES[metric][1])

@@ -135,9 +135,12 @@ def sequence_bits(ngram: NGram, sequences: Sequence[np.ndarray]) -> np.ndarray:
     return np.add.reduceat(bits(ngram, sequences), starts)
 
 
-def perplexity(ngram: NGram, sequences: Sequence[np.ndarray]) -> float:
-    """2 to the mean bits of every symbol."""
-    return float(2 ** bits(ngram, sequences).mean())
+def perplexity(
+    ngram: NGram, sequences: Sequence[np.ndarray], without: int | None = None
+) -> float:
+    """2 to the mean bits of every symbol, or of every one that is not `without`."""
+    each = bits(ngram, sequences)
+    return float(2 ** each[np.concatenate(sequences) != without].mean())
 
 
 def best_ngram(

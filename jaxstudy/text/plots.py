@@ -14,7 +14,7 @@ from jaxstudy.runs.run import Run
 from jaxstudy.text.pairs import Pair
 from jaxstudy.text.translation import Alphabets, decoder
 from jaxstudy.text.tune_evaluation import notes_of
-from jaxstudy.types import PyTree
+from jaxstudy.types import Array, PyTree
 
 
 class Comparison(NamedTuple):
@@ -32,7 +32,10 @@ def save_comparison(
     names: Sequence[str],
     panels: Sequence[Comparison],
 ) -> None:
-    """Estimates "NAME: METRIC" of several networks, a row each, as NAME.png."""
+    """Estimates "NAME: METRIC" of several networks, a row each, as NAME.png.
+
+    A network may lack some of the metrics; the first one has all.
+    """
     figure, axes = plots.subplots(
         1,
         len(panels),
@@ -43,9 +46,9 @@ def save_comparison(
     for axis, panel in zip(axes[0], panels, strict=True):
         for metric, colour in zip(panel.metrics, plots.COLOURS, strict=False):
             for y, network in enumerate(names):
-                estimate = result[f"{network}: {metric}"]
-                label = None if y else metric
-                plots.draw_estimate(axis, estimate, y, colour, label)
+                if (estimate := result.get(f"{network}: {metric}")) is not None:
+                    label = None if y else metric
+                    plots.draw_estimate(axis, estimate, y, colour, label)
         for (label, x), style in zip(
             panel.baselines.items(), ("--", ":"), strict=False
         ):
@@ -174,16 +177,21 @@ def save_attention(
     by_length = sorted(pairs, key=lambda pair: (len(pair.source), pair))
     examples = [by_length[int(q * (len(pairs) - 1))] for q in (0.3, 0.6, 0.8, 0.95)]
     decode = decoder(network, alphabets, 1)
+
+    @jax.jit
+    def attend(params: PyTree, x: Array, lengths: Array, before: Array) -> Array:
+        memory = network.encode(params, x, lengths)
+        return network.decode(params, memory, before)[2]
+
     figure, axes = plots.subplots(2, 2, figsize=(13, 11))
     for axis, pair in zip(axes.ravel(), examples, strict=True):
         arrays = alphabets.arrays([pair])
         x, lengths = map(jnp.asarray, (arrays["x"], arrays["x_length"]))
         tokens = np.asarray(decode(params, x, lengths).tokens[0, 0])
         text = alphabets.text(tokens)
-        before = np.concatenate([[alphabets.end], tokens[: len(text)]])
-        memory = network.encode(params, x, lengths)
-        _, _, weights = network.decode(params, memory, jnp.asarray(before[None]))
-        weights = np.asarray(weights[0, :, : len(pair.source)])
+        before = np.concatenate([[alphabets.end], tokens[:-1]])
+        weights = np.asarray(attend(params, x, lengths, before[None]))
+        weights = weights[0, : len(text) + 1, : len(pair.source)]
         axis.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         sounds = [romanised(character) for character in pair.source]
         axis.set_xticks(range(len(sounds)), sounds, rotation=90, fontsize=8)
@@ -214,8 +222,8 @@ def save_written(
     x, lengths = map(jnp.asarray, (arrays["x"], arrays["x_length"]))
     tokens = np.asarray(decoder(network, alphabets, 1)(params, x, lengths).tokens[:, 0])
     before = np.insert(tokens[:, :-1], 0, alphabets.end, axis=1)
-    memory = network.encode(params, x, lengths)
-    _, logits, _ = network.decode(params, memory, jnp.asarray(before))
+    memory = jax.jit(network.encode)(params, x, lengths)
+    _, logits, _ = jax.jit(network.decode)(params, memory, before)
     symbols = [symbol.replace("\n", "end") for symbol in alphabets.target.symbols]
     figure, axes = plots.subplots(
         1, len(pairs), figsize=(2.5 * len(pairs), 4), sharey=True, squeeze=False

@@ -83,6 +83,7 @@ def score_translations(
 ) -> dict[str, Estimate]:
     """Exact matches and chrF, greedy and by a beam, of replicas params [L, ...]."""
     references = [pair.target for pair in pairs]
+    params = jax.device_get(params)  # whose parts take no program
     scores: dict[str, Estimate] = {}
     for name, width in (("greedy", 1), (f"beam of {beam}", beam)):
         decode = decoder(network, alphabets, width)

@@ -4,10 +4,11 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from jaxstudy.dataset import Dataset, Order, dataset
-from jaxstudy.types import UserError
+from jaxstudy.types import Array, Batch, Key, Metrics, Objective, PyTree, UserError
 
 
 def windows(numbers: np.ndarray, length: int) -> dict[str, np.ndarray]:
@@ -65,6 +66,31 @@ def passage_windows(
         rows["real"].append(real)
         rows["y"].append(np.where(real, y, 0))
     return dataset({name: np.concatenate(parts) for name, parts in rows.items()})
+
+
+def without_target(data: Dataset, symbol: int) -> Dataset:
+    """The same rows, of which no y that is the symbol counts as `real`."""
+    arrays = data.arrays
+    real = arrays["real"] & (arrays["y"] != symbol)
+    return dataclasses.replace(data, arrays={**arrays, "real": real})
+
+
+def with_shuffled_contexts(objective: Objective) -> Objective:
+    """The objective of x [B, T] whose symbols are shuffled anew at every step.
+
+    Each row in a way of its own; in evaluation x stays as it is.
+    """
+
+    def shuffled(
+        params: PyTree, extra: PyTree, batch: Batch, key: Key | None
+    ) -> tuple[Array, tuple[PyTree, Metrics]]:
+        if key is not None:
+            shuffle, key = jax.random.split(key)
+            x = jax.random.permutation(shuffle, batch["x"], axis=1, independent=True)
+            batch = {**batch, "x": x}
+        return objective(params, extra, batch, key)
+
+    return shuffled
 
 
 def shuffled_contexts(

@@ -1,0 +1,115 @@
+"""A study in shares: joined, they are the bytes of one run; what cannot be joined."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxstudy import __main__ as command
+from jaxstudy.study.shares import join_shares, parse_share
+from jaxstudy.types import UserError
+from tests.scripts import run_script
+
+SETTINGS = (
+    "--preset", "smoke", "--optimizers", "sgd", "adam", "momentum", "--problems",
+    "quadratic", "--epochs", 1,
+)  # fmt: skip
+
+
+def study(folder: Path, *more: object) -> Any:
+    arguments = (*SETTINGS, *more, "--run-dir", folder)
+    return run_script("optimizers", *arguments, folder="benchmarks")
+
+
+@pytest.fixture(scope="module")
+def shares(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("shares")
+    folders = [root / f"share{i}" for i in range(2)]
+    for i, folder in enumerate(folders):
+        assert study(folder, "--share", f"{i}/2") == 0
+        metrics = json.loads((folder / "result.json").read_text())["metrics"]
+        assert metrics == {"cells trained": 2 - i, "cells of the study": 3}
+        assert not (folder / "study.json").exists()
+    return folders
+
+
+def test_joined_shares_are_the_bytes_of_one_run(
+    shares: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, joined = tmp_path / "whole", tmp_path / "joined"
+    assert study(whole) == 0
+
+    def call(arguments: list[str]) -> Any:  # in this process
+        assert Path(arguments[1]).name == "optimizers.py"
+        return run_script("optimizers", *arguments[2:], folder="benchmarks")
+
+    monkeypatch.setattr(command.subprocess, "call", call)
+    assert command.join(command.Join((shares[1], shares[0]), joined)) == 0
+    for name in ("study.json", "result.json"):
+        a, b = ((folder / name).read_bytes() for folder in (whole, joined))
+        if name == "result.json":
+            a, b = (json.loads(content)["metrics"] for content in (a, b))
+        assert a == b
+    # nothing was trained anew
+    parts = [json.loads((f / "attempts.json").read_text())["parts"] for f in shares]
+    assert json.loads((joined / "attempts.json").read_text())["parts"] == {
+        **parts[0], **parts[1]
+    }  # fmt: skip
+    with pytest.raises(UserError, match="already holds a run; --out names another"):
+        join_shares(shares, joined)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("missing", r"missing shares: 0/2"),
+        ("twice", r"share 0/2 is there twice: .*share0 and .*again"),
+        ("unfinished", r"share1 has not finished: --resume goes on with it"),
+        ("seed", r"of different studies: seed 0 there, 1 here"),
+        ("whole", r"share1 is no share of a study: it was run without --share"),
+        ("other code", r"of different studies: git .* there, 'other' here"),
+        ("nothing", r"join needs the run folders"),
+    ],
+)
+def test_shares_that_do_not_belong_together(
+    shares: list[Path], tmp_path: Path, change: str, says: str
+) -> None:
+    folders = [tmp_path / folder.name for folder in shares]
+    for folder, copy in zip(shares, folders, strict=True):
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("checkpoints"))
+
+    def edit(name: str, key: str, value: Any) -> None:
+        path = folders[1] / name
+        fields = json.loads(path.read_text())
+        (fields["config"] if name == "config.json" else fields)[key] = value
+        path.write_text(json.dumps(fields))
+
+    if change == "missing":
+        del folders[0]
+    elif change == "twice":
+        shutil.copytree(folders[0], tmp_path / "again")
+        folders = [folders[0], tmp_path / "again"]
+    elif change == "unfinished":
+        (folders[1] / "result.json").unlink()
+    elif change == "seed":
+        edit("config.json", "seed", 1)
+    elif change == "whole":
+        edit("config.json", "share", None)
+    elif change == "other code":
+        edit("environment.json", "git", "other")
+    else:
+        folders = []
+    with pytest.raises(UserError, match=says):
+        join_shares(folders, tmp_path / "joined")
+    assert not (tmp_path / "joined").exists()
+
+
+def test_shares_are_counted_from_0_or_1() -> None:
+    assert [parse_share(f"{i}/3").index for i in range(4)] == [0, 1, 2, 0]
+    cells = [n for i in range(3) for n in range(7) if parse_share(f"{i}/3").has(n)]
+    assert sorted(cells) == list(range(7))
+    for text in ("4/3", "0/0", "3", "-1/3", "1/2/3", "", "a/b"):
+        with pytest.raises(UserError, match=f"--share {text}: I/N is expected"):
+            parse_share(text)
