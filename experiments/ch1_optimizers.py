@@ -122,7 +122,7 @@ class Config(Settings):
     """Where paths are drawn."""
     path_steps: Count = 150
     """Steps of a path."""
-    step_seeds: Count = 5
+    step_seeds: Count = 10
     """Seeds of the lengths of steps."""
     mistake: Literal["one_common_rate"] | None = None
     """Also make this mistake on the digits, with the same seeds: what does it fake?"""
