@@ -70,7 +70,8 @@ LESSON = Lesson(
         "its slope at the start.",
         "depth": "Mean test log-loss by depth, each cell at its own learning rate: "
         "pale is good, and 2.30 is guessing. Compare a row of the left with the same "
-        "row of the right: nothing but the scale of the first weights differs.",
+        "row of the right: the scale of the first weights differs, and the rate chosen "
+        "for it.",
         "dead": "Share of hidden units of the trained networks that no digit can teach "
         "any more: their slope is below 0.001 on every validation digit. Compare a "
         "row with the next: darker cells have more dead units.",

@@ -62,7 +62,7 @@ LESSON = Lesson(
               (ERROR.format(GRU), 0.01), "<"),
         Claim("At the longest T, that of the LSTM with open gates is below 0.01.",
               (ERROR.format(OPEN), 0.01), "<"),
-        Claim("At the longest T, the SimpleRNN's is within 0.01 of predicting always 1.",
+        Claim("At the longest T, the SimpleRNN's is within 0.01 of always saying 1.",
               (ERROR.format(SIMPLE), CONSTANT), "within", 0.01),
         Claim("Before training, the Jacobian decays fastest in the GRU, then the LSTM, "
               "then the SimpleRNN, and slowest with open gates.",

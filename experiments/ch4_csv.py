@@ -102,8 +102,8 @@ LESSON = Lesson(
         "columns": "Held-out log-loss of both models as kinds of columns are added "
         "from left to right, with 95 % intervals over tickets. Where a line falls, the "
         "kind helps the model; where the lines are closer than their steps, the "
-        "network has made by itself what the regression was given. The last step, 'all "
-        "columns', adds hashed tickets.",
+        "network does as well without a kind as the regression with it. The last "
+        "step, 'all columns', adds hashed tickets.",
         "differences": "What each added kind changes in the log-loss, row by row, with "
         "its 95 % interval over tickets. Left of the line it helps. An interval that "
         "crosses the line means: these folds cannot tell.",
