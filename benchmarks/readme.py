@@ -202,7 +202,10 @@ def optimizers_summary() -> str:
         groups = comparison.against_best(found)
         counts = [str(len(names)) for names in groups.values()]
         rows.append([study["problems"][problem]["title"], best, loss, *counts])
-    return table(rows)
+    note = (
+        f"\n\n{OUTDATED.strip()} {stored['outdated']}" if "outdated" in stored else ""
+    )
+    return table(rows) + note
 
 
 def optimizers_table() -> str:
