@@ -148,7 +148,7 @@ class Config(Settings):
     """Passes of the practised network, which trains in batches of 128."""
     practised_rate: Positive = 0.005
     """Its learning rate after the warm-up, a quarter of all steps."""
-    practised_seeds: Annotated[int, pydantic.Field(ge=2)] = 2
+    practised_seeds: Annotated[int, pydantic.Field(ge=2)] = 4
     """Its trainings."""
     shifts: Annotated[int, pydantic.Field(ge=0)] = 6
     """Pixels the test images are shifted by, at most."""

@@ -84,8 +84,8 @@ LESSON = Lesson(
             "cannot tell the norm from 0.",
         "positions":
             "Squared error of the trained networks by the step of the first marked "
-            "number, at the longest T: mean over seeds and sequences. Predicting 1 "
-            "always has 1/6; below 0.01 is solved. A line that is higher on the left "
+            "number, at the longest T: mean over seeds and sequences, beside that of "
+            "always predicting 1. A line that is higher on the left "
             "belongs to a network that forgets early numbers.",
     },
     try_it={
@@ -217,6 +217,7 @@ def draw(run: Run, lengths: tuple[int, ...], errors: dict, longest: dict) -> Non
         bins = len(trained.by_position)
         middle = (np.arange(bins) + 0.5) * (length // 2) / bins
         lines[name] = middle.tolist(), trained.by_position.mean(1).tolist()
+    lines["constant prediction"] = (1, length // 2), [trained.constant] * 2
     label = "step of the first marked number"
     panel = plots.Panel(f"T = {length}, trained", label, "squared error", lines)
     plots.save_lines(run, "positions", [panel])
