@@ -81,6 +81,7 @@ def test_problems_are_left_out_and_listed_and_seeds_are_paired(
     assert metrics[f"middle sizes: {gain}"] == metrics[f"24 images: {gain}"]
     assert set(metrics[f"24 images: {gain}"]["values"]) == {0}
     assert lesson.WIDEST not in metrics  # two seeds have no interval
+    assert lesson.MORE in metrics
 
     lines = (where / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
