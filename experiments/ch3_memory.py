@@ -134,7 +134,7 @@ class Config(Settings):
 
 
 PRESETS = {
-    "smoke": Config(lengths=(4,), units=8, examples=200, epochs=2),
+    "smoke": Config(lengths=(4,), units=8, examples=200, epochs=2, seeds=2),
     "quick": Config(),
     "full": Config(
         lengths=(50, 100, 200, 400), examples=20_000, epochs=10, batch_size=50, seeds=6

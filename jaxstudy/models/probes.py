@@ -86,7 +86,9 @@ def affine_map(params: Mapping[str, PyTree]) -> tuple[np.ndarray, np.ndarray]:
     return w, b
 
 
-def affine_difference(model: Model, params: Mapping[str, PyTree], x: Array) -> float:
+def affine_difference(
+    model: Model, params: Mapping[str, PyTree], x: Array | np.ndarray
+) -> float:
     """max |model(x) - (x W + b)|, in float64, of a dense network without activations.
 
     W and b come of the layers' own, one product after the other.

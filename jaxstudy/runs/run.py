@@ -173,7 +173,7 @@ class SubRun(Log):
         """The metrics logged so far, as they stand in metrics.jsonl."""
         return [r for r in self.run.records if r.get("part", "") == self.name]
 
-    def deletecheckpoints_of(self) -> None:
+    def delete_checkpoints(self) -> None:
         """Delete the checkpoints: what they were for is in the metrics.
 
         They are renamed first, so that a kill leaves all of them or none.
@@ -434,7 +434,7 @@ class Run:
         write_atomically(self.folder / "result.json", to_json(result, indent=1) + "\n")
         for sub_run in self.sub_runs.values():
             if sub_run.temporary:
-                sub_run.deletecheckpoints_of()
+                sub_run.delete_checkpoints()
         return result
 
     def write_sealed(self, name: str, value: Any) -> None:
