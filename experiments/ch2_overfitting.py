@@ -132,7 +132,7 @@ class Config(Settings):
 
 PRESETS = {
     "smoke": Config(
-        images=64, more_images=128, map_sizes=(64,), epochs=2, batch_size=16,
+        images=64, more_images=128, map_sizes=(32, 64), epochs=2, batch_size=16,
         width=32, seeds=2, test_images=100,
     ),
     "quick": Config(),
