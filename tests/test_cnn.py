@@ -222,7 +222,7 @@ def test_the_practised_network_alone_has_its_own_training(
     assert layers == []
     lesson.train(lesson.PRACTISED, model, config, sets, run)
     assert layers == [lesson.LAYERS]
-    assert [how for how, _ in calls] == [(2, 3, 4), (3, 128, 2)]
+    assert [how for how, _ in calls] == [(2, 3, 4), (3, 128, 4)]
     for steps, tx in ((4, calls[0][1]), (3, calls[1][1])):
         weights = {"w": jnp.ones(1)}
         opt_state, lengths = tx.init(weights), []
