@@ -103,3 +103,11 @@ def test_panels_of_one_quantity_share_its_axis(drawn: list[Figure]) -> None:
     assert one == same != other
     assert one[0] <= 0
     assert one[1] >= 6
+
+
+def test_lines_over_names_have_the_names_on_the_axis(drawn: list[Figure]) -> None:
+    run: Any = None
+    panel = plots.Panel("", "columns", "loss", {"a": (["b", "a"], [1.0, 2.0])})
+    plots.save_lines(run, "columns", [panel])
+    labels = [label.get_text() for label in drawn[0].axes[0].get_xticklabels()]
+    assert labels == ["b", "a"]

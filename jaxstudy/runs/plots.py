@@ -245,7 +245,12 @@ def save_lines(
         axis.set_xscale(xscale, **({"base": 2} if xscale == "log" else {}))
         axis.set_yscale(yscale)
         axis.grid(alpha=0.3)
-        ticks = sorted({v for x, _ in panel.lines.values() for v in x})
+        along = dict.fromkeys(v for x, _ in panel.lines.values() for v in x)
+        names = [v for v in along if isinstance(v, str)]
+        if names:  # which the scale has taken from the axis
+            axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
+            continue
+        ticks = sorted(v for v in along if not isinstance(v, str))
         if xscale == "linear" and all(isinstance(v, int) for v in ticks):
             axis.xaxis.get_major_locator().set_params(integer=True)
         if xscale == "log":
