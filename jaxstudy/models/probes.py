@@ -52,10 +52,10 @@ class GradientFall(NamedTuple):
 
 def gradient_fall(norms: np.ndarray) -> GradientFall:
     """Of norms [layers, ...], the first layer first, two layers or more."""
-    logs, layer = np.log(norms), np.arange(len(norms))
-    slope, middle = np.polyfit(layer, logs.reshape(len(norms), -1), 1)
-    rest = logs.reshape(len(norms), -1) - np.outer(layer, slope) - middle
-    explained = 1 - np.var(rest, 0) / np.var(logs.reshape(len(norms), -1), 0)
+    logs, layer = np.log(norms).reshape(len(norms), -1), np.arange(len(norms))
+    slope, middle = np.polyfit(layer, logs, 1)
+    rest = logs - np.outer(layer, slope) - middle
+    explained = 1 - np.var(rest, 0) / np.var(logs, 0)
     shape = norms.shape[1:]
     return GradientFall(np.exp(-slope).reshape(shape), explained.reshape(shape))
 

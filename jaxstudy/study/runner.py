@@ -401,11 +401,11 @@ def run_cells(
     mine = [pair for number, pair in enumerate(pairs) if share.has(number)]
     cells = []
     with Bar(2 * len(mine)) as bar:
-        for name in (name for name in problems if name in {p for p, _ in mine}):
+        for name, own in itertools.groupby(mine, lambda pair: pair[0]):
             problem = problems[name]
             common = make_common(problem)
             check_order(problem, seed_keys(protocol, [0, 1])[1])
-            for candidate_name in (c for p, c in mine if p == name):
+            for _, candidate_name in own:
                 candidate = candidates[candidate_name]
                 cell = StudyCell(
                     name, problem, candidate_name, candidate, common, protocol, run,
