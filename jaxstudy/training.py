@@ -59,11 +59,19 @@ def init_replicas(
     model: Model, tx: optax.GradientTransformation, keys: Key
 ) -> TrainState:
     """A fresh state for every key [L], each what `init_state` makes of it."""
-    return jax.jit(lambda ks: map_replicas(lambda key: init_state(model, tx, key), ks))(
-        keys
-    )
+    return _initialization(model, tx)(keys)
 
 
+@functools.lru_cache(maxsize=4)
+def _initialization(
+    model: Model, tx: optax.GradientTransformation
+) -> Callable[[Key], TrainState]:
+    """The jitted initialisation of replicas, the same one for the same model."""
+    return jax.jit(functools.partial(map_replicas, lambda k: init_state(model, tx, k)))
+
+
+# The same step for the same objective: what is fitted again is not compiled again.
+@functools.lru_cache(maxsize=4)
 def make_train_step(
     objective: Objective, tx: optax.GradientTransformation
 ) -> TrainStep:
@@ -81,6 +89,7 @@ def make_train_step(
     return train_step
 
 
+@functools.lru_cache(maxsize=4)
 def make_eval_step(objective: Objective) -> EvalStep:
     """The objective's metrics in evaluation mode, (state, batch) -> metrics."""
 
