@@ -70,8 +70,6 @@ def _initialization(
     return jax.jit(functools.partial(map_replicas, lambda k: init_state(model, tx, k)))
 
 
-# The same step for the same objective: what is fitted again is not compiled again.
-@functools.lru_cache(maxsize=4)
 def make_train_step(
     objective: Objective, tx: optax.GradientTransformation
 ) -> TrainStep:
@@ -89,7 +87,7 @@ def make_train_step(
     return train_step
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=4)  # the same one for the same objective
 def make_eval_step(objective: Objective) -> EvalStep:
     """The objective's metrics in evaluation mode, (state, batch) -> metrics."""
 
