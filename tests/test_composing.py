@@ -197,8 +197,8 @@ def test_samples_are_tunes_and_midi_files_of_those_with_notes(
 
 def test_judged_tunes_are_counted() -> None:
     tunes = [GOOD, HEAD + "GGG GGG|GGG GG|GGG GGG|\n", "hello"]
-    metrics, accepted = judge_tunes("real", tunes, joined_melodies(tunes[:1]))
-    assert accepted == [True, True, False]
+    metrics, readable = judge_tunes("real", tunes, joined_melodies(tunes[:1]))
+    assert readable == tunes[:2]
     assert {
         name.removeprefix("real: "): getattr(value, "mean", value)
         for name, value in metrics.items()

@@ -94,7 +94,7 @@ def test_a_run_keeps_its_vocabulary_its_best_epoch_and_its_tunes(folder: Path) -
     assert best in Checkpoints(folder / "checkpoints").steps()
     metrics = json.loads((folder / "result.json").read_text())["metrics"]
     for split in ("validation", "test"):
-        for name in ("LSTM", "n-gram", "LSTM - n-gram"):
+        for name in ("network", "n-gram", "network - n-gram"):
             assert metrics[f"{name}: {split} bits per character"]["of"] == "tunes"
     assert metrics["composed: accepted by music21"]["n"] == 4
     assert (folder / "samples" / "all.abc").read_text().count("X:1\n") >= 4

@@ -1,4 +1,4 @@
-"""Bits that held-out tunes take: by a network, an n-gram model and `xz`."""
+"""Bits that held-out tunes take: by a network, an n-gram model, PPMd and `xz`."""
 
 import lzma
 import math
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pyppmd
 
 from jaxstudy.model import Model
 from jaxstudy.runs.statistics import REAL, Estimate, mean_over_cases
@@ -16,6 +17,7 @@ from jaxstudy.text.ngram import best_ngram, sequence_bits
 from jaxstudy.text.vocabulary import Vocabulary
 from jaxstudy.types import Array, PyTree
 
+PPMD_ORDERS = (4, 6, 8, 10, 12, 16, 24)  # longest contexts to choose from
 ROWS, STEP = 64, 256  # of a batch; its width is a multiple of STEP: few programs
 
 
@@ -59,6 +61,20 @@ def xz_bits(text: str, before: str = "") -> int:
     return size(before + text) - (size(before) if before else 0)
 
 
+def ppmd_bits(text: str, before: str, order: int) -> int:
+    """Bits that a text takes in PPMd, variant H, after another has been compressed.
+
+    Prediction by partial matching (Cleary and Witten 1984; Shkarin 2002): contexts of
+    up to `order` characters, mixed, which go on learning from the text itself.
+    """
+
+    def size(text: str) -> int:
+        data, memory = text.encode(), 2**28
+        return 8 * len(pyppmd.compress(data, max_order=order, mem_size=memory))
+
+    return size(before + text) - size(before)
+
+
 def bits_per_character(bits: np.ndarray, characters: np.ndarray) -> Estimate:
     """All bits [tunes] over all characters [tunes]; the interval is over the tunes.
 
@@ -71,16 +87,17 @@ def bits_per_character(bits: np.ndarray, characters: np.ndarray) -> Estimate:
 
 
 def compare_bits(
-    lstm: Model,
+    model: Model,
     params: PyTree,
     vocabulary: Vocabulary,
     tunes: Tunes,
     orders: Sequence[int],
 ) -> dict[str, Estimate | float]:
-    """An LSTM, the best n-gram model and `xz` on validation and test tunes.
+    """A network, the best n-gram model, PPMd and `xz` on held-out tunes.
 
-    params [seeds, ...]: the LSTM's bits of a tune are the mean over the seeds. The
-    order of the n-gram model is that with the fewest bits on the validation tunes.
+    params [seeds, ...]: the network's bits of a tune are the mean over the seeds. The
+    orders of the n-gram model and of PPMd are those with the fewest bits on the
+    validation tunes.
     """
 
     def encode(tunes: Sequence[str], begin: str = "") -> list[np.ndarray]:
@@ -90,21 +107,26 @@ def compare_bits(
     train, validation = encode(tunes.train), encode(tunes.validation)
     ngram = best_ngram(train, validation, len(vocabulary), orders)
     every = encode(tunes.validation + tunes.test, TUNE_END)
-    of_seeds = network_bits(lstm, params, every)
-    of_lstm = np.split(of_seeds.mean(0), [len(tunes.validation)])
-    metrics: dict[str, Estimate | float] = {"n-gram: n": float(ngram.order)}
-    for split, lstm_bits in zip(("validation", "test"), of_lstm, strict=True):
+    of_seeds = network_bits(model, params, every)
+    of_network = np.split(of_seeds.mean(0), [len(tunes.validation)])
+    learned, chooses = joined(tunes.train), joined(tunes.validation)
+    ppmd = min(PPMD_ORDERS, key=lambda order: ppmd_bits(chooses, learned, order))
+    metrics: dict[str, Estimate | float] = {
+        "n-gram: n": float(ngram.order),
+        "PPMd: order": float(ppmd),
+    }
+    for split, its_bits in zip(("validation", "test"), of_network, strict=True):
         held_out, metric = getattr(tunes, split), f"{split} bits per character"
         ngram_bits = sequence_bits(ngram, encode(held_out))
         characters = np.array([len(tune) + 1 for tune in held_out])
         for name, bits in (
-            ("LSTM", lstm_bits),
+            ("network", its_bits),
             ("n-gram", ngram_bits),
-            ("LSTM - n-gram", lstm_bits - ngram_bits),
+            ("network - n-gram", its_bits - ngram_bits),
         ):
             metrics[f"{name}: {metric}"] = bits_per_character(bits, characters)
         text = joined(held_out)
-        after_training = xz_bits(text, joined(tunes.train))
-        metrics[f"xz -9: {metric}"] = after_training / len(text)
+        metrics[f"PPMd: {metric}"] = ppmd_bits(text, learned, ppmd) / len(text)
+        metrics[f"xz -9: {metric}"] = xz_bits(text, learned) / len(text)
         metrics[f"xz -9, held-out tunes alone: {metric}"] = xz_bits(text) / len(text)
     return metrics

@@ -111,16 +111,16 @@ def save_bits(run: Run, metrics: Mapping[str, Any]) -> None:
 
     `metrics` are those of `compare_bits`; the run's only training logs "bits".
     """
-    splits = {"LSTM, training": "train", "LSTM, validation": "validation"}
+    splits = {"training": "train", "validation": "validation"}
     lines = {
         label: learning_lines(run, [""], split, "bits")[""]
         for label, split in splits.items()
     }
-    ends = [0.0, max(lines["LSTM, training"][0])]
+    ends = [0.0, max(lines["training"][0])]
     ngram = metrics["n-gram: validation bits per character"].mean
     lines[f"{metrics['n-gram: n']:.0f}-gram, validation"] = ends, [ngram, ngram]
-    xz = metrics["xz -9: validation bits per character"]
-    lines["xz -9, validation"] = ends, [xz, xz]
+    ppmd = metrics["PPMd: validation bits per character"]
+    lines["PPMd, validation"] = ends, [ppmd, ppmd]
     panel = plots.Panel(
         "cost of a character", "epoch", "loss [bits per character]", lines
     )

@@ -7,6 +7,7 @@ is the most that can be asked for.
 
 import contextlib
 import io
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -270,8 +271,8 @@ def write_midi(tune: str, path: Path) -> None:
 
 def judge_tunes(
     name: str, tunes: Sequence[str], melodies: str
-) -> tuple[dict[str, Estimate | float], list[bool]]:
-    """What the judge says of tunes, as metrics of this name, and which it accepts.
+) -> tuple[dict[str, Estimate | float], list[str]]:
+    """What the judge says of tunes, as metrics of this name, and those it accepts.
 
     `melodies` are those of the training set, as `joined_melodies` gives them.
     """
@@ -290,7 +291,7 @@ def judge_tunes(
         f"{name}: bars of a wrong length": wrong / max(1, bars),
         f"{name}: copies of a training tune": float(np.sum(copied > 0.5)),
         f"{name}: longest copied piece of the melody": share(copied),
-    }, accepted
+    }, [*itertools.compress(tunes, accepted)]
 
 
 def write_samples(run_folder: Path, name: str, tunes: Sequence[str]) -> list[Path]:
