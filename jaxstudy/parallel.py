@@ -1,17 +1,78 @@
 """How one program uses many cores and devices."""
 
+import contextlib
+import math
 import os
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxstudy.types import PyTree
 
 Mode = Literal["map", "vmap"]
+Layout = Literal["replicas", "data"]  # what devices share: whole trainings, or batches
+
+
+def device_mesh(layout: Layout, count: int | None) -> Mesh | None:
+    """The devices that train so many replicas, or a training that is none (count None).
+
+    Laid out by "data", as many groups of devices as is possible share out the replicas,
+    and the devices of a group the rows of every batch: there are two at least.
+    """
+    devices = np.array(jax.devices())
+    groups = math.gcd(count or 1, devices.size)
+    if layout == "data" and groups < devices.size:
+        return Mesh(devices.reshape(groups, -1), ("replicas", "data"))
+    return replica_mesh(count) if count else None
+
+
+def layout_of(a: Any) -> Layout:
+    """How the devices are laid out that hold an array, if they do."""
+    sharding = getattr(a, "sharding", None)
+    by_data = isinstance(sharding, NamedSharding) and "data" in sharding.mesh.axis_names
+    return "data" if by_data else "replicas"
+
+
+def data_size(mesh: Mesh | None) -> int:
+    """How many devices share a batch."""
+    return mesh.shape.get("data", 1) if mesh else 1
+
+
+def batch_sharding(mesh: Mesh, ndim: int, own: bool) -> NamedSharding:
+    """Of batches [..., B]: the devices share the B, and the replicas' own L."""
+    first = ["replicas"] if own else []
+    return NamedSharding(mesh, P(*first, *[None] * (ndim - 1 - own), "data"))
+
+
+def sharing_batches(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """Inside, `split_rows` and `replicated` mean the devices that share a batch."""
+    by_data = mesh is not None and data_size(mesh) > 1
+    return jax.set_mesh(mesh) if by_data else contextlib.nullcontext()
+
+
+def _constrain(tree: PyTree, spec: P) -> PyTree:
+    if "data" not in jax.sharding.get_abstract_mesh().axis_names:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, spec)
+
+
+def split_rows(batch: PyTree) -> PyTree:
+    """The same arrays [B, ...], whose rows the devices share that share a batch.
+
+    Outside of `sharing_batches` it does nothing. The compiler splits what depends on
+    the rows, and sums gradients over the devices; a step uses it where it draws rows.
+    """
+    return _constrain(batch, P("data"))
+
+
+def replicated(tree: PyTree) -> PyTree:
+    """The same arrays, whole on each device that shares a batch."""
+    return _constrain(tree, P())
 
 
 def replica_mesh(count: int) -> Mesh | None:
@@ -51,6 +112,7 @@ def over_replicas(
     specs = jax.tree.map(lambda each: P("replicas") if each else P(), own)
     return jax.shard_map(
         mapped, mesh=mesh, in_specs=specs, out_specs=P("replicas"),
+        axis_names={"replicas"},  # over the rest of the mesh the compiler decides
         check_vma=False,  # the loops begin with constants, alike everywhere
     )  # fmt: skip
 

@@ -86,7 +86,7 @@ class SubRun(Log):
     ) -> None:
         self.run, self.name = run, name
         self.checkpoint_at_end, self.temporary = checkpoint_at_end, temporary
-        self.on_epoch = on_epoch
+        self.on_epoch, self.layout = on_epoch, run.options.devices
         self.on_chunk, self.bar = on_chunk or self._show, contextlib.ExitStack()
         self.shown: Bar | None = None
         self.checkpoints = checkpoints_of(
