@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from jaxstudy.types import Array, Batch, Key
+from jaxstudy.types import Array, Batch, Key, PyTree
 
 # What the rows of one chunk may take in the memory of the device.
 CHUNK_BYTES = 256 * 2**20
@@ -198,6 +198,14 @@ def take(data: AnyDataset, rows: np.ndarray) -> dict[str, np.ndarray]:
     if isinstance(data, StreamedDataset):
         return dict(read_rows(data.source, rows.tolist()))
     return {name: np.asarray(a)[rows] for name, a in data.arrays.items()}
+
+
+def contents(data: AnyDataset) -> PyTree:
+    """What tells one set from another: its rows, of a source the first and the last."""
+    if isinstance(data, StreamedDataset):
+        ends = read_rows(data.source, [0, len(data.source) - 1])
+        return data.indices, data.mask, dict(ends)
+    return data.indices, data.mask, dict(data.arrays)
 
 
 def subset(data: D, rows: np.ndarray | Sequence[int]) -> D:

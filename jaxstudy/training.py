@@ -15,12 +15,14 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxstudy import processes
 from jaxstudy.chunks import Visits, load_batches, plan_chunk, with_whole_batches
 from jaxstudy.dataset import (
     AnyDataset,
     BatchIndices,
     BatchRows,
     Dataset,
+    contents,
     gather,
     ordered_batches,
 )
@@ -30,12 +32,14 @@ from jaxstudy.parallel import (
     data_size,
     device_mesh,
     layout_of,
+    localized,
     map_replicas,
     over_replicas,
     put,
     replicated,
     sharing_batches,
     split_rows,
+    to_host,
 )
 from jaxstudy.records import (
     HEAD,
@@ -195,8 +199,9 @@ class Evaluator(NamedTuple):
                 raise ValueError("replicas with rows of their own need them resident")
             batches = ordered_batches(self.data, self.batch_size)
             parts = [sums(batch) for batch in map(BatchIndices, *batches)]
+            parts = [localized(part) for part in parts]
             metrics = jax.tree.map(lambda *a: jnp.sum(jnp.stack(a), 0), *parts)
-        metrics = jax.tree.map(lambda a: a[..., None], jax.device_get(metrics))
+        metrics = jax.tree.map(lambda a: a[..., None], to_host(metrics))
         return {name: values[0] for name, values in values_by_epoch(metrics).items()}
 
 
@@ -307,6 +312,10 @@ def fit(
             f"--devices data: {data_size(mesh)} devices cannot share a batch of "
             f"{batch_size}; --devices replicas does without, or use fewer devices"
         )
+    if processes.are_several():
+        held_out = {n: contents(e.data) for n, e in evaluators.items()}
+        same = {"training data": contents(data), "held-out data": held_out}
+        processes.check_same({**same, "start": (state, key)})
     visits = Visits(data, key, batch_size, per_epoch, chunk, mesh)
     if state.step.ndim:
         named = {"data": data, **{n: e.data for n, e in evaluators.items()}}
@@ -346,7 +355,7 @@ def fit(
             end = step + chunk.steps * chunk.epochs
             if end < total:  # while the device works
                 visit = visits.load(end)
-            trained, examples, failed, evaluations = jax.device_get(outputs)
+            trained, examples, failed, evaluations = to_host(outputs)
             new = chunk_records(step, chunk, per_epoch, trained, evaluations)
             if outside and end % per_epoch == 0:
                 new += evaluated(end)
@@ -361,7 +370,7 @@ def fit(
             log.advanced(state, Advance(step, total, per_epoch, *sizes), new)
     finally:
         log.ended()
-    return FitResult(state, records)
+    return FitResult(localized(state), records)
 
 
 def train_seeds(
@@ -456,4 +465,4 @@ def _check_replicas(
 
 def _total_steps(state: TrainState) -> int:
     """The steps of all replicas together."""
-    return int(np.sum(jax.device_get(state.step), dtype=np.int64))
+    return int(np.sum(to_host(state.step), dtype=np.int64))
