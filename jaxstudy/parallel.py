@@ -10,7 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxstudy.types import PyTree
@@ -28,7 +28,8 @@ def device_mesh(layout: Layout, count: int | None) -> Mesh | None:
     devices = np.array(jax.devices())
     groups = math.gcd(count or 1, devices.size)
     if layout == "data" and groups < devices.size:
-        return Mesh(devices.reshape(groups, -1), ("replicas", "data"))
+        auto = (AxisType.Auto, AxisType.Auto)
+        return Mesh(devices.reshape(groups, -1), ("replicas", "data"), axis_types=auto)
     return replica_mesh(count) if count else None
 
 

@@ -26,7 +26,7 @@ from jaxstudy.types import PyTree, UserError
 _T = TypeVar("_T")
 MESSAGE_BYTES = 2048
 MAX_CHARACTERS = 400  # of an error that is told to the others
-LEAVE_SECONDS = 5.0  # others may be where they cannot hear that one leaves
+LEAVE_SECONDS = 10.0  # others may be where they cannot hear that one leaves
 
 
 # ------------------------------------------------------------------ launchers
@@ -256,8 +256,9 @@ def leave(code: int) -> None:
     At an ordinary exit the processes would wait for each other for minutes. The first
     one goes last: who still lives when it is gone is ended by JAX, as after a crash.
     """
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
     deaf = threading.Timer(LEAVE_SECONDS, os._exit, (code,))
     deaf.daemon = True
     deaf.start()

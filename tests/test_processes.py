@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from jaxstudy import processes
 from jaxstudy.processes import Launch, find_launch
@@ -96,6 +97,29 @@ def test_launchers_are_known_by_their_variables(
 def test_variables_half_set_are_named(variables: dict[str, str], sentence: str) -> None:
     with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
         find_launch(variables)
+
+
+def test_the_examples_of_the_guide_are_whole() -> None:
+    """The manifest sets what is looked for, and the script of a job is one."""
+    text = (ROOT / "docs" / "guides" / "scaling.md").read_text()
+    kinds = re.findall(r"^```(bash|yaml)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    for script in (code for kind, code in kinds if kind == "bash"):
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True, timeout=9)
+    (manifest,) = (yaml.safe_load(code) for kind, code in kinds if kind == "yaml")
+    (job,) = manifest["spec"]["replicatedJobs"]
+    workers = job["template"]["spec"]
+    (container,) = workers["template"]["spec"]["containers"]
+    variables = {v["name"]: v.get("value", "1") for v in container["env"]}
+    name = manifest["metadata"]["name"]
+    host = f"{name}-{job['name']}-0-0.{name}"
+    count = workers["completions"]
+    assert workers["parallelism"] == count
+    assert find_launch(variables) == Launch(
+        "Kubeflow", count, arguments(f"{host}:8476", count, 1)
+    )
+    subprocess.run(
+        ["bash", "-n"], input=container["args"][0], text=True, check=True, timeout=9
+    )
 
 
 def test_a_run_folder_that_another_process_does_not_see(
