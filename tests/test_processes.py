@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import yaml
 
 from jaxstudy import processes
@@ -23,7 +24,7 @@ from jaxstudy.runs.cli import Settings
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.saved import Options
 from jaxstudy.types import UserError
-from tests.conftest import PYTHONPATH, ROOT, Process
+from tests.conftest import PYTHONPATH, ROOT, Ask, Process
 
 TESTS = Path(__file__).parent
 TINY, TOGETHER = TESTS / "tiny.py", TESTS / "together.py"
@@ -97,6 +98,17 @@ def test_launchers_are_known_by_their_variables(
 def test_variables_half_set_are_named(variables: dict[str, str], sentence: str) -> None:
     with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
         find_launch(variables)
+
+
+def test_an_experiment_names_what_its_launcher_has_not_set(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    answer = ask(tiny, "--run-dir", tmp_path / "run")
+    assert answer.code == 2
+    assert answer.error.startswith("error: WORLD_SIZE is set as by torchrun, but RANK ")
+    assert answer.error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_examples_of_the_guide_are_whole() -> None:
