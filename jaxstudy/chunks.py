@@ -3,15 +3,18 @@
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxstudy.dataset import (
     AnyDataset,
     BatchIndices,
+    BatchRows,
     Dataset,
     Order,
     epoch_batches,
@@ -19,6 +22,7 @@ from jaxstudy.dataset import (
     steps_per_epoch,
     subset,
 )
+from jaxstudy.parallel import batch_sharding, data_size, put
 from jaxstudy.types import Array, Batch, Key, UserError
 
 
@@ -72,21 +76,46 @@ def with_whole_batches(
     return data, max(steps), batch_size if data.order.drop_remainder else 1
 
 
+def load_batches(
+    data: AnyDataset, batches: BatchIndices, own: bool, mesh: Mesh | None
+) -> tuple[BatchIndices | BatchRows, Batch]:
+    """Some batches [..., B] and what they index, on the devices; own: of replicas.
+
+    Rows that are read now lie where they are used, if devices share the batches.
+    """
+    if isinstance(data, Dataset) or mesh is None or data_size(mesh) == 1:
+        fields, batches = data.load(batches)
+        return put((batches, fields), (own, False), mesh)
+    split = batch_sharding(mesh, batches.mask.ndim, own)
+    rows = data.load_columns(batches, split)
+    return rows._replace(mask=put(rows.mask, own, mesh)), {}
+
+
 class Visits:
     """The batches of every chunk [E, S, B], of replicas [L, E, S, B], and their rows.
 
     One order serves all chunks of an epoch, and one dispatch makes all of several.
+    mesh: the devices that they are for.
     """
 
     def __init__(
-        self, data: AnyDataset, key: Key, batch_size: int, per_epoch: int, chunk: Chunk
+        self,
+        data: AnyDataset,
+        key: Key,
+        batch_size: int,
+        per_epoch: int,
+        chunk: Chunk,
+        mesh: Mesh | None = None,
     ) -> None:
+        if mesh and isinstance(data, Dataset):  # once, not with every chunk
+            data = replace(data, arrays=put(data.arrays, False, mesh))
         self.data, self.key, self.per_epoch, self.chunk = data, key, per_epoch, chunk
+        self.mesh = mesh
         own = data.indices.ndim == 2, key.ndim == 1
         self.own, self.epoch = any(own), -1
         self.order = _order(data.order, batch_size, chunk.epochs, own)
 
-    def load(self, step: int) -> tuple[BatchIndices, Batch]:
+    def load(self, step: int) -> tuple[BatchIndices | BatchRows, Batch]:
         """The batches of the chunk that begins with this step, and what they index."""
         epoch, first = divmod(step, self.per_epoch)
         if epoch != self.epoch:
@@ -96,8 +125,7 @@ class Visits:
         if self.chunk.steps < self.per_epoch:
             first = jax.device_put(np.int32(first))
             batches = _cut(batches, first, self.chunk.steps)
-        fields, batches = self.data.load(batches)
-        return batches, fields
+        return load_batches(self.data, batches, self.own, self.mesh)
 
 
 @functools.lru_cache(maxsize=32)

@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
-from jaxstudy.types import Array, Batch, Key
+from jaxstudy.types import Array, Batch, Key, PyTree
 
 # What the rows of one chunk may take in the memory of the device.
 CHUNK_BYTES = 256 * 2**20
@@ -40,6 +41,13 @@ class BatchIndices(NamedTuple):
     """Indices of the rows of one or more batches, [..., B], with mask 0 on padding."""
 
     indices: Array
+    mask: Array
+
+
+class BatchRows(NamedTuple):
+    """The rows themselves, [..., B', ...], with mask [..., B]; others follow the B."""
+
+    fields: Batch
     mask: Array
 
 
@@ -93,6 +101,31 @@ class StreamedDataset:
         fields = jax.device_put(self._read(rows.ravel()))
         places = np.arange(rows.size, dtype=np.int32).reshape(rows.shape)
         return fields, BatchIndices(jnp.asarray(places), batches.mask)
+
+    def load_columns(self, batches: BatchIndices, split: NamedSharding) -> BatchRows:
+        """Read of some batches [..., B] the rows that each device of this process has.
+
+        split: how the devices share indices [..., B'], B' being B filled up to the next
+        number that they share evenly; the mask stays as it is.
+        """
+        rows = np.asarray(batches.indices)
+        fill = -rows.shape[-1] % split.mesh.shape["data"]
+        rows = np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, fill)], mode="wrap")
+        places = split.addressable_devices_indices_map(rows.shape)
+        different = {str(i): i for i in places.values()}  # devices may have the same
+        read = {key: self._read(rows[i].ravel()) for key, i in different.items()}
+
+        def shared(name: str) -> Array:
+            pieces = [
+                jax.device_put(a.reshape(rows[i].shape + a.shape[1:]), device)
+                for device, i in places.items()
+                for a in [read[str(i)][name]]
+            ]
+            shape = rows.shape + pieces[0].shape[rows.ndim :]
+            return jax.make_array_from_single_device_arrays(shape, split, pieces)
+
+        names = next(iter(read.values()))
+        return BatchRows({name: shared(name) for name in names}, batches.mask)
 
     def max_steps(self, rows_per_step: int) -> int | None:
         """How many steps' rows the device holds at once, in CHUNK_BYTES."""
@@ -165,6 +198,14 @@ def take(data: AnyDataset, rows: np.ndarray) -> dict[str, np.ndarray]:
     if isinstance(data, StreamedDataset):
         return dict(read_rows(data.source, rows.tolist()))
     return {name: np.asarray(a)[rows] for name, a in data.arrays.items()}
+
+
+def contents(data: AnyDataset) -> PyTree:
+    """What tells one set from another: its rows, of a source the first and the last."""
+    if isinstance(data, StreamedDataset):
+        ends = read_rows(data.source, [0, len(data.source) - 1])
+        return data.indices, data.mask, dict(ends)
+    return data.indices, data.mask, dict(data.arrays)
 
 
 def subset(data: D, rows: np.ndarray | Sequence[int]) -> D:
@@ -270,8 +311,11 @@ def ordered_batches(data: AnyDataset, batch_size: int) -> BatchIndices:
     return _batches(data.indices, data.mask, min(batch_size, len(data.indices)))
 
 
-def gather(arrays: Batch, batch: BatchIndices) -> Batch:
+def gather(arrays: Batch, batch: BatchIndices | BatchRows) -> Batch:
     """The fields of some rows [B, ...], and their "mask" [B]."""
+    if isinstance(batch, BatchRows):
+        fields = {name: a[: len(batch.mask)] for name, a in batch.fields.items()}
+        return {**fields, "mask": batch.mask}
     fields = {
         name: a.at[batch.indices].get(mode="promise_in_bounds")
         for name, a in arrays.items()

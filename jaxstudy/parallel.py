@@ -1,24 +1,97 @@
 """How one program uses many cores and devices."""
 
+import contextlib
+import functools
+import math
 import os
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxstudy.types import PyTree
 
 Mode = Literal["map", "vmap"]
+Layout = Literal["replicas", "data"]  # what devices share: whole trainings, or batches
+
+
+def device_mesh(layout: Layout, count: int | None) -> Mesh | None:
+    """The devices that train so many replicas, or a training that is none (count None).
+
+    Laid out by "data", as many groups of devices as is possible share out the replicas,
+    and the devices of a group the rows of every batch: there are two at least.
+    """
+    devices = np.array(jax.devices())
+    groups = math.gcd(count or 1, devices.size)
+    if layout == "data" and groups < devices.size:
+        auto = (AxisType.Auto, AxisType.Auto)
+        return Mesh(devices.reshape(groups, -1), ("replicas", "data"), axis_types=auto)
+    return replica_mesh(count) if count else None
+
+
+def layout_of(a: Any) -> Layout:
+    """How the devices are laid out that hold an array, if they do."""
+    sharding = getattr(a, "sharding", None)
+    by_data = isinstance(sharding, NamedSharding) and "data" in sharding.mesh.axis_names
+    return "data" if by_data else "replicas"
+
+
+def data_size(mesh: Mesh | None) -> int:
+    """How many devices share a batch."""
+    return mesh.shape.get("data", 1) if mesh else 1
+
+
+def batch_sharding(mesh: Mesh, ndim: int, own: bool) -> NamedSharding:
+    """Of batches [..., B]: the devices share the B, and the replicas' own L."""
+    first = ["replicas"] if own else []
+    return NamedSharding(mesh, P(*first, *[None] * (ndim - 1 - own), "data"))
+
+
+def sharing_batches(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """Inside, `split_rows` and `replicated` mean the devices that share a batch."""
+    by_data = mesh is not None and data_size(mesh) > 1
+    return jax.set_mesh(mesh) if by_data else contextlib.nullcontext()
+
+
+def _constrain(tree: PyTree, spec: P) -> PyTree:
+    if "data" not in jax.sharding.get_abstract_mesh().axis_names:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, spec)
+
+
+def split_rows(batch: PyTree) -> PyTree:
+    """The same arrays [B, ...], whose rows the devices share that share a batch.
+
+    Outside of `sharing_batches` it does nothing. The compiler splits what depends on
+    the rows, and sums gradients over the devices; a step uses it where it draws rows.
+    """
+    return _constrain(batch, P("data"))
+
+
+def replicated(tree: PyTree) -> PyTree:
+    """The same arrays, whole on each device that shares a batch."""
+    return _constrain(tree, P())
 
 
 def replica_mesh(count: int) -> Mesh | None:
-    """As many of this process's devices as divide the replicas evenly; None for one."""
-    devices = jax.local_devices()
-    n = max(d for d in range(1, len(devices) + 1) if count % d == 0)
-    return Mesh(devices[:n], ("replicas",)) if n > 1 else None
+    """As many devices as divide the replicas evenly, equally many of each process.
+
+    None for one. Where all processes cannot share the replicas, each trains all.
+    """
+    by_process, count_of = [jax.local_devices()], jax.process_count()
+    if count_of > 1 and count % count_of == 0:
+        by_process = [
+            [device for device in jax.devices() if device.process_index == p]
+            for p in range(count_of)
+        ]
+    own = count // len(by_process)  # replicas of a process
+    n = max(d for d in range(1, min(map(len, by_process)) + 1) if own % d == 0)
+    devices = [device for of_process in by_process for device in of_process[:n]]
+    return Mesh(devices, ("replicas",)) if len(devices) > 1 else None
 
 
 def over_replicas(
@@ -51,6 +124,7 @@ def over_replicas(
     specs = jax.tree.map(lambda each: P("replicas") if each else P(), own)
     return jax.shard_map(
         mapped, mesh=mesh, in_specs=specs, out_specs=P("replicas"),
+        axis_names={"replicas"},  # over the rest of the mesh the compiler decides
         check_vma=False,  # the loops begin with constants, alike everywhere
     )  # fmt: skip
 
@@ -66,10 +140,70 @@ def put(inputs: PyTree, own: PyTree, mesh: Mesh | None) -> PyTree:
         return jax.device_put(inputs)
 
     def place(each: bool, tree: PyTree) -> PyTree:
-        spec = P("replicas") if each else P()
-        return jax.device_put(tree, NamedSharding(mesh, spec))
+        return _put(tree, NamedSharding(mesh, P("replicas") if each else P()))
 
     return jax.tree.map(place, own, inputs)
+
+
+def _put(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    """Arrays that every process has whole, each process's part on its devices."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def place(a: Any) -> jax.Array:  # device_put would compare it over the network
+        if getattr(a, "sharding", None) == sharding:
+            return a
+        if _is_key(a):
+            return jax.random.wrap_key_data(place(jax.random.key_data(a)))
+        host = np.asarray(a)
+        return jax.make_array_from_callback(host.shape, sharding, lambda i: host[i])
+
+    return jax.tree.map(place, tree)
+
+
+def localized(tree: PyTree) -> PyTree:
+    """Arrays that processes share, as arrays that each has whole; all have to call it.
+
+    What a training by "data" has made stays known as such, to `layout_of`.
+    """
+    shared = [a for a in jax.tree.leaves(tree) if not _is_local(a)]
+    if not shared:
+        return tree
+    mesh = shared[0].sharding.mesh
+    plain = _everywhere(mesh)(tree)
+    own = np.array(jax.local_devices()).reshape(1, -1)
+    here = jax.local_devices()[0]
+    if "data" in mesh.axis_names:
+        here = NamedSharding(Mesh(own, ("replicas", "data")), P())
+
+    def local(a: jax.Array, original: Any) -> jax.Array:
+        placed = jax.device_put(a.addressable_data(0), here)
+        return jax.random.wrap_key_data(placed) if _is_key(original) else placed
+
+    return jax.tree.map(local, plain, tree)
+
+
+@functools.lru_cache(maxsize=4)
+def _everywhere(mesh: Mesh) -> Callable[[PyTree], PyTree]:
+    """A program that gives each device all of some arrays, keys as integers."""
+
+    def plain(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda a: jax.random.key_data(a) if _is_key(a) else a, tree)
+
+    return jax.jit(plain, out_shardings=NamedSharding(mesh, P()))
+
+
+def _is_local(a: Any) -> bool:
+    return not isinstance(a, jax.Array) or a.is_fully_addressable
+
+
+def _is_key(a: Any) -> bool:
+    return jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+
+
+def to_host(tree: PyTree) -> PyTree:
+    """Arrays on the host, where other processes hold parts of them, too."""
+    return jax.device_get(localized(tree))
 
 
 def usable_cores() -> int:

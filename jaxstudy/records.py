@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxstudy.chunks import Chunk
+from jaxstudy.parallel import Layout
 from jaxstudy.types import Metrics, TrainState, UserError
 
 HEAD = ("step", "epoch", "split")
@@ -37,10 +38,11 @@ class Advance(NamedTuple):
 class Log:
     """What a training reports to; a run folder's (`SubRun`) stores and stops as well.
 
-    every_epoch: whether each epoch's end has to be seen.
+    every_epoch: whether each epoch's end has to be seen. layout: of the devices.
     """
 
     every_epoch = False
+    layout: Layout = "replicas"
 
     def __init__(self) -> None:
         self.timing = Timing()

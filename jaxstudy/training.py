@@ -13,17 +13,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxstudy.chunks import Visits, plan_chunk, with_whole_batches
+from jaxstudy import processes
+from jaxstudy.chunks import Visits, load_batches, plan_chunk, with_whole_batches
 from jaxstudy.dataset import (
     AnyDataset,
     BatchIndices,
+    BatchRows,
     Dataset,
+    contents,
     gather,
     ordered_batches,
 )
 from jaxstudy.model import Model
-from jaxstudy.parallel import Mode, map_replicas, over_replicas, put, replica_mesh
+from jaxstudy.parallel import (
+    Mode,
+    data_size,
+    device_mesh,
+    layout_of,
+    localized,
+    map_replicas,
+    over_replicas,
+    put,
+    replicated,
+    sharing_batches,
+    split_rows,
+    to_host,
+)
 from jaxstudy.records import (
     HEAD,
     Advance,
@@ -42,6 +59,7 @@ from jaxstudy.types import (
     Objective,
     PyTree,
     TrainState,
+    UserError,
 )
 
 TrainStep = Callable[..., tuple[TrainState, Metrics]]  # (state, batch, *args)
@@ -105,7 +123,7 @@ def run_steps(
     train_step: TrainStep,
     state: TrainState,
     arrays: Batch,
-    batches: BatchIndices,
+    batches: BatchIndices | BatchRows,
     args: tuple[PyTree, ...] = (),
     min_rows: int = 0,
 ) -> tuple[TrainState, Metrics, Array]:
@@ -116,8 +134,9 @@ def run_steps(
     apart, changes nothing and counts for nothing: a shorter replica's epoch has some.
     """
 
-    def body(state: TrainState, rows: BatchIndices) -> tuple[TrainState, Any]:
-        after, metrics = train_step(state, gather(arrays, rows), *args)
+    def body(state: TrainState, rows: Any) -> tuple[TrainState, Any]:
+        batch = split_rows(gather(arrays, rows))
+        after, metrics = replicated(train_step(state, batch, *args))
         if min_rows:
             zeros = jax.tree.map(jnp.zeros_like, metrics)
             taken = jnp.sum(rows.mask) >= min_rows
@@ -143,9 +162,10 @@ def evaluate(
     batches = ordered_batches(data, batch_size)
     if len(batches.indices) == 1:
         only = jax.tree.map(lambda a: a[0], batches)
-        return eval_step(state, gather(data.arrays, only), *args)
+        return eval_step(state, split_rows(gather(data.arrays, only)), *args)
     metrics = jax.lax.map(
-        lambda rows: eval_step(state, gather(data.arrays, rows), *args), batches
+        lambda rows: eval_step(state, split_rows(gather(data.arrays, rows)), *args),
+        batches,
     )
     return jax.tree.map(lambda a: jnp.sum(a, 0), metrics)
 
@@ -170,22 +190,25 @@ class Evaluator(NamedTuple):
         """Every metric, compiled: a number, or a list [L] where there are replicas."""
         own_rows = self.data.indices.ndim == 2
         own = (True, True, (False, own_rows)) if state.step.ndim else None
-        mesh = replica_mesh(state.step.size) if own else None
+        mesh = device_mesh(layout_of(state.step), state.step.size if own else None)
         measure = _evaluation(self.eval_step, self.batch_size, own, self.mode, mesh)
+        placed = put((state, self.args), own[:2] if own else (False, False), mesh)
 
-        def sums(arrays: Batch, rows: BatchIndices) -> Metrics:
-            return measure(*put((state, self.args, (arrays, rows)), own, mesh))
+        def sums(batches: BatchIndices) -> Metrics:
+            rows, arrays = load_batches(self.data, batches, own_rows, mesh)
+            with sharing_batches(mesh):
+                return measure(*placed, (arrays, rows))
 
         if isinstance(self.data, Dataset):
-            rows = BatchIndices(self.data.indices, self.data.mask)
-            metrics = sums(self.data.arrays, rows)
+            metrics = sums(BatchIndices(self.data.indices, self.data.mask))
         else:
             if own_rows:
                 raise ValueError("replicas with rows of their own need them resident")
             batches = ordered_batches(self.data, self.batch_size)
-            parts = [sums(*self.data.load(b)) for b in map(BatchIndices, *batches)]
+            parts = [sums(batch) for batch in map(BatchIndices, *batches)]
+            parts = [localized(part) for part in parts]
             metrics = jax.tree.map(lambda *a: jnp.sum(jnp.stack(a), 0), *parts)
-        metrics = jax.tree.map(lambda a: a[..., None], jax.device_get(metrics))
+        metrics = jax.tree.map(lambda a: a[..., None], to_host(metrics))
         return {name: values[0] for name, values in values_by_epoch(metrics).items()}
 
 
@@ -196,8 +219,10 @@ def _evaluation(
     """The jitted evaluation, the same one for the same function."""
 
     def program(state: TrainState, args: Any, data: Any) -> Metrics:
-        arrays, (indices, mask) = data
-        rows = Dataset(arrays, indices, mask)
+        arrays, rows = data
+        if isinstance(rows, BatchRows):  # one batch
+            return eval_step(state, split_rows(gather(arrays, rows)), *args)
+        rows = Dataset(arrays, *rows)
         return evaluate(eval_step, state, rows, args, batch_size=batch_size)
 
     return jax.jit(over_replicas(program, own, mode, mesh) if own else program)
@@ -285,21 +310,30 @@ def fit(
     chunk = plan_chunk(per_epoch, epochs, step, min(chunk_steps, most), every_epoch)
     if chunk.steps < per_epoch or len(inside) < len(evaluators):
         inside = {}  # all are evaluated at an epoch's end, by programs of their own
-    visits = Visits(data, key, batch_size, per_epoch, chunk)
     sets = tuple((e.args, (e.data.indices, e.data.mask)) for e in inside.values())
     arrays = tuple(e.data.arrays for e in inside.values())  # type: ignore[union-attr]
-    own = mesh = None
+    own, count = None, state.step.size if state.step.ndim else None
+    mesh = device_mesh(log.layout, count)
+    if batch_size < data_size(mesh):
+        raise UserError(
+            f"--devices data: {data_size(mesh)} devices cannot share a batch of "
+            f"{batch_size}; --devices replicas does without, or use fewer devices"
+        )
+    if processes.are_several():
+        held_out = {n: contents(e.data) for n, e in evaluators.items()}
+        same = {"training data": contents(data), "held-out data": held_out}
+        processes.check_same({**same, "start": (state, key)})
+    visits = Visits(data, key, batch_size, per_epoch, chunk, mesh)
     if state.step.ndim:
         named = {"data": data, **{n: e.data for n, e in evaluators.items()}}
         _check_replicas(state.step.size, key, named, replicas.args)
         rows = tuple((True, e.data.indices.ndim == 2) for e in inside.values())
         own = (True, (visits.own, False), (True, rows, False))
-        mesh = replica_mesh(state.step.size)
 
     began = time.perf_counter()
-    owned = own or (None, None, None)
+    owned = own or (False, None, False)
     state = put(state, owned[0], mesh) if mesh else state
-    visit = put(visits.load(step), owned[1], mesh)
+    visit = visits.load(step)
     fixed = put((replicas.args, sets, arrays), owned[2], mesh)
     steps = tuple((n, e.eval_step, e.batch_size) for n, e in inside.items())
     work = (train_step, steps, min_rows, own, replicas.mode, mesh)
@@ -327,8 +361,8 @@ def fit(
             state, outputs = advance(state, visit, fixed)
             end = step + chunk.steps * chunk.epochs
             if end < total:  # while the device works
-                visit = put(visits.load(end), owned[1], mesh)
-            trained, examples, failed, evaluations = jax.device_get(outputs)
+                visit = visits.load(end)
+            trained, examples, failed, evaluations = to_host(outputs)
             new = chunk_records(step, chunk, per_epoch, trained, evaluations)
             if outside and end % per_epoch == 0:
                 new += evaluated(end)
@@ -343,7 +377,7 @@ def fit(
             log.advanced(state, Advance(step, total, per_epoch, *sizes), new)
     finally:
         log.ended()
-    return FitResult(state, records)
+    return FitResult(localized(state), records)
 
 
 def train_seeds(
@@ -414,7 +448,13 @@ def _compiled(work: tuple[Any, ...], structure: Any, leaves: tuple[Any, ...]) ->
     if own:
         program = over_replicas(program, own, mode, mesh)
     arguments = jax.tree.unflatten(structure, leaves)
-    lowered = jax.jit(program, donate_argnums=0).lower(*arguments)
+    kept = None
+    if data_size(mesh) > 1:
+        outputs = NamedSharding(mesh, PartitionSpec("replicas" if own else None))
+        kept = jax.tree.map(lambda a: a.sharding, arguments[0]), outputs
+    with sharing_batches(mesh):
+        jitted = jax.jit(program, donate_argnums=0, out_shardings=kept)
+        lowered = jitted.lower(*arguments)
     return lowered.compile(), lowered.out_info[1]
 
 
@@ -432,4 +472,4 @@ def _check_replicas(
 
 def _total_steps(state: TrainState) -> int:
     """The steps of all replicas together."""
-    return int(np.sum(jax.device_get(state.step), dtype=np.int64))
+    return int(np.sum(to_host(state.step), dtype=np.int64))

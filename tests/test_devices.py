@@ -1,17 +1,22 @@
 """What is split over several devices: one process with four of them, all checks."""
 
+import contextlib
+import functools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,47 +25,33 @@ import pytest
 import small_gan
 import test_study
 import test_training
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import tiny
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxstudy import ops
+from jaxstudy.dataset import dataset, streamed
 from jaxstudy.gan.step import (
     init_gan_replicas,
     init_gan_state,
     make_gan_step,
     real_first,
 )
-from jaxstudy.parallel import replica_mesh
-from jaxstudy.training import FitResult, Replicas, make_train_step
-from jaxstudy.types import Array, TrainState
-from tests.conftest import PYTHONPATH, ROOT, assert_rounding
-
-
-def train_step_on_a_sharded_batch() -> None:
-    """It runs unchanged."""
-    mesh = Mesh(np.array(jax.devices()), ("data",))
-    rng = np.random.default_rng(0)
-    step = jax.jit(make_train_step(test_training.OBJECTIVE, test_training.TX))
-    single, first = test_training.fresh(), test_training.fresh()
-    spread = jax.device_put(first, NamedSharding(mesh, PartitionSpec()))
-    for _ in range(5):
-        x = rng.normal(size=(40, 3)).astype(np.float32)
-        rows = {"x": x, "y": (x[:, 0] > 0).astype(np.float32)}
-        rows["mask"] = (np.arange(40) < 37).astype(np.float32)  # uneven over devices
-        shards = jax.device_put(rows, NamedSharding(mesh, PartitionSpec("data")))
-        assert [s.data.shape for s in shards["x"].addressable_shards] == [(10, 3)] * 4
-        single, metrics = step(single, jax.device_put(rows, jax.devices()[0]))
-        spread, spread_metrics = step(spread, shards)
-        got, want = jax.device_get((spread_metrics["loss"], metrics["loss"]))
-        assert got.count == want.count == 37
-        assert math.isclose(got.total, want.total, rel_tol=1e-5)
-    for a, b in zip(
-        jax.tree.leaves(spread.params), jax.tree.leaves(single.params), strict=True
-    ):
-        assert a.sharding.is_fully_replicated
-        assert len(a.addressable_shards) == 4
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
-    kernels = (s.params["output"]["kernel"] for s in (single, first))
-    assert np.abs(np.subtract(*kernels)).max() > 0.01
+from jaxstudy.model import from_linen
+from jaxstudy.objectives import binary_cross_entropy
+from jaxstudy.parallel import Mode, device_mesh, replica_mesh
+from jaxstudy.records import Log
+from jaxstudy.training import (
+    Evaluator,
+    FitResult,
+    Replicas,
+    fit,
+    init_replicas,
+    init_state,
+    make_eval_step,
+    make_train_step,
+)
+from jaxstudy.types import Array, TrainState, UserError
+from tests.conftest import PYTHONPATH, ROOT, assert_rounding, assert_rows, run_script
 
 
 def operations_on_sharded_batches() -> None:
@@ -151,8 +142,219 @@ def replicas_of_a_gan() -> None:
     assert math.isclose(losses[1], alone.records[-1]["loss"], rel_tol=1e-5)
 
 
+class Net(nn.Module):
+    """Every kind of layer that sees a whole batch, or draws for each row of it."""
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(16)(x))
+        x = nn.Dropout(0.3, deterministic=not train)(nn.relu(x))
+        return nn.Dense(1)(x)[..., 0]
+
+
+class ByData(Log):
+    layout = "data"
+
+
+class Rows:
+    """A source of the rows of some arrays, which counts those that are read."""
+
+    read = 0
+
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+        self.arrays = arrays
+
+    def __len__(self) -> int:
+        return len(self.arrays["x"])
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        self.read += 1
+        return {name: a[row] for name, a in self.arrays.items()}
+
+
+NET = from_linen(Net(), jnp.zeros((1, 5)))
+NET_OBJECTIVE = binary_cross_entropy(NET)
+NET_EVALUATE = make_eval_step(NET_OBJECTIVE)
+BATCH_ROWS, EPOCHS = 61, 50  # four steps each, the last of 47 rows
+
+
+@functools.cache
+def net_arrays() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(230, 5)).astype(np.float32)
+    return {"x": x, "y": (x[:, 0] + rng.normal(size=230) > 0).astype(np.float32)}
+
+
+def train_net(
+    count: int,
+    step: Any,
+    tx: Any,
+    data: Any,
+    seeds: int = 0,
+    epochs: int = EPOCHS,
+    batch_size: int = BATCH_ROWS,
+    mode: Mode = "map",
+) -> tuple[FitResult, dict[str, Any]]:
+    """The network by some devices that share each batch, or as usual for a count of 0;
+    and an evaluation after it."""
+    evaluator, key = Evaluator(NET_EVALUATE, data, 100, mode=mode), jax.random.key(3)
+    init, order = init_state, jax.random.key(4)
+    if seeds:
+        init, (key, order) = init_replicas, jax.random.split(key, (2, seeds))
+    chosen = jax.devices()[: count or 1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: chosen)
+        patch.setattr(jax, "local_devices", lambda: chosen)
+        fitted = fit(
+            init(NET, tx, key), step, data, key=order, epochs=epochs,
+            batch_size=batch_size, evaluators={"validation": evaluator},
+            replicas=Replicas(mode=mode), log=ByData() if count else None,
+        )  # fmt: skip
+        return fitted, evaluator(fitted.state)
+
+
+def assert_close(found: Any, want: Any, atol: float = 1e-6) -> None:
+    """Weights, statistics, records and evaluations of two trainings."""
+    for a, b in zip(
+        jax.tree.leaves((found[0].state.params, found[0].state.extra)),
+        jax.tree.leaves((want[0].state.params, want[0].state.extra)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
+    assert_rows([*found[0].records, found[1]], [*want[0].records, want[1]])
+
+
+@contextlib.contextmanager
+def compiled() -> Iterator[list[str]]:
+    """The text of each chunk that is compiled meanwhile."""
+    texts: list[str] = []
+    compile_ = jax.stages.Lowered.compile
+
+    def noting(self: Any, *args: Any, **options: Any) -> Any:
+        program = compile_(self, *args, **options)
+        texts.append(program.as_text() or "")
+        return program
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.stages.Lowered, "compile", noting)
+        yield texts
+
+
+def communication(text: str) -> dict[str, int]:
+    """How often a compiled program's text communicates, by the kind."""
+    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+    return dict(Counter(re.findall(rf"({kinds})(?:-start)?\(", text)))
+
+
+def batches_shared_by_devices() -> None:
+    """200 steps of gradient descent agree, and only few sums are communicated.
+
+    61 rows divide by no number of devices; BatchNorm's statistics are of all of them,
+    and dropout draws for all. Gradients are summed once a step, with BatchNorm twice
+    more, an evaluation's metrics and an epoch's examples once.
+    """
+    data, tx = dataset(net_arrays()), optax.sgd(0.1)
+    step = make_train_step(NET_OBJECTIVE, tx)
+    want = train_net(0, step, tx, data)
+    start = init_state(NET, tx, jax.random.key(3)).params["Dense_0"]["kernel"]
+    assert np.abs(want[0].state.params["Dense_0"]["kernel"] - start).max() > 0.1
+    with compiled() as texts:
+        one = train_net(1, step, tx, data)
+    assert texts == []  # the same program as usual
+    assert test_training.bits(one[0].state) == test_training.bits(want[0].state)
+    for count in (2, 3, 4):
+        with compiled() as texts:
+            found = train_net(count, step, tx, data)
+        assert_close(found, want)
+        assert found[0].state.step.sharding.is_fully_replicated
+        assert len(found[0].state.step.sharding.device_set) == count
+        assert communication(texts[0]) == {"all-reduce": 5}
+    with pytest.raises(UserError, match=r"^--devices data: 4 devices .* batch of 3;"):
+        train_net(4, step, tx, data, batch_size=3)
+
+
+def adam_but_for_a_bias_before_batchnorm() -> None:
+    """BatchNorm takes the bias away again, so its gradient is 0 but for rounding, of
+    which Adam makes whole steps; the running mean follows it, and evaluations that.
+    """
+    data, tx = dataset(net_arrays()), optax.adam(0.01)
+    step = make_train_step(NET_OBJECTIVE, tx)
+    trained = []
+    for fitted, _ in (train_net(count, step, tx, data) for count in (0, 4)):
+        params, extra = fitted.state.params, fitted.state.extra
+        del params["Dense_0"]["bias"], extra["batch_stats"]["BatchNorm_0"]["mean"]
+        records = [r for r in fitted.records if r["split"] == "train"]
+        trained.append((fitted._replace(records=records), {}))
+    assert_close(trained[1], trained[0])
+
+
+def streams_shared_by_devices() -> None:
+    """Of replicas, too; nobody reads a row that another device's has."""
+    tx, read = optax.sgd(0.1), []
+    step = make_train_step(NET_OBJECTIVE, tx)
+    for seeds in (0, 2):
+        one, four = (Rows(net_arrays()) for _ in range(2))
+        want = train_net(0, step, tx, streamed(one), seeds, epochs=2)
+        found = train_net(4, step, tx, streamed(four), seeds, epochs=2)
+        assert_close(found, want)
+        read.append([one.read, four.read])
+    # two epochs of four batches, filled up to divide; four evaluations of 300 rows
+    one, two = 8 * 61, 2 * 8 * 61
+    more = 4 * 300 + 1
+    assert read == [[one + more, 8 * 64 + more], [two + more, 2 * 8 * 62 + more]]
+
+
+def replicas_that_share_devices_and_batches() -> None:
+    """Two by two groups of two devices, sequentially and vectorised."""
+    data, tx = dataset(net_arrays()), optax.sgd(0.1)
+    step = make_train_step(NET_OBJECTIVE, tx)
+    for mode in get_args(Mode):
+        want = train_net(0, step, tx, data, 2, 10, mode=mode)
+        with compiled() as texts:
+            found = train_net(4, step, tx, data, 2, 10, mode=mode)
+        assert_close(found, want)
+        assert communication(texts[0]) == {"all-reduce": 5}
+    mesh = device_mesh("data", 6)
+    assert mesh is not None
+    assert dict(mesh.shape) == {"replicas": 2, "data": 2}
+    assert device_mesh("data", 8) == device_mesh("replicas", 8)
+
+
+def a_gan_by_data() -> None:
+    """Its images are generated where they are judged: only sums are communicated."""
+    pair = small_gan.D, small_gan.G, optax.sgd(0.1), optax.sgd(0.1)
+    step, results = make_gan_step(*pair), []
+    for log in (None, ByData()):
+        state = init_gan_state(*pair, jax.random.key(8))
+        with compiled() as texts:
+            results.append(small_gan.train(state, jax.random.key(9), step, log=log))
+    assert_rounding(results[1].state, results[0].state, 18 * 16)
+    assert communication(texts[0]).keys() == {"all-reduce"}
+
+
+def an_experiment_by_data() -> None:
+    """The option reaches the training, and its run says so."""
+    losses = []
+    for layout in ("replicas", "data"):
+        with tempfile.TemporaryDirectory() as folder, compiled() as texts:
+            assert run_script(tiny, "--run-dir", folder, "--devices", layout) == 0
+            result, config = (
+                json.loads((Path(folder) / f"{name}.json").read_text())
+                for name in ("result", "config")
+            )
+        assert config["options"]["devices"] == layout
+        assert bool(communication(texts[0])) == (layout == "data")
+        losses.append(result["metrics"]["loss 0"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 CHECKS = (
-    train_step_on_a_sharded_batch,
+    batches_shared_by_devices,
+    adam_but_for_a_bias_before_batchnorm,
+    streams_shared_by_devices,
+    replicas_that_share_devices_and_batches,
+    a_gan_by_data,
+    an_experiment_by_data,
     operations_on_sharded_batches,
     replicas_of_a_study,
     replicas_of_a_gan,

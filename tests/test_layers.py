@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 # a folder stands for its modules that have no line of their own.
 ORDER = (
     {"types"},
-    {"messages", "parallel", "runs.progress", "runs.statistics"},
+    {"messages", "parallel", "processes", "runs.progress", "runs.statistics"},
     {"runs.lesson"},
     {
         "runs.files",

@@ -28,7 +28,7 @@ from jaxstudy.objectives import (
     masked_mean,
     mean_value,
 )
-from jaxstudy.parallel import map_replicas
+from jaxstudy.parallel import map_replicas, split_rows
 from jaxstudy.training import EvalStep, TrainStep, init_state, make_train_step
 from jaxstudy.types import (
     Array,
@@ -214,7 +214,7 @@ def make_gan_step(
         count, ones = len(batch["mask"]), jnp.ones_like(batch["mask"])
 
         def fakes(key: Key) -> Batch:
-            z = sample_latent(key, count)
+            z = split_rows(sample_latent(key, count))
             x, _ = generator.apply(
                 g.params, g.extra, z, train=not use_running_stats, key=None
             )
@@ -225,7 +225,7 @@ def make_gan_step(
         stacked = jax.tree.map(lambda *a: jnp.stack(a), *batches)
         d, of_d = jax.lax.scan(d_step, d, stacked)  # a key of its own for each, too
         through = {
-            "z": sample_latent(z_key, count),
+            "z": split_rows(sample_latent(z_key, count)),
             "mask": ones,
             D: (d.params, d.extra),
         }

@@ -20,16 +20,19 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1
 
+from jaxstudy import processes
+from jaxstudy.parallel import localized
 from jaxstudy.runs.files import flush_to_disk, sha256_of_json
 from jaxstudy.types import Array, PyTree, UserError
 
+_T = TypeVar("_T")
 ocp: Any = orbax.checkpoint.experimental.v1
 
 
@@ -72,6 +75,21 @@ class Restored(NamedTuple):
 
 class DamagedError(Exception):
     """A checkpoint that is not what was saved; the text says which part and how."""
+
+
+def _agreed(work: Callable[[], _T]) -> _T:
+    """What `work` returns, or DamagedError on every process where it raises that."""
+    result, problem = None, ""
+    try:
+        result = work()
+    except DamagedError as error:
+        problem = str(error)
+        if not processes.are_several():
+            raise
+    told = [m["problem"] for m in processes.exchange(problem=problem[:200])]
+    if any(told):
+        raise DamagedError(problem or f"another process says: {max(told)}")
+    return cast(_T, result)
 
 
 def _plain(tree: PyTree) -> PyTree:
@@ -155,12 +173,15 @@ class Checkpoints:
         keep: Keep | None = None,
         owner: Mapping[str, str] | None = None,
     ) -> None:
-        self.folder = Path(folder).absolute()
+        self.folder = Path(folder).resolve()  # the same for every process
         self.keep = keep or Keep()
         self.owner = dict(owner or {})
 
     def steps(self) -> list[int]:
         """The steps there are, ascending, damaged ones included."""
+        return processes.told(self._steps)
+
+    def _steps(self) -> list[int]:
         if not self.folder.is_dir():
             return []
         return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdecimal())
@@ -172,11 +193,12 @@ class Checkpoints:
         where the best stay: a value that is not finite, or of another name than the
         one to monitor, never counts.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for pattern in ("*.orbax-checkpoint-tmp*", ".dropped-*"):  # left by a kill
-            for leftover in self.folder.glob(pattern):
-                shutil.rmtree(leftover)
-        host = jax.device_get(_plain(tree))
+        if processes.is_first():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for pattern in ("*.orbax-checkpoint-tmp*", ".dropped-*"):  # left by a kill
+                for leftover in self.folder.glob(pattern):
+                    shutil.rmtree(leftover)
+        host = jax.device_get(_plain(localized(tree)))
         leaves = {
             name: _describe(x) | {"sha256": _sha256(x)}
             for name, x in _leaves(host).items()
@@ -194,6 +216,8 @@ class Checkpoints:
                 raise
             code = int(refused[1])
             raise OSError(code, os.strerror(code), str(folder)) from error
+        if not processes.is_first():  # which orbax has waited for
+            return
         for path in (*folder.rglob("*"), folder, self.folder):
             flush_to_disk(path)
         scores = self._scores()
@@ -210,6 +234,12 @@ class Checkpoints:
         """
         folder = self.folder / str(step)
         plain = jax.eval_shape(_plain, like)
+        description = _agreed(lambda: self._describe_fitting(step, plain))
+        host = _agreed(lambda: self._read(folder, plain, description["leaves"]))
+        return Restored(step, _typed(host, like), description["facts"])
+
+    def _describe_fitting(self, step: int, plain: PyTree) -> dict[str, Any]:
+        """As `_describe_step`, where it has these shapes. Raises DamagedError."""
         description = self._describe_step(step)
         saved = description["leaves"]
         for name, leaf in _leaves(plain).items():
@@ -221,6 +251,10 @@ class Checkpoints:
                     raise DamagedError(
                         f"{name} has {what} {found.get(what)}, not {expected[what]}"
                     )
+        return description
+
+    def _read(self, folder: Path, plain: PyTree, saved: Mapping[str, Any]) -> PyTree:
+        """The arrays of one step, proved. Raises DamagedError."""
         try:
             with _silent.silence():
                 host = ocp.load_checkpointables(folder, _numpy_like(plain))
@@ -233,7 +267,7 @@ class Checkpoints:
                 raise DamagedError(f"{name} came back as {_describe(x)}")
             if _sha256(x) != saved[name].get("sha256"):
                 raise DamagedError(f"the SHA-256 of {name} differs")
-        return Restored(step, _typed(host, like), description["facts"])
+        return host
 
     def _describe_step(self, step: int) -> dict[str, Any]:
         """{"leaves", "facts"} of one step, proved. Raises DamagedError."""
@@ -256,7 +290,7 @@ class Checkpoints:
 
     def _scores(self) -> dict[int, float]:
         """The score of every step: -inf where it has none, or is damaged."""
-        scores = dict.fromkeys(self.steps(), -math.inf)
+        scores = dict.fromkeys(self._steps(), -math.inf)
         if self.keep.which == "best":
             for step in scores:
                 with contextlib.suppress(DamagedError):
@@ -285,7 +319,7 @@ class Checkpoints:
                     (step, f"checkpoint {self.folder / str(step)}: {error}")
                 )
                 continue
-            for bad, problem in problems:
+            for bad, problem in problems if processes.is_first() else ():
                 self._set_aside(bad)
                 warn(f"{problem}; going on from step {step}")
             return restored
@@ -296,6 +330,9 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the best monitored value, or None where none has one."""
+        return processes.told(self._best)
+
+    def _best(self) -> int | None:
         scores = {s: x for s, x in self._scores().items() if x > -math.inf}
         return max(scores, key=lambda step: (scores[step], step)) if scores else None
 

@@ -11,6 +11,7 @@ import inspect
 import io
 import os
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 import tyro
 
+from jaxstudy import processes
 from jaxstudy.data.sources import MissingData
 from jaxstudy.messages import did_you_mean, warn
 from jaxstudy.parallel import usable_cores
@@ -60,6 +62,8 @@ class Command:
     """Resume even if the settings differ."""
     all: bool = False
     """Print every metric, not the dozen that matter most."""
+    heartbeat: int = 60
+    """Seconds until the other processes end when one of several has died."""
 
 
 def experiment(
@@ -75,7 +79,22 @@ def experiment(
     Each action becomes an option that works on a saved run instead of training: its
     second parameter's type says what the option takes.
     """
-    code = exit_code(lambda: _experiment(main, presets, lesson, actions))
+
+    def work() -> None:
+        heartbeat = _given(sys.argv[1:]).get("heartbeat", "")
+        if processes.join_processes(int(heartbeat) if heartbeat.isdecimal() else 60):
+            _prepare_jax()
+        _experiment(main, presets, lesson, actions)
+
+    try:
+        code = exit_code(work)
+    except Exception:
+        if not processes.are_several():
+            raise
+        traceback.print_exc()
+        code = 1
+    if code and processes.are_several():
+        processes.leave(code)
     if code > 128:  # all is saved, and XLA may still compile: an exit tears it down
         os._exit(code)
     sys.exit(code)
@@ -164,16 +183,20 @@ def _experiment(
     assert module is not None
     assert module.__file__ is not None
     name = Path(module.__file__).stem
-    asked = _parse(name, module.__doc__ or "", presets, actions)
+    description = module.__doc__ or ""
+    asked = processes.together(lambda: _parse(name, description, presets, actions))
+    processes.check_same({"command line": repr(asked)})
     folder = asked.run_dir or _default_folder(name, asked.preset, asked.settings.seed)
     for action_name, action in actions.items():
         value = getattr(asked, action_name)
         if value is not None:
+            if processes.are_several():
+                raise UserError(f"--{action_name} is for one process")
             _validate(asked.settings)
             saved = read_saved(folder, type(asked.settings), name)
             return action(dataclasses.replace(saved, config=asked.settings), value)
     _validate(asked.settings, asked.saving)
-    if asked.resume and _already_finished(folder, name, asked):
+    if asked.resume and processes.told(lambda: _already_finished(folder, name, asked)):
         return None
     if lesson:
         terminal.print_question(lesson)

@@ -1,10 +1,12 @@
 """What the numbers of a run depend on beside its settings: versions, device, source."""
 
 import contextlib
+import hashlib
 import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,17 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "git": _git_revision(),
-    }
+    } | ({"processes": jax.process_count()} if jax.process_count() > 1 else {})
+
+
+def source_hash() -> str:
+    """The SHA-256 of the library, of JAX's version, and of the script that runs."""
+    digest = hashlib.sha256(jax.__version__.encode())
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    library = sorted(Path(__file__).parents[1].rglob("*.py"))
+    for path in (*library, *([Path(script)] if script else [])):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _processor() -> str:

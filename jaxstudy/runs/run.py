@@ -14,6 +14,7 @@ import math
 import os
 import shutil
 import signal
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,14 +23,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar, cast
 
+import jax
 import numpy as np
 import pydantic
 
+from jaxstudy import processes
 from jaxstudy.messages import warn
+from jaxstudy.parallel import localized
 from jaxstudy.records import Advance, Log, Timing
 from jaxstudy.runs.checkpoint import Restored
-from jaxstudy.runs.environment import compare_environment, environment
+from jaxstudy.runs.environment import (
+    compare_environment,
+    environment,
+    source_hash,
+)
 from jaxstudy.runs.files import (
+    Description,
     LoggedRecord,
     flush_to_disk,
     json_lines,
@@ -86,7 +95,7 @@ class SubRun(Log):
     ) -> None:
         self.run, self.name = run, name
         self.checkpoint_at_end, self.temporary = checkpoint_at_end, temporary
-        self.on_epoch = on_epoch
+        self.on_epoch, self.layout = on_epoch, run.options.devices
         self.on_chunk, self.bar = on_chunk or self._show, contextlib.ExitStack()
         self.shown: Bar | None = None
         self.checkpoints = checkpoints_of(
@@ -102,7 +111,11 @@ class SubRun(Log):
         return self.on_epoch is not None or self.checkpoints.keep.which != "last"
 
     def begin(self, state: TrainState) -> tuple[TrainState, list[dict[str, Any]]]:
-        """Go on from the newest checkpoint, or with loaded weights, or afresh."""
+        """Go on from the newest checkpoint, or with loaded weights, or afresh.
+
+        Raises Stopped where a signal came before.
+        """
+        self.run.stop_if_asked()
         restored = self.restore(*_trees(state))
         if restored is not None:
             fields = restored.tree["weights"] | restored.tree["training"]
@@ -136,7 +149,7 @@ class SubRun(Log):
         self.on_chunk(chunk, records)
         epoch, within = divmod(chunk.step, chunk.per_epoch)
         if self.on_epoch is not None and not within:
-            self.on_epoch(epoch, state)
+            self.on_epoch(epoch, localized(state))
         ended = chunk.step == chunk.total
         if ended:  # first: its records say that the training is finished
             self.run.save_attempts()
@@ -144,10 +157,12 @@ class SubRun(Log):
         due = time.monotonic() - self.saved_at >= self.run.options.save_every
         if self.checkpoints.keep.which != "last":
             due = not within
-        if self.run.signum is not None or due or (ended and self.checkpoint_at_end):
+        signum, due = self.run.agree(due)
+        if signum or due or (ended and self.checkpoint_at_end):
             self.save(chunk.step, *_trees(state))
             self.saved_at = time.monotonic()
-        self.run.stop_if_asked()
+        if signum:
+            raise Stopped(signum)
 
     def ended(self) -> None:
         """Leave the terminal as it was."""
@@ -178,6 +193,8 @@ class SubRun(Log):
 
         They are renamed first, so that a kill leaves all of them or none.
         """
+        if not processes.is_first():
+            return
         folder = self.checkpoints.folder
         doomed = folder.with_name(f".deleted-{folder.name}")
         shutil.rmtree(doomed, ignore_errors=True)  # left by a kill
@@ -392,9 +409,16 @@ class Run:
             os.write(2, b"\nsaving, then stopping (once more: stop at once)\n")
 
     def stop_if_asked(self) -> None:
-        """Raise Stopped after a signal; called wherever nothing is half done."""
-        if self.signum is not None:
-            raise Stopped(self.signum)
+        """Raise Stopped after a signal to any process; called by all where nothing is
+        half done."""
+        signum, _ = self.agree()
+        if signum:
+            raise Stopped(signum)
+
+    def agree(self, due: bool = False) -> tuple[int, bool]:
+        """The signal that any process got, or 0, and whether any finds it is due."""
+        signum, any_due = processes.largest(self.signum or 0, int(due))
+        return signum, bool(any_due)
 
     @property
     def wall_s(self) -> float:
@@ -469,17 +493,18 @@ def _read_attempts(path: Path) -> Attempts:
         return Attempts()
 
 
-def _describe_config(run: Run) -> str:
-    def plain(value: Any) -> Any:
-        return pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
+def _plain_json(value: Any) -> Any:
+    return pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
 
+
+def _describe_config(run: Run) -> str:
     fields = {
         "schema": CONFIG_SCHEMA,
         "experiment": run.experiment,
         "run": run.id,
         "preset": run.preset,
-        "config": plain(run.config),
-        "options": plain(run.options),
+        "config": _plain_json(run.config),
+        "options": _plain_json(run.options),
         "files": dict(run.files),
     }
     return json.dumps(fields, indent=1) + "\n"
@@ -501,8 +526,95 @@ def open_run(
     Raises UserError when another process holds it, it cannot be written, it holds
     another config, there is nothing to resume, or there is a run and `resume` is
     not set. A fresh run that ends by a UserError before it trained leaves no trace.
+
+    Of several processes the first one holds it, and each other has a folder for the
+    time being, with what is there and the same checkpoints.
     """
     options = options or Options()
+    hold = _hold(folder, experiment, preset, config, options, resume, allow_change)
+    if not processes.are_several():
+        with hold as run:
+            yield run
+        return
+    _check_processes(experiment, preset, config, options)
+    with contextlib.ExitStack() as stack:
+        held = []
+
+        def begin() -> list[str]:
+            held.append(stack.enter_context(hold))
+            return [str(folder.absolute()), held[0].id]
+
+        home, run_id = processes.told(begin)
+        if not held:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            run = Run(scratch, experiment, preset, config, options, resume, run_id)
+            stack.enter_context(_signals_noted(run))
+            held.append(run)
+        processes.together(lambda: _follow(held[0], Path(home)))
+        yield held[0]
+        if not processes.is_first():  # which asks for itself
+            held[0].stop_if_asked()
+
+
+def _check_processes(experiment: str, preset: str, config: Any, options: Any) -> None:
+    """Raise UserError where another process was started as something else."""
+    processes.check_same(
+        {
+            "source code": source_hash(),
+            "experiment": (experiment, preset),
+            "configuration": json.dumps([_plain_json(config), _plain_json(options)]),
+            "content of a file it is given": json.dumps(file_hashes(config, options)),
+        }
+    )
+
+
+def _follow(run: Run, home: Path) -> None:
+    """See that this process finds the run folder, and copy what it may read of it."""
+    if processes.is_first():
+        return
+    for delay in (0.1, 0.4, 1.5, 3):  # a network file system may be late
+        with contextlib.suppress(UserError):
+            if read_json(home / "config.json", Description)["run"] == run.id:
+                break
+        time.sleep(delay)
+    else:
+        raise UserError(
+            f"process {jax.process_index()} does not see the run folder {home}: it "
+            "has to be on a file system that all processes share"
+        )
+    skipped = shutil.ignore_patterns(
+        "checkpoints", "figures", "tensorboard", "run.lock", ".*"
+    )
+    shutil.copytree(home, run.folder, ignore=skipped, dirs_exist_ok=True)
+    (run.folder / "checkpoints").symlink_to(home / "checkpoints")
+    if run.resumed:
+        run.records = _read_records(run.folder / "metrics.jsonl")
+        run.attempts = _read_attempts(run.folder / "attempts.json")
+
+
+@contextlib.contextmanager
+def _signals_noted(run: Run) -> Iterator[None]:
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    for signum in handlers:
+        signal.signal(signum, run.on_signal)
+    try:
+        yield
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def _hold(
+    folder: Path,
+    experiment: str,
+    preset: str,
+    config: Any,
+    options: Options,
+    resume: bool,
+    allow_change: bool,
+) -> Iterator[Run]:
+    """`open_run` of one process, or the first."""
     path = folder / "config.json"
     if resume and not os.path.isfile(path):
         raise UserError(f"there is nothing to resume in {folder}: no config.json")
@@ -511,15 +623,13 @@ def open_run(
     lock = contextlib.ExitStack()
     lock.enter_context(locked(folder / "run.lock"))
     run = Run(folder, experiment, preset, config, options, resumed=resume, files=files)
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     fresh, before = False, None
     try:
         _check_contents(run, allow_change)
         fresh = not resume
         for leftover in folder.glob(".*.json*.[0-9]*"):  # of a kill while writing
             leftover.unlink()
-        for signum in handlers:
-            signal.signal(signum, run.on_signal)
+        lock.enter_context(_signals_noted(run))
         if resume:
             run.records = _read_records(folder / "metrics.jsonl")
             run.attempts = _read_attempts(folder / "attempts.json")
@@ -547,8 +657,6 @@ def open_run(
                 run.save_attempts()
         if run._board is not None:
             run._board.close()  # its flush does not wait for what is in the queue
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
         lock.close()
         for path in created:  # only those that stayed empty go
             with contextlib.suppress(OSError):

@@ -12,6 +12,7 @@ import pydantic
 
 from jaxstudy.messages import warn
 from jaxstudy.model import Model
+from jaxstudy.parallel import Layout
 from jaxstudy.runs.checkpoint import Checkpoints, DamagedError, Keep
 from jaxstudy.runs.files import Description, Sealed, read_json, reason, sha256_of_json
 from jaxstudy.types import PyTree, UserError
@@ -22,7 +23,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is kept; nothing here changes what it computes but load_params."""
+    """How a run is kept and on what; it computes the same but for load_params."""
 
     save: Literal["state", "params"] = "state"
     """state: everything, so the run can go on. params: only what predicts."""
@@ -38,6 +39,8 @@ class Options:
     """Seconds between checkpoints with --keep last."""
     load_params: Path | None = None
     """Begin with the weights of this run folder instead of fresh ones."""
+    devices: Layout = "replicas"
+    """replicas: each device trains some. data: devices share every batch, too."""
     tensorboard: bool = False
     """Also write TensorBoard event files, to RUN_DIR/tensorboard."""
 
