@@ -20,14 +20,15 @@ from jaxstudy.study.comparison import (
     trial_losses,
 )
 
-STYLES = ("-", "--")
+STYLES = ("-", "--", ":", "-.")
 
 
 def look(names: Sequence[str], name: str) -> dict[str, str]:
     """Colour and dashes of an optimizer: the same in every figure of a study."""
     i = names.index(name)
     colours = plots.COLOURS
-    return {"color": colours[i % len(colours)], "linestyle": STYLES[i // len(colours)]}
+    style = STYLES[i // len(colours) % len(STYLES)]
+    return {"color": colours[i % len(colours)], "linestyle": style}
 
 
 def panels(count: int, rows: int = 1) -> tuple[Figure, np.ndarray]:
@@ -87,6 +88,7 @@ def _limits(axis: Axes, best: float, start: float) -> float:
 def save_sensitivity(record: StudyRecord, run: Run) -> None:
     """Validation loss of each trial against its learning rate: sensitivity.png.
 
+    Of an optimizer without one, against the first hyperparameter that it has.
     A row for each problem, a column for each optimizer, the others in grey: the median
     of the tuning seeds, as a line where only the rate was varied; crosses at the top:
     diverged, or worse than before training.
@@ -102,7 +104,8 @@ def save_sensitivity(record: StudyRecord, run: Run) -> None:
         start = above(record["problems"][problem]["start"])
         curves = {}
         for name in names:
-            rate = np.array(cell_of(record, problem, name)["points"]["rate"])
+            points = cell_of(record, problem, name)["points"]
+            rate = np.array(points[first_tuned(record, name)])
             median = above(np.median(trial_losses(record, problem, name), axis=1))
             curves[name] = rate[np.argsort(rate)], median[np.argsort(rate)]
         best = min(float(y.min()) for _, y in curves.values())
@@ -126,10 +129,19 @@ def save_sensitivity(record: StudyRecord, run: Run) -> None:
         row[0].set_ylabel(title.replace(", ", ",\n"), fontsize=9)
     for name, top_axis, axis in zip(names, axes[0], axes[-1], strict=True):
         top_axis.set_title(name, fontsize=10)
-        axis.set_xlabel("learning rate", fontsize=8)
+        tuned = first_tuned(record, name)
+        label = {"rate": "learning rate"}.get(tuned, tuned)
+        axis.set_xlabel(label, fontsize=8)
     figure.suptitle("validation loss, median of the tuning seeds", fontsize=10)
     figure.tight_layout()
     plots.save(figure, run, "sensitivity")
+
+
+def first_tuned(record: StudyRecord, optimizer: str) -> str:
+    """The learning rate, or what else is tuned where there is none."""
+    facts = record["optimizers"][optimizer]
+    names = [*facts["space"], *facts["fixed"]]
+    return "rate" if "rate" in names else names[0]
 
 
 def save_bands(record: StudyRecord, run: Run) -> None:
