@@ -6,9 +6,12 @@ lowest median validation loss over the tuning seeds is chosen; fresh seeds, pair
 start and batches, are reported on the test set. Runs that diverge count as the worst.
 All runs of an optimizer on a problem are one compiled program.
 
-    optimizers.py                                       all optimizers, four problems
+    optimizers.py                                   all optimizers, the small tier
     optimizers.py --optimizers adam lion --problems digits --trials 20 --run-dir runs/x
     optimizers.py --spaces adam.rate=1e-4:1e-1 adam.b1=0.9 ...      your own ranges
+
+    optimizers.py --optimizers adam mypackage.module:my_optimizer   your own
+    optimizers.py --schedules constant cosine linear                of the rate
 
 A range is LOW:HIGH, in the logarithm; of momentum, b1, b2, b3 and decay it is a range
 of 1 - value. A single number is a value that is not tuned.
@@ -17,7 +20,7 @@ Expected (quick): under 3 minutes on two cores, most of it compiling.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -25,12 +28,17 @@ from jaxstudy.optimizers import OPTIMIZERS, LogUniform
 from jaxstudy.parallel import Mode
 from jaxstudy.runs.cli import Count, Settings, experiment
 from jaxstudy.runs.run import Run
-from jaxstudy.study.plots import save_study
-from jaxstudy.study.problems import PROBLEMS
-from jaxstudy.study.runner import (
+from jaxstudy.study.candidates import (
     Candidate,
-    Protocol,
+    find_optimizers,
+    find_problems,
     look_up,
+    with_schedules,
+)
+from jaxstudy.study.plots import save_study
+from jaxstudy.study.problems import TIERS
+from jaxstudy.study.runner import (
+    Protocol,
     metrics,
     run_share,
     run_study,
@@ -44,14 +52,13 @@ class Config(Settings):
     """Who competes, on what, and how thoroughly."""
 
     optimizers: tuple[str, ...] = tuple(OPTIMIZERS)
-    """Names of jaxstudy/optimizers.py."""
-    problems: tuple[str, ...] = (
-        "quadratic",
-        "admissions_regression",
-        "admissions_network",
-        "digits",
-    )
-    """Names of study/problems.py; fashion needs `make data`, and takes long."""
+    """Names of jaxstudy/optimizers.py; of one's own, package.module:function."""
+    schedules: tuple[str, ...] = ("constant",)
+    """Of the rate, for each optimizer: constant, cosine (with warm-up), linear."""
+    tier: Literal["small", "medium", "large"] = "small"
+    """Problems that take seconds a run, minutes, or an accelerator."""
+    problems: tuple[str, ...] | None = None
+    """Names of study/problems.py (None: the tier's); or package.module:function."""
     spaces: tuple[str, ...] = ()
     """Other ranges to tune in, OPTIMIZER.HYPERPARAMETER=LOW:HIGH, or set values."""
     trials: Annotated[int, pydantic.Field(le=4096)] = 10
@@ -83,17 +90,13 @@ PRESETS = {
 
 def candidates(config: Config) -> dict[str, Candidate]:
     """The optimizers by name, with the ranges that were asked for."""
-    chosen = {
-        name: Candidate(optimizer, optimizer.space)
-        for name in config.optimizers
-        for optimizer in [look_up("optimizer", name, OPTIMIZERS)]
-    }
+    chosen = find_optimizers(config.optimizers)
     for text in config.spaces:
         where, _, value = text.partition("=")
         name, _, parameter = where.partition(".")
         candidate = look_up("optimizer of this study", name, chosen)
         chosen[name] = with_range(candidate, name, parameter, value)
-    return chosen
+    return with_schedules(chosen, config.schedules)
 
 
 def with_range(
@@ -133,8 +136,8 @@ def main(config: Config, run: Run) -> dict[str, Any]:
         mode=config.replicas,
     )
     competitors = candidates(config)
-    builders = {n: look_up("problem", n, PROBLEMS) for n in config.problems}
-    problems = {name: build() for name, build in builders.items()}
+    names = TIERS[config.tier] if config.problems is None else config.problems
+    problems = find_problems(names)
     if config.share:
         share = parse_share(config.share)
         return run_share(problems, competitors, protocol, run, share)

@@ -89,6 +89,16 @@ class _Spaces(NamedTuple):
 
 
 _S = _Spaces()
+# of arguments by these names, where an optimizer of one's own gives no range
+SPACES: Space = {
+    "rate": LogUniform(1e-5, 1e1),
+    "momentum": _S.momentum,
+    "beta": _S.momentum,
+    "b1": _S.momentum,
+    "b2": _S.decay,
+    "decay": _S.decay,
+    "weight_decay": _S.weight_decay,
+}
 _BETAS = {"b1": _S.momentum, "b2": _S.decay}
 _ADAM = {"rate": _S.sign, **_BETAS}
 
@@ -544,4 +554,19 @@ OPTIMIZERS: dict[str, Optimizer] = {
         space=_ADAM,
         self_tuning=True,
     ),
+}
+
+
+# Schedules: what a rate is multiplied by at step 0, 1, ... of so many
+
+
+def _warm_up_and_cosine(steps: int) -> optax.Schedule:
+    warm_up = max(1, steps // 20)
+    return optax.warmup_cosine_decay_schedule(1 / warm_up, 1.0, warm_up, steps)
+
+
+SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
+    "constant": lambda steps: optax.constant_schedule(1.0),
+    "cosine": _warm_up_and_cosine,
+    "linear": lambda steps: optax.linear_schedule(1.0, 0.0, steps),
 }

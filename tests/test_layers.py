@@ -65,6 +65,7 @@ ORDER = (
         "tabular.figures",
         "runs.charts",
         "runs.promises",
+        "study.candidates",
     },
     {
         "study.runner",

@@ -66,7 +66,7 @@ def outcome(
     reported = cell["reported"][str(k or budgets(record)[-1])]
     facts = record["problems"][problem]
     validation = losses(reported["validation"])
-    reached = validation <= facts["target"]
+    reached = validation <= (-np.inf if facts["target"] is None else facts["target"])
     epochs = np.where(reached.any(0), reached.argmax(0) + 1, np.inf)
     return Outcome(
         losses(reported["test"]),
@@ -111,17 +111,23 @@ def optimizers(record: StudyRecord) -> list[str]:
 def times_to_target(record: StudyRecord, k: int | None = None) -> np.ndarray:
     """Median steps to the target [optimizers, problems]; inf if half did not get there.
 
-    Runs that did not reach it stay in, as later than all others.
+    Of the problems that have one. Runs that did not reach it stay in, as later than all
+    others.
     """
     return np.array(
         [
             [
                 upper_median(outcome(record, p, o, k).steps_to_target)
-                for p in record["problems"]
+                for p in with_target(record)
             ]
             for o in optimizers(record)
         ]
     )
+
+
+def with_target(record: StudyRecord) -> list[str]:
+    """The problems whose target is set."""
+    return [p for p, of in record["problems"].items() if of["target"] is not None]
 
 
 def upper_median(values: np.ndarray) -> np.ndarray:
@@ -153,7 +159,9 @@ def compare(record: StudyRecord) -> dict[str, Any]:
     """
     names = optimizers(record)
     problems = {name: compare_on(record, name) for name in record["problems"]}
-    algoperf = algoperf_score(times_to_target(record), TAU_MAX)
+    algoperf = np.zeros(len(names))
+    if with_target(record):
+        algoperf = algoperf_score(times_to_target(record), TAU_MAX)
     overall = {
         name: {
             "score": interquartile_mean_over_seeds(scores(record, name), SHARE).json(),
@@ -242,11 +250,12 @@ def sentences(record: StudyRecord, comparison: Mapping[str, Any]) -> list[str]:
         out += verdicts(problem, found)
         out += remarks(record, problem, found)
     scores = {n: row["algoperf"] for n, row in comparison["overall"].items()}
-    if len(record["problems"]) > 1 and any(scores.values()):
+    count = len(with_target(record))
+    if count > 1 and any(scores.values()):
         ranked = sorted(scores, key=lambda n: -scores[n])
         listed = ", ".join(f"{n} {scores[n]:.2f}" for n in ranked)
         out.append(
-            f"How soon the targets of the {len(record['problems'])} problems were "
+            f"How soon the targets of the {count} problems were "
             f"reached, as AlgoPerf scores it (1: always first): {listed}."
         )
     return out
@@ -353,9 +362,10 @@ def remarks(record: StudyRecord, problem: str, found: Mapping[str, Any]) -> list
             f"On {problem}, the best trial has the smallest or largest value tried "
             f"of: {named}; another range or more trials may do better there."
         )
-    target = (
-        f"On {problem}, the validation loss {record['problems'][problem]['target']:g}"
-    )
+    loss = record["problems"][problem]["target"]
+    if loss is None:
+        return [*out, f"On {problem}, no target is set: no time to it is compared."]
+    target = f"On {problem}, the validation loss {loss:g}"
     missed = [
         f"{row['reached']} of {row['runs']} of {name}"
         for name, row in table.items()
@@ -401,10 +411,11 @@ def problem_table(
     found = record["comparison"]["problems"][problem]
     best = found["best_tuned"]
     target = record["problems"][problem]["target"]
+    to = "the target (not set)" if target is None else f"{target:.4g}"
     rows = [
         [
             "", "chosen", "test loss", "rank-biserial", "p, Holm",
-            f"steps to {target:.4g}", "ms to it", "got there",
+            f"steps to {to}", "ms to it", "got there",
         ]
     ]  # fmt: skip
     for name, row in found["optimizers"].items():

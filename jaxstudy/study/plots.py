@@ -1,6 +1,7 @@
 """Figures of a study, drawn from study.json."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,6 +19,7 @@ from jaxstudy.study.comparison import (
     outcome,
     times_to_target,
     trial_losses,
+    with_target,
 )
 
 STYLES = ("-", "--", ":", "-.")
@@ -105,7 +107,7 @@ def save_sensitivity(record: StudyRecord, run: Run) -> None:
         curves = {}
         for name in names:
             points = cell_of(record, problem, name)["points"]
-            rate = np.array(points[first_tuned(record, name)])
+            rate = np.array(points[first_tuned(points)])
             median = above(np.median(trial_losses(record, problem, name), axis=1))
             curves[name] = rate[np.argsort(rate)], median[np.argsort(rate)]
         best = min(float(y.min()) for _, y in curves.values())
@@ -129,7 +131,7 @@ def save_sensitivity(record: StudyRecord, run: Run) -> None:
         row[0].set_ylabel(title.replace(", ", ",\n"), fontsize=9)
     for name, top_axis, axis in zip(names, axes[0], axes[-1], strict=True):
         top_axis.set_title(name, fontsize=10)
-        tuned = first_tuned(record, name)
+        tuned = first_tuned(cell_of(record, problems[0], name)["points"])
         label = {"rate": "learning rate"}.get(tuned, tuned)
         axis.set_xlabel(label, fontsize=8)
     figure.suptitle("validation loss, median of the tuning seeds", fontsize=10)
@@ -137,11 +139,9 @@ def save_sensitivity(record: StudyRecord, run: Run) -> None:
     plots.save(figure, run, "sensitivity")
 
 
-def first_tuned(record: StudyRecord, optimizer: str) -> str:
+def first_tuned(points: Mapping[str, Any]) -> str:
     """The learning rate, or what else is tuned where there is none."""
-    facts = record["optimizers"][optimizer]
-    names = [*facts["space"], *facts["fixed"]]
-    return "rate" if "rate" in names else names[0]
+    return "rate" if "rate" in points else next(iter(points))
 
 
 def save_bands(record: StudyRecord, run: Run) -> None:
@@ -176,7 +176,9 @@ def save_bands(record: StudyRecord, run: Run) -> None:
 
 def save_reached(record: StudyRecord, run: Run) -> None:
     """How soon the targets are reached: by seed on each problem, and as profiles."""
-    problems, names = list(record["problems"]), optimizers(record)
+    problems, names = with_target(record), optimizers(record)
+    if not problems:
+        return
     several = len(problems) > 1
     figure, axes = panels(len(problems) + several)
     for axis, problem in zip(axes[0], problems, strict=False):

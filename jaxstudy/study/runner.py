@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,12 @@ import numpy as np
 import scipy  # its parts are imported where they are first used
 
 from jaxstudy.dataset import epoch_batches, steps_per_epoch
-from jaxstudy.messages import did_you_mean
-from jaxstudy.optimizers import Optimizer, Space
 from jaxstudy.parallel import Mode, map_replicas
 from jaxstudy.runs.files import to_json, write_atomically
 from jaxstudy.runs.progress import Bar
 from jaxstudy.runs.run import Run
 from jaxstudy.study import comparison
+from jaxstudy.study.candidates import Candidate, transformation
 from jaxstudy.study.comparison import STUDY_SCHEMA, StudyRecord, compare
 from jaxstudy.study.problems import Problem
 from jaxstudy.study.shares import WHOLE, Share
@@ -42,7 +41,6 @@ from jaxstudy.training import (
 )
 from jaxstudy.types import Array, Batch, Key, Metrics, PyTree, TrainState, UserError
 
-_T = TypeVar("_T")
 LEAST_TUNING_SEEDS = 3
 LEAST_SEEDS = 5
 Points = dict[str, np.ndarray]  # values [P] of each hyperparameter
@@ -93,14 +91,6 @@ class Protocol:
     def all_budgets(self) -> tuple[int, ...]:
         """The numbers of trials to report for; the last is all of them."""
         return (*sorted({k for k in self.budgets if k < self.trials}), self.trials)
-
-
-class Candidate(NamedTuple):
-    """An optimizer in a study: what of it is tuned and where, and what is set."""
-
-    optimizer: Optimizer
-    space: Space
-    fixed: Mapping[str, float] = {}
 
 
 def points(candidate: Candidate, protocol: Protocol, problem: str) -> Points:
@@ -162,11 +152,12 @@ class StepFunctions(NamedTuple):
 
 def make_step_functions(problem: Problem, candidate: Candidate) -> StepFunctions:
     """Build the optimizer within each step, so that one program serves every point."""
+    steps = problem.epochs * steps_of(problem)
 
     def train_step(
         state: TrainState, batch: Batch, point: Mapping[str, Array]
     ) -> tuple[TrainState, Metrics]:
-        tx = candidate.optimizer.make(**point)
+        tx = transformation(candidate, point, steps)
         return make_train_step(problem.objective, tx)(state, batch)
 
     evaluate = make_eval_step(problem.objective)
@@ -180,7 +171,7 @@ def make_step_functions(problem: Problem, candidate: Candidate) -> StepFunctions
     def init(
         params: PyTree, extra: PyTree, key: Key, point: Mapping[str, Array]
     ) -> TrainState:
-        opt_state = candidate.optimizer.make(**point).init(params)
+        opt_state = transformation(candidate, point, steps).init(params)
         return TrainState(jnp.int32(0), params, extra, opt_state, key)
 
     return StepFunctions(train_step, eval_step, init)
@@ -434,6 +425,7 @@ def run_study(
                 "source": e.optimizer.source,
                 "space": {n: asdict(log) for n, log in e.space.items()},
                 "fixed": dict(e.fixed),
+                "schedule": e.schedule,
             }
             for name, e in candidates.items()
         },
@@ -554,14 +546,6 @@ def describe(problem: Problem, protocol: Protocol) -> StudyRecord:
         "floors": dict(problem.floors),
         "start": Evaluator(evaluate, problem.test)(state)["loss"],
     }
-
-
-def look_up(what: str, name: str, known: Mapping[str, _T]) -> _T:
-    """known[name]; raises UserError with the nearest name where there is none."""
-    if name in known:
-        return known[name]
-    hint = did_you_mean(name, known)
-    raise UserError(f"no {what} {name!r} among {', '.join(known)}{hint}")
 
 
 def losses_at(
