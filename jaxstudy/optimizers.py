@@ -52,6 +52,12 @@ class LogUniform:
 Space = Mapping[str, LogUniform]  # by the names of an optimizer's arguments
 
 
+def current_weights(opt_state: Any, params: PyTree) -> PyTree:
+    """What is trained is what is evaluated."""
+    del opt_state
+    return params
+
+
 @dataclass(frozen=True)
 class Optimizer:
     """How to make an optimizer, what of it to tune, and where it comes from.
@@ -61,7 +67,8 @@ class Optimizer:
     networks on standardised inputs, not a recommendation. `space` is what a study
     tunes; the other arguments stay as they are. `weights(opt_state, params)` are the
     parameters to evaluate. A `self_tuning` one sets the lengths of its steps itself, so
-    that its rate follows no schedule.
+    that its rate follows no schedule. One that goes `by_array` needs to know which
+    numbers are of one array; for the others the parameters may as well be one vector.
 
     Rules are written with gradient g, parameters p, learning rate a, loss f; |x| is the
     root of the sum of squares of a parameter array, ||x|| of all arrays together.
@@ -72,8 +79,9 @@ class Optimizer:
     rule: str
     source: str
     space: Space = field(default_factory=dict)
-    weights: Callable[[Any, PyTree], PyTree] = lambda opt_state, params: params
+    weights: Callable[[Any, PyTree], PyTree] = current_weights
     self_tuning: bool = False
+    by_array: bool = False
 
 
 class _Spaces(NamedTuple):
@@ -360,6 +368,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
         rule="m = b m + a trust g |p| / |g| (where neither is 0, else a g); p -= m",
         source="You, Gitman and Ginsburg 2017, without weight decay",
         space={"rate": LogUniform(1e-2, 1e2), "momentum": _S.momentum},
+        by_array=True,
     ),
     "lamb": Optimizer(
         lambda rate, b1=0.9, b2=0.999, eps=1e-6: optax.lamb(rate, b1, b2, eps),
@@ -367,6 +376,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
         rule="u as adam; p -= a u |p| / |u| (where neither is 0, else a u)",
         source="You et al. 2020, without weight decay",
         space=_ADAM,
+        by_array=True,
     ),
     "fromage": Optimizer(
         lambda rate: optax.fromage(rate),
@@ -374,6 +384,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
         rule="p = (p - a g |p| / |g|) / sqrt(1 + a^2), norms 1e-6 at least",
         source="Bernstein et al. 2020",
         space={"rate": _S.sign},
+        by_array=True,
     ),
     "novograd": Optimizer(
         lambda rate, b1=0.9, b2=0.25, eps=1e-6: optax.novograd(rate, b1, b2, eps),
@@ -384,6 +395,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
         ),
         source="Ginsburg et al. 2019, without weight decay",
         space={"rate": _S.sign, "b1": _S.momentum},
+        by_array=True,
     ),
     # Matrices
     "adafactor": Optimizer(
@@ -398,6 +410,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
         ),
         source="Shazeer and Stern 2018, without momentum",
         space={"rate": _S.sign},
+        by_array=True,
     ),
     "sm3": Optimizer(
         lambda rate, momentum=0.9: optax.chain(
@@ -410,6 +423,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
         ),
         source="Anil et al. 2019",
         space={"rate": _S.gradient, "momentum": _S.momentum},
+        by_array=True,
     ),
     "muon": Optimizer(
         lambda rate, beta=0.95, eps=1e-8: contrib.muon(
@@ -427,6 +441,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
         ),
         source="Jordan et al. 2024, as optax has it",
         space={"rate": _S.sign, "beta": _S.momentum},
+        by_array=True,
     ),
     # Self-tuning
     "schedule_free": Optimizer(

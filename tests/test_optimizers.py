@@ -439,8 +439,6 @@ RULES: dict[str, Rule] = {
     "prodigy": prodigy, "dog": dog, "dowg": dowg, "cocob": cocob,
     "polyak_sgd": polyak_sgd, "momo": momo, "momo_adam": momo_adam,
 }  # fmt: skip
-# These treat each array by itself, the others all numbers alike or all together.
-BY_ARRAY = {"lars", "lamb", "fromage", "novograd", "adafactor", "sm3", "muon"}
 SHAPES = {"b": (8,), "w": (3, 4)}
 # optax takes a power of the number of the step in 32 bits
 IN_32_BITS = {"madgrad", "adafactor"}
@@ -465,7 +463,8 @@ def by_rule(name: str, grads: A, p: A, a: float, values: dict[str, float]) -> A:
         steps = np.array(list(RULES[name](grads, p, a, **values)))
         return np.moveaxis(steps, 1, 0).reshape(2, len(grads), -1)
 
-    if name not in BY_ARRAY:
+    # others treat all numbers alike, or all together: then this would differ
+    if not OPTIMIZERS[name].by_array:
         return run(grads, p)
     parts = arrays_of(grads, 1), arrays_of(p)
     return np.concatenate([run(g, parts[1][k]) for k, g in parts[0].items()], axis=2)

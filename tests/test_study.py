@@ -23,6 +23,7 @@ from jaxstudy.study import runner
 from jaxstudy.study.candidates import Candidate, look_up
 from jaxstudy.study.comparison import compare
 from jaxstudy.study.problems import Problem
+from jaxstudy.study.programs import make_step_functions
 from jaxstudy.study.runner import (
     Protocol,
     as_replicas,
@@ -30,7 +31,6 @@ from jaxstudy.study.runner import (
     choose,
     losses_at,
     make_common,
-    make_step_functions,
     points,
     run_study,
     seed_keys,

@@ -151,6 +151,7 @@ def own_optimizer(text: str) -> Optimizer:
         source=text,
         space=ranges,
         self_tuning="rate" not in ranges,
+        by_array=True,  # for all that is known
     )
     middle = {n: float(r.value(jnp.float32(0.5))) for n, r in ranges.items()}
     made = _call(text, lambda: make(**middle))

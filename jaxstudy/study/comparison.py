@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy  # its parts are imported where they are first used
 
 from jaxstudy.runs.statistics import (
     NONNEGATIVE,
@@ -22,6 +23,7 @@ from jaxstudy.runs.statistics import (
 STUDY_SCHEMA = 2  # of study.json
 ALPHA = 0.05
 TAU_MAX = 4.0
+NEAR = 0.05  # of the way to the best
 StudyRecord = dict[str, Any]  # study.json
 
 # metrics of what a study can tell
@@ -203,7 +205,11 @@ def compare_on(record: StudyRecord, problem: str) -> dict[str, Any]:
     adjusted = holm(np.array([paired[name].p for name in others]))
     for name, p in zip(others, adjusted, strict=True):
         found = paired[name]
-        table[name] |= {"p": found.p, "p_holm": float(p), "effect": found.effect}
+        needed = seeds_needed(tests[name], tests[best[0]], len(others))
+        table[name] |= {
+            "p": found.p, "p_holm": float(p), "effect": found.effect,
+            "seeds_needed": needed,
+        }  # fmt: skip
     some = paired[others[0]]
     smallest = min(1.0, some.smallest_p * len(others))
     return facts | {"smallest_p": smallest, "exact": some.exact}
@@ -218,6 +224,7 @@ def row_of(record: StudyRecord, problem: str, name: str) -> dict[str, Any]:
         "point": {n: v[chosen["point"]] for n, v in cell["points"].items()},
         "tuned": finite(tuned_loss(record, problem, name)),
         "at_edge": chosen["at_edge"],
+        "near_best": near_best(record, problem, name),
         "test": estimate(found.test),
         "interquartile_mean": finite(interquartile_mean(found.test)),
         "diverged": int(np.isinf(found.test).sum()),
@@ -229,6 +236,19 @@ def row_of(record: StudyRecord, problem: str, name: str) -> dict[str, Any]:
         "reached": int(np.isfinite(steps).sum()),
         "runs": len(steps),
     }
+
+
+def near_best(record: StudyRecord, problem: str, optimizer: str) -> float | None:
+    """The share of its trials within 5 % of its best one: how little tuning matters.
+
+    Of the way from the loss before training to that of its best trial, by the medians
+    of the tuning seeds. None where no trial is better than no training.
+    """
+    medians = np.median(trial_losses(record, problem, optimizer), axis=1)
+    start, best = record["problems"][problem]["start"], medians.min()
+    if not best < start:
+        return None
+    return float(np.mean(medians <= best + NEAR * (start - best)))
 
 
 def estimate(values: np.ndarray) -> dict[str, Any] | None:
@@ -303,7 +323,39 @@ def verdicts(problem: str, found: Mapping[str, Any]) -> list[str]:
             f"On {problem}, {reference} cannot be told apart from "
             f"{listing(groups['apart'])} (p >= {p:.2g})."
         )
+    needed = {n: table[n].get("seeds_needed") for n in groups["apart"]}
+    countable = {n: count for n, count in needed.items() if count}
+    if countable:
+        name = min(countable, key=lambda n: countable[n])
+        out.append(
+            f"On {problem}, if the differences are as measured, to tell {reference} "
+            f"from {name} would need about {countable[name]:,} seeds (--seeds), "
+            f"from any other of them more."
+        )
     return out
+
+
+def seeds_needed(
+    a: np.ndarray, b: np.ndarray, comparisons: int, power: float = 0.8
+) -> int | None:
+    """How many pairs would tell two losses [n] apart with this power, about.
+
+    ((z(1 - alpha / 2m) + z(power)) s / d)^2 pi / 3 for a mean difference d of deviation
+    s, m comparisons corrected by Bonferroni; pi / 3 is what ranks lose where
+    differences are normal. At least what the exact test needs to reach alpha / m. None
+    where that is over 10,000, or not every run finished.
+    """
+    if not np.isfinite([a, b]).all() or (a == b).all():
+        return None
+    d = a - b
+    level = ALPHA / comparisons
+    z = scipy.stats.norm.ppf([1 - level / 2, power]).sum()
+    # of the deviation, so that a mean of 0 needs no division
+    wanted, found = np.sqrt(np.pi / 3) * z * d.std(ddof=1), abs(d.mean())
+    if wanted >= 100 * found:
+        return None
+    least = math.ceil(math.log2(2 / level))
+    return max(least, math.ceil((wanted / found) ** 2))
 
 
 def against_best(found: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -414,7 +466,7 @@ def problem_table(
     to = "the target (not set)" if target is None else f"{target:.4g}"
     rows = [
         [
-            "", "chosen", "test loss", "rank-biserial", "p, Holm",
+            "", "chosen", "near the best", "test loss", "rank-biserial", "p, Holm",
             f"steps to {to}", "ms to it", "got there",
         ]
     ]  # fmt: skip
@@ -426,6 +478,7 @@ def problem_table(
             [
                 name + (" (best tuned)" if name in best else ""),
                 point + edge,
+                "" if (near := row.get("near_best")) is None else f"{near:.0%}",
                 test_text(row),
                 f"{row['effect']:+.2f}" if "effect" in row else "",
                 f"{row['p_holm']:.2g}" if "p_holm" in row else "",

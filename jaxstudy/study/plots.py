@@ -22,6 +22,7 @@ from jaxstudy.study.comparison import (
     with_target,
 )
 
+MANY_COLUMNS = 14  # optimizers, of which each has no column of its own
 STYLES = ("-", "--", ":", "-.")
 
 
@@ -53,7 +54,10 @@ def finish(figure: Figure, axes: np.ndarray, run: Run, name: str) -> None:
 
 def save_study(record: StudyRecord, run: Run) -> None:
     """All figures of a study."""
-    save_sensitivity(record, run)
+    if len(optimizers(record)) > MANY_COLUMNS:
+        save_sensitivity_of_many(record, run)
+    else:
+        save_sensitivity(record, run)
     save_bands(record, run)
     save_reached(record, run)
     if len(budgets(record)) > 1:
@@ -136,6 +140,46 @@ def save_sensitivity(record: StudyRecord, run: Run) -> None:
         axis.set_xlabel(label, fontsize=8)
     figure.suptitle("validation loss, median of the tuning seeds", fontsize=10)
     figure.tight_layout()
+    plots.save(figure, run, "sensitivity")
+
+
+def save_sensitivity_of_many(record: StudyRecord, run: Run) -> None:
+    """How good each trial is, by its learning rate: sensitivity.png.
+
+    A panel for each problem, a row for each optimizer: the median validation loss of
+    the tuning seeds on a scale from 0, as before training or worse, to 1, as the best
+    of all trials; crosses: diverged.
+    """
+    problems, names = list(record["problems"]), optimizers(record)
+    size = (2.6 * len(problems) + 2.2, 0.16 * len(names) + 1.2)
+    figure, axes = plots.subplots(
+        1, len(problems), squeeze=False, sharey=True, figsize=size, layout="constrained"
+    )
+    shown = None
+    for axis, problem in zip(axes[0], problems, strict=True):
+        medians = {
+            n: np.median(trial_losses(record, problem, n), axis=1) for n in names
+        }
+        start = record["problems"][problem]["start"]
+        best = min(float(m.min()) for m in medians.values())
+        for y, name in enumerate(names):
+            points = cell_of(record, problem, name)["points"]
+            rate, median = np.array(points[first_tuned(points)]), medians[name]
+            finite = np.isfinite(median)
+            share = np.clip((start - median[finite]) / max(start - best, 1e-12), 0, 1)
+            shown = axis.scatter(
+                rate[finite], np.full(finite.sum(), y), c=share, s=14, vmin=0, vmax=1
+            )
+            axis.plot(
+                rate[~finite], np.full((~finite).sum(), y), "x", color="0.6",
+                markersize=3,
+            )  # fmt: skip
+        axis.set(xscale="log", title=problem.replace("_", " "), xlabel="learning rate")
+        axis.set_yticks(range(len(names)), names, fontsize=7)
+        axis.grid(alpha=0.2)
+    axes[0][0].invert_yaxis()
+    if shown is not None:
+        figure.colorbar(shown, ax=axes[0][-1], label="validation loss, 1: the best")
     plots.save(figure, run, "sensitivity")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import scipy  # its parts are imported where they are first used
 
 from jaxstudy.data.splits import grouped_split, random_split
-from jaxstudy.dataset import Dataset, Order, dataset, subset
+from jaxstudy.dataset import Dataset, Order, dataset, steps_per_epoch, subset
 from jaxstudy.images.sets import read_fashion_mnist
 from jaxstudy.model import Model
 from jaxstudy.models.cnn import cnn, two_convolutions
@@ -75,6 +75,13 @@ class Problem:
 
 
 SPLITS = ("train", "validation", "test")
+
+
+def steps_of(problem: Problem) -> int:
+    """Steps of an epoch."""
+    return steps_per_epoch(
+        len(problem.train.indices), problem.batch_size, problem.order
+    )
 
 
 # The stochastic quadratic of DeepOBS (Schneider, Balles and Hennig 2019)
