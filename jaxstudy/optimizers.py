@@ -127,12 +127,12 @@ def _columns(params: PyTree) -> PyTree:
     )
 
 
-def _rprop(rate: Rate, **factors: Any) -> optax.GradientTransformation:
+def _rprop(rate: Any, **factors: Any) -> optax.GradientTransformation:
     """Rprop, as PyTorch has it: optax 0.2.8 returns the step of the time before."""
     tx = optax.scale_by_rprop(rate, **factors)
 
-    def update(grads: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
-        _, state = tx.update(grads, state, params)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        _, state = tx.update(updates, state, params)
         return jax.tree.map(jnp.negative, state.prev_updates), state
 
     return optax.GradientTransformation(tx.init, update)

@@ -25,7 +25,7 @@ from jaxstudy.study.problems import Problem
 from jaxstudy.study.published import P1, reproduce_deepobs, z_score
 from jaxstudy.study.runner import Protocol
 from jaxstudy.types import UserError
-from tests.conftest import Patch, Said
+from tests.conftest import Patch, Said, load
 from tests.test_study import tiny_problem
 
 SEEDS = 10
@@ -201,3 +201,18 @@ def test_committed_baselines_are_of_the_problems_as_they_are() -> None:
         p.stem for p in baselines.STORED.glob("*.json") if p.stem in TIERS["small"]
     ]
     read_baselines(baselines.STORED, {name: PROBLEMS[name]() for name in there})
+
+
+def test_the_time_of_a_run_is_read_from_what_was_measured(
+    stored: Path, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    readme = load("benchmarks", "readme")
+    folder = tmp_path / "results" / "baselines"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    assert readme.problems_table().strip().startswith("Not measured yet: quadratic,")
+    (folder / "digits.json").write_text((stored / "blobs.json").read_text())
+    said = readme.problems_table()
+    # 2 epochs of 5 steps, of 1e-5 s each
+    assert re.search(r"\| three blobs \| small \| 10 \| [^|]+ \|", said)
+    assert "digits," not in said.partition("Not measured yet")[2]

@@ -22,7 +22,7 @@ from jaxstudy.study.candidates import (
     transformation,
     with_schedules,
 )
-from jaxstudy.types import Array, UserError
+from jaxstudy.types import Array, PyTree, UserError
 from tests.conftest import ROOT, Patch, load, run_script
 
 PAGE = ROOT / "docs" / "guides" / "optimizers.md"
@@ -73,7 +73,8 @@ def test_a_traced_rate_follows_its_schedule() -> None:
             return (p + updates, opt_state), p + updates
 
         start = jnp.zeros(3)
-        return jax.lax.scan(step, (start, tx.init(start)), gradients)[1]
+        given = jnp.asarray(gradients)
+        return jax.lax.scan(step, (start, tx.init(start)), given)[1]
 
     p = m = np.zeros(3)
     want = []
@@ -96,7 +97,7 @@ def test_each_optimizer_runs_with_each_schedule_but_the_self_tuning() -> None:
     params = {"b": jnp.zeros(3), "w": jnp.ones((2, 3))}
     for candidate in only.values():  # traced, and not compiled
 
-        def step(rate: Array, candidate: Candidate = candidate) -> Array:
+        def step(rate: Array, candidate: Candidate = candidate) -> PyTree:
             tx = transformation(candidate, {"rate": rate}, 10)
             tx = optax.with_extra_args_support(tx)
             return tx.update(params, tx.init(params), params, value=1.0)[0]
@@ -143,8 +144,11 @@ def test_functions_of_optax_are_taken_as_they_are() -> None:
     ours, theirs = (
         found[n].optimizer.make(rate=0.1, b1=0.5) for n in ("adam", "optax:adam")
     )
-    updates = [tx.update(jnp.ones(2), tx.init(jnp.ones(2)))[0] for tx in (ours, theirs)]
-    np.testing.assert_array_equal(*updates)
+    mine, other = (
+        np.asarray(tx.update(jnp.ones(2), tx.init(jnp.ones(2)))[0])
+        for tx in (ours, theirs)
+    )
+    np.testing.assert_array_equal(mine, other)
 
 
 MAKE = "import optax\ndef make(rate, mask=None): return optax.sgd(rate)\n"

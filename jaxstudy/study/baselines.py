@@ -62,6 +62,9 @@ class Baselines(TypedDict):
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid")  # type: ignore[misc]
     schema: int
     problem: str
+    title: str
+    tier: str
+    steps: int  # of a run
     version: str
     protocol: dict[str, int | None]
     hashes: SeedHashes
@@ -142,6 +145,9 @@ def write_baselines(
         content: Baselines = {
             "schema": 1,
             "problem": name,
+            "title": problem.title,
+            "tier": problem.tier,
+            "steps": problem.epochs * steps_of(problem),
             "version": version_of(problem),
             "protocol": {n: getattr(protocol, n) for n in OF_PROTOCOL},
             "hashes": seed_hashes(problem, protocol),

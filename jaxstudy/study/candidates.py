@@ -124,8 +124,8 @@ def own_optimizer(text: str) -> Optimizer:
         if name not in parameters:
             hint = did_you_mean(name, parameters)
             raise UserError(f"space of {text} has {name!r}, no argument of it{hint}")
-    usual = {"learning_rate": SPACES["rate"], **SPACES}
-    space = {n: own.get(n, usual.get(n)) for n in parameters if n in {*own, *usual}}
+    ranges = {"learning_rate": SPACES["rate"], **SPACES, **own}
+    space = {n: ranges[n] for n in parameters if n in ranges}
     for name, parameter in parameters.items():
         optional = parameter.default is not inspect.Parameter.empty
         variable = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)

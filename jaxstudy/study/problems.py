@@ -174,7 +174,7 @@ def quadratic(shuffle: Literal["each epoch", "once"] = "each epoch") -> Problem:
         del train, key
         return params, extra
 
-    sets = {"train": rows(42), "validation": rows(44), "test": rows(43)}
+    sets: Any = {"train": rows(42), "validation": rows(44), "test": rows(43)}
     sets["test"] = subset(sets["test"], range(896))
     order = Order(shuffle, drop_remainder=True)
     sets["train"] = replace(sets["train"], order=order)
@@ -325,7 +325,7 @@ def titanic() -> Problem:
 # Of the medium tier
 
 
-def _fashion_sets(shape: tuple[int, ...], scale: float) -> dict[str, Dataset]:
+def _fashion_sets(shape: tuple[int, ...], scale: float) -> dict[str, Any]:
     """54,000 images to train on and 6,000 to choose by; the published test set."""
     data = _fashion_images(shape, scale)
     train, validation = random_split(60_000, (0.9, 0.1), seed=0)
@@ -426,7 +426,7 @@ def words_transformer(tier: Tier = "medium") -> Problem:
 
 def _texts(
     parts: Iterable[Iterable[np.ndarray]], length: int, start: int
-) -> dict[str, Dataset]:
+) -> dict[str, Any]:
     """Rows of so many symbols, those before a text being the number `start`."""
     rows = (passage_windows(list(texts), 1, length, start) for texts in parts)
     return dict(zip(SPLITS, rows, strict=True))
@@ -443,7 +443,7 @@ def fmnist_2c2d() -> Problem:
     """
     data, model = _fashion_images((28, 28, 1), 255), two_convolutions()
     parts = np.arange(60_000), np.arange(60_000, 65_000), np.arange(65_000, 70_000)
-    sets = dict(zip(SPLITS, (subset(data, part) for part in parts), strict=True))
+    sets: Any = dict(zip(SPLITS, (subset(data, part) for part in parts), strict=True))
     order = Order("each epoch", drop_remainder=True)
     sets["train"] = replace(sets["train"], order=order)
     return Problem(

@@ -170,7 +170,8 @@ def _functions_of_group(
             updates, pool = jax.lax.switch(point[BRANCH], branches, *operands)
             return unravel(updates), pool
 
-        tx = optax.GradientTransformationExtraArgs(lambda params: {}, chosen)
+        update_fn: Any = chosen
+        tx = optax.GradientTransformationExtraArgs(lambda params: {}, update_fn)
         return make_train_step(problem.objective, tx)(state, batch)
 
     def weights(pool: StatePool, params: PyTree, m: _Member) -> PyTree:

@@ -524,8 +524,8 @@ def losses_at(
                 name, problem, candidate_name, candidate, common,
                 make_step_functions(problem, candidate), protocol, run, number,
             )  # fmt: skip
-            fixed = {n: np.float32([v]) for n, v in candidate.fixed.items()}
-            at = {"rate": np.float32([rate]), **fixed}
+            values = {"rate": rate, **candidate.fixed}
+            at = {n: np.array([v], np.float32) for n, v in values.items()}
             trained = cell.train(
                 at, range(begin, begin + protocol.seeds), "report", bar
             )
