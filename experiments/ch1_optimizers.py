@@ -29,8 +29,10 @@ from jaxstudy.study.runner import (
     Protocol,
     losses_at,
     reported_losses,
+    run_share,
     run_study,
 )
+from jaxstudy.study.shares import parse_share
 from jaxstudy.study.step_lengths import DIAGONAL, pixel_groups, step_lengths
 from jaxstudy.study.surfaces import save_paths
 
@@ -123,6 +125,8 @@ class Config(Settings):
     """Steps of a path."""
     step_seeds: Count = 10
     """Seeds of the lengths of steps."""
+    share: str | None = None
+    """I/N: only every N-th comparison, as job I of N; see `jaxstudy join`."""
     mistake: Literal["one_common_rate"] | None = None
     """Also make this mistake on the digits, with the same seeds: what does it fake?"""
 
@@ -209,6 +213,9 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     }
     builders = {name: look_up("problem", name, PROBLEMS) for name in config.problems}
     problems = {name: build() for name, build in builders.items()}
+    if config.share:
+        share = parse_share(config.share)
+        return run_share(problems, candidates, protocol, run, share)
     record = run_study(problems, candidates, protocol, run)
     save_sensitivity(record, run)
     for name, found in record["comparison"]["problems"].items():

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import jax.numpy as jnp
 import optax
 import pydantic
 
@@ -172,14 +171,17 @@ def from_scratch(images: ImageSubsets, config: Config, fill: float | None) -> Pl
     return Plan(model, objective, tx, images, config.epochs)
 
 
-def regression(images: ImageSubsets, config: Config, epochs: int) -> Plan:
-    """The regression on x [N, D], standardised by what each run learns from."""
-    x = jnp.asarray(images.sets["train"]["x"])
-    model = tuning.regression(x.shape[1], len(images.classes))
+def regressions(
+    features: dict[str, ImageSubsets], config: Config, epochs: int
+) -> dict[str, Plan]:
+    """One on the x [N, D] of each arm, standardised: all are one compiled program."""
+    images = features["frozen"]
+    model = tuning.regression(images.sets["train"]["x"].shape[1], len(images.classes))
     rate = sizes.cosine(images, config.batch_size, epochs, config.rate)
     tx = optax.adamw(rate, weight_decay=config.decay)
-    begin = functools.partial(tuning.with_statistics, x=x, rows=images.rows)
-    return Plan(model, cross_entropy(model), tx, images, epochs, begin)
+    plan = Plan(model, cross_entropy(model), tx, images, epochs)
+    begin = {arm: tuning.with_statistics(each) for arm, each in features.items()}
+    return {a: plan._replace(images=features[a], begin=begin[a]) for a in features}
 
 
 def fine_tuning(
@@ -200,10 +202,8 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     """Train from scratch, on features and on, with sets of several sizes."""
     network = backbones.backbone(config.backbone, config.weights)
     parts = cut_backbone(network, config.fine_tune_from, config.image_size)
-    read = functools.partial(
-        read_image_subsets, config.data, config.folder, counts=config.sizes,
-        seeds=config.seeds, seed=config.seed,
-    )  # fmt: skip
+    given = {"counts": config.sizes, "seeds": config.seeds, "seed": config.seed}
+    read = functools.partial(read_image_subsets, config.data, config.folder, **given)
     images, small = read(config.image_size), read(config.small_size)
     parts.show_summary(run, len(images.classes))
     save_classes(run, images)
@@ -219,13 +219,13 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     train = functools.partial(sizes.train_arm, run, config.seed, config.batch_size)
     trained = {"scratch": train("scratch", from_scratch(small, config, fill))}
     epochs = config.regression_epochs + config.tuning_epochs
-    for arm, of_arm in features.items():
-        trained[arm] = train(arm, regression(of_arm, config, epochs))
+    for arm, plan in regressions(features, config, epochs).items():
+        trained[arm] = train(arm, plan)
     test_x, weights = features["frozen"].sets["test"]["x"], trained["frozen"].state[1:3]
     p = tuning.class_probabilities(*weights, images.largest, test_x)
     draw_predictions(run, images.sets["test"], images.classes, p)
-    head = regression(features["frozen"], config, config.regression_epochs)
-    plan = fine_tuning(parts, train("head", head).state, inputs, config)
+    plan = regressions(features, config, config.regression_epochs)["frozen"]
+    plan = fine_tuning(parts, train("head", plan).state, inputs, config)
     trained["fine-tuned"] = train("fine-tuned", plan)
 
     by_epoch = {arm: of_arm.accuracy for arm, of_arm in trained.items()}
@@ -242,8 +242,8 @@ def predict(saved: Saved[Config], files: tuple[Path, ...]) -> None:
     """The class of images FILE..., by the regression on frozen features."""
     config = saved.config
     network = backbones.backbone(config.backbone, config.weights)
-    size = config.image_size
-    predict_files(saved, network, files, "frozen", size=size, seeds=config.seeds)
+    size, seeds = config.image_size, config.seeds
+    predict_files(saved, network, files, "frozen", size=size, seeds=seeds)
 
 
 if __name__ == "__main__":

@@ -59,9 +59,15 @@ def init_replicas(
     model: Model, tx: optax.GradientTransformation, keys: Key
 ) -> TrainState:
     """A fresh state for every key [L], each what `init_state` makes of it."""
-    return jax.jit(lambda ks: map_replicas(lambda key: init_state(model, tx, key), ks))(
-        keys
-    )
+    return _initialization(model, tx)(keys)
+
+
+@functools.lru_cache(maxsize=4)
+def _initialization(
+    model: Model, tx: optax.GradientTransformation
+) -> Callable[[Key], TrainState]:
+    """The jitted initialisation of replicas, the same one for the same model."""
+    return jax.jit(functools.partial(map_replicas, lambda k: init_state(model, tx, k)))
 
 
 def make_train_step(
@@ -85,6 +91,7 @@ def make_train_step(
     return train_step
 
 
+@functools.lru_cache(maxsize=4)  # the same one for the same objective
 def make_eval_step(objective: Objective) -> EvalStep:
     """The objective's metrics in evaluation mode, (state, batch) -> metrics."""
 

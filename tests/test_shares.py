@@ -10,6 +10,7 @@ import pytest
 from jaxstudy import __main__ as command
 from jaxstudy.study.shares import join_shares, parse_share
 from jaxstudy.types import UserError
+from tests.conftest import Smoke
 from tests.scripts import run_script
 
 SETTINGS = (
@@ -59,6 +60,32 @@ def test_joined_shares_are_the_bytes_of_one_run(
     }  # fmt: skip
     with pytest.raises(UserError, match="already holds a run; --out names another"):
         join_shares(shares, joined)
+
+
+def test_a_lesson_in_shares_is_the_lesson(
+    smoke: Smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, joined = smoke("ch1_optimizers"), tmp_path / "joined"
+    folders = tuple(tmp_path / f"share{i}" for i in (1, 2))
+    for folder in folders:
+        share = f"{folder.name[-1]}/2"
+        ended = run_script(
+            "ch1_optimizers", "--preset", "smoke", "--share", share, "--run-dir", folder
+        )
+        assert ended == 0
+        assert not (folder / "study.json").exists()
+
+    def call(arguments: list[str]) -> Any:
+        assert Path(arguments[1]).parent.name == "experiments"
+        return run_script("ch1_optimizers", *arguments[2:])
+
+    monkeypatch.setattr(command.subprocess, "call", call)
+    assert command.join(command.Join(folders, joined)) == 0
+    studies = [(folder / "study.json").read_bytes() for folder in (whole, joined)]
+    assert studies[0] == studies[1]
+    results = [json.loads((f / "result.json").read_text()) for f in (whole, joined)]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    assert results[0]["claims"] == results[1]["claims"]
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,17 @@
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxstudy.images.subsets import ImageSubsets
 from jaxstudy.model import (
     Model,
+    Standardization,
     column_statistics,
     compose,
     standardized,
@@ -27,13 +29,21 @@ def regression(inputs: int, classes: int) -> Model:
     return standardized(mlp(inputs, (), classes), inputs)
 
 
-def with_statistics(state: TrainState, x: Array, rows: np.ndarray) -> TrainState:
-    """Regressions [L] that standardise by what each learns from, rows [L, n] of x."""
-    statistics = jax.lax.map(
-        lambda indices: column_statistics(x[indices], jnp.ones(len(indices))),
-        jnp.asarray(rows),
+def with_statistics(features: ImageSubsets) -> Callable[[TrainState], TrainState]:
+    """Makes regressions [L] standardise by what each learns from: its rows of x."""
+
+    def begin(state: TrainState) -> TrainState:
+        statistics = _statistics_of_rows(features.sets["train"]["x"], features.rows)
+        return state._replace(extra={**state.extra, "standardization": statistics})
+
+    return begin
+
+
+@jax.jit
+def _statistics_of_rows(x: Array, rows: Array) -> Standardization:
+    return jax.lax.map(
+        lambda indices: column_statistics(x[indices], jnp.ones(len(indices))), rows
     )
-    return state._replace(extra={**state.extra, "standardization": statistics})
 
 
 def with_regression(state: TrainState, trained: TrainState) -> TrainState:

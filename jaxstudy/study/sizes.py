@@ -1,5 +1,6 @@
 """Arms of a comparison by the number of training examples, and by epoch."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -93,7 +94,7 @@ def train_sizes(
     eval_step = training.make_eval_step(objective)
     fitted = training.fit(
         begin(training.init_replicas(model, tx, keys[:, 0])),
-        train_step or training.make_train_step(objective, tx),
+        train_step or _train_step(objective, tx),
         data,
         key=keys[:, 1],
         epochs=epochs,
@@ -107,6 +108,10 @@ def train_sizes(
     )
     shape = (sizes, seeds, arms) if arms > 1 else (sizes, seeds)
     return TrainedSizes(fitted.state, accuracies(fitted.records, shape))
+
+
+# The same one for the same plan: on other data, it is not compiled again.
+_train_step = functools.lru_cache(maxsize=2)(training.make_train_step)
 
 
 def cosine(
