@@ -122,7 +122,7 @@ def test_the_page_shows_how_to_bring_your_own(
     script = load("benchmarks", "optimizers")
     monkeypatch.setattr(script, "save_study", lambda *_: None)  # takes seconds
     assert run_script(
-        script, "--preset", "smoke", "--trials", 1, "--epochs", 1,
+        script, "--preset", "smoke", "--epochs", 1,
         "--optimizers", "sgd", f"{name}:sign_momentum", "--problems", f"{name}:sines",
         "--schedules", "linear", "--run-dir", tmp_path / "run",
     ) == 0  # fmt: skip
@@ -165,6 +165,10 @@ MAKE = "import optax\ndef make(rate, mask=None): return optax.sgd(rate)\n"
         ("def make(rate): return 1 / 0", "fails: ZeroDivisionError"),
         ("def make(rate, mask): ...", "needs 'mask', which nobody gives"),
         ("def make(): ...", "has nothing to tune"),
+        (
+            "import optax\ndef make(rate): return optax.lbfgs(rate)",
+            "missing 2 required keyword-only arguments: 'grad' and 'value_fn'",
+        ),
         (MAKE + "space = {'rat': (1, 2)}", "no argument of it; did you mean 'rate'?"),
         (MAKE + "space = {'rate': (2, 1)}", "rate: the range 2 to 1 is empty"),
         (MAKE + "space = {'rate': (0, 1)}", "rate: a log scale needs positive"),

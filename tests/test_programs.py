@@ -6,9 +6,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from jaxstudy.optimizers import OPTIMIZERS
+from jaxstudy.optimizers import OPTIMIZERS, Optimizer
 from jaxstudy.study import programs
 from jaxstudy.study.candidates import Candidate
 from jaxstudy.study.programs import (
@@ -34,6 +35,7 @@ PROTOCOL = Protocol(trials=2)
 # states of 0 to 3 copies of the parameters and of scalars; by array and as a vector;
 # with the loss of the batch; with other parameters to evaluate
 NAMES = ("sgd", "momentum", "adam", "lamb", "schedule_free", "prodigy", "momo", "muon")
+TRAINED = ("adam, linear", "schedule_free", "momo", "muon")
 
 
 def candidates(*names: str) -> dict[str, Candidate]:
@@ -50,8 +52,8 @@ def test_a_shared_program_trains_each_as_its_own_would() -> None:
     chex.clear_trace_counter()
     shared = shared_step_functions(counted, chosen, "map")
     start, order = seed_keys(PROTOCOL, range(3))
-    for name, candidate in chosen.items():
-        losses = []
+    for name in TRAINED:
+        candidate, losses = chosen[name], []
         for functions in (shared[name], make_step_functions(problem, candidate)):
             at = functions.arguments(points(candidate, PROTOCOL, "blobs"))
             replicas = as_replicas(at, 3, PROTOCOL)
@@ -94,6 +96,18 @@ def test_optimizers_of_large_networks_share_only_with_their_like(
     assert next(iter(large)) == "sgd"  # one program after another
     by_itself = shared_step_functions(problem, chosen, "vmap")
     assert len({f.train_step for f in by_itself.values()}) == len(chosen)
+
+
+def test_a_state_with_keys_of_random_numbers_has_a_program_of_its_own() -> None:
+    noisy = Optimizer(
+        lambda rate: optax.noisy_sgd(rate, key=jax.random.key(0)),
+        rate=0.1, rule="", source="", space=OPTIMIZERS["sgd"].space,
+    )  # fmt: skip
+    chosen = candidates("sgd", "adam") | {"noisy": Candidate(noisy, noisy.space)}
+    shared = shared_step_functions(tiny_problem(), chosen, "map")
+    steps = {functions.train_step for functions in shared.values()}
+    assert set(shared) == set(chosen)
+    assert len(steps) == 2
 
 
 @pytest.mark.parametrize("name", ["sgd", "muon", "dog"])

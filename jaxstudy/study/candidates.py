@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -24,7 +25,7 @@ from jaxstudy.optimizers import (
     Space,
 )
 from jaxstudy.study.problems import PROBLEMS, Problem
-from jaxstudy.types import Array, UserError
+from jaxstudy.types import Array, PyTree, UserError
 
 _T = TypeVar("_T")
 
@@ -158,6 +159,13 @@ def own_optimizer(text: str) -> Optimizer:
     if not isinstance(made, optax.GradientTransformation):
         kind = type(made).__name__
         raise UserError(f"{text} returns a {kind}, no optax.GradientTransformation")
+
+    def step(params: PyTree) -> PyTree:
+        tx = optax.with_extra_args_support(made)
+        return tx.update(params, tx.init(params), params, value=jnp.float32(1))
+
+    # traced, to hear what else it needs before anything is trained
+    _call(text, lambda: jax.eval_shape(step, {"b": jnp.ones(2), "w": jnp.ones((2, 3))}))
     return entry
 
 

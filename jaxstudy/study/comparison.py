@@ -24,6 +24,7 @@ STUDY_SCHEMA = 2  # of study.json
 ALPHA = 0.05
 TAU_MAX = 4.0
 NEAR = 0.05  # of the way to the best
+LEADERS = 5  # of which a sentence lists the ranks
 StudyRecord = dict[str, Any]  # study.json
 
 # metrics of what a study can tell
@@ -78,6 +79,12 @@ def outcome(
     )
 
 
+def tested_losses(record: StudyRecord, problem: str, optimizer: str) -> np.ndarray:
+    """Test losses [S] of the reported seeds, with the best of all trials."""
+    reported = cell_of(record, problem, optimizer)["reported"]
+    return losses(reported[str(budgets(record)[-1])]["test"])
+
+
 def trial_losses(record: StudyRecord, problem: str, optimizer: str) -> np.ndarray:
     """Validation losses [P, T] of all trials with the tuning seeds."""
     return losses(cell_of(record, problem, optimizer)["tuning"]["validation"])
@@ -96,9 +103,11 @@ def scores(record: StudyRecord, optimizer: str) -> np.ndarray:
     """
     out = []
     for name, facts in record["problems"].items():
-        medians = [np.median(outcome(record, name, o).test) for o in optimizers(record)]
+        medians = [
+            np.median(tested_losses(record, name, o)) for o in optimizers(record)
+        ]
         start, best = facts["start"], min(medians)
-        test = outcome(record, name, optimizer).test
+        test = tested_losses(record, name, optimizer)
         span = start - best
         share = (start - test) / span if span > 0 else np.zeros_like(test)
         out.append(np.clip(share, 0, 1))
@@ -161,18 +170,38 @@ def compare(record: StudyRecord) -> dict[str, Any]:
     """
     names = optimizers(record)
     problems = {name: compare_on(record, name) for name in record["problems"]}
-    algoperf = np.zeros(len(names))
+    algoperf, ranks = np.zeros(len(names)), mean_ranks(record)
     if with_target(record):
         algoperf = algoperf_score(times_to_target(record), TAU_MAX)
     overall = {
         name: {
             "score": interquartile_mean_over_seeds(scores(record, name), SHARE).json(),
             "algoperf": float(algoperf[i]),
+            "rank": float(ranks[i]),
         }
         for i, name in enumerate(names)
     }
     comparison = {"problems": problems, "overall": overall}
     return {**comparison, "sentences": sentences(record, comparison)}
+
+
+def mean_ranks(record: StudyRecord) -> np.ndarray:
+    """The rank of each optimizer's median test loss, the mean over the problems."""
+    medians = [
+        [np.median(tested_losses(record, p, o)) for o in optimizers(record)]
+        for p in record["problems"]
+    ]
+    return scipy.stats.rankdata(medians, axis=1).mean(axis=0)
+
+
+def critical_difference(methods: int, problems: int) -> float:
+    """Mean ranks that differ by less cannot be told apart: Nemenyi's test, 5 %.
+
+    q sqrt(k (k + 1) / 6 N) for k methods on N problems, with q the studentized range
+    over sqrt 2. Source: Demsar 2006.
+    """
+    q = scipy.stats.studentized_range.ppf(1 - ALPHA, methods, np.inf) / np.sqrt(2)
+    return float(q * np.sqrt(methods * (methods + 1) / (6 * problems)))
 
 
 def compare_on(record: StudyRecord, problem: str) -> dict[str, Any]:
@@ -187,7 +216,7 @@ def compare_on(record: StudyRecord, problem: str) -> dict[str, Any]:
     tuned = {name: tuned_loss(record, problem, name) for name in names}
     lowest = min(tuned.values())
     best = [name for name in names if tuned[name] == lowest < math.inf]
-    tests = {name: outcome(record, problem, name).test for name in names}
+    tests = {name: tested_losses(record, problem, name) for name in names}
     finished = bool(np.isfinite(list(tests.values())).any())
     random = any(len(np.unique(test)) > 1 for test in tests.values())
     tested = bool(best) and finished and random
@@ -269,7 +298,17 @@ def sentences(record: StudyRecord, comparison: Mapping[str, Any]) -> list[str]:
     for problem, found in comparison["problems"].items():
         out += verdicts(problem, found)
         out += remarks(record, problem, found)
-    scores = {n: row["algoperf"] for n, row in comparison["overall"].items()}
+    overall, several = comparison["overall"], len(record["problems"])
+    if several > 1 and len(overall) > 1:
+        first = sorted(overall, key=lambda n: overall[n]["rank"])[:LEADERS]
+        listed = listing([f"{n} ({overall[n]['rank']:.1f})" for n in first])
+        least = critical_difference(len(overall), several)
+        out.append(
+            f"The mean ranks by test loss on the {several} problems are lowest of "
+            f"{listed}; of {len(overall)} optimizers, any whose mean ranks differ by "
+            f"less than {least:.1f} cannot be told apart by them (Nemenyi's test)."
+        )
+    scores = {n: row["algoperf"] for n, row in overall.items()}
     count = len(with_target(record))
     if count > 1 and any(scores.values()):
         ranked = sorted(scores, key=lambda n: -scores[n])
@@ -380,7 +419,7 @@ def telling(record: StudyRecord) -> dict[str, Estimate | int]:
     out: dict[str, Estimate | int] = {}
     worst = 0
     for problem, found in record["comparison"]["problems"].items():
-        tests = [outcome(record, problem, name).test for name in optimizers(record)]
+        tests = [tested_losses(record, problem, name) for name in optimizers(record)]
         if np.isfinite(tests).all():
             spread = np.max(tests, axis=0) - np.min(tests, axis=0)
             out[SPREAD.format(problem)] = mean_over_runs(spread, NONNEGATIVE)

@@ -15,6 +15,7 @@ from jaxstudy.study.comparison import (
     StudyRecord,
     budgets,
     cell_of,
+    mean_ranks,
     optimizers,
     outcome,
     times_to_target,
@@ -22,7 +23,8 @@ from jaxstudy.study.comparison import (
     with_target,
 )
 
-MANY_COLUMNS = 14  # optimizers, of which each has no column of its own
+MANY_COLUMNS = 14  # optimizers, of which each has a column or a line of its own
+LINES = 10  # of the best of more than that
 STYLES = ("-", "--", ":", "-.")
 
 
@@ -183,6 +185,15 @@ def save_sensitivity_of_many(record: StudyRecord, run: Run) -> None:
     plots.save(figure, run, "sensitivity")
 
 
+def leaders(record: StudyRecord) -> list[str]:
+    """The optimizers to draw as lines: of very many those of the lowest mean ranks."""
+    names = optimizers(record)
+    if len(names) <= MANY_COLUMNS:
+        return names
+    first = np.argsort(mean_ranks(record), kind="stable")[:LINES]
+    return [names[i] for i in sorted(first)]
+
+
 def first_tuned(points: Mapping[str, Any]) -> str:
     """The learning rate, or what else is tuned where there is none."""
     return "rate" if "rate" in points else next(iter(points))
@@ -190,7 +201,7 @@ def first_tuned(points: Mapping[str, Any]) -> str:
 
 def save_bands(record: StudyRecord, run: Run) -> None:
     """Losses by epoch with the chosen trial: the median and 80 % of the seeds."""
-    problems, names = list(record["problems"]), optimizers(record)
+    problems, names = list(record["problems"]), leaders(record)
     figure, axes = panels(len(problems), rows=2)
     splits: dict[str, Callable] = {
         "train": lambda found: found.train,
@@ -220,7 +231,7 @@ def save_bands(record: StudyRecord, run: Run) -> None:
 
 def save_reached(record: StudyRecord, run: Run) -> None:
     """How soon the targets are reached: by seed on each problem, and as profiles."""
-    problems, names = with_target(record), optimizers(record)
+    problems, names = with_target(record), leaders(record)
     if not problems:
         return
     several = len(problems) > 1
@@ -245,8 +256,9 @@ def save_reached(record: StudyRecord, run: Run) -> None:
     if several:
         taus = np.linspace(1, TAU_MAX, 301)
         profile = performance_profile(times_to_target(record), taus)
-        for name, line in zip(names, profile, strict=True):
-            axes[0][-1].plot(taus, line, **look(names, name))
+        of = dict(zip(optimizers(record), profile, strict=True))
+        for name in names:
+            axes[0][-1].plot(taus, of[name], **look(names, name))
         axes[0][-1].set(
             title="performance profile", xlabel="times the best one's steps",
             ylabel="share of problems", ylim=(-0.03, 1.03),
@@ -256,7 +268,7 @@ def save_reached(record: StudyRecord, run: Run) -> None:
 
 def save_budgets(record: StudyRecord, run: Run) -> None:
     """Test loss by the number of trials that could be tried: budgets.png."""
-    problems, names = list(record["problems"]), optimizers(record)
+    problems, names = list(record["problems"]), leaders(record)
     figure, axes = panels(len(problems))
     for axis, problem in zip(axes[0], problems, strict=True):
         above = _above_floor(record, problem, "test")

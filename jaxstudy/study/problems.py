@@ -38,7 +38,7 @@ from jaxstudy.tabular.sets import (
 )
 from jaxstudy.text.abc import read_collections
 from jaxstudy.text.prose import read_prose
-from jaxstudy.text.vocabulary import fit_vocabulary
+from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary
 from jaxstudy.text.windows import passage_windows
 from jaxstudy.types import Array, Batch, Key, Mean, Metrics, Objective, PyTree
 
@@ -383,10 +383,7 @@ def fashion_autoencoder() -> Problem:
 
 def tunes_lstm(tier: Tier = "medium") -> Problem:
     """The next character of a tune, by an LSTM; at "large", of ten times the size."""
-    tunes = read_collections()
-    vocabulary = fit_vocabulary("".join(tunes.train))
-    size = len(vocabulary)
-    encode = functools.partial(vocabulary.encode, allow_unknown=True)
+    size, sets = _tunes()
     units = 128 if tier == "medium" else 464
     model = next_word_model(
         "lstm", size, context=1, embedding=32, units=units, dropout=0.0
@@ -395,7 +392,7 @@ def tunes_lstm(tier: Tier = "medium") -> Problem:
         title=f"LSTM of {units} units on characters of tunes, batch 64",
         model=model,
         objective=token_cross_entropy(model),
-        **_texts([map(encode, part) for part in tunes], 64, size),
+        **sets,
         batch_size=64,
         epochs=2 if tier == "medium" else 20,
         target=TARGETS.get("tunes_lstm") if tier == "medium" else None,
@@ -405,10 +402,7 @@ def tunes_lstm(tier: Tier = "medium") -> Problem:
 
 def words_transformer(tier: Tier = "medium") -> Problem:
     """The next word of Moby Dick, by a transformer; at "large", ten times the size."""
-    prose = read_prose()
-    vocabulary = fit_vocabulary(itertools.chain(*prose.train), size=2000)
-    size = len(vocabulary)
-    encode = functools.partial(vocabulary.encode, allow_unknown=True)
+    size, sets = _words()
     large = tier == "large"
     width, blocks = (240, 4) if large else (64, 2)
     model = transformer(size + 1, size, 32, width=width, heads=4, blocks=blocks)
@@ -416,7 +410,7 @@ def words_transformer(tier: Tier = "medium") -> Problem:
         title=f"transformer of {blocks} blocks on words of Moby Dick, batch 32",
         model=model,
         objective=token_cross_entropy(model),
-        **_texts([map(encode, part) for part in prose], 32, size),
+        **sets,
         batch_size=32,
         epochs=20 if large else 2,
         target=None if large else TARGETS.get("words_transformer"),
@@ -424,12 +418,29 @@ def words_transformer(tier: Tier = "medium") -> Problem:
     )
 
 
+@functools.cache  # of two problems
+def _tunes() -> tuple[int, dict[str, Any]]:
+    """How many characters there are, and rows of 64."""
+    tunes = read_collections()
+    return _texts(tunes, fit_vocabulary("".join(tunes.train)), 64)
+
+
+@functools.cache
+def _words() -> tuple[int, dict[str, Any]]:
+    """How many words there are, and rows of 32."""
+    prose = read_prose()
+    words = itertools.chain(*prose.train)
+    return _texts(prose, fit_vocabulary(words, size=2000), 32)
+
+
 def _texts(
-    parts: Iterable[Iterable[np.ndarray]], length: int, start: int
-) -> dict[str, Any]:
-    """Rows of so many symbols, those before a text being the number `start`."""
-    rows = (passage_windows(list(texts), 1, length, start) for texts in parts)
-    return dict(zip(SPLITS, rows, strict=True))
+    parts: Iterable[Iterable[Any]], vocabulary: Vocabulary, length: int
+) -> tuple[int, dict[str, Any]]:
+    """Rows of so many symbols of each set; before a text stands one more symbol."""
+    size = len(vocabulary)
+    encode = functools.partial(vocabulary.encode, allow_unknown=True)
+    rows = (passage_windows(list(map(encode, p)), 1, length, size) for p in parts)
+    return size, dict(zip(SPLITS, rows, strict=True))
 
 
 # Of the large tier

@@ -91,11 +91,21 @@ def shared_step_functions(
     steps = problem.epochs * steps_of(problem)
     members = [_member(n, c, params, steps) for n, c in candidates.items()]
     size = sum(a.size for a in jax.tree.leaves(params))
-    out = {}
+    # keys, say, of random numbers are no arrays of a pool
+    out = {
+        m.name: make_step_functions(problem, m.candidate)
+        for m in members
+        if any(map(_is_extended, jax.tree.leaves(m.state)))
+    }
+    members = [m for m in members if m.name not in out]
     for copies in sorted({_copies(m, size) for m in members}):
         group = [m for m in members if _copies(m, size) == copies]
         out |= _functions_of_group(problem, group, steps)
     return out
+
+
+def _is_extended(a: Any) -> bool:
+    return jnp.issubdtype(a.dtype, jax.dtypes.extended)
 
 
 def _copies(member: "_Member", size: int) -> int:
