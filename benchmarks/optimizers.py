@@ -4,36 +4,52 @@ Every optimizer gets the same number of trials on every problem: points of its o
 space (see jaxstudy/optimizers.py), from one quasi-random sequence. The trial with the
 lowest median validation loss over the tuning seeds is chosen; fresh seeds, paired by
 start and batches, are reported on the test set. Runs that diverge count as the worst.
-All runs of an optimizer on a problem are one compiled program.
+All runs on a problem, of all optimizers, are one compiled program.
 
-    optimizers.py                                       all optimizers, four problems
+    optimizers.py                                   all optimizers, the small tier
     optimizers.py --optimizers adam lion --problems digits --trials 20 --run-dir runs/x
     optimizers.py --spaces adam.rate=1e-4:1e-1 adam.b1=0.9 ...      your own ranges
+
+    optimizers.py --optimizers adam mypackage.module:my_optimizer   your own
+    optimizers.py --schedules constant cosine linear                of the rate
+    optimizers.py --against baselines --optimizers mine:make        run yours only
+    optimizers.py --reproduce deepobs                               the published table
 
 A range is LOW:HIGH, in the logarithm; of momentum, b1, b2, b3 and decay it is a range
 of 1 - value. A single number is a value that is not tuned.
 
-Expected (quick): under 3 minutes on two cores, most of it compiling.
+Expected (quick): under 10 minutes on two cores.
 """
 
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pydantic
 
 from jaxstudy.optimizers import OPTIMIZERS, LogUniform
 from jaxstudy.parallel import Mode
 from jaxstudy.runs.cli import Count, Settings, experiment
+from jaxstudy.runs.files import to_json, write_atomically
 from jaxstudy.runs.run import Run
-from jaxstudy.study.plots import save_study
-from jaxstudy.study.problems import PROBLEMS
-from jaxstudy.study.runner import (
+from jaxstudy.study.baselines import STORED, against, read_baselines, write_baselines
+from jaxstudy.study.candidates import (
     Candidate,
-    Protocol,
+    find_optimizers,
+    find_problems,
     look_up,
+    with_schedules,
+)
+from jaxstudy.study.plots import save_study
+from jaxstudy.study.problems import TIERS
+from jaxstudy.study.published import reproduce_deepobs
+from jaxstudy.study.runner import (
+    Protocol,
     metrics,
     run_share,
     run_study,
+    step_times,
+    with_epochs,
 )
 from jaxstudy.study.shares import parse_share
 from jaxstudy.types import UserError
@@ -44,26 +60,31 @@ class Config(Settings):
     """Who competes, on what, and how thoroughly."""
 
     optimizers: tuple[str, ...] = tuple(OPTIMIZERS)
-    """Names of jaxstudy/optimizers.py."""
-    problems: tuple[str, ...] = (
-        "quadratic",
-        "admissions_regression",
-        "admissions_network",
-        "digits",
-    )
-    """Names of study/problems.py; fashion needs `make data`, and takes long."""
+    """Names of jaxstudy/optimizers.py; of one's own, package.module:function."""
+    schedules: tuple[str, ...] = ("constant",)
+    """Of the rate, for each optimizer: constant, cosine (with warm-up), linear."""
+    tier: Literal["small", "medium", "large"] = "small"
+    """Problems that take seconds a run, minutes, or an accelerator."""
+    problems: tuple[str, ...] | None = None
+    """Names of study/problems.py (None: the tier's); or package.module:function."""
     spaces: tuple[str, ...] = ()
     """Other ranges to tune in, OPTIMIZER.HYPERPARAMETER=LOW:HIGH, or set values."""
     trials: Annotated[int, pydantic.Field(le=4096)] = 10
     """Points of the space that each optimizer may try on each problem."""
     tuning_seeds: int = 3
     """Seeds that choose the point."""
-    seeds: int = 10
+    seeds: int = 15
     """Other seeds, that are reported."""
+    budgets: tuple[int, ...] = (1,)
+    """Also report what had been chosen after so many trials."""
     epochs: Count | None = None
     """Epochs on every problem, instead of its own number."""
     share: str | None = None
     """I/N: only every N-th cell, as job I of N that never talk; see `jaxstudy join`."""
+    against: str | None = None
+    """A folder of baselines, or "baselines" for ours: with their protocol and seeds."""
+    reproduce: Literal["deepobs"] | None = None
+    """Only train what DeepOBS published on the quadratic, and print both."""
     replicas: Mode = "map"
     """map: sequential, each run with the same bits beside any others. vmap: vmapped."""
 
@@ -73,27 +94,25 @@ PRESETS = {
         optimizers=("sgd", "adam", "schedule_free"),
         problems=("quadratic", "digits"),
         trials=3,
-        seeds=5,
+        seeds=9,
+        budgets=(),
         epochs=2,
     ),
+    # as many replicas tune as report, so that both are one program
     "quick": Config(),
-    "full": Config(trials=36, tuning_seeds=10, seeds=15),
+    "full": Config(trials=36, tuning_seeds=10, budgets=(1, 5, 10)),
 }
 
 
 def candidates(config: Config) -> dict[str, Candidate]:
     """The optimizers by name, with the ranges that were asked for."""
-    chosen = {
-        name: Candidate(optimizer, optimizer.space)
-        for name in config.optimizers
-        for optimizer in [look_up("optimizer", name, OPTIMIZERS)]
-    }
+    chosen = find_optimizers(config.optimizers)
     for text in config.spaces:
         where, _, value = text.partition("=")
         name, _, parameter = where.partition(".")
         candidate = look_up("optimizer of this study", name, chosen)
         chosen[name] = with_range(candidate, name, parameter, value)
-    return chosen
+    return with_schedules(chosen, config.schedules)
 
 
 def with_range(
@@ -124,23 +143,41 @@ def with_range(
 
 def main(config: Config, run: Run) -> dict[str, Any]:
     """Run the study, draw it, and return its figures."""
+    if config.reproduce:
+        return reproduce_deepobs(run, config.seed)
     protocol = Protocol(
         trials=config.trials,
         tuning_seeds=config.tuning_seeds,
         seeds=config.seeds,
+        budgets=config.budgets,
         epochs=config.epochs,
         seed=config.seed,
         mode=config.replicas,
     )
     competitors = candidates(config)
-    builders = {n: look_up("problem", n, PROBLEMS) for n in config.problems}
-    problems = {name: build() for name, build in builders.items()}
+    names = TIERS[config.tier] if config.problems is None else config.problems
+    problems = with_epochs(find_problems(names), protocol)
+    baselines = None
+    if config.against:
+        ours = config.against == "baselines"
+        folder = STORED if ours else Path(config.against)
+        baselines = read_baselines(folder, problems)
+        stored: Any = next(iter(baselines.values()))["protocol"]
+        protocol = replace(protocol, **stored)
     if config.share:
         share = parse_share(config.share)
         return run_share(problems, competitors, protocol, run, share)
     record = run_study(problems, competitors, protocol, run)
+    write_baselines(
+        record, problems, protocol, step_times(record, run), run.folder / "baselines"
+    )
     save_study(record, run)
-    print("\n".join(record["comparison"]["sentences"]))
+    said = record["comparison"]["sentences"]
+    if baselines:
+        found = against(record, problems, protocol, baselines)
+        write_atomically(run.folder / "against.json", to_json(found) + "\n")
+        said = [*said, *found["sentences"]]
+    print("\n".join(said))
     return metrics(record)
 
 

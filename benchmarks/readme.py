@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 from PIL import Image, ImageDraw, ImageOps
 
@@ -71,6 +72,10 @@ def store(runs: Path) -> None:
                 )
                 for problem in record["problems"]
             }
+            target = ROOT / "results" / "baselines"
+            target.mkdir(exist_ok=True)
+            for path in (folder / "baselines").glob("*.json"):
+                shutil.copy(path, target)
         text = json.dumps(content, indent=1) + "\n"
         write_atomically(ROOT / "results" / f"{name}.json", text)
         store_figures(folder, ROOT / "results" / "figures" / name)
@@ -223,6 +228,25 @@ def optimizers_table() -> str:
     )
     sentences = [f"- {sentence}" for sentence in study["comparison"]["sentences"]]
     return "\n".join([table(rows), "", about, "", *sentences])
+
+
+def problems_table() -> str:
+    """What a run of each problem takes, as the baselines' studies have measured it."""
+    rows = [["problem", "tier", "steps of a run", "seconds of a run, median"]]
+    measured = {}
+    for path in (ROOT / "results" / "baselines").glob("*.json"):
+        measured[path.stem] = json.loads(path.read_text())
+    for name in (n for names in problems.TIERS.values() for n in names):
+        if stored := measured.get(name):
+            steps = [b["step_s"] for b in stored["optimizers"].values() if b["step_s"]]
+            seconds = duration(stored["steps"] * float(np.median(steps)))
+            cells = stored["title"], stored["tier"], f"{stored['steps']:,}", seconds
+            rows.append([*cells])
+    missing = [
+        n for names in problems.TIERS.values() for n in names if n not in measured
+    ]
+    note = f"\n\nNot measured yet: {', '.join(missing)}." if missing else ""
+    return (table(rows) if measured else "") + note
 
 
 def speed_results() -> Iterator[dict[str, Any]]:

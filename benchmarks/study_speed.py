@@ -66,7 +66,7 @@ def sampled(sample: int, round_seed: int) -> list[Replica]:
 
 
 def study_jaxstudy(job: Job) -> Measured:
-    """All replicas by the study's functions: one `fit`, one program per optimizer."""
+    """All replicas by the study's functions: one `fit` per optimizer, one program."""
     use_all_cores()
     import optax
 
@@ -75,7 +75,9 @@ def study_jaxstudy(job: Job) -> Measured:
     from jaxstudy.objectives import supervised
     from jaxstudy.optimizers import OPTIMIZERS
     from jaxstudy.study import runner
+    from jaxstudy.study.candidates import Candidate
     from jaxstudy.study.problems import Problem
+    from jaxstudy.study.programs import shared_step_functions
 
     began = time.perf_counter()
     model = mlp(job.data["x"].shape[1], HIDDEN, 1)
@@ -93,13 +95,19 @@ def study_jaxstudy(job: Job) -> Measured:
     replica_steps = len(RATES) * SEEDS * job.length * per_epoch
     stepping = 0.0
     losses = {}
+    more = {"adam": {"eps": 1e-7}}  # Keras's; the others have it
+    candidates = {
+        name: Candidate(OPTIMIZERS[name], {}, {"rate": 0.0, **more.get(name, {})})
+        for name in COMPARED
+    }
+    shared = shared_step_functions(problem, candidates, "map")
     for name, compared in COMPARED.items():
-        more = {"eps": 1e-7} if name == "adam" else {}  # Keras's; the others have it
-        functions = runner.make_step_functions(
-            problem, runner.Candidate(OPTIMIZERS[name], {}, more)
+        functions = shared[name]
+        own = more.get(name, {})
+        at = {k: np.full(RATES.shape, v, np.float32) for k, v in own.items()}
+        replicas = runner.as_replicas(
+            functions.arguments({"rate": RATES, **at}), SEEDS, protocol
         )
-        at = {k: np.full(RATES.shape, v, np.float32) for k, v in more.items()}
-        replicas = runner.as_replicas({"rate": RATES, **at}, SEEDS, protocol)
         records, rates = harness.run_fit(
             runner.start_replicas(common, functions, start, replicas),
             functions.train_step, rows, batch_size=BATCH, epochs=job.length,

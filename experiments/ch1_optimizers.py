@@ -21,13 +21,12 @@ from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.lesson import Claim, Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import NONNEGATIVE, REAL, Estimate, mean_over_runs
+from jaxstudy.study.candidates import Candidate, look_up
 from jaxstudy.study.comparison import SPREAD, TOLD, WORST, outcome, telling, verdicts
 from jaxstudy.study.plots import save_sensitivity
 from jaxstudy.study.problems import PROBLEMS, Problem
 from jaxstudy.study.runner import (
-    Candidate,
     Protocol,
-    look_up,
     losses_at,
     reported_losses,
     run_share,

@@ -109,6 +109,19 @@ def squared_error(model: Model) -> Objective:
     return supervised(model, lambda outputs, y: {"loss": jnp.square(outputs - y)})
 
 
+def reconstruction(model: Model) -> Objective:
+    """-sum_d [y_d log p_d + (1 - y_d) log(1 - p_d)], p = sigmoid(logits), y in 0..1.
+
+    Logits and y [B, D], such as pixels. Metrics: loss in nats per row.
+    """
+    return supervised(
+        model,
+        lambda logits, y: {
+            "loss": jnp.sum(optax.sigmoid_binary_cross_entropy(logits, y), -1)
+        },
+    )
+
+
 def sequence_cross_entropy(model: Model, begin: int) -> Objective:
     """-log softmax(logits_t)[y_t] of every symbol y_t, given those before it.
 

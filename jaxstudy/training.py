@@ -91,14 +91,18 @@ def _initialization(
 def make_train_step(
     objective: Objective, tx: optax.GradientTransformation
 ) -> TrainStep:
-    """One gradient step as a pure function (state, batch) -> (state, metrics)."""
+    """One gradient step as a pure function (state, batch) -> (state, metrics).
+
+    An optimizer that takes the loss of the batch, as `value`, is given it.
+    """
+    tx = optax.with_extra_args_support(tx)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
-        grads, (extra, metrics) = jax.grad(objective, has_aux=True)(
+        (loss, (extra, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(
             state.params, state.extra, batch, key
         )
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, extra, opt_state, state.key), metrics
 

@@ -19,14 +19,18 @@ from jaxstudy.study.comparison import (
     WORST,
     algoperf_target,
     compare,
+    critical_difference,
+    mean_ranks,
+    near_best,
     outcome,
     problem_table,
     scores,
+    seeds_needed,
     summary_table,
     telling,
     times_to_target,
 )
-from jaxstudy.study.plots import save_study
+from jaxstudy.study.plots import save_sensitivity_of_many, save_study
 from tests.tiny import Config
 
 SEEDS = 6
@@ -358,12 +362,77 @@ def test_tables() -> None:
     assert json.loads(text)["problems"]["hills"]["n"] == SEEDS
     rows = problem_table(study, "hills", {"fast": 1e-4})
     assert all(len(row) == len(rows[0]) for row in rows)
-    assert rows[0][0:4] == ["", "chosen", "test loss", "rank-biserial"]
+    assert rows[0][:3] == ["", "chosen", "near the best"]
+    assert rows[0][3:5] == ["test loss", "rank-biserial"]
     fast, slow, wild = rows[1:]
-    assert fast[:2] == ["fast (best tuned)", "rate 2"]
-    assert fast[5:] == ["30", "3", "6 of 6"]
-    assert slow[3:] == ["+1.00", "0.062", "not reached", "", "0 of 6"]
-    assert wild[1:3] == ["rate 2; at the edge: rate", "diverged in 2 of 6"]
+    assert fast[:3] == ["fast (best tuned)", "rate 2", "50%"]
+    assert fast[6:] == ["30", "3", "6 of 6"]
+    assert slow[4:] == ["+1.00", "0.062", "not reached", "", "0 of 6"]
+    # its best trial is no better than no training: none is near it
+    assert wild[1:4] == ["rate 2; at the edge: rate", "", "diverged in 2 of 6"]
     summary = summary_table(study)
     assert summary[0] == ["", "hills", "AlgoPerf score", "normalised score (IQM)"]
     assert [row[0] for row in summary[1:]] == ["fast", "slow", "wild"]
+
+
+def test_a_problem_without_a_target_times_nobody() -> None:
+    study = record(FAST, SLOW, {**FAST, "problem": "sea"}, {**SLOW, "problem": "sea"})
+    study["problems"]["sea"]["target"] = None
+    study["comparison"] = compare(study)
+    assert times_to_target(study).shape == (2, 1)  # of the other problem alone
+    text = "\n".join(study["comparison"]["sentences"])
+    assert "On sea, no target is set" in text
+    assert problem_table(study, "sea", {})[0][6] == "steps to the target (not set)"
+
+
+def test_the_seeds_that_would_tell_two_apart_do() -> None:
+    """As many as the planner says tell 0.8 of simulated pairs apart, about."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0, 1, 400), np.zeros(400)
+    a = (a - a.mean()) / a.std(ddof=1) + 0.8  # a difference of 0.8 deviations
+    n = seeds_needed(a, b, comparisons=1)
+    assert n == 13  # a normal distribution needs 12.3, of which ranks lose a little
+    told = [
+        comparison.paired_test(rng.normal(0.8, 1, n), np.zeros(n)).p < 0.05
+        for _ in range(60)
+    ]
+    assert np.mean(told) == pytest.approx(0.8, abs=0.15)
+    corrected = seeds_needed(a, b, comparisons=40)
+    assert corrected is not None
+    assert corrected > n
+    # a large difference still needs pairs enough for the exact test
+    assert seeds_needed(a + 100, b, comparisons=1) == 6
+    assert 2 / 2**6 < 0.05 < 2 / 2**5
+    assert seeds_needed(b, b, comparisons=1) is None
+    assert seeds_needed(np.append(a, np.inf), np.append(b, 0), 1) is None
+
+
+def test_trials_near_the_best_are_counted() -> None:
+    """Start 4, best 1: within 5 % of the way are medians up to 1.15."""
+    trials: list[list[float | None]] = [[v] * 3 for v in (1.0, 1.1, 1.16, 5.0)]
+    study = record(cell("fast", [*FAST_TEST], steady(0.9), trials))
+    assert near_best(study, "hills", "fast") == 0.5
+
+
+def test_many_optimizers_are_drawn_in_rows(tmp_path: Path) -> None:
+    cells = [{**FAST, "optimizer": f"o{i}"} for i in range(15)]
+    study = record(*cells, never("bad", [[None] * 3] * 2))
+    study["comparison"] = compare(study)
+    with open_run(tmp_path / "run", "tiny", "", Config()) as run:
+        save_sensitivity_of_many(study, run)
+    assert (tmp_path / "run" / "figures" / "sensitivity.png").exists()
+
+
+def test_mean_ranks_and_their_critical_difference() -> None:
+    # the table of Demsar 2006: q of 2, 5 and 10 methods
+    for methods, q in ((2, 1.960), (5, 2.728), (10, 3.164)):
+        scale = np.sqrt(methods * (methods + 1) / (6 * 12))
+        assert critical_difference(methods, 12) == pytest.approx(q * scale, abs=2e-3)
+    other = [{**FAST, "problem": "sea"}, {**WILD, "problem": "sea"}]
+    study = record(FAST, WILD, *other)
+    assert mean_ranks(study).tolist() == [2.0, 1.0]  # the median of WILD is 0.1
+    found = compare(study)
+    assert found["overall"]["wild"]["rank"] == 1
+    said = "on the 2 problems are lowest of wild (1.0) and fast (2.0); of 2 optimizers,"
+    assert any(said in s for s in found["sentences"])
+    assert not any("mean ranks" in s for s in compare(record(FAST, WILD))["sentences"])

@@ -26,7 +26,7 @@ from jaxstudy.records import Log
 from jaxstudy.runs import cli
 from jaxstudy.runs.lesson import caption_of
 from jaxstudy.study import depths, surfaces
-from jaxstudy.study.problems import SURFACES
+from jaxstudy.study.surfaces import SURFACES
 from jaxstudy.tabular import nested, sets
 from jaxstudy.tabular.sets import digit_sets
 from tests.conftest import PYTHONPATH, ROOT, Smoke, load

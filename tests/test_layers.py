@@ -65,7 +65,9 @@ ORDER = (
         "tabular.figures",
         "runs.charts",
         "runs.promises",
+        "study.candidates",
     },
+    {"study.programs"},
     {
         "study.runner",
         "study.depths",
@@ -74,7 +76,7 @@ ORDER = (
         "study.surfaces",
         "runs.reading",
     },
-    {"runs.generic"},
+    {"runs.generic", "study.baselines", "study.published"},
     {"runs.report"},
     {"text.tune_evaluation", "text.translation"},
     {"runs.cli", "text.plots"},

@@ -34,7 +34,7 @@ def test_an_optimizer_is_one_entry(
     assert "toy" in script.Config().optimizers
     config = dataclasses.replace(
         script.PRESETS["smoke"], optimizers=("sgd", "toy"), problems=("digits",),
-        trials=1, epochs=1,
+        epochs=1,
     )  # fmt: skip
     folder = tmp_path / "optimizers" / "quick"
     with open_run(folder, "optimizers", "quick", config, Options()) as run:

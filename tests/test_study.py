@@ -20,18 +20,17 @@ from jaxstudy.optimizers import OPTIMIZERS, LogUniform
 from jaxstudy.runs.run import open_run
 from jaxstudy.runs.saved import Options
 from jaxstudy.study import runner
+from jaxstudy.study.candidates import Candidate, look_up
 from jaxstudy.study.comparison import compare
 from jaxstudy.study.problems import Problem
+from jaxstudy.study.programs import make_step_functions
 from jaxstudy.study.runner import (
-    Candidate,
     Protocol,
     as_replicas,
     at_edge,
     choose,
-    look_up,
     losses_at,
     make_common,
-    make_step_functions,
     points,
     run_study,
     seed_keys,

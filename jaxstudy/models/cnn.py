@@ -136,3 +136,37 @@ def practised_cnn(image_shape: tuple[int, int, int], outputs: int) -> Model:
         image_shape, outputs, filters=filters, hidden=(), head="global average",
         norm=True,
     )  # fmt: skip
+
+
+class TwoConvolutions(nn.Module):
+    """The network that DeepOBS calls 2c2d."""
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Map pixels x [B, 28, 28, 1], 0 to 1, to logits [B, 10]."""
+        how: Any = {
+            # of a normal distribution cut at two deviations, as TensorFlow has it
+            "kernel_init": lambda key, shape, dtype=jnp.float32: (
+                0.05 * jax.random.truncated_normal(key, -2, 2, shape, dtype)
+            ),
+            "bias_init": nn.initializers.constant(0.05),
+        }
+        for i, filters in enumerate((32, 64), 1):
+            convolve = ops.conv_general_dilated
+            x = nn.Conv(
+                filters, (5, 5), conv_general_dilated=convolve, name=f"conv_{i}", **how
+            )(x)
+            x = ops.max_pool(nn.relu(x))
+        x = x.reshape(len(x), -1)
+        x = nn.relu(nn.Dense(1024, name="hidden", **how)(x))
+        return nn.Dense(10, name="output", **how)(x)
+
+
+def two_convolutions() -> Model:
+    """DeepOBS's 2c2d: 5x5 convolutions of 32 and 64, pooling, 1024 units, 10 logits.
+
+    Source: Schneider, Balles and Hennig 2019.
+    """
+    return from_linen(
+        TwoConvolutions(), jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
+    )

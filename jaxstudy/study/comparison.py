@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy  # its parts are imported where they are first used
 
 from jaxstudy.runs.statistics import (
     NONNEGATIVE,
@@ -22,6 +23,8 @@ from jaxstudy.runs.statistics import (
 STUDY_SCHEMA = 2  # of study.json
 ALPHA = 0.05
 TAU_MAX = 4.0
+NEAR = 0.05  # of the way to the best
+LEADERS = 5  # of which a sentence lists the ranks
 StudyRecord = dict[str, Any]  # study.json
 
 # metrics of what a study can tell
@@ -66,7 +69,7 @@ def outcome(
     reported = cell["reported"][str(k or budgets(record)[-1])]
     facts = record["problems"][problem]
     validation = losses(reported["validation"])
-    reached = validation <= facts["target"]
+    reached = validation <= (-np.inf if facts["target"] is None else facts["target"])
     epochs = np.where(reached.any(0), reached.argmax(0) + 1, np.inf)
     return Outcome(
         losses(reported["test"]),
@@ -74,6 +77,12 @@ def outcome(
         validation,
         epochs * facts["steps_per_epoch"],
     )
+
+
+def tested_losses(record: StudyRecord, problem: str, optimizer: str) -> np.ndarray:
+    """Test losses [S] of the reported seeds, with the best of all trials."""
+    reported = cell_of(record, problem, optimizer)["reported"]
+    return losses(reported[str(budgets(record)[-1])]["test"])
 
 
 def trial_losses(record: StudyRecord, problem: str, optimizer: str) -> np.ndarray:
@@ -94,9 +103,11 @@ def scores(record: StudyRecord, optimizer: str) -> np.ndarray:
     """
     out = []
     for name, facts in record["problems"].items():
-        medians = [np.median(outcome(record, name, o).test) for o in optimizers(record)]
+        medians = [
+            np.median(tested_losses(record, name, o)) for o in optimizers(record)
+        ]
         start, best = facts["start"], min(medians)
-        test = outcome(record, name, optimizer).test
+        test = tested_losses(record, name, optimizer)
         span = start - best
         share = (start - test) / span if span > 0 else np.zeros_like(test)
         out.append(np.clip(share, 0, 1))
@@ -111,17 +122,23 @@ def optimizers(record: StudyRecord) -> list[str]:
 def times_to_target(record: StudyRecord, k: int | None = None) -> np.ndarray:
     """Median steps to the target [optimizers, problems]; inf if half did not get there.
 
-    Runs that did not reach it stay in, as later than all others.
+    Of the problems that have one. Runs that did not reach it stay in, as later than all
+    others.
     """
     return np.array(
         [
             [
                 upper_median(outcome(record, p, o, k).steps_to_target)
-                for p in record["problems"]
+                for p in with_target(record)
             ]
             for o in optimizers(record)
         ]
     )
+
+
+def with_target(record: StudyRecord) -> list[str]:
+    """The problems whose target is set."""
+    return [p for p, of in record["problems"].items() if of["target"] is not None]
 
 
 def upper_median(values: np.ndarray) -> np.ndarray:
@@ -153,16 +170,38 @@ def compare(record: StudyRecord) -> dict[str, Any]:
     """
     names = optimizers(record)
     problems = {name: compare_on(record, name) for name in record["problems"]}
-    algoperf = algoperf_score(times_to_target(record), TAU_MAX)
+    algoperf, ranks = np.zeros(len(names)), mean_ranks(record)
+    if with_target(record):
+        algoperf = algoperf_score(times_to_target(record), TAU_MAX)
     overall = {
         name: {
             "score": interquartile_mean_over_seeds(scores(record, name), SHARE).json(),
             "algoperf": float(algoperf[i]),
+            "rank": float(ranks[i]),
         }
         for i, name in enumerate(names)
     }
     comparison = {"problems": problems, "overall": overall}
     return {**comparison, "sentences": sentences(record, comparison)}
+
+
+def mean_ranks(record: StudyRecord) -> np.ndarray:
+    """The rank of each optimizer's median test loss, the mean over the problems."""
+    medians = [
+        [np.median(tested_losses(record, p, o)) for o in optimizers(record)]
+        for p in record["problems"]
+    ]
+    return scipy.stats.rankdata(medians, axis=1).mean(axis=0)
+
+
+def critical_difference(methods: int, problems: int) -> float:
+    """Mean ranks that differ by less cannot be told apart: Nemenyi's test, 5 %.
+
+    q sqrt(k (k + 1) / 6 N) for k methods on N problems, with q the studentized range
+    over sqrt 2. Source: Demsar 2006.
+    """
+    q = scipy.stats.studentized_range.ppf(1 - ALPHA, methods, np.inf) / np.sqrt(2)
+    return float(q * np.sqrt(methods * (methods + 1) / (6 * problems)))
 
 
 def compare_on(record: StudyRecord, problem: str) -> dict[str, Any]:
@@ -177,7 +216,7 @@ def compare_on(record: StudyRecord, problem: str) -> dict[str, Any]:
     tuned = {name: tuned_loss(record, problem, name) for name in names}
     lowest = min(tuned.values())
     best = [name for name in names if tuned[name] == lowest < math.inf]
-    tests = {name: outcome(record, problem, name).test for name in names}
+    tests = {name: tested_losses(record, problem, name) for name in names}
     finished = bool(np.isfinite(list(tests.values())).any())
     random = any(len(np.unique(test)) > 1 for test in tests.values())
     tested = bool(best) and finished and random
@@ -195,7 +234,11 @@ def compare_on(record: StudyRecord, problem: str) -> dict[str, Any]:
     adjusted = holm(np.array([paired[name].p for name in others]))
     for name, p in zip(others, adjusted, strict=True):
         found = paired[name]
-        table[name] |= {"p": found.p, "p_holm": float(p), "effect": found.effect}
+        needed = seeds_needed(tests[name], tests[best[0]], len(others))
+        table[name] |= {
+            "p": found.p, "p_holm": float(p), "effect": found.effect,
+            "seeds_needed": needed,
+        }  # fmt: skip
     some = paired[others[0]]
     smallest = min(1.0, some.smallest_p * len(others))
     return facts | {"smallest_p": smallest, "exact": some.exact}
@@ -210,6 +253,7 @@ def row_of(record: StudyRecord, problem: str, name: str) -> dict[str, Any]:
         "point": {n: v[chosen["point"]] for n, v in cell["points"].items()},
         "tuned": finite(tuned_loss(record, problem, name)),
         "at_edge": chosen["at_edge"],
+        "near_best": near_best(record, problem, name),
         "test": estimate(found.test),
         "interquartile_mean": finite(interquartile_mean(found.test)),
         "diverged": int(np.isinf(found.test).sum()),
@@ -221,6 +265,19 @@ def row_of(record: StudyRecord, problem: str, name: str) -> dict[str, Any]:
         "reached": int(np.isfinite(steps).sum()),
         "runs": len(steps),
     }
+
+
+def near_best(record: StudyRecord, problem: str, optimizer: str) -> float | None:
+    """The share of its trials within 5 % of its best one: how little tuning matters.
+
+    Of the way from the loss before training to that of its best trial, by the medians
+    of the tuning seeds. None where no trial is better than no training.
+    """
+    medians = np.median(trial_losses(record, problem, optimizer), axis=1)
+    start, best = record["problems"][problem]["start"], medians.min()
+    if not best < start:
+        return None
+    return float(np.mean(medians <= best + NEAR * (start - best)))
 
 
 def estimate(values: np.ndarray) -> dict[str, Any] | None:
@@ -241,12 +298,23 @@ def sentences(record: StudyRecord, comparison: Mapping[str, Any]) -> list[str]:
     for problem, found in comparison["problems"].items():
         out += verdicts(problem, found)
         out += remarks(record, problem, found)
-    scores = {n: row["algoperf"] for n, row in comparison["overall"].items()}
-    if len(record["problems"]) > 1 and any(scores.values()):
+    overall, several = comparison["overall"], len(record["problems"])
+    if several > 1 and len(overall) > 1:
+        first = sorted(overall, key=lambda n: overall[n]["rank"])[:LEADERS]
+        listed = listing([f"{n} ({overall[n]['rank']:.1f})" for n in first])
+        least = critical_difference(len(overall), several)
+        out.append(
+            f"The mean ranks by test loss on the {several} problems are lowest of "
+            f"{listed}; of {len(overall)} optimizers, any whose mean ranks differ by "
+            f"less than {least:.1f} cannot be told apart by them (Nemenyi's test)."
+        )
+    scores = {n: row["algoperf"] for n, row in overall.items()}
+    count = len(with_target(record))
+    if count > 1 and any(scores.values()):
         ranked = sorted(scores, key=lambda n: -scores[n])
         listed = ", ".join(f"{n} {scores[n]:.2f}" for n in ranked)
         out.append(
-            f"How soon the targets of the {len(record['problems'])} problems were "
+            f"How soon the targets of the {count} problems were "
             f"reached, as AlgoPerf scores it (1: always first): {listed}."
         )
     return out
@@ -294,7 +362,39 @@ def verdicts(problem: str, found: Mapping[str, Any]) -> list[str]:
             f"On {problem}, {reference} cannot be told apart from "
             f"{listing(groups['apart'])} (p >= {p:.2g})."
         )
+    needed = {n: table[n].get("seeds_needed") for n in groups["apart"]}
+    countable = {n: count for n, count in needed.items() if count}
+    if countable:
+        name = min(countable, key=lambda n: countable[n])
+        out.append(
+            f"On {problem}, if the differences are as measured, to tell {reference} "
+            f"from {name} would need about {countable[name]:,} seeds (--seeds), "
+            f"from any other of them more."
+        )
     return out
+
+
+def seeds_needed(
+    a: np.ndarray, b: np.ndarray, comparisons: int, power: float = 0.8
+) -> int | None:
+    """How many pairs would tell two losses [n] apart with this power, about.
+
+    ((z(1 - alpha / 2m) + z(power)) s / d)^2 pi / 3 for a mean difference d of deviation
+    s, m comparisons corrected by Bonferroni; pi / 3 is what ranks lose where
+    differences are normal. At least what the exact test needs to reach alpha / m. None
+    where that is over 10,000, or not every run finished.
+    """
+    if not np.isfinite([a, b]).all() or (a == b).all():
+        return None
+    d = a - b
+    level = ALPHA / comparisons
+    z = scipy.stats.norm.ppf([1 - level / 2, power]).sum()
+    # of the deviation, so that a mean of 0 needs no division
+    wanted, found = np.sqrt(np.pi / 3) * z * d.std(ddof=1), abs(d.mean())
+    if wanted >= 100 * found:
+        return None
+    least = math.ceil(math.log2(2 / level))
+    return max(least, math.ceil((wanted / found) ** 2))
 
 
 def against_best(found: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -319,7 +419,7 @@ def telling(record: StudyRecord) -> dict[str, Estimate | int]:
     out: dict[str, Estimate | int] = {}
     worst = 0
     for problem, found in record["comparison"]["problems"].items():
-        tests = [outcome(record, problem, name).test for name in optimizers(record)]
+        tests = [tested_losses(record, problem, name) for name in optimizers(record)]
         if np.isfinite(tests).all():
             spread = np.max(tests, axis=0) - np.min(tests, axis=0)
             out[SPREAD.format(problem)] = mean_over_runs(spread, NONNEGATIVE)
@@ -353,9 +453,10 @@ def remarks(record: StudyRecord, problem: str, found: Mapping[str, Any]) -> list
             f"On {problem}, the best trial has the smallest or largest value tried "
             f"of: {named}; another range or more trials may do better there."
         )
-    target = (
-        f"On {problem}, the validation loss {record['problems'][problem]['target']:g}"
-    )
+    loss = record["problems"][problem]["target"]
+    if loss is None:
+        return [*out, f"On {problem}, no target is set: no time to it is compared."]
+    target = f"On {problem}, the validation loss {loss:g}"
     missed = [
         f"{row['reached']} of {row['runs']} of {name}"
         for name, row in table.items()
@@ -401,10 +502,11 @@ def problem_table(
     found = record["comparison"]["problems"][problem]
     best = found["best_tuned"]
     target = record["problems"][problem]["target"]
+    to = "the target (not set)" if target is None else f"{target:.4g}"
     rows = [
         [
-            "", "chosen", "test loss", "rank-biserial", "p, Holm",
-            f"steps to {target:.4g}", "ms to it", "got there",
+            "", "chosen", "near the best", "test loss", "rank-biserial", "p, Holm",
+            f"steps to {to}", "ms to it", "got there",
         ]
     ]  # fmt: skip
     for name, row in found["optimizers"].items():
@@ -415,6 +517,7 @@ def problem_table(
             [
                 name + (" (best tuned)" if name in best else ""),
                 point + edge,
+                "" if (near := row.get("near_best")) is None else f"{near:.0%}",
                 test_text(row),
                 f"{row['effect']:+.2f}" if "effect" in row else "",
                 f"{row['p_holm']:.2g}" if "p_holm" in row else "",

@@ -1,6 +1,7 @@
 """Figures of a study, drawn from study.json."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,20 +15,25 @@ from jaxstudy.study.comparison import (
     StudyRecord,
     budgets,
     cell_of,
+    mean_ranks,
     optimizers,
     outcome,
     times_to_target,
     trial_losses,
+    with_target,
 )
 
-STYLES = ("-", "--")
+MANY_COLUMNS = 14  # optimizers, of which each has a column or a line of its own
+LINES = 10  # of the best of more than that
+STYLES = ("-", "--", ":", "-.")
 
 
 def look(names: Sequence[str], name: str) -> dict[str, str]:
     """Colour and dashes of an optimizer: the same in every figure of a study."""
     i = names.index(name)
     colours = plots.COLOURS
-    return {"color": colours[i % len(colours)], "linestyle": STYLES[i // len(colours)]}
+    style = STYLES[i // len(colours) % len(STYLES)]
+    return {"color": colours[i % len(colours)], "linestyle": style}
 
 
 def panels(count: int, rows: int = 1) -> tuple[Figure, np.ndarray]:
@@ -50,7 +56,10 @@ def finish(figure: Figure, axes: np.ndarray, run: Run, name: str) -> None:
 
 def save_study(record: StudyRecord, run: Run) -> None:
     """All figures of a study."""
-    save_sensitivity(record, run)
+    if len(optimizers(record)) > MANY_COLUMNS:
+        save_sensitivity_of_many(record, run)
+    else:
+        save_sensitivity(record, run)
     save_bands(record, run)
     save_reached(record, run)
     if len(budgets(record)) > 1:
@@ -87,6 +96,7 @@ def _limits(axis: Axes, best: float, start: float) -> float:
 def save_sensitivity(record: StudyRecord, run: Run) -> None:
     """Validation loss of each trial against its learning rate: sensitivity.png.
 
+    Of an optimizer without one, against the first hyperparameter that it has.
     A row for each problem, a column for each optimizer, the others in grey: the median
     of the tuning seeds, as a line where only the rate was varied; crosses at the top:
     diverged, or worse than before training.
@@ -102,7 +112,8 @@ def save_sensitivity(record: StudyRecord, run: Run) -> None:
         start = above(record["problems"][problem]["start"])
         curves = {}
         for name in names:
-            rate = np.array(cell_of(record, problem, name)["points"]["rate"])
+            points = cell_of(record, problem, name)["points"]
+            rate = np.array(points[first_tuned(points)])
             median = above(np.median(trial_losses(record, problem, name), axis=1))
             curves[name] = rate[np.argsort(rate)], median[np.argsort(rate)]
         best = min(float(y.min()) for _, y in curves.values())
@@ -126,15 +137,71 @@ def save_sensitivity(record: StudyRecord, run: Run) -> None:
         row[0].set_ylabel(title.replace(", ", ",\n"), fontsize=9)
     for name, top_axis, axis in zip(names, axes[0], axes[-1], strict=True):
         top_axis.set_title(name, fontsize=10)
-        axis.set_xlabel("learning rate", fontsize=8)
+        tuned = first_tuned(cell_of(record, problems[0], name)["points"])
+        label = {"rate": "learning rate"}.get(tuned, tuned)
+        axis.set_xlabel(label, fontsize=8)
     figure.suptitle("validation loss, median of the tuning seeds", fontsize=10)
     figure.tight_layout()
     plots.save(figure, run, "sensitivity")
 
 
+def save_sensitivity_of_many(record: StudyRecord, run: Run) -> None:
+    """How good each trial is, by its learning rate: sensitivity.png.
+
+    A panel for each problem, a row for each optimizer: the median validation loss of
+    the tuning seeds on a scale from 0, as before training or worse, to 1, as the best
+    of all trials; crosses: diverged.
+    """
+    problems, names = list(record["problems"]), optimizers(record)
+    size = (2.6 * len(problems) + 2.2, 0.16 * len(names) + 1.2)
+    figure, axes = plots.subplots(
+        1, len(problems), squeeze=False, sharey=True, figsize=size, layout="constrained"
+    )
+    shown = None
+    for axis, problem in zip(axes[0], problems, strict=True):
+        medians = {
+            n: np.median(trial_losses(record, problem, n), axis=1) for n in names
+        }
+        start = record["problems"][problem]["start"]
+        best = min(float(m.min()) for m in medians.values())
+        for y, name in enumerate(names):
+            points = cell_of(record, problem, name)["points"]
+            rate, median = np.array(points[first_tuned(points)]), medians[name]
+            finite = np.isfinite(median)
+            share = np.clip((start - median[finite]) / max(start - best, 1e-12), 0, 1)
+            shown = axis.scatter(
+                rate[finite], np.full(finite.sum(), y), c=share, s=14, vmin=0, vmax=1
+            )
+            axis.plot(
+                rate[~finite], np.full((~finite).sum(), y), "x", color="0.6",
+                markersize=3,
+            )  # fmt: skip
+        axis.set(xscale="log", title=problem.replace("_", " "), xlabel="learning rate")
+        axis.set_yticks(range(len(names)), names, fontsize=7)
+        axis.grid(alpha=0.2)
+    axes[0][0].invert_yaxis()
+    if shown is not None:
+        figure.colorbar(shown, ax=axes[0][-1], label="validation loss, 1: the best")
+    plots.save(figure, run, "sensitivity")
+
+
+def leaders(record: StudyRecord) -> list[str]:
+    """The optimizers to draw as lines: of very many those of the lowest mean ranks."""
+    names = optimizers(record)
+    if len(names) <= MANY_COLUMNS:
+        return names
+    first = np.argsort(mean_ranks(record), kind="stable")[:LINES]
+    return [names[i] for i in sorted(first)]
+
+
+def first_tuned(points: Mapping[str, Any]) -> str:
+    """The learning rate, or what else is tuned where there is none."""
+    return "rate" if "rate" in points else next(iter(points))
+
+
 def save_bands(record: StudyRecord, run: Run) -> None:
     """Losses by epoch with the chosen trial: the median and 80 % of the seeds."""
-    problems, names = list(record["problems"]), optimizers(record)
+    problems, names = list(record["problems"]), leaders(record)
     figure, axes = panels(len(problems), rows=2)
     splits: dict[str, Callable] = {
         "train": lambda found: found.train,
@@ -164,7 +231,9 @@ def save_bands(record: StudyRecord, run: Run) -> None:
 
 def save_reached(record: StudyRecord, run: Run) -> None:
     """How soon the targets are reached: by seed on each problem, and as profiles."""
-    problems, names = list(record["problems"]), optimizers(record)
+    problems, names = with_target(record), leaders(record)
+    if not problems:
+        return
     several = len(problems) > 1
     figure, axes = panels(len(problems) + several)
     for axis, problem in zip(axes[0], problems, strict=False):
@@ -187,8 +256,9 @@ def save_reached(record: StudyRecord, run: Run) -> None:
     if several:
         taus = np.linspace(1, TAU_MAX, 301)
         profile = performance_profile(times_to_target(record), taus)
-        for name, line in zip(names, profile, strict=True):
-            axes[0][-1].plot(taus, line, **look(names, name))
+        of = dict(zip(optimizers(record), profile, strict=True))
+        for name in names:
+            axes[0][-1].plot(taus, of[name], **look(names, name))
         axes[0][-1].set(
             title="performance profile", xlabel="times the best one's steps",
             ylabel="share of problems", ylim=(-0.03, 1.03),
@@ -198,7 +268,7 @@ def save_reached(record: StudyRecord, run: Run) -> None:
 
 def save_budgets(record: StudyRecord, run: Run) -> None:
     """Test loss by the number of trials that could be tried: budgets.png."""
-    problems, names = list(record["problems"]), optimizers(record)
+    problems, names = list(record["problems"]), leaders(record)
     figure, axes = panels(len(problems))
     for axis, problem in zip(axes[0], problems, strict=True):
         above = _above_floor(record, problem, "test")

@@ -6,46 +6,47 @@ chosen; then other seeds train with what was chosen, and only those are reported
 seeds fix the start and the order of the batches, so optimizers are compared in pairs.
 
 All trials of an optimizer on a problem are replicas of one compiled program, in which
-the optimizer is built from traced hyperparameters.
+the optimizer is built from traced hyperparameters; see `programs`.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy  # its parts are imported where they are first used
 
-from jaxstudy.dataset import epoch_batches, steps_per_epoch
-from jaxstudy.messages import did_you_mean
-from jaxstudy.optimizers import Optimizer, Space
+from jaxstudy.dataset import epoch_batches
 from jaxstudy.parallel import Mode, map_replicas
 from jaxstudy.runs.files import to_json, write_atomically
 from jaxstudy.runs.progress import Bar
 from jaxstudy.runs.run import Run
 from jaxstudy.study import comparison
+from jaxstudy.study.candidates import Candidate
 from jaxstudy.study.comparison import STUDY_SCHEMA, StudyRecord, compare
-from jaxstudy.study.problems import Problem
+from jaxstudy.study.problems import Problem, steps_of
+from jaxstudy.study.programs import (
+    Points,
+    StepFunctions,
+    make_step_functions,
+    shared_step_functions,
+)
 from jaxstudy.study.shares import WHOLE, Share
 from jaxstudy.training import (
     EvalStep,
     Evaluator,
     Replicas,
-    TrainStep,
     fit,
     make_eval_step,
-    make_train_step,
 )
-from jaxstudy.types import Array, Batch, Key, Metrics, PyTree, TrainState, UserError
+from jaxstudy.types import Array, Key, PyTree, TrainState, UserError
 
-_T = TypeVar("_T")
 LEAST_TUNING_SEEDS = 3
 LEAST_SEEDS = 5
-Points = dict[str, np.ndarray]  # values [P] of each hyperparameter
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,6 @@ class Protocol:
         return (*sorted({k for k in self.budgets if k < self.trials}), self.trials)
 
 
-class Candidate(NamedTuple):
-    """An optimizer in a study: what of it is tuned and where, and what is set."""
-
-    optimizer: Optimizer
-    space: Space
-    fixed: Mapping[str, float] = {}
-
-
 def points(candidate: Candidate, protocol: Protocol, problem: str) -> Points:
     """The trials of an optimizer on a problem: values [P] of each hyperparameter.
 
@@ -149,49 +142,6 @@ def seed_keys(protocol: Protocol, numbers: Sequence[int]) -> tuple[Key, Key]:
     return keys[:, 0], keys[:, 1]
 
 
-class StepFunctions(NamedTuple):
-    """The compiled functions of an optimizer on a problem.
-
-    The steps receive a point, {hyperparameter: value}, after their batch.
-    """
-
-    train_step: TrainStep
-    eval_step: EvalStep
-    init: Any  # (params, extra, key, point) -> TrainState
-
-
-def make_step_functions(problem: Problem, candidate: Candidate) -> StepFunctions:
-    """Build the optimizer within each step, so that one program serves every point."""
-
-    def train_step(
-        state: TrainState, batch: Batch, point: Mapping[str, Array]
-    ) -> tuple[TrainState, Metrics]:
-        tx = candidate.optimizer.make(**point)
-        return make_train_step(problem.objective, tx)(state, batch)
-
-    evaluate = make_eval_step(problem.objective)
-
-    def eval_step(
-        state: TrainState, batch: Batch, point: Mapping[str, Array]
-    ) -> Metrics:
-        del point
-        return evaluate(evaluated(state, candidate), batch)
-
-    def init(
-        params: PyTree, extra: PyTree, key: Key, point: Mapping[str, Array]
-    ) -> TrainState:
-        opt_state = candidate.optimizer.make(**point).init(params)
-        return TrainState(jnp.int32(0), params, extra, opt_state, key)
-
-    return StepFunctions(train_step, eval_step, init)
-
-
-def evaluated(state: TrainState, candidate: Candidate) -> TrainState:
-    """The state with the parameters that the optimizer would have evaluated."""
-    params = candidate.optimizer.weights(state.opt_state, state.params)
-    return state._replace(params=params)
-
-
 class Common(NamedTuple):
     """The functions of a problem that all optimizers share, compiled once."""
 
@@ -233,13 +183,6 @@ def as_replicas(at: Points, seeds: int, protocol: Protocol) -> Replicas:
     return Replicas((args,), protocol.mode, may_diverge=True)
 
 
-def steps_of(problem: Problem) -> int:
-    """Steps of an epoch."""
-    return steps_per_epoch(
-        len(problem.train.indices), problem.batch_size, problem.order
-    )
-
-
 CHUNK_SECONDS = 3.0  # about, between two moments at which a study can stop
 STEP_SECONDS, FLOPS = 2e-5, 1e10  # what a small step takes at least; a core's speed
 
@@ -266,6 +209,7 @@ class StudyCell:
     candidate_name: str
     candidate: Candidate
     common: Common
+    functions: StepFunctions
     protocol: Protocol
     run: Run
     number: int = 0
@@ -276,13 +220,13 @@ class StudyCell:
         at: Points,
         numbers: Sequence[int],
         stage: str,
-        functions: StepFunctions,
         bar: Bar,
     ) -> Trained:
         """Train every point from every seed, unless the run has done so already.
 
         Only the stage "report" ever evaluates the test set, when training is over.
         """
+        functions = self.functions
         name = f"{stage} {self.problem_name} {self.candidate_name}"
         begun = 2 * self.number + (stage == "report")
         bar.update(begun, name=name)
@@ -299,7 +243,7 @@ class StudyCell:
             for row in sub_run.records
         ):
             start, order = seed_keys(self.protocol, numbers)
-            replicas = as_replicas(at, len(numbers), self.protocol)
+            replicas = as_replicas(functions.arguments(at), len(numbers), self.protocol)
             state = start_replicas(self.common, functions, start, replicas)
             count = state.step.size
             size = sum(a.size for a in jax.tree.leaves(state.params)) // count
@@ -338,7 +282,7 @@ class StudyCell:
         self, state: TrainState, replicas: Replicas, last: Mapping[str, Any]
     ) -> dict[str, Any]:
         """The row of the test set, of the parameters one would use."""
-        state = jax.vmap(lambda state: evaluated(state, self.candidate))(state)
+        state = jax.vmap(self.functions.evaluated)(state)
         values = Evaluator(
             self.common.evaluate,
             self.problem.test,
@@ -392,27 +336,31 @@ def run_cells(
 ) -> list[StudyRecord]:
     """Tune and report every candidate on every problem, or a share of these cells.
 
-    Each is trained as it would be without the others. A resumed run repeats nothing
-    that its metrics hold.
+    A resumed run repeats nothing that its metrics hold.
     """
     if not problems or not candidates:
         raise UserError("a study needs a problem and an optimizer")
     pairs = itertools.product(problems, candidates)
-    mine = [pair for number, pair in enumerate(pairs) if share.has(number)]
-    cells = []
+    mine = [(number, *pair) for number, pair in enumerate(pairs) if share.has(number)]
+    cells: dict[int, StudyRecord] = {}
     with Bar(2 * len(mine)) as bar:
-        for name, own in itertools.groupby(mine, lambda pair: pair[0]):
+        for name, pairs in itertools.groupby(mine, lambda pair: pair[1]):
             problem = problems[name]
             common = make_common(problem)
             check_order(problem, seed_keys(protocol, [0, 1])[1])
-            for _, candidate_name in own:
-                candidate = candidates[candidate_name]
+            # of all candidates: each is trained as it would be in any share
+            functions = shared_step_functions(problem, candidates, protocol.mode)
+            order = list(functions)  # those of one program one after another
+            own = sorted(pairs, key=lambda pair: order.index(pair[2]))
+            for number, _, candidate_name in sorted(
+                own, key=lambda x: order.index(x[2])
+            ):
                 cell = StudyCell(
-                    name, problem, candidate_name, candidate, common, protocol, run,
-                    number=len(cells),
+                    name, problem, candidate_name, candidates[candidate_name], common,
+                    functions[candidate_name], protocol, run, number=len(cells),
                 )  # fmt: skip
-                cells.append(run_cell(cell, bar))
-    return cells
+                cells[number] = run_cell(cell, bar)
+    return [cells[number] for number in sorted(cells)]
 
 
 def run_study(
@@ -434,6 +382,7 @@ def run_study(
                 "source": e.optimizer.source,
                 "space": {n: asdict(log) for n, log in e.space.items()},
                 "fixed": dict(e.fixed),
+                "schedule": e.schedule,
             }
             for name, e in candidates.items()
         },
@@ -467,15 +416,14 @@ def run_cell(cell: StudyCell, bar: Bar) -> StudyRecord:
     protocol, problem = cell.protocol, cell.problem
     tuning_seeds = range(protocol.tuning_seeds)
     seeds = range(protocol.tuning_seeds, protocol.tuning_seeds + protocol.seeds)
-    functions = make_step_functions(problem, cell.candidate)
     at = points(cell.candidate, protocol, cell.problem_name)
 
-    tuned = cell.train(at, tuning_seeds, "tune", functions, bar)
+    tuned = cell.train(at, tuning_seeds, "tune", bar)
     budgets = protocol.all_budgets()
     chosen = choose(tuned.validation[-1], budgets)
 
     best = {name: values[chosen] for name, values in at.items()}
-    reported = cell.train(best, seeds, "report", functions, bar)
+    reported = cell.train(best, seeds, "report", bar)
     assert reported.test is not None
     late = math.ceil(0.75 * problem.epochs) - 1
     return {
@@ -556,14 +504,6 @@ def describe(problem: Problem, protocol: Protocol) -> StudyRecord:
     }
 
 
-def look_up(what: str, name: str, known: Mapping[str, _T]) -> _T:
-    """known[name]; raises UserError with the nearest name where there is none."""
-    if name in known:
-        return known[name]
-    hint = did_you_mean(name, known)
-    raise UserError(f"no {what} {name!r} among {', '.join(known)}{hint}")
-
-
 def losses_at(
     rate: float,
     name: str,
@@ -577,16 +517,18 @@ def losses_at(
     `name` is what the runs are called; where a run diverged its loss is infinite.
     """
     begin, out = protocol.tuning_seeds, {}
-    common, at = make_common(problem), {"rate": np.array([rate], np.float32)}
+    common = make_common(problem)
     with Bar(2 * len(candidates)) as bar:
         for number, (candidate_name, candidate) in enumerate(candidates.items()):
             cell = StudyCell(
-                name, problem, candidate_name, candidate, common, protocol, run, number
-            )
-            trained = cell.train(
-                at, range(begin, begin + protocol.seeds), "report",
-                make_step_functions(problem, candidate), bar,
+                name, problem, candidate_name, candidate, common,
+                make_step_functions(problem, candidate), protocol, run, number,
             )  # fmt: skip
+            values = {"rate": rate, **candidate.fixed}
+            at = {n: np.array([v], np.float32) for n, v in values.items()}
+            trained = cell.train(
+                at, range(begin, begin + protocol.seeds), "report", bar
+            )
             assert trained.test is not None
             out[candidate_name] = comparison.losses(trained.test[0])
     return out

@@ -1,6 +1,7 @@
 """Paths of optimizers on surfaces of two parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -12,8 +13,47 @@ from matplotlib.axes import Axes
 from jaxstudy.optimizers import OPTIMIZERS, Optimizer
 from jaxstudy.runs import plots
 from jaxstudy.runs.run import Run
-from jaxstudy.study.problems import SURFACES, Surface
 from jaxstudy.types import Array
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A function of the plane [2] -> value, where to start, and where it is least."""
+
+    value: Callable[[Array], Array]
+    start: tuple[float, float]
+    minimum: tuple[float, float]
+    box: tuple[float, float, float, float]  # to draw: x from, to, y from, to
+
+
+SURFACES: dict[str, Surface] = {
+    "Rosenbrock": Surface(
+        lambda p: (1 - p[0]) ** 2 + 100 * (p[1] - p[0] ** 2) ** 2,
+        start=(-1.2, 1.0),
+        minimum=(1.0, 1.0),
+        box=(-2.0, 2.0, -1.0, 3.0),
+    ),
+    "Beale": Surface(
+        lambda p: (
+            (1.5 - p[0] + p[0] * p[1]) ** 2
+            + (2.25 - p[0] + p[0] * p[1] ** 2) ** 2
+            + (2.625 - p[0] + p[0] * p[1] ** 3) ** 2
+        ),
+        start=(1.0, 1.0),
+        minimum=(3.0, 0.5),
+        box=(-1.0, 4.5, -1.5, 2.0),
+    ),
+    # turned, and away from 0: neither steps by coordinate nor weight decay fit it
+    "ravine": Surface(
+        lambda p: (
+            0.5 * (0.8 * (p[0] - 1) + 0.6 * (p[1] - 1)) ** 2
+            + 25 * (0.8 * (p[1] - 1) - 0.6 * (p[0] - 1)) ** 2
+        ),
+        start=(-3.0, -1.0),
+        minimum=(1.0, 1.0),
+        box=(-4.0, 2.5, -2.5, 2.0),
+    ),
+}
 
 
 def path(
