@@ -205,6 +205,49 @@ def with_frozen_backbone(frozen: Model, trained: Model) -> Model:
     return Model(init, apply)
 
 
+def _floats_as(dtype: Any, tree: PyTree) -> PyTree:
+    """A tree with its floating-point arrays in this type; all else as it is."""
+
+    def cast(a: Any) -> Any:
+        floating = isinstance(a, jax.Array) and jnp.issubdtype(a.dtype, jnp.floating)
+        return a.astype(dtype) if floating else a
+
+    return jax.tree.map(cast, tree)
+
+
+def in_bfloat16(model: Model) -> Model:
+    """The model with bfloat16 arithmetic: 8 bits of significand, the range of float32.
+
+    Parameters, and what every layer gets, are rounded to bfloat16, so that matrix
+    products and convolutions have such operands; outputs are float32 again. What is
+    kept between steps stays as it is: parameters, and with them gradients and optimizer
+    state, are float32, and so is `extra`. What is computed before the first layer of
+    Flax, as the standardization of columns, is not rounded.
+
+    A model within `extra`, as a frozen backbone, is wrapped by itself.
+    """
+
+    def rounded(layer: Any, inputs: Any, named_inputs: Any, context: Any) -> Any:
+        # a layer computes in the widest type of its inputs and parameters, so one
+        # float32 input (pixels / 255) would make float32 of all that follows
+        del context
+        return layer(
+            *_floats_as(jnp.bfloat16, inputs), **_floats_as(jnp.bfloat16, named_inputs)
+        )
+
+    def apply(
+        params: PyTree, extra: PyTree, *inputs: Array, train: bool, key: Key | None
+    ) -> tuple[Any, PyTree]:
+        low = _floats_as(jnp.bfloat16, params)
+        with nn.intercept_methods(rounded):
+            outputs, after = model.apply(low, extra, *inputs, train=train, key=key)
+        # a recurrent state comes back as bfloat16: the same program takes it next
+        after = jax.tree.map(lambda a, old: a.astype(old.dtype), after, extra)
+        return _floats_as(jnp.float32, outputs), after
+
+    return Model(model.init, apply)
+
+
 def parameter_count(model: Model) -> int:
     """How many numbers a model's gradient has."""
     params, _ = jax.eval_shape(model.init, jax.random.key(0))

@@ -1,5 +1,7 @@
 """A causal transformer: each position sees itself and those before it."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,7 @@ class TransformerBlock(nn.Module):
         q, k, v = (
             part.reshape(*x.shape[:2], self.heads, -1) for part in jnp.split(qkv, 3, -1)
         )
-        scores = jnp.einsum("bthd,bshd->bhts", q, k) / jnp.sqrt(q.shape[-1])
+        scores = jnp.einsum("bthd,bshd->bhts", q, k) / math.sqrt(q.shape[-1])
         seen = jnp.tril(jnp.ones((length, length), bool))
         weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
         mixed = jnp.einsum("bhts,bshd->bthd", weights, v).reshape(x.shape)
