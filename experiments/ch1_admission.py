@@ -15,7 +15,6 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 import pydantic
 
 from jaxstudy.dataset import dataset
@@ -24,17 +23,18 @@ from jaxstudy.model import Model, standardized
 from jaxstudy.models.mlp import mlp
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.export import Predictor
 from jaxstudy.runs.lesson import Claim, Lesson
 from jaxstudy.runs.run import Run
-from jaxstudy.runs.saved import Saved, read_sealed
+from jaxstudy.runs.saved import Saved
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.tabular import nested, sets
 from jaxstudy.tabular.nested import Choice, Learner, NestedCV, Scores
+from jaxstudy.tabular.prediction import logits_of_chosen
 from jaxstudy.types import UserError
 
-REGRESSION, MAJORITY, UNSTOPPED = (
-    "logistic regression", "majority class", "without early stopping"
-)  # fmt: skip
+REGRESSION, MAJORITY = "logistic regression", "majority class"
+UNSTOPPED = "without early stopping"
 MARGIN = 0.02  # nats: probabilities of what happened within 2 %, in geometric mean
 
 LESSON = Lesson(
@@ -171,14 +171,10 @@ def mistaken(config: Config, cv: NestedCV, right: Mapping[str, Scores]) -> dict:
     }
 
 
-def applicants(config: Config) -> pd.DataFrame:
-    """The admissions, or the table that is given in their place."""
-    return sets.read_admissions(config.csv, config.separator, config.decimal)
-
-
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     """Choose on the inner folds, train, and compare applicant by applicant."""
-    data = dataset(sets.admission_arrays(applicants(config)))
+    table = sets.read_admissions(config.csv, config.separator, config.decimal)
+    data = dataset(sets.admission_arrays(table))
     if config.folds > (n := len(data.indices)):
         raise UserError(f"--folds {config.folds}: there are only {n} applicants")
     if config.inner_folds > (least := n - -(-n // config.folds)):
@@ -230,20 +226,24 @@ def draw(run: Run, config: Config, choice: Choice, result: Mapping) -> None:
 def predict(saved: Saved[Config], applicant: tuple[float, float, int]) -> None:
     """Probability of admission for GRE GPA RANK, from the saved run."""
     config, person = saved.config, sets.Applicant(*applicant)
-    x = jnp.asarray(sets.applicant_row(person, applicants(config), warn))
-    chosen = np.array(read_sealed(saved.folder, CHOSEN, list[int]))
-    logits = np.zeros(len(chosen))
-    for number, (key, model) in enumerate(learners(config)["network"].models.items()):
-        if number in chosen:
-            tree = saved.replica_weights(model, len(chosen), f"network, {key}")
-            own = nested.logits_of(model, tree["params"], tree["extra"], x)
-            logits = np.where(chosen == number, own[:, 0], logits)
-    p = np.asarray(jax.nn.sigmoid(logits))
+    table = sets.read_admissions(config.csv, config.separator, config.decimal)
+    x = jnp.asarray(sets.applicant_row(person, table, warn))
+    networks = learners(config)["network"].models
+    logits = logits_of_chosen(saved, "network", networks, CHOSEN)
+    p = np.asarray(jax.nn.sigmoid(logits(x)))
     print(
         f"probability of admission {p.mean():.3f} (the {len(p)} models of "
         f"{config.repeats} x {config.folds} folds: sd {p.std(ddof=1):.3f}, "
         f"{p.min():.3f} to {p.max():.3f})"
     )
+
+
+def predictor(saved: Saved[Config]) -> Predictor:
+    """Probability of admission [B] from x [B, 5]: GRE, GPA, is the rank 2, 3, 4."""
+    networks = learners(saved.config)["network"].models
+    logits = logits_of_chosen(saved, "network", networks, CHOSEN)
+    example = jax.ShapeDtypeStruct((5,), jnp.float32)
+    return Predictor(lambda x: jax.nn.sigmoid(logits(x)).mean(0), (example,))
 
 
 if __name__ == "__main__":

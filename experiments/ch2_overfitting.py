@@ -20,12 +20,15 @@ from jaxstudy.dataset import evenly_spaced, stacked_subsets, subset
 from jaxstudy.images import splits
 from jaxstudy.images.augment import Flip, Layer, Rotation, Translation, Zoom, augmented
 from jaxstudy.images.sets import read_images
+from jaxstudy.model import Model
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.export import Predictor, seeds_predictor
 from jaxstudy.runs.lesson import Claim, Lesson
 from jaxstudy.runs.run import Run
+from jaxstudy.runs.saved import Saved
 from jaxstudy.runs.statistics import NONNEGATIVE, SHARE, Estimate, mean_over_runs
 from jaxstudy.study import remedies
 
@@ -46,28 +49,15 @@ LESSON = Lesson(
         *(f"{name}: test accuracy" for name in NAMES),
     ),
     claims=(
-        Claim(
-            "The base network memorises: its training accuracy reaches 0.99.",
-            (MEMORISED, 0.99),
-            ">",
-        ),
+        Claim("The base network memorises: its training accuracy reaches 0.99.",
+              (MEMORISED, 0.99), ">"),
         Claim("Its validation loss ends 30 % above its minimum.", (RISE, 0.3), ">"),
-        Claim(
-            "Dropout ends with a lower test loss than the base network.",
-            ("dropout: test loss", "base: test loss"),
-            "<",
-        ),
-        Claim(
-            "Early stopping ends with a lower test loss than the base network.",
-            ("early stopping: test loss", "base: test loss"),
-            "<",
-        ),
-        Claim(
-            "In as many steps, ten times the images end with a lower test loss than "
-            "the best of all others, chosen anew for each seed.",
-            (BEST, 0.0),
-            "<",
-        ),
+        Claim("Dropout ends with a lower test loss than the base network.",
+              ("dropout: test loss", "base: test loss"), "<"),
+        Claim("Early stopping ends with a lower test loss than the base network.",
+              ("early stopping: test loss", "base: test loss"), "<"),
+        Claim("In as many steps, ten times the images end with a lower test loss than "
+              "the best of all others, chosen anew for each seed.", (BEST, 0.0), "<"),
     ),
     figures={
         "curves": "Loss on the training set (blue, in evaluation mode) and on the "
@@ -91,7 +81,7 @@ LESSON = Lesson(
         "tuned_on_test": "Early stopping by the test set reports a loss that cannot be "
         "above the honest one. Fresh images show how much of the gain is real."
     },
-)
+)  # fmt: skip
 LAYERS = (Flip(), Rotation(0.03), Zoom(0.1), Translation(0.1, 0.1))
 EVALUATED = 1000  # images of the training set, and of the validation set
 
@@ -179,18 +169,21 @@ def test_sets(data: splits.ImageSplits, config: Config) -> dict[str, Any]:
     }
 
 
+def network(remedy: str, config: Config, data: splits.ImageSplits) -> Model:
+    """The network of a remedy's recipe."""
+    hidden, filters, dropout, *_ = recipes(config)[remedy]
+    classes = len(data.classes)
+    return cnn(data.shape, classes, filters=filters, hidden=hidden, dropout=dropout)
+
+
 def train(
     remedy: str, count: int, config: Config, data: splits.ImageSplits, run: Run
 ) -> remedies.TrainedRemedy:
     """Train with a remedy on so many images from every seed, each a replica."""
-    hidden, filters, dropout, decay, layers = recipes(config)[remedy]
-    model = cnn(
-        data.shape, len(data.classes), filters=filters, hidden=hidden, dropout=dropout
-    )
+    model, (*_, decay, layers) = network(remedy, config, data), recipes(config)[remedy]
     plain, tx = cross_entropy(model), optax.adamw(config.rate, weight_decay=decay)
     eval_step, test = training.make_eval_step(plain), test_sets(data, config)
     rows = splits.nested_subsets(data.train, (count,), config.seeds, config.seed)[0]
-
     sets = {
         remedies.LEARNED: stacked_subsets(data.train, [*rows[:, :EVALUATED]]),
         remedies.HELD_OUT: evenly_spaced(data.validation, EVALUATED),
@@ -244,6 +237,13 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     plots.save_differences(run, "differences", differences, label)
     remedies.save_map(run, "map", ended)
     return result | (remedies.tuned_on_test(base) if config.mistake else {})
+
+
+def predictor(saved: Saved[Config]) -> Predictor:
+    """Probabilities [B, K] of the networks with more data, from pixels [B, H, W, C]."""
+    config, data = saved.config, splits.image_splits(read_images(saved.config.data))
+    part = f"{BASE}_{min(config.more_images, len(data.train.indices))}"
+    return seeds_predictor(saved, part, network(BASE, config, data), data.shape)
 
 
 if __name__ == "__main__":

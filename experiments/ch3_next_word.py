@@ -22,16 +22,13 @@ from jaxstudy.dataset import Dataset, steps_per_epoch
 from jaxstudy.model import Model, parameter_count
 from jaxstudy.models import next_word
 from jaxstudy.objectives import token_cross_entropy
+from jaxstudy.runs import statistics
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
+from jaxstudy.runs.export import Predictor, seeds_predictor
 from jaxstudy.runs.lesson import Claim, Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.saved import Saved, read_sealed
-from jaxstudy.runs.statistics import (
-    NONNEGATIVE,
-    Estimate,
-    at_best_epoch,
-    mean_over_runs,
-)
+from jaxstudy.runs.statistics import NONNEGATIVE, Estimate, mean_over_runs
 from jaxstudy.text import word_sets
 from jaxstudy.text.plots import Comparison, save_comparison, save_learning
 from jaxstudy.text.prose import first_words, read_prose
@@ -73,26 +70,24 @@ LESSON = Lesson(
         Claim("Shuffling does not change the perplexity of the bag at all.", BAGS, "="),
     ),
     figures={
-        "perplexity":
-            "Perplexity, lower is better: mean over the seeds. Left, on the test set, "
-            "of all words (beside the dashed line) and of known ones (dotted): left of "
-            "its line a network beats the n-gram model. Right, from n words: if it was "
-            "trained in order, the distance of the colours mixes lost order and "
-            "unfamiliar input. Order is worth the distance of the two controls.",
-        "learning":
-            "Loss by epoch, median of the seeds; exp(loss) is the perplexity. A "
-            "validation curve that turns up shows overfitting; one that still falls "
-            "would gain from more epochs. Training losses include dropout.",
+        "perplexity": "Perplexity, lower is better: mean over the seeds. Left, on the "
+        "test set, of all words (beside the dashed line) and of known ones (dotted): "
+        "left of its line a network beats the n-gram model. Right, from n words: if it "
+        "was trained in order, the distance of the colours mixes lost order and "
+        "unfamiliar input. Order is worth the distance of the two controls.",
+        "learning": "Loss by epoch, median of the seeds; exp(loss) is the perplexity. "
+        "A validation curve that turns up shows overfitting; one that still falls "
+        "would gain from more epochs. Training losses include dropout.",
     },
     try_it={
-        "--context 2":
-            "Dense networks see two words, as a 3-gram model does: expect concatenated "
-            "words to lose, and the recurrent networks, which see more, to stay.",
-        "--vocabulary 300":
-            "More words are unknown, which is easy to guess: every perplexity falls, "
-            "and none can be compared with those of the larger vocabulary.",
-        "--words 20000":
-            "Less text: expect all networks to lose more than the n-gram model.",
+        "--context 2": "Dense networks see two words, as a 3-gram model does: expect "
+        "concatenated words to lose, and the recurrent networks, which see more, to "
+        "stay.",
+        "--vocabulary 300": "More words are unknown, which is easy to guess: every "
+        "perplexity falls, and none can be compared with those of the larger "
+        "vocabulary.",
+        "--words 20000": "Less text: expect all networks to lose more than the n-gram "
+        "model.",
     },
 )  # fmt: skip
 
@@ -171,10 +166,8 @@ def train(
     size = config.batch_size * config.window // data.arrays["y"].shape[1]
     steps = config.epochs * steps_per_epoch(len(data.indices), size)
     rate = config.lstm_rate if NETWORKS[name][0] == "lstm" else config.rate
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        optax.adam(optax.cosine_decay_schedule(rate, steps)),
-    )
+    clip = optax.clip_by_global_norm(config.clip)
+    optimizer = optax.chain(clip, optax.adam(optax.cosine_decay_schedule(rate, steps)))
     fitted = train_seeds(
         model, with_shuffled_contexts(objective) if name == SHUFFLED else objective,
         optimizer, data, seed=config.seed, seeds=config.seeds, epochs=config.epochs,
@@ -187,7 +180,8 @@ def train(
         for split in sets
         if split != TRAIN
     }
-    return {s: np.exp(at_best_epoch(-nats[VALIDATION], v)) for s, v in nats.items()}
+    at_best = statistics.at_best_epoch
+    return {s: np.exp(at_best(-nats[VALIDATION], v)) for s, v in nats.items()}
 
 
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:
@@ -218,11 +212,9 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         ratio = perplexities[SHUFFLED][ORDERS[1]] / perplexities[BAG][ORDERS[0]]
         result[RATIO] = mean_over_runs(ratio, NONNEGATIVE)
     ngrams = {"n-gram model": baseline[NGRAM[0]], "known words": baseline[NGRAM[1]]}
-    panels = [
-        Comparison("perplexity", [TEST, KNOWN], ngrams),
-        Comparison(f"perplexity from {n} words alone", ORDERS),
-    ]
-    save_comparison(run, "perplexity", result, config.networks, panels)
+    whole = Comparison("perplexity", [TEST, KNOWN], ngrams)
+    context = Comparison(f"perplexity from {n} words alone", ORDERS)
+    save_comparison(run, "perplexity", result, config.networks, [whole, context])
     save_learning(run, config.networks, "loss", "loss [nats per word]")
     return result
 
@@ -244,6 +236,14 @@ def predict(saved: Saved[Config], text: str) -> None:
         symbols = zip(best, vocabulary.decode(best), strict=True)
         shown = ", ".join(f"{symbol} {p[i]:.3f}" for i, symbol in symbols)
         print(f"{name}: {shown.replace(UNKNOWN, '(unknown)')}")
+
+
+def predictor(saved: Saved[Config]) -> Predictor:
+    """Probabilities [B, T, V] of the word after every n of x [B, n - 1 + T]: LSTM."""
+    vocabulary = read_sealed(saved.folder, VOCABULARY, Vocabulary)
+    model = build(LSTM, config := saved.config, len(vocabulary))
+    length = (config.context - 1 + config.window,)
+    return seeds_predictor(saved, LSTM, model, length, jnp.int32)
 
 
 if __name__ == "__main__":

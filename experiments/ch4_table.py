@@ -26,6 +26,7 @@ from jaxstudy.data.sources import ADMISSIONS
 from jaxstudy.dataset import streamed, subset
 from jaxstudy.messages import ValidationErrors
 from jaxstudy.runs.cli import experiment
+from jaxstudy.runs.export import Predictor
 from jaxstudy.runs.lesson import Claim, Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.saved import Saved
@@ -53,6 +54,7 @@ from jaxstudy.tabular.prediction import (
     ensemble_scores,
     predict_file,
     save_columns,
+    table_predictor,
 )
 from jaxstudy.tabular.reading import read_text
 from jaxstudy.tabular.settings import TableSettings
@@ -223,6 +225,11 @@ def main(config: Config, run: Run) -> dict[str, Estimate]:
 def predict(saved: Saved[Config], path: Path) -> None:
     """Probabilities for the rows of a CSV file, written to the run's predictions."""
     predict_file(saved, path, functools.partial(build_network, saved.config))
+
+
+def predictor(saved: Saved[Config]) -> Predictor:
+    """Probabilities [B, classes] from a dict of columns, as features.json has them."""
+    return table_predictor(saved, functools.partial(build_network, saved.config))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ import tyro
 from jaxstudy.data.fetch import STEPS, fetch
 from jaxstudy.data.sources import NOTES
 from jaxstudy.runs.cli import exit_code
+from jaxstudy.runs.export import export_run
+from jaxstudy.runs.lesson import load_script
 from jaxstudy.runs.locks import locked, write_holder
 from jaxstudy.runs.pages import ROOT
 from jaxstudy.runs.report import write_report
@@ -57,15 +59,38 @@ class Join:
 def join(command: Join) -> int:
     """Write the folder, and let the script go on from there; its exit code."""
     experiment = join_shares(command.shares, command.out)
-    scripts = {
-        p.stem: p
-        for f in ("experiments", "benchmarks")
-        for p in (ROOT / f).glob("*.py")
-    }
-    if experiment not in scripts:
-        raise UserError(f"no script {experiment}.py: --resume --run-dir {command.out}")
-    script = [sys.executable, str(scripts[experiment])]
+    script = [sys.executable, str(script_of(experiment))]
     return subprocess.call([*script, "--resume", "--run-dir", str(command.out)])
+
+
+def script_of(experiment: str) -> Path:
+    """The script of an experiment. Raises UserError where there is none."""
+    for folder in ("experiments", "benchmarks"):
+        path = ROOT / folder / f"{experiment}.py"
+        if path.is_file():
+            return path
+    raise UserError(f"there is no script {experiment}.py of that run")
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write what a run predicts, weights included, to a file that JAX alone reads.
+
+    It computes on a CPU, an NVIDIA GPU or a TPU.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """The run folder, of a lesson that has a model to export."""
+    out: Path
+    """The file to write; it must not exist."""
+    batch_size: int = 1
+    """How many examples the exported function takes at once."""
+
+
+def export(command: Export) -> None:
+    """Write the file, and print what goes in and what comes out."""
+    load = lambda name: load_script(script_of(name))  # noqa: E731
+    print(export_run(command.run, command.out, command.batch_size, load))
 
 
 @dataclass(frozen=True)
@@ -189,6 +214,7 @@ def main() -> None:
             Annotated[Data, tyro.conf.subcommand("data")]
             | Annotated[StudyCommand, tyro.conf.subcommand("study")]
             | Annotated[Join, tyro.conf.subcommand("join")]
+            | Annotated[Export, tyro.conf.subcommand("export")]
             | Annotated[Report, tyro.conf.subcommand("report")],
             prog="jaxstudy",
             description="A deep-learning course as executable JAX research code.",
@@ -200,6 +226,8 @@ def main() -> None:
         elif isinstance(choice, Join):
             if code := join(choice):
                 sys.exit(code)
+        elif isinstance(choice, Export):
+            export(choice)
         else:
             print(write_report(choice.runs))
 

@@ -203,7 +203,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 @pytest.mark.parametrize("page", with_fences("sh"), ids=name_of)
 def test_the_commands_of_a_page_parse(page: Path, monkeypatch: Patch) -> None:
     make = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for name in ("data", "study", "join", "write_report"):
+    for name in ("data", "study", "join", "export", "write_report"):
         monkeypatch.setattr(jaxstudy.__main__, name, lambda *_: None)
     for words in commands(page):
         match words:

@@ -39,7 +39,13 @@ ORDER = (
     {"images.folder_sets", "tabular.cross_validation", "tabular.nested"},
     {"pretrained.backbones", "data.fetch", "runs.checkpoint"},
     {"runs.environment", "runs.locks", "runs.saved"},
-    {"pretrained.features", "pretrained.tuning", "images.subsets", "gan.images"},
+    {
+        "pretrained.features",
+        "pretrained.tuning",
+        "images.subsets",
+        "gan.images",
+        "runs.export",
+    },
     {"runs.run"},
     {
         "runs.plots",

@@ -217,17 +217,21 @@ def reason(error: Exception) -> str:
     return " ".join(text.split())[:300]
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's text so that a reader sees the old or the new, never a part.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a file's content: a reader sees the old or the new, never a part.
 
-    After a power cut, too: the text is on the disk before it gets its name.
+    After a power cut, too: the content is on the disk before it gets its name.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     flush_to_disk(path.parent)
 
 

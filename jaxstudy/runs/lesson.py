@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -240,18 +241,21 @@ def _text(value: Any) -> str:
     return f"{value:.4g}"
 
 
+def load_script(path: Path) -> ModuleType:
+    """A script as a module; it is imported, not run."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def find_lessons(folder: Path) -> dict[str, Lesson]:
     """The LESSON of every script ch*.py of a folder, by script and in their order.
 
     Scripts are imported for it; one without a LESSON is no lesson.
     """
-    lessons = {}
-    for path in folder.glob("ch*.py"):
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        if hasattr(module, "LESSON"):
-            lessons[path.stem] = module.LESSON
+    scripts = {path.stem: load_script(path) for path in folder.glob("ch*.py")}
+    lessons = {k: m.LESSON for k, m in scripts.items() if hasattr(m, "LESSON")}
     return dict(sorted(lessons.items(), key=lambda item: (item[1].number, item[0])))

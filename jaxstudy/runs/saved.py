@@ -95,6 +95,11 @@ def read_saved(folder: Path, config_type: type[C], experiment: str) -> Saved[C]:
     )  # fmt: skip
 
 
+def read_experiment(folder: Path) -> str:
+    """The experiment of a run folder. Raises UserError where there is no run."""
+    return _read_config(folder)["experiment"]
+
+
 def _record(kind: type[C], name: Literal["config", "options"], folder: Path) -> C:
     """The dataclass that one field of config.json describes."""
     stored = _read_config(folder)[name]

@@ -147,13 +147,13 @@ def _statistics(x: Array, indices: Array, mask: Array) -> PyTree:
     )
 
 
-def logits_of(model: Model, params: PyTree, extra: PyTree, x: Array) -> np.ndarray:
+def logits_of(model: Model, params: PyTree, extra: PyTree, x: Array) -> Array:
     """What every replica says of every row of x [N, D]: [L, N]."""
 
     def one(params: PyTree, extra: PyTree) -> Array:
         return model.apply(params, extra, x, train=False, key=None)[0]
 
-    return np.asarray(jax.vmap(one)(params, extra))
+    return jax.vmap(one)(params, extra)
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ class NestedCV:
             if chosen.any():
                 part, epochs = f"{name}, {key}", choice.epochs * chosen
                 state = self.train(part, learner, model, self.outer, epochs).state
-                own = logits_of(model, state.params, state.extra, x)
+                own = np.asarray(logits_of(model, state.params, state.extra, x))
                 logits = np.where(chosen[:, None], own, logits)
         return logits
 

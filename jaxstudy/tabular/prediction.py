@@ -1,24 +1,29 @@
 """Predictions for the rows of a file, by networks that are saved with their columns."""
 
+import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
 from jaxstudy.messages import ValidationErrors, warn
 from jaxstudy.model import Model
+from jaxstudy.runs.export import Predictor, mean_probabilities
 from jaxstudy.runs.files import write_atomically
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.saved import Saved, read_sealed
-from jaxstudy.tabular.columns import Table
+from jaxstudy.tabular.cells import scale
+from jaxstudy.tabular.columns import Category, Numeric, Table, key_of, leaves_of
 from jaxstudy.tabular.cross_validation import EncodedRows
 from jaxstudy.tabular.encoding import Features, Numbers
 from jaxstudy.tabular.inference import print_missing_words
+from jaxstudy.tabular.nested import logits_of
 from jaxstudy.tabular.reading import read_text, without_formulas
 from jaxstudy.types import Array, PyTree
 
@@ -68,6 +73,66 @@ def predict_file(
     log_probs = ensemble_log_probs(model, weights["params"], weights["extra"])
     p = np.exp(np.concatenate([log_probs(*fitted.encode(part)) for part in numbers]))
     write_predictions(saved.folder / "predictions" / f"{path.stem}.csv", classes, p)
+
+
+def logits_of_chosen(
+    saved: Saved[Any], part: str, models: Mapping[str, Model], choice: str
+) -> Callable[[Array], Array]:
+    """A function of x [N, D]: the logits [L, N] of the model that each fold chose.
+
+    Args:
+        saved: the run, with the weights [L, ...] of each model as "PART, MODEL".
+        part: the learner.
+        models: its candidates.
+        choice: the sealed file with the number [L] of each fold's candidate.
+    """
+    chosen = np.array(read_sealed(saved.folder, choice, list[int]))
+    parts = []
+    for number, (name, model) in enumerate(models.items()):
+        if number in chosen:
+            tree = saved.replica_weights(model, len(chosen), f"{part}, {name}")
+            of = functools.partial(logits_of, model, tree["params"], tree["extra"])
+            parts.append((chosen == number, of))
+
+    def logits(x: Array) -> Array:
+        return jnp.sum(
+            jnp.stack([jnp.where(own[:, None], of(x), 0) for own, of in parts]), 0
+        )
+
+    return logits
+
+
+def table_predictor(
+    saved: Saved[Any], build: Callable[[int, Sequence[Table], int], Model]
+) -> Predictor:
+    """Probabilities [B, classes] of a saved run, from the numbers of each column.
+
+    Those that are scaled are given as they are in the table, NaN where missing, the
+    others as `Features.numbers` has them: the number of a word or of a bucket. `build`
+    as in `predict_file`.
+    """
+    fitted, classes = read_columns(saved.folder)
+    model = build(len(classes), fitted.tables, len(fitted.names))
+    weights = saved.replica_weights(model, saved.config.members, "all_rows")
+    probabilities = mean_probabilities(model, weights)
+    leaves = {key_of(leaf): leaf for c in fitted.columns for leaf in leaves_of(c)}
+
+    def example(leaf: Any) -> jax.ShapeDtypeStruct:
+        if isinstance(leaf, Category) and leaf.separator is not None:
+            return jax.ShapeDtypeStruct((leaf.max_tokens,), jnp.int32)
+        kind = jnp.float32 if isinstance(leaf, Numeric) else jnp.int32
+        return jax.ShapeDtypeStruct((), kind)
+
+    def number(leaf: Any, values: Array) -> Array:
+        if not isinstance(leaf, Numeric):
+            return values
+        return scale(leaf, jnp.log1p(values) if leaf.scale == "log" else values)
+
+    def predict(columns: Mapping[str, Array]) -> Array:
+        numbers = {key: number(leaf, columns[key]) for key, leaf in leaves.items()}
+        return probabilities(*fitted.encode(numbers))
+
+    return Predictor(predict, ({key: example(leaf) for key, leaf in leaves.items()},))
 
 
 def ensemble_log_probs(

@@ -1,0 +1,157 @@
+"""Runs exported: for three platforms, read back by JAX alone, equal to their models."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxstudy import __main__ as program
+from jaxstudy.runs import export, files
+from jaxstudy.runs.cli import exit_code
+from jaxstudy.runs.saved import Saved, read_saved
+from tests.conftest import ROOT, Patch, Said, Smoke, load
+
+pytest.importorskip("flatbuffers")  # jax.export writes with it: a dependency of ours
+
+# What is drawn for one example of each input: within what the lesson's model is for.
+INPUTS = {
+    "ch1_admission": lambda r, a: r.uniform(0, 1, a.shape) * [800, 4, 1, 1, 1],
+    "ch2_cnn": lambda r, a: r.integers(0, 256, a.shape),
+    "ch2_overfitting": lambda r, a: r.integers(0, 256, a.shape),
+    "ch3_next_word": lambda r, a: r.integers(0, 100, a.shape),
+    "ch4_table": lambda r, a: r.integers(0, 2, a.shape),
+}
+BATCH = 2
+
+
+def saved_run(name: str, folder: Path) -> tuple[Any, Saved[Any]]:
+    script = load("experiments", name)
+    return script, read_saved(folder, type(script.PRESETS["smoke"]), name)
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_an_exported_run_computes_what_its_models_do(
+    name: str, smoke: Smoke, tmp_path: Path, capsys: Said
+) -> None:
+    run, out = smoke(name), tmp_path / "model"
+    program.export(program.Export(run, out, BATCH))
+    script, saved = saved_run(name, run)
+    told = capsys.readouterr().out
+    assert script.predictor.__doc__.splitlines()[0] in told
+    assert f"written to {out}, for cpu, cuda, tpu" in told
+    read = jax.export.deserialize(bytearray(out.read_bytes()))
+    assert read.platforms == ("cpu", "cuda", "tpu")
+    shapes, _ = jax.tree.unflatten(read.in_tree, read.in_avals)
+    random = np.random.default_rng(0)
+    inputs = jax.tree.map(
+        lambda a: jnp.asarray(INPUTS[name](random, a), a.dtype), shapes
+    )
+    found = np.asarray(read.call(*inputs))
+    predictor = script.predictor(saved)
+    assert len(found) == BATCH
+    want = np.asarray(jax.jit(predictor.function)(*inputs))
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-7)
+    # rows are of their own inputs, and probabilities
+    assert not np.array_equal(found[0], found[1])
+    if found.ndim > 1:
+        np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-5)
+
+
+def test_the_admissions_are_those_of_predict(smoke: Smoke, capsys: Said) -> None:
+    script, saved = saved_run("ch1_admission", smoke("ch1_admission"))
+    script.predict(saved, (700.0, 3.7, 1))
+    p = script.predictor(saved).function(jnp.array([[700, 3.7, 0, 0, 0]]))
+    assert f"probability of admission {p[0]:.3f} " in capsys.readouterr().out
+
+
+def test_the_table_is_predicted_as_from_a_file(smoke: Smoke, tmp_path: Path) -> None:
+    """A row as text, by --predict, and its numbers, by the exported function."""
+    run = tmp_path / "run"
+    shutil.copytree(smoke("ch4_table"), run)
+    (tmp_path / "row.csv").write_text("gre,gpa,rank\n700,3.7,2\n")
+    script, saved = saved_run("ch4_table", run)
+    script.predict(saved, tmp_path / "row.csv")
+    lines = (run / "predictions" / "row.csv").read_text().splitlines()
+    want = [float(cell) for cell in lines[1].split(",")[1:3]]
+    predictor = script.predictor(saved)
+    features = json.loads((run / "features.json").read_text())["content"]["columns"]
+    words = next(c["of"]["words"] for c in features if c["kind"] == "indicator")
+    values = {"gre": 700.0, "gpa": 3.7, "rank": 2.0 + words.index("2")}
+    columns = {
+        key: jnp.array([values[key.split()[-1]]], a.dtype)
+        for key, a in predictor.inputs[0].items()
+    }
+    np.testing.assert_allclose(predictor.function(columns)[0], want, atol=1e-5)
+
+
+def test_the_six_lines_of_the_guide_read_it(smoke: Smoke, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "guides" / "runs.md").read_text()
+    (code,) = re.findall(r"^```py\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(code.split("\n")) - code.count("\n\n") - 1 == 6
+    assert set(re.findall(r"^(?:from|import) (\w+)", code, re.M)) == {"jax", "pathlib"}
+    run = smoke("ch1_admission")
+    program.export(program.Export(run, tmp_path / "admission.jax"))
+    blocked = "import sys; sys.modules.update(jaxstudy=None, flax=None, orbax=None)\n"
+    answer = subprocess.run(
+        [sys.executable, "-c", blocked + code], cwd=tmp_path, text=True,
+        capture_output=True, check=True,
+    )  # fmt: skip
+    script, saved = saved_run("ch1_admission", run)
+    want = script.predictor(saved).function(jnp.array([[700, 3.7, 0, 0, 0]]))
+    (found,) = map(float, re.findall(r"\[(0\.\d+)\]", answer.stdout))
+    assert found == pytest.approx(float(want[0]), rel=1e-5)
+
+
+def test_what_cannot_be_exported_is_said(
+    smoke: Smoke, tmp_path: Path, capsys: Said, monkeypatch: Patch
+) -> None:
+    run, out = smoke("ch1_admission"), tmp_path / "out"
+
+    def said(folder: Path, out: Path, batch_size: int = 1) -> tuple[int, str]:
+        command = program.Export(folder, out, batch_size)
+        code = exit_code(lambda: program.export(command))
+        return code, capsys.readouterr().err
+
+    unfinished, other, lost = (tmp_path / name for name in ("begun", "other", "lost"))
+    for folder in (unfinished, other, lost):
+        folder.mkdir()
+        for name in ("config.json", "result.json"):
+            shutil.copy(run / name, folder)
+    (unfinished / "result.json").unlink()
+    for folder, name in ((other, "ch1_forward"), (lost, "ch9_gone")):
+        config = (folder / "config.json").read_text()
+        config = config.replace('"ch1_admission"', f'"{name}"')
+        (folder / "config.json").write_text(config)
+    (tmp_path / "there").touch()
+    for (*arguments, sentence), code in {
+        (tmp_path / "none", out, f"no run in {tmp_path / 'none'}"): 2,
+        (unfinished, out, f"{unfinished} has not finished"): 2,
+        (other, out, "ch1_forward has no model to export"): 2,
+        (lost, out, "there is no script ch9_gone.py"): 2,
+        (run, tmp_path / "there", f"{tmp_path / 'there'} exists"): 2,
+        (run, tmp_path / "no" / "out", f"there is no folder {tmp_path / 'no'}"): 2,
+        (run, tmp_path / "there" / "out", "there is no folder"): 2,
+        (run, out, 0, "--batch-size 0: it must be 1 or more"): 2,
+    }.items():
+        found, error = said(*arguments)
+        assert (found, error.count("\n")) == (code, 1), error
+        assert sentence in error
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    assert said(run, out) == (1, "error: No space left on device\n")
+    assert not [*tmp_path.glob("*out*")]
+    assert export.PLATFORMS == ("cpu", "cuda", "tpu")
