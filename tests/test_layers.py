@@ -39,7 +39,8 @@ ORDER = (
     {"images.folder_sets", "tabular.cross_validation", "tabular.nested"},
     {"pretrained.backbones", "data.fetch", "runs.checkpoint"},
     {"runs.environment", "runs.locks", "runs.saved"},
-    {"pretrained.features", "pretrained.tuning", "images.subsets", "gan.images"},
+    {"images.subsets"},
+    {"pretrained.features", "pretrained.tuning", "gan.images"},
     {"runs.run"},
     {
         "runs.plots",
