@@ -8,7 +8,7 @@ images, the first weights and the order: remedies are compared in pairs.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -30,9 +30,9 @@ from jaxstudy.runs.statistics import NONNEGATIVE, SHARE, Estimate, mean_over_run
 from jaxstudy.study import remedies
 
 BASE, STOPPED, MORE = "base", "early stopping", "more data"
-CONVOLUTION = "+ convolution and pooling"
-NAMES = (BASE, STOPPED, "dropout", "weight decay", "augmentation", "smaller network",
-         "+ dense", CONVOLUTION, MORE)  # fmt: skip
+Remedy = Literal["dropout", "weight decay", "augmentation", "smaller network",
+                 "+ dense", "+ convolution and pooling"]  # fmt: skip
+NAMES = (BASE, STOPPED, *get_args(Remedy), MORE)
 MEMORISED = "base: highest training accuracy"
 RISE = "base: rise of the validation loss"
 BEST = "more data - best of the others: test loss"
@@ -75,12 +75,10 @@ LESSON = Lesson(
         "marks the lowest validation loss. Where orange rises after it while blue "
         "falls, the network overfits; early stopping takes that epoch of the base.",
         "differences": "Test loss less the base network's, paired by seed, with 95 % "
-        "intervals: left of the line is better. Intervals are against the base; to "
-        "compare two remedies, pair them.",
+        "intervals: left of the line is better. To compare two remedies, pair them.",
         "map": "Mean test loss and accuracy by remedy and number of images, after the "
         "same number of gradient steps; dark is good, the best of a column is bold. "
-        "Rows show what data are worth, columns what remedies are worth. Grey: not "
-        "trained by this preset.",
+        "Rows show what data are worth, columns what remedies are; grey is untrained.",
     },
     try_it={
         "--decay 0.01": "A common default, too weak for so few steps: weight decay "
@@ -110,6 +108,8 @@ class Config(Settings):
     """Images to learn from with more data."""
     map_sizes: tuple[Count, ...] = ()
     """Numbers of images to learn from with every remedy, for the map."""
+    remedies: tuple[Remedy, ...] = get_args(Remedy)
+    """What to compare with the base network, early stopping and more data."""
     epochs: Count = 40
     """Passes over `images`; over other numbers as many gradient steps."""
     batch_size: Count = 32
@@ -133,7 +133,7 @@ class Config(Settings):
 PRESETS = {
     "smoke": Config(
         images=64, more_images=128, map_sizes=(32, 64), epochs=2, batch_size=16,
-        width=32, seeds=2, test_images=100,
+        width=32, seeds=2, test_images=100, remedies=("dropout", "augmentation"),
     ),
     "quick": Config(),
     "full": Config(map_sizes=(300, 1_000, 10_000), seeds=6, test_images=5_000),
@@ -164,7 +164,7 @@ def recipes(config: Config) -> dict[str, Recipe]:
         "augmentation": base._replace(layers=LAYERS),
         "smaller network": Recipe((config.width // 16,) * 2),
         "+ dense": Recipe((config.width,) * 3),
-        CONVOLUTION: base._replace(filters=(4,)),
+        "+ convolution and pooling": base._replace(filters=(4,)),
     }
 
 
@@ -220,7 +220,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         splits.at_most("images", n, len(data.train.indices), "images to train on")
         for n in (config.images, config.more_images, *config.map_sizes)
     )
-    names = list(recipes(config))
+    names = [BASE, *config.remedies]
     todo = [(name, n) for n in (count, *others) for name in names] + [(BASE, more)]
     trained = {
         pair: train(*pair, config, data, run) for pair in run.each(dict.fromkeys(todo))

@@ -585,3 +585,42 @@ SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
     "cosine": _warm_up_and_cosine,
     "linear": lambda steps: optax.linear_schedule(1.0, 0.0, steps),
 }
+
+
+class AveragedWeights(NamedTuple):
+    """What `with_averaged_weights` keeps: the optimizer's state, and the average."""
+
+    inner: optax.OptState
+    average: PyTree
+
+
+def with_averaged_weights(
+    tx: optax.GradientTransformation, decay: float
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer, and beside it an exponential moving average of the weights.
+
+    w = d w + (1 - d) p after every step, from the first weights p on: noise of the last
+    1 / (1 - d) steps or so averages out (Polyak and Juditsky 1992; Izmailov et al.
+    2018). Training goes on from p; `averaged_weights` are those to evaluate.
+    """
+    tx = optax.with_extra_args_support(tx)
+
+    def init(params: PyTree) -> AveragedWeights:
+        copied = jax.tree.map(jnp.copy, params)  # both are to be donated
+        return AveragedWeights(tx.init(params), copied)
+
+    def update(
+        grads: PyTree, state: AveragedWeights, params: PyTree, **extra: Any
+    ) -> tuple[PyTree, AveragedWeights]:
+        updates, inner = tx.update(grads, state.inner, params, **extra)
+        after = optax.apply_updates(params, updates)
+        average = optax.incremental_update(after, state.average, 1 - decay)
+        return updates, AveragedWeights(inner, average)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def averaged_weights(opt_state: AveragedWeights, params: PyTree) -> PyTree:
+    """The average that stands beside what is trained."""
+    del params
+    return opt_state.average

@@ -110,11 +110,17 @@ def make_train_step(
 
 
 @functools.lru_cache(maxsize=4)  # the same one for the same objective
-def make_eval_step(objective: Objective) -> EvalStep:
-    """The objective's metrics in evaluation mode, (state, batch) -> metrics."""
+def make_eval_step(
+    objective: Objective, weights: Callable[[Any, PyTree], PyTree] | None = None
+) -> EvalStep:
+    """The objective's metrics in evaluation mode, (state, batch) -> metrics.
+
+    weights(opt_state, params): the parameters to evaluate, if not those as they are.
+    """
 
     def eval_step(state: TrainState, batch: Batch) -> Metrics:
-        _, (_, metrics) = objective(state.params, state.extra, batch, None)
+        params = weights(state.opt_state, state.params) if weights else state.params
+        _, (_, metrics) = objective(params, state.extra, batch, None)
         return metrics
 
     return eval_step

@@ -14,6 +14,7 @@ import pytest
 
 from jaxstudy.chunks import Chunk, Visits
 from jaxstudy.dataset import (
+    BatchIndices,
     Dataset,
     Order,
     StreamedDataset,
@@ -212,6 +213,7 @@ def test_chunks_hold_the_batches_of_resident_sets(
         for begin in range(0, 2 * per_epoch, steps):
             epoch, first = divmod(begin, per_epoch)
             visited, fields = visits.load(begin)
+            assert isinstance(visited, BatchIndices)
             shape = (-1, steps, batch_size)
             for k, rows, valid in zip(
                 jnp.atleast_1d(keys),

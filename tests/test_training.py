@@ -19,11 +19,20 @@ from hypothesis import strategies as st
 
 from jaxstudy.chunks import plan_chunk
 from jaxstudy.data.splits import kfold
-from jaxstudy.dataset import Dataset, Order, dataset, stacked_subsets, subset
+from jaxstudy.dataset import (
+    BatchIndices,
+    Dataset,
+    Order,
+    dataset,
+    epoch_batches,
+    gather,
+    stacked_subsets,
+    subset,
+)
 from jaxstudy.model import Model, column_statistics, from_linen, standardized
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import binary_cross_entropy, squared_error
-from jaxstudy.optimizers import OPTIMIZERS
+from jaxstudy.optimizers import OPTIMIZERS, averaged_weights, with_averaged_weights
 from jaxstudy.records import Advance, Log
 from jaxstudy.runs.cli import Settings
 from jaxstudy.runs.run import open_run
@@ -730,3 +739,28 @@ def test_one_key_fixes_a_state() -> None:
     assert first.step == 0
     # the weights' key and the steps' key are not the same
     assert bits(first.key) != bits(jax.random.key(3))
+
+
+def test_an_average_of_the_weights_stands_beside_what_is_trained() -> None:
+    """w = d w + (1 - d) p after each step; training itself does not change."""
+    tx = with_averaged_weights(TX, 0.8)
+    key, data = jax.random.key(0), rows_of_two_classes()
+    state, step = init_state(MODEL, TX, key), jax.jit(STEP)
+    average = jax.device_get(state.params)
+    batches = epoch_batches(data, BATCH, key, jnp.int32(0))
+    for rows in zip(*batches, strict=True):
+        state, _ = step(state, gather(data.arrays, BatchIndices(*rows)))
+        average = jax.tree.map(lambda w, p: 0.8 * w + 0.2 * p, average, state.params)
+    evaluator = Evaluator(make_eval_step(OBJECTIVE, averaged_weights), data)
+    fitted = fit(
+        init_state(MODEL, tx, key), make_train_step(OBJECTIVE, tx), data, key=key,
+        epochs=1, batch_size=BATCH, evaluators={"average": evaluator},
+    )  # fmt: skip
+    assert_rounding(fitted.state.params, state.params, 16)
+    assert_rounding(fitted.state.opt_state.average, average, 16)
+    want, current = (
+        Evaluator(EVALUATE, data)(state._replace(params=p))["loss"]
+        for p in (average, state.params)
+    )
+    assert fitted.records[-1]["loss"] == pytest.approx(want, rel=1e-5)
+    assert abs(want - current) > 1e-3
