@@ -99,6 +99,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     tables = {
         "<!-- lessons -->": lambda: readme.lessons_table(lessons(), "{}.md"),
         "<!-- optimizers -->": readme.optimizers_table,
+        "<!-- communication -->": readme.communication_table,
         "<!-- problems -->": readme.problems_table,
         "<!-- speed -->": readme.speed_tables,
     }

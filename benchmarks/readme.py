@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 sys.path.insert(0, str(Path(__file__).parent))
 import harness
+import study_speed
 
 from jaxstudy.runs.files import write_atomically
 from jaxstudy.runs.lesson import Judgement, Lesson, find_lessons
@@ -247,6 +248,45 @@ def problems_table() -> str:
     ]
     note = f"\n\nNot measured yet: {', '.join(missing)}." if missing else ""
     return (table(rows) if measured else "") + note
+
+
+def communication_table() -> str:
+    """What sharing a batch costs on paper, and what a study would take."""
+    stored = json.loads((ROOT / "results" / "communication.json").read_text())
+    rates = [f"{b / 1e9:.0f} GB/s" for b in stored["assumed"]["bandwidths"]]
+    heading = ["problem", "batch", "bytes of a step", "operations", "compute [us]"]
+    heading += [f"sum at {rate} [us]" for rate in rates]
+    rows = [heading + [f"rows a device at {rate}" for rate in rates]]
+    most = []
+    for name, costs in stored["problems"].items():
+        of_rates = [costs[rate] for rate in rates]
+        most.append(max(of["devices"] for of in of_rates))
+        rows.append([
+            name, f"{costs['batch']}", f"{costs['bytes']:,}",
+            f"{costs['operations']:.2g}", f"{1e6 * costs['compute_s']:.2g}",
+            *(f"{1e6 * of['sum_s']:.2g}" for of in of_rates),
+            *(f"{of['rows']:,}" for of in of_rates),
+        ])  # fmt: skip
+    number = f"{max(most)} device{'s' if max(most) > 1 else ''}"
+    shared = (
+        f"With the batch as it is, {number} at most compute for "
+        f"{stored['assumed']['efficiency']:.0%} of the time, at any of the bandwidths."
+    )
+    return f"{table(rows)}\n\n{shared}\n\n{study_on_paper()}"
+
+
+def study_on_paper() -> str:
+    """How long a million trainings would take on a thousand machines like this one."""
+    path = ROOT / "benchmarks" / "results" / "study.json"
+    stored = json.loads(path.read_text())
+    seconds = stored["candidates"][harness.OURS]["figures"]["total_s"]["median"]
+    return (
+        f"The {study_speed.REPLICAS} trainings of `benchmarks/study_speed.py` took "
+        f"{seconds:.1f} s on {stored['environment']['cores']} cores, compiling "
+        "included. In shares that never talk, a million of them would take a thousand "
+        f"such machines {duration(1e3 * seconds / study_speed.REPLICAS)}. On "
+        "accelerators it has not been measured."
+    )
 
 
 def speed_results() -> Iterator[dict[str, Any]]:

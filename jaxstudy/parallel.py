@@ -166,6 +166,8 @@ def localized(tree: PyTree) -> PyTree:
 
     What a training by "data" has made stays known as such, to `layout_of`.
     """
+    if jax.process_count() == 1:
+        return tree
     shared = [a for a in jax.tree.leaves(tree) if not _is_local(a)]
     if not shared:
         return tree

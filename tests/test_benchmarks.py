@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxstudy import ops
 from jaxstudy.data.sources import MissingData
 from jaxstudy.dataset import epoch_batches
 from jaxstudy.images.sets import Images
@@ -34,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import admission_speed as admission  # noqa: E402
+import communication  # noqa: E402
 import gan_speed as gan  # noqa: E402
 import harness  # noqa: E402
 import images_speed as images  # noqa: E402
@@ -530,3 +532,33 @@ def test_numpy_and_this_project_agree_on_the_quadratic() -> None:
     assert got.shape == ours.shape
     assert len(np.unique(ours)) == ours.size
     assert np.allclose(got, ours, rtol=1e-5)
+
+
+def test_operations_are_counted_as_often_as_they_run() -> None:
+    x, w = jnp.ones((6, 4)), jnp.ones((4, 4))
+
+    def count(function: Any, *inputs: Any) -> int:
+        return communication.operations(jax.make_jaxpr(function)(*inputs).jaxpr)
+
+    def layers(w: Any, x: Any) -> Any:
+        return jax.lax.scan(lambda h, _: (h @ w, None), x, length=5)[0].sum()
+
+    product = 2 * 6 * 4 * 4
+    assert count(lambda w, x: x @ w, w, x) == product
+    assert count(layers, w, x) == 5 * product
+    assert count(jax.jit(jax.grad(layers)), w, x) == 15 * product
+    image, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 5))
+    convolution = 2 * (2 * 8 * 8 * 5) * (3 * 3 * 3)
+    assert count(ops.conv2d, image, kernel) == convolution
+
+
+def test_what_a_batch_costs_to_share_follows_from_bytes_and_operations() -> None:
+    found = communication.costs(problems.PROBLEMS["admissions_network"]())
+    weights = 5 * 64 + 64 * 128 + 128
+    assert found["parameters"] == weights + 64 + 128 + 1
+    # forward, and twice as much backward but for a gradient of the inputs
+    assert found["operations"] == 32 * 2 * (3 * weights - 5 * 64)
+    rows = found["25 GB/s"]["rows"]
+    compute = rows * found["compute_s"] / 32
+    assert compute / (compute + found["25 GB/s"]["sum_s"]) == pytest.approx(0.9, 1e-3)
+    assert found["25 GB/s"]["sum_s"] == 2 * 4 * found["parameters"] / 25e9

@@ -38,14 +38,8 @@ ORDER = (
     {"images.splits", "data.builders", "pretrained.keras_weights"},
     {"images.folder_sets", "tabular.cross_validation", "tabular.nested"},
     {"pretrained.backbones", "data.fetch", "runs.checkpoint"},
-    {"runs.environment", "runs.locks", "runs.saved"},
-    {
-        "pretrained.features",
-        "pretrained.tuning",
-        "images.subsets",
-        "gan.images",
-        "runs.export",
-    },
+    {"runs.environment", "runs.locks", "runs.saved", "images.subsets"},
+    {"pretrained.features", "pretrained.tuning", "gan.images", "runs.export"},
     {"runs.run"},
     {
         "runs.plots",

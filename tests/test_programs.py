@@ -45,7 +45,7 @@ def candidates(*names: str) -> dict[str, Candidate]:
 
 def test_a_shared_program_trains_each_as_its_own_would() -> None:
     problem, common = tiny_problem(), make_common(tiny_problem())
-    chosen = candidates(*NAMES)
+    chosen = candidates("sgd", "adam", "schedule_free", "momo", "muon")
     # the problem is traced for what trains and for what evaluates, once for all
     objective = chex.assert_max_traces(n=2)(problem.objective)
     counted = replace(problem, objective=objective)

@@ -176,7 +176,8 @@ def save_sensitivity_of_many(record: StudyRecord, run: Run) -> None:
                 rate[~finite], np.full((~finite).sum(), y), "x", color="0.6",
                 markersize=3,
             )  # fmt: skip
-        axis.set(xscale="log", title=problem.replace("_", " "), xlabel="learning rate")
+        axis.set(xscale="log", title=problem.replace("_", " "))
+        axis.set_xlabel("learning rate, or what is tuned in its place")
         axis.set_yticks(range(len(names)), names, fontsize=7)
         axis.grid(alpha=0.2)
     axes[0][0].invert_yaxis()

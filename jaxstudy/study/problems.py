@@ -374,9 +374,9 @@ def fashion_cnn() -> Problem:
 def fashion_autoencoder() -> Problem:
     """Fashion-MNIST through 30 numbers and back."""
     return _autoencoder(
-        _fashion_sets((784,), 255), (500, 250, 100, 30, 100, 250, 500),
+        _fashion_sets((784,), 255), (256, 64, 30, 64, 256),
         "fashion_autoencoder",
-        "autoencoder 784-500-250-100-30-100-250-500-784 of Fashion-MNIST, batch 120",
+        "autoencoder 784-256-64-30-64-256-784 of Fashion-MNIST, batch 120",
         batch_size=120, epochs=3, tier="medium",
     )  # fmt: skip
 
