@@ -154,4 +154,9 @@ def test_what_cannot_be_exported_is_said(
     monkeypatch.setattr(files.os, "fsync", full)
     assert said(run, out) == (1, "error: No space left on device\n")
     assert not [*tmp_path.glob("*out*")]
-    assert export.PLATFORMS == ("cpu", "cuda", "tpu")
+
+    def missing(_: object) -> None:
+        raise ImportError("Please install 'flatbuffers'")
+
+    monkeypatch.setattr(export.Exported, "serialize", missing)
+    assert said(run, out) == (2, "error: Please install 'flatbuffers'\n")
