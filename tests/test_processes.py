@@ -307,6 +307,7 @@ def wait_for_training(started: list[Process], folder: Path) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.torture
 def test_a_signal_to_one_process_of_an_experiment(
     launched: Launched, tmp_path: Path
 ) -> None:
