@@ -4,7 +4,7 @@ Every optimizer gets the same number of trials on every problem: points of its o
 space (see jaxstudy/optimizers.py), from one quasi-random sequence. The trial with the
 lowest median validation loss over the tuning seeds is chosen; fresh seeds, paired by
 start and batches, are reported on the test set. Runs that diverge count as the worst.
-All runs on a problem, of all optimizers, are one compiled program.
+All runs on a small problem, of all optimizers, are one compiled program.
 
     optimizers.py                                   all optimizers, the small tier
     optimizers.py --optimizers adam lion --problems digits --trials 20 --run-dir runs/x
@@ -21,6 +21,7 @@ of 1 - value. A single number is a value that is not tuned.
 Expected (quick): under 10 minutes on two cores.
 """
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -82,7 +83,7 @@ class Config(Settings):
     share: str | None = None
     """I/N: only every N-th cell, as job I of N that never talk; see `jaxstudy join`."""
     against: str | None = None
-    """A folder of baselines, or "baselines" for ours: with their protocol and seeds."""
+    """A folder of baselines, or "baselines": ours. Their protocol and seeds count."""
     reproduce: Literal["deepobs"] | None = None
     """Only train what DeepOBS published on the quadratic, and print both."""
     replicas: Mode = "map"
@@ -109,7 +110,7 @@ def candidates(config: Config) -> dict[str, Candidate]:
     chosen = find_optimizers(config.optimizers)
     for text in config.spaces:
         where, _, value = text.partition("=")
-        name, _, parameter = where.partition(".")
+        name, _, parameter = where.rpartition(".")
         candidate = look_up("optimizer of this study", name, chosen)
         chosen[name] = with_range(candidate, name, parameter, value)
     return with_schedules(chosen, config.schedules)
@@ -123,7 +124,7 @@ def with_range(
     usual = look_up(f"tuned hyperparameter of {name}", parameter, known)
     try:
         low, *high = [float(v) for v in value.split(":")]
-        if len(high) > 1:
+        if len(high) > 1 or not math.isfinite(low):
             raise ValueError
     except ValueError:
         raise UserError(
@@ -156,7 +157,7 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     )
     competitors = candidates(config)
     names = TIERS[config.tier] if config.problems is None else config.problems
-    problems = with_epochs(find_problems(names), protocol)
+    problems = find_problems(names)
     baselines = None
     if config.against:
         ours = config.against == "baselines"
@@ -164,6 +165,7 @@ def main(config: Config, run: Run) -> dict[str, Any]:
         baselines = read_baselines(folder, problems)
         stored: Any = next(iter(baselines.values()))["protocol"]
         protocol = replace(protocol, **stored)
+    problems = with_epochs(problems, protocol)
     if config.share:
         share = parse_share(config.share)
         return run_share(problems, competitors, protocol, run, share)

@@ -577,6 +577,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
 
 def _warm_up_and_cosine(steps: int) -> optax.Schedule:
     warm_up = max(1, steps // 20)
+    steps = max(steps, warm_up + 1)
     return optax.warmup_cosine_decay_schedule(1 / warm_up, 1.0, warm_up, steps)
 
 
@@ -601,7 +602,8 @@ def with_averaged_weights(
 
     w = d w + (1 - d) p after every step, from the first weights p on: noise of the last
     1 / (1 - d) steps or so averages out (Polyak and Juditsky 1992; Izmailov et al.
-    2018). Training goes on from p; `averaged_weights` are those to evaluate.
+    2018). Training goes on from p; `averaged_weights` are those to evaluate. Statistics
+    of BatchNorm stay those of p: they would have to be computed anew.
     """
     tx = optax.with_extra_args_support(tx)
 

@@ -51,7 +51,9 @@ LAUNCHERS = {
     ),
     "torchrun": Launcher("WORLD_SIZE", "RANK", ("MASTER_ADDR", "MASTER_PORT")),
     "Slurm": Launcher("SLURM_NTASKS", "SLURM_PROCID", ("SLURM_STEP_NODELIST",), True),
-    "Open MPI": Launcher("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", (), True),
+    "Open MPI": Launcher(
+        "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", ("OMPI_MCA_orte_hnp_uri",), True
+    ),
 }
 
 
@@ -76,7 +78,7 @@ def find_launch(variables: Mapping[str, str]) -> Launch | None:
         if not there or (launcher.count in there and variables[launcher.count] == "1"):
             continue
         if missing:
-            if not launcher.own:
+            if not launcher.own or name == "Open MPI":
                 half.append(
                     f"{' and '.join(there)} {'is' if len(there) == 1 else 'are'} set "
                     f"as by {name}, but {' and '.join(missing)} "
@@ -94,10 +96,13 @@ def find_launch(variables: Mapping[str, str]) -> Launch | None:
         if name == "torchrun":  # which listens on that port itself
             port = _number(names[3], variables[names[3]])
             address = f"{address}:{port + 1}"
-        where = {"coordinator_address": address}
-        return Launch(
-            name, count, {**where, "num_processes": count, "process_id": rank}
-        )
+        arguments: dict[str, Any] = {
+            "coordinator_address": address, "num_processes": count, "process_id": rank
+        }  # fmt: skip
+        if name == "torchrun" and variables.get("LOCAL_RANK"):  # its GPU of a host
+            own = _number("LOCAL_RANK", variables["LOCAL_RANK"])
+            arguments["local_device_ids"] = [own]
+        return Launch(name, count, arguments)
     if half:
         raise UserError("; ".join(half))
     hosts = variables.get("TPU_WORKER_HOSTNAMES", "").split(",")
@@ -110,15 +115,15 @@ def _number(name: str, value: str) -> int:
     return int(value)
 
 
-def join_processes(heartbeat_s: int) -> bool:
-    """Join the processes that a launcher started with this one; whether it did.
+def join_processes(heartbeat_s: int) -> None:
+    """Join the processes that a launcher started with this one.
 
     Before JAX has looked for devices. A process that dies ends the others after
     `heartbeat_s` seconds. What others than the first print is not shown.
     """
     launch = find_launch(os.environ)
     if launch is None:
-        return False
+        return
     if heartbeat_s < 1:
         raise UserError(f"--heartbeat {heartbeat_s}: it takes 1 second or more")
     who = f"{launch.count} processes by {launch.name}"
@@ -132,7 +137,6 @@ def join_processes(heartbeat_s: int) -> bool:
         raise UserError(f"{who} did not meet: {detail}") from error
     if not is_first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    return True
 
 
 # ------------------------------------------------------------------ agreement

@@ -311,8 +311,11 @@ def fit(
     total = epochs * per_epoch
     state, records = log.begin(state)
     step = int(np.max(jax.device_get(state.step)))
-    if step >= total:
-        return FitResult(state, records)
+    own, count = None, state.step.size if state.step.ndim else None
+    mesh = device_mesh(log.layout, count)
+    if step >= total:  # placed all the same: evaluations are the programs they were
+        state = put(state, count is not None, mesh) if mesh else state
+        return FitResult(localized(state), records)
 
     inside = {n: e for n, e in evaluators.items() if isinstance(e.data, Dataset)}
     every_epoch = log.every_epoch or len(inside) < len(evaluators)
@@ -322,8 +325,6 @@ def fit(
         inside = {}  # all are evaluated at an epoch's end, by programs of their own
     sets = tuple((e.args, (e.data.indices, e.data.mask)) for e in inside.values())
     arrays = tuple(e.data.arrays for e in inside.values())  # type: ignore[union-attr]
-    own, count = None, state.step.size if state.step.ndim else None
-    mesh = device_mesh(log.layout, count)
     if batch_size < data_size(mesh):
         raise UserError(
             f"--devices data: {data_size(mesh)} devices cannot share a batch of "

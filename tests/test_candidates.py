@@ -138,7 +138,7 @@ def test_the_page_shows_how_to_bring_your_own(
 
 def test_functions_of_optax_are_taken_as_they_are() -> None:
     found = find_optimizers(["adam", "optax:adam", "optax:sgd"])
-    assert list(found) == ["adam", "optax:adam", "sgd"]
+    assert list(found) == ["adam", "optax:adam", "optax:sgd"]
     space = {n: SPACES[n] for n in ("rate", "b1", "b2")}
     assert found["optax:adam"].space == space
     ours, theirs = (
@@ -162,6 +162,10 @@ MAKE = "import optax\ndef make(rate, mask=None): return optax.sgd(rate)\n"
         ("def mak(rate): ...", "no 'make' in own_0; did you mean 'mak'?"),
         ("make = 3", "is a int: a function that makes it is expected"),
         ("def make(rate): return 3", "returns a int, no optax.GradientTransformation"),
+        (
+            "import optax\ndef make(rate): return optax.sgd(rate) if rate > 0 else 0",
+            "fails: TracerBoolConversionError",
+        ),
         ("def make(rate): return 1 / 0", "fails: ZeroDivisionError"),
         ("def make(rate, mask): ...", "needs 'mask', which nobody gives"),
         ("def make(): ...", "has nothing to tune"),
@@ -203,3 +207,18 @@ def test_arguments_of_known_names_are_tuned(write: Write) -> None:
     assert set(entry.space) == {"rate", "b1"}
     assert inspect.isfunction(entry.make)
     assert not entry.self_tuning
+
+
+def test_one_that_takes_no_schedule_is_refused_with_one(write: Write) -> None:
+    content = "import optax\ndef make(rate): return optax.scale(-rate)"
+    text = f"{write(content)}:make"
+    found = find_optimizers([text])
+    assert len(with_schedules(found, ("constant",))) == 1
+    with pytest.raises(UserError, match=r", cosine fails: TypeError: bad operand"):
+        with_schedules(found, ("constant", "cosine"))
+
+
+def test_one_called_as_ours_keeps_its_module(write: Write) -> None:
+    content = "import optax\ndef adam(rate): return optax.adam(rate)"
+    text = f"{write(content)}:adam"
+    assert [*find_optimizers([text])] == [text]

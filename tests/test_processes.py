@@ -19,6 +19,7 @@ import yaml
 
 from jaxstudy import processes
 from jaxstudy.processes import Launch, find_launch
+from jaxstudy.runs import cli
 from jaxstudy.runs import run as runs
 from jaxstudy.runs.cli import Settings
 from jaxstudy.runs.run import Run
@@ -37,7 +38,10 @@ TORCHRUN = {
     "WORLD_SIZE": "4", "RANK": "3", "MASTER_ADDR": "b", "MASTER_PORT": "29500",
 }  # fmt: skip
 SLURM = {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "n[1-2]"}
-OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0",
+    "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:34911",
+}  # fmt: skip
 
 
 def without(variables: dict[str, str], *names: str) -> dict[str, str]:
@@ -57,6 +61,12 @@ def arguments(address: str, count: int, rank: int) -> dict[str, Any]:
         (KUBEFLOW, Launch("Kubeflow", 2, arguments("a:1", 2, 1))),
         # the launcher itself listens on MASTER_PORT
         (TORCHRUN, Launch("torchrun", 4, arguments("b:29501", 4, 3))),
+        (
+            TORCHRUN | {"LOCAL_RANK": "1"},
+            Launch(
+                "torchrun", 4, arguments("b:29501", 4, 3) | {"local_device_ids": [1]}
+            ),
+        ),
         (SLURM, Launch("Slurm", 8, {})),
         (OPEN_MPI, Launch("Open MPI", 2, {})),
         ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "0"}, Launch("TPU", 2, {})),
@@ -87,6 +97,11 @@ def test_launchers_are_known_by_their_variables(
             "WORLD_SIZE and MASTER_ADDR are set as by torchrun, but RANK and "
             "MASTER_PORT are not",
         ),
+        (
+            without(OPEN_MPI, "OMPI_MCA_orte_hnp_uri"),
+            "OMPI_COMM_WORLD_SIZE and OMPI_COMM_WORLD_RANK are set as by Open MPI, but "
+            "OMPI_MCA_orte_hnp_uri is not",
+        ),
         (TORCHRUN | {"RANK": "4"}, "RANK=4 is not one of WORLD_SIZE=4"),
         (TORCHRUN | {"MASTER_PORT": "x"}, "MASTER_PORT=x is not a number"),
         (
@@ -98,6 +113,24 @@ def test_launchers_are_known_by_their_variables(
 def test_variables_half_set_are_named(variables: dict[str, str], sentence: str) -> None:
     with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
         find_launch(variables)
+
+
+def test_jax_is_prepared_before_processes_join(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Who joins looks at the devices: what is set after that has no effect."""
+    calls = []
+
+    def join(heartbeat_s: int) -> None:
+        calls.append(f"join {heartbeat_s}")
+        raise UserError("enough")
+
+    for name, value in KUBEFLOW.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cli, "_prepare_jax", lambda: calls.append("prepare"))
+    monkeypatch.setattr(processes, "join_processes", join)
+    assert ask(tiny, "--run-dir", tmp_path / "run", "--heartbeat", 7).code == 2
+    assert calls == ["prepare", "join 7"]
 
 
 def test_an_experiment_names_what_its_launcher_has_not_set(
@@ -307,6 +340,7 @@ def wait_for_training(started: list[Process], folder: Path) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.torture
 def test_a_signal_to_one_process_of_an_experiment(
     launched: Launched, tmp_path: Path
 ) -> None:

@@ -81,9 +81,10 @@ def experiment(
     """
 
     def work() -> None:
-        heartbeat = _given(sys.argv[1:]).get("heartbeat", "")
-        if processes.join_processes(int(heartbeat) if heartbeat.isdecimal() else 60):
-            _prepare_jax()
+        if processes.find_launch(os.environ):
+            _prepare_jax()  # joining looks at the devices, which starts JAX
+            heartbeat = _given(sys.argv[1:]).get("heartbeat", "")
+            processes.join_processes(int(heartbeat) if heartbeat.isdecimal() else 60)
         _experiment(main, presets, lesson, actions)
 
     try:

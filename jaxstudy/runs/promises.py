@@ -8,6 +8,7 @@ from typing import Any, Generic
 import jax
 import numpy as np
 
+from jaxstudy import processes
 from jaxstudy.records import Record
 from jaxstudy.runs import plots
 from jaxstudy.runs.lesson import Claim
@@ -37,6 +38,8 @@ class Trainings(Generic[C]):
     def __init__(
         self, folder: Path, experiment: str, fit: Callable[[C, SubRun], FitResult]
     ) -> None:
+        if processes.are_several():
+            raise UserError("this lesson damages run folders: it is for one process")
         self.folder, self.experiment, self.fit = folder, experiment, fit
         self.sub_runs: dict[str, SubRun] = {}
 

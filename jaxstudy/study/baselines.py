@@ -8,17 +8,19 @@ numbers from the same keys, means are compared unpaired, and it is said.
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pydantic
 import scipy  # its parts are imported where they are first used
 from typing_extensions import TypedDict
 
-from jaxstudy.dataset import epoch_batches
+from jaxstudy.dataset import epoch_batches, take
 from jaxstudy.messages import did_you_mean
 from jaxstudy.runs.files import read_json, to_json, write_atomically
 from jaxstudy.runs.statistics import holm, paired_test
@@ -36,7 +38,6 @@ from jaxstudy.types import UserError
 
 STORED = Path(__file__).resolve().parents[2] / "results" / "baselines"
 OF_PROTOCOL = ("trials", "tuning_seeds", "seeds", "seed", "epochs")
-LEAST_PAIRS = 5
 
 
 class SeedHashes(TypedDict):
@@ -66,13 +67,17 @@ class Baselines(TypedDict):
     tier: str
     steps: int  # of a run
     version: str
+    probe: list[float]
     protocol: dict[str, int | None]
     hashes: SeedHashes
     optimizers: dict[str, Baseline]
 
 
 def version_of(problem: Problem) -> str:
-    """The hash of all that a loss depends on but the optimizer: data, sizes, epochs."""
+    """The hash of what a loss depends on but the optimizer: data, sizes, epochs.
+
+    Not of the model and the objective, which `probe_of` tells apart.
+    """
     shapes = jax.eval_shape(problem.model.init, jax.random.key(0))
     facts = (
         str(jax.tree.map(lambda a: (a.shape, str(a.dtype)), shapes)),
@@ -86,6 +91,23 @@ def version_of(problem: Problem) -> str:
             digest.update(f"{split} {name}".encode())
             digest.update(np.ascontiguousarray(np.asarray(array)[rows]).tobytes())
     return digest.hexdigest()[:16]
+
+
+def probe_of(problem: Problem) -> list[float]:
+    """The loss of the first batch at fixed weights, and its gradient's norm."""
+
+    def fixed(leaf: Any) -> jax.Array:
+        return 0.1 * jnp.sin(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(
+            leaf.shape
+        )
+
+    params, extra = problem.model.init(jax.random.key(0))
+    batch = take(problem.train, np.asarray(problem.train.indices)[: problem.batch_size])
+    batch["mask"] = np.ones(problem.batch_size, bool)
+    loss, gradient = jax.jit(
+        jax.value_and_grad(lambda p: problem.objective(p, extra, batch, None)[0])
+    )(jax.tree.map(fixed, params))
+    return [float(loss), float(optax.tree.norm(gradient))]
 
 
 def seed_hashes(problem: Problem, protocol: Protocol) -> SeedHashes:
@@ -149,6 +171,7 @@ def write_baselines(
             "tier": problem.tier,
             "steps": problem.epochs * steps_of(problem),
             "version": version_of(problem),
+            "probe": probe_of(problem),
             "protocol": {n: getattr(protocol, n) for n in OF_PROTOCOL},
             "hashes": seed_hashes(problem, protocol),
             "optimizers": found,
@@ -159,7 +182,7 @@ def write_baselines(
 def read_baselines(
     folder: Path, problems: Mapping[str, Problem]
 ) -> dict[str, Baselines]:
-    """The baselines of these problems.
+    """The baselines of these problems, which may be of another number of epochs.
 
     Raises UserError where there are none, they are of another version of the problem,
     or of another protocol than those of the first.
@@ -174,10 +197,13 @@ def read_baselines(
             )
         path = folder / f"{name}.json"
         found = read_json(path, Baselines)
-        if found["version"] != version_of(problem):
+        problem = replace(problem, epochs=found["protocol"]["epochs"] or problem.epochs)
+        same = found["version"] == version_of(problem)
+        if not same or not np.allclose(found["probe"], probe_of(problem), rtol=1e-3):
+            what = "model or objective" if same else "data, sizes or epochs"
             raise UserError(
-                f"{path} is of another version of the problem: its data, sizes or "
-                "epochs have changed, so that losses are no longer comparable"
+                f"{path} is of another version of the problem: its {what} have "
+                "changed, so that losses are no longer comparable"
             )
         first = next(iter(out.values()), found)
         if found["protocol"] != first["protocol"]:
@@ -198,12 +224,13 @@ class Difference(NamedTuple):
 
 
 def difference_of(mine: np.ndarray, base: np.ndarray, same: np.ndarray) -> Difference:
-    """Of losses [S] by seed, in pairs where `same` [S] says that seeds can be paired.
+    """Of losses [S] by seed, in pairs if all seeds are the `same` [S].
 
-    Unpaired: Welch's test of the means; of ranks where a run diverged.
+    A few pairs tell less than all seeds without them. Unpaired: Welch's test of the
+    means; of ranks where a run diverged.
     """
-    if same.sum() >= LEAST_PAIRS:
-        found = paired_test(mine[same], base[same])
+    if same.all():
+        found = paired_test(mine, base)
         return Difference(found.effect, found.p, True)
     if np.isfinite([*mine, *base]).all():
         p = scipy.stats.ttest_ind(mine, base, equal_var=False).pvalue
@@ -255,7 +282,13 @@ def _sentences(problem: str, table: Mapping[str, Any], pairs: int) -> list[str]:
             "unpaired, by their means: this platform draws other first weights or "
             "orders from the same seeds"
         )
-    out = [f"On {problem}, test losses are compared with the baselines' {how}."]
+    count = sum(len(row) for row in table.values())
+    out = [
+        f"On {problem}, test losses are compared with the baselines' {how} (Holm's "
+        f"correction for {count})."
+    ]
+    if some["paired"] and (least := min(1.0, 2 / 2**pairs * count)) >= ALPHA:
+        out.append(f"So few seeds cannot tell any apart: no p is under {least:.2g}.")
     for mine, row in table.items():
         groups: dict[str, list[str]] = {"worse": [], "better": [], "apart": []}
         for base, found in row.items():

@@ -64,7 +64,10 @@ def with_schedules(
             if candidate.optimizer.self_tuning or schedule == "constant":
                 out[name] = candidate
             else:
-                out[f"{name}, {schedule}"] = candidate._replace(schedule=schedule)
+                scheduled = candidate._replace(schedule=schedule)
+                if ":" in candidate.optimizer.source:  # one's own
+                    _trace(f"{candidate.optimizer.source}, {schedule}", scheduled)
+                out[f"{name}, {schedule}"] = scheduled
     return out
 
 
@@ -87,22 +90,24 @@ def find_optimizers(texts: Iterable[str]) -> dict[str, Candidate]:
 
 def find_problems(texts: Iterable[str]) -> dict[str, Problem]:
     """Problems of ours, or of one's own, by their names."""
-    builders = {name: build for name, build in PROBLEMS.items()}
-    found = _named(texts, lambda text: lambda: own_problem(text), "problem", builders)
+    found = _named(texts, lambda text: lambda: own_problem(text), "problem", PROBLEMS)
     return {name: build() for name, build in found.items()}
 
 
 def _named(
     texts: Iterable[str], own: Callable[[str], _T], what: str, ours: Mapping[str, _T]
 ) -> dict[str, _T]:
-    """What is asked for; one's own is called as its function, if nothing else is."""
+    """What is asked for; one's own is called as its function, if nothing else is.
+
+    Nor is any of ours: who compares with those must be able to tell them apart.
+    """
     texts, out = list(texts), {}
     for text in texts:
         name = text.rpartition(":")[2]
         if ":" not in text:
             out[text] = look_up(what, text, ours)
         else:
-            out[text if name in texts or name in out else name] = own(text)
+            out[text if name in {*ours, *texts, *out} else name] = own(text)
     return out
 
 
@@ -160,13 +165,23 @@ def own_optimizer(text: str) -> Optimizer:
         kind = type(made).__name__
         raise UserError(f"{text} returns a {kind}, no optax.GradientTransformation")
 
-    def step(params: PyTree) -> PyTree:
-        tx = optax.with_extra_args_support(made)
+    _trace(text, Candidate(entry, entry.space))
+    return entry
+
+
+def _trace(text: str, candidate: Candidate) -> None:
+    """Raise UserError for what an optimizer cannot do, before anything is trained.
+
+    Its hyperparameters are traced, as a study has them: no `if` may depend on them.
+    """
+
+    def step(point: Mapping[str, Array], params: PyTree) -> PyTree:
+        tx = optax.with_extra_args_support(transformation(candidate, point, 10))
         return tx.update(params, tx.init(params), params, value=jnp.float32(1))
 
-    # traced, to hear what else it needs before anything is trained
-    _call(text, lambda: jax.eval_shape(step, {"b": jnp.ones(2), "w": jnp.ones((2, 3))}))
-    return entry
+    point = {name: jnp.float32(0.1) for name in candidate.space}
+    params = {"b": jnp.ones(2), "w": jnp.ones((2, 3))}
+    _call(text, lambda: jax.eval_shape(step, point, params))
 
 
 def own_problem(text: str) -> Problem:
@@ -206,7 +221,8 @@ def _call(text: str, function: Callable[[], Any]) -> Any:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{text} fails: {type(error).__name__}: {error}") from error
+        detail = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{text} fails: {type(error).__name__}: {detail}") from error
 
 
 def _mapping(text: str, given: Any) -> Mapping[str, Any]:

@@ -366,10 +366,11 @@ def verdicts(problem: str, found: Mapping[str, Any]) -> list[str]:
     countable = {n: count for n, count in needed.items() if count}
     if countable:
         name = min(countable, key=lambda n: countable[n])
+        others = ", from any other of them as many or more"
         out.append(
             f"On {problem}, if the differences are as measured, to tell {reference} "
-            f"from {name} would need about {countable[name]:,} seeds (--seeds), "
-            f"from any other of them more."
+            f"from {name} would need about {countable[name]:,} seeds (--seeds)"
+            f"{others if len(countable) > 1 else ''}."
         )
     return out
 

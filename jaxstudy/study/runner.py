@@ -110,7 +110,9 @@ def points(candidate: Candidate, protocol: Protocol, problem: str) -> Points:
     else:
         # of the problem's name, so that another problem more changes nothing here
         seed = [protocol.seed, *problem.encode()]
-        sequence = scipy.stats.qmc.Halton(8, rng=np.random.default_rng(seed))
+        sequence = scipy.stats.qmc.Halton(
+            max(8, len(names)), rng=np.random.default_rng(seed)
+        )
         unit = sequence.random(protocol.trials)
     if not names:
         raise UserError("there is nothing to tune: the space is empty")

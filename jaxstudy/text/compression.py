@@ -69,8 +69,8 @@ def ppmd_bits(text: str, before: str, order: int) -> int:
     """
 
     def size(text: str) -> int:
-        data, memory = text.encode(), 2**28
-        return 8 * len(pyppmd.compress(data, max_order=order, mem_size=memory))
+        limits = {"max_order": order, "mem_size": 2**28}
+        return 8 * len(pyppmd.compress(text.encode(), **limits, variant="H"))
 
     return size(before + text) - size(before)
 
