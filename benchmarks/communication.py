@@ -64,7 +64,7 @@ def _inner(params: Any) -> list[Any]:
 
 def step_operations(problem: Problem) -> int:
     """Those of the gradient of a problem's objective on one of its batches."""
-    batch = take(problem.train, np.arange(problem.batch_size))
+    batch: dict[str, Any] = take(problem.train, np.arange(problem.batch_size))
     batch["mask"] = np.ones(problem.batch_size, bool)
     params, extra = jax.eval_shape(problem.model.init, jax.random.key(0))
     gradient = jax.grad(problem.objective, has_aux=True)

@@ -102,7 +102,9 @@ def probe_of(problem: Problem) -> list[float]:
         )
 
     params, extra = problem.model.init(jax.random.key(0))
-    batch = take(problem.train, np.asarray(problem.train.indices)[: problem.batch_size])
+    batch: dict[str, Any] = take(
+        problem.train, np.asarray(problem.train.indices)[: problem.batch_size]
+    )
     batch["mask"] = np.ones(problem.batch_size, bool)
     loss, gradient = jax.jit(
         jax.value_and_grad(lambda p: problem.objective(p, extra, batch, None)[0])
