@@ -60,7 +60,7 @@ lint: .venv/installed-test  ## ruff and pyright
 docs: .venv/installed-docs  ## the documentation as pages that need no network: build/docs/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-torture: .venv/installed-test  ## kill a study twice, a run at 24 random moments; the end must be the same
+torture: .venv/installed-test  ## the longest tests; kill a study twice, a run at 24 random moments: the end must be the same
 	$(BIN)/python -m pytest -m torture
 	$(BIN)/python tests/torture.py --kills 24
 

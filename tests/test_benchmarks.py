@@ -202,6 +202,7 @@ def test_rounds_are_rotated_and_have_peaks_of_their_own(monkeypatch: Patch) -> N
         assert part in result["about"]
 
 
+@pytest.mark.torture
 def test_a_workload_is_measured_written_and_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -378,6 +379,7 @@ def test_this_project_and_keras_train_the_same_cnn(monkeypatch: Patch) -> None:
     same_training(images.cnn_jaxstudy(job), images.cnn_keras(job), 1e-4)
 
 
+@pytest.mark.torture
 def test_this_project_and_keras_train_the_same_gan(monkeypatch: Patch) -> None:
     """A step an epoch on 4 small images of noise."""
     x = np.random.default_rng(0).integers(0, 256, (8, 28, 28)).astype(np.uint8)

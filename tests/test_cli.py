@@ -441,6 +441,7 @@ while not pathlib.Path(__file__).with_name("go").exists():
 """
 
 
+@pytest.mark.torture
 def test_a_killed_studys_lesson_is_noticed_by_the_next(
     tmp_path: Path,
     start: Any,

@@ -227,6 +227,7 @@ def test_step_lengths_of_sgd_stay_and_adagrads_shrink(smoke: Smoke) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.torture
 def test_a_stop_outside_training_has_its_exit_code_too(tmp_path: Path) -> None:
     """While XLA compiles, where a usual exit crashed the interpreter.
 

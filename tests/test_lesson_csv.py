@@ -258,6 +258,7 @@ def test_all_that_is_wrong_with_a_file_to_predict_is_told(
     assert not (saved / "predictions" / "bad.csv").exists()
 
 
+@pytest.mark.torture
 def test_a_table_in_parts_has_a_share_held_out(ask: Ask, tmp_path: Path) -> None:
     """Wild numbers in the tenths that are held out do not move the mean."""
     lines = rows(400)

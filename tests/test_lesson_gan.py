@@ -229,6 +229,7 @@ def test_a_folder_of_pictures_is_brought_to_the_networks(
     assert len(set(every)) == len(every)
 
 
+@pytest.mark.torture
 def test_images_of_one_class_are_compared_without_the_cnn(
     folder: Path, tmp_path: Path, monkeypatch: Patch, capsys: Said
 ) -> None:

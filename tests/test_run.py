@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 import json
 import math
 import os
@@ -656,8 +657,8 @@ def test_the_result_counts_every_attempt(
             tiny.train(run, TWO_PARTS, "part1", 1)
             run.finish({})
 
-    clock = iter(range(0, 10**6, 100))
-    monkeypatch.setattr(run_module.time, "monotonic", lambda: float(next(clock)))
+    clock = itertools.count(time.monotonic() + 100, 100)  # a run began by the real one
+    monkeypatch.setattr(run_module.time, "monotonic", lambda: next(clock))
     crash(Checkpoints, "save", 3, True, lambda: work(resume=False))
     killed = json.loads((folder / "attempts.json").read_text())
     assert killed["parts"]["part0"]["steps"] == 6
