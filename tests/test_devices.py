@@ -271,6 +271,14 @@ def batches_shared_by_devices() -> None:
         assert communication(texts[0]) == {"all-reduce": 5}
     with pytest.raises(UserError, match=r"^--devices data: 4 devices .* batch of 3;"):
         train_net(4, step, tx, data, batch_size=3)
+    # found finished when it is resumed, it is evaluated by the devices as before
+    one_device = jax.device_put(found[0].state, jax.devices()[0])
+    resumed = fit(
+        one_device, step, data, key=jax.random.key(4), epochs=EPOCHS,
+        batch_size=BATCH_ROWS, log=ByData(),
+    )  # fmt: skip
+    assert len(resumed.state.step.sharding.device_set) == 4
+    assert Evaluator(NET_EVALUATE, data, 100)(resumed.state) == found[1]
 
 
 def adam_but_for_a_bias_before_batchnorm() -> None:

@@ -17,12 +17,10 @@ import numpy as np
 import pytest
 
 from jaxstudy import __main__ as program
-from jaxstudy.runs import export, files
+from jaxstudy.runs import files
 from jaxstudy.runs.cli import exit_code
 from jaxstudy.runs.saved import Saved, read_saved
 from tests.conftest import ROOT, Patch, Said, Smoke, load
-
-pytest.importorskip("flatbuffers")  # jax.export writes with it: a dependency of ours
 
 # What is drawn for one example of each input: within what the lesson's model is for.
 INPUTS = {
@@ -154,9 +152,3 @@ def test_what_cannot_be_exported_is_said(
     monkeypatch.setattr(files.os, "fsync", full)
     assert said(run, out) == (1, "error: No space left on device\n")
     assert not [*tmp_path.glob("*out*")]
-
-    def missing(_: object) -> None:
-        raise ImportError("Please install 'flatbuffers'")
-
-    monkeypatch.setattr(export.Exported, "serialize", missing)
-    assert said(run, out) == (2, "error: Please install 'flatbuffers'\n")

@@ -105,11 +105,7 @@ def export_run(
         raise UserError(f"{name} has no model to export: it defines no predictor()")
     saved = read_saved(folder, type(script.PRESETS["quick"]), name)
     exported = export_predictor(script.predictor(saved), batch_size)
-    try:
-        content = exported.serialize()
-    except ImportError as error:  # an environment from before flatbuffers was needed
-        raise UserError(str(error)) from error
-    write_atomically(out, bytes(content))
+    write_atomically(out, bytes(exported.serialize()))
     inputs, _ = jax.tree.unflatten(exported.in_tree, map(str, exported.in_avals))
     lines = (
         inspect.getdoc(script.predictor),

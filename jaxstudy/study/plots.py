@@ -25,6 +25,7 @@ from jaxstudy.study.comparison import (
 
 MANY_COLUMNS = 14  # optimizers, of which each has a column or a line of its own
 LINES = 10  # of the best of more than that
+FALL = "fall of the validation loss / that of the best trial"
 STYLES = ("-", "--", ":", "-.")
 
 
@@ -42,15 +43,19 @@ def panels(count: int, rows: int = 1) -> tuple[Figure, np.ndarray]:
     return plots.subplots(rows, count, figsize=size, squeeze=False)
 
 
-def finish(figure: Figure, axes: np.ndarray, run: Run, name: str) -> None:
-    """One legend for all panels, then NAME.png."""
+def finish(
+    figure: Figure, axes: np.ndarray, run: Run, name: str, record: StudyRecord
+) -> None:
+    """One legend for all panels, which says if it leaves any out, then NAME.png."""
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.tight_layout()
+    some = len(optimizers(record)) > MANY_COLUMNS
     figure.legend(
-        handles, labels, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5)
-    )
+        handles, labels, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5),
+        title=f"the {LINES} of lowest\nmean rank" if some else None,
+    )  # fmt: skip
     plots.save(figure, run, name)
 
 
@@ -182,7 +187,7 @@ def save_sensitivity_of_many(record: StudyRecord, run: Run) -> None:
         axis.grid(alpha=0.2)
     axes[0][0].invert_yaxis()
     if shown is not None:
-        figure.colorbar(shown, ax=axes[0][-1], label="validation loss, 1: the best")
+        figure.colorbar(shown, ax=axes[0][-1], label=FALL)
     plots.save(figure, run, "sensitivity")
 
 
@@ -227,7 +232,7 @@ def save_bands(record: StudyRecord, run: Run) -> None:
             _limits(axis, lowest, start)
             axis.set(title=_title(record, problem, split), xlabel="epoch")
         row[0].set_ylabel(f"{split} loss")
-    finish(figure, axes, run, "bands")
+    finish(figure, axes, run, "bands", record)
 
 
 def save_reached(record: StudyRecord, run: Run) -> None:
@@ -264,7 +269,7 @@ def save_reached(record: StudyRecord, run: Run) -> None:
             title="performance profile", xlabel="times the best one's steps",
             ylabel="share of problems", ylim=(-0.03, 1.03),
         )  # fmt: skip
-    finish(figure, axes, run, "reached")
+    finish(figure, axes, run, "reached", record)
 
 
 def save_budgets(record: StudyRecord, run: Run) -> None:
@@ -288,4 +293,4 @@ def save_budgets(record: StudyRecord, run: Run) -> None:
         axis.set_xticks(budgets(record), [str(k) for k in budgets(record)])
         axis.minorticks_off()
     axes[0][0].set_ylabel("test loss (median)")
-    finish(figure, axes, run, "budgets")
+    finish(figure, axes, run, "budgets", record)

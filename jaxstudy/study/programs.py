@@ -157,13 +157,11 @@ def _functions_of_group(
         m: _Member,
     ) -> tuple[Array, StatePool]:
         own = {n: point[n] for n in m.hyperparameters}
-        tx = transformation(m.candidate, own, steps)
+        tx = optax.with_extra_args_support(transformation(m.candidate, own, steps))
         vector, unravel = ravel_pytree(params)
-        if m.candidate.optimizer.by_array:
-            given = unravel(grads), params
-        else:
-            given = grads, vector
-        updates, state = optax.with_extra_args_support(tx).update(
+        by_array = m.candidate.optimizer.by_array
+        given = (unravel(grads), params) if by_array else (grads, vector)
+        updates, state = tx.update(
             given[0], unpack_state(pool, m.state), given[1], value=value
         )
         return _vector(updates), pack_state(state, m.state, pool)

@@ -354,9 +354,7 @@ def run_cells(
             functions = shared_step_functions(problem, candidates, protocol.mode)
             order = list(functions)  # those of one program one after another
             own = sorted(pairs, key=lambda pair: order.index(pair[2]))
-            for number, _, candidate_name in sorted(
-                own, key=lambda x: order.index(x[2])
-            ):
+            for number, _, candidate_name in own:
                 cell = StudyCell(
                     name, problem, candidate_name, candidates[candidate_name], common,
                     functions[candidate_name], protocol, run, number=len(cells),
