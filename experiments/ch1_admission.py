@@ -19,7 +19,7 @@ import pydantic
 
 from jaxstudy.dataset import dataset
 from jaxstudy.messages import warn
-from jaxstudy.model import Model, standardized
+from jaxstudy.model import Model
 from jaxstudy.models.mlp import mlp
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
@@ -32,6 +32,7 @@ from jaxstudy.tabular import nested, sets
 from jaxstudy.tabular.nested import Choice, Learner, NestedCV, Scores
 from jaxstudy.tabular.prediction import logits_of_chosen
 from jaxstudy.types import UserError
+from jaxstudy.wrappers import standardized
 
 REGRESSION, MAJORITY = "logistic regression", "majority class"
 UNSTOPPED = "without early stopping"

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from jaxstudy.data.sources import ADMISSIONS
-from jaxstudy.dataset import streamed, subset
+from jaxstudy.dataset import subset
 from jaxstudy.messages import ValidationErrors
 from jaxstudy.runs.cli import experiment
 from jaxstudy.runs.export import Predictor
@@ -31,6 +31,7 @@ from jaxstudy.runs.lesson import Claim, Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.saved import Saved
 from jaxstudy.runs.statistics import Estimate
+from jaxstudy.streaming import streamed
 from jaxstudy.tabular.columns import Column, check_columns
 from jaxstudy.tabular.comparison import (
     build_network,

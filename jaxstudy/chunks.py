@@ -23,6 +23,7 @@ from jaxstudy.dataset import (
     subset,
 )
 from jaxstudy.parallel import batch_sharding, data_size, put
+from jaxstudy.streaming import StreamedDataset
 from jaxstudy.types import Array, Batch, Key, UserError
 
 
@@ -78,17 +79,17 @@ def with_whole_batches(
 
 def load_batches(
     data: AnyDataset, batches: BatchIndices, own: bool, mesh: Mesh | None
-) -> tuple[BatchIndices | BatchRows, Batch]:
-    """Some batches [..., B] and what they index, on the devices; own: of replicas.
+) -> tuple[Batch, BatchIndices | BatchRows]:
+    """Some arrays, and what `gather` takes of them for some batches [..., B].
 
-    Rows that are read now lie where they are used, if devices share the batches.
+    On the devices; own: whether each replica has its own batches.
     """
-    if isinstance(data, Dataset) or mesh is None or data_size(mesh) == 1:
-        fields, batches = data.load(batches)
-        return put((batches, fields), (own, False), mesh)
-    split = batch_sharding(mesh, batches.mask.ndim, own)
-    rows = data.load_columns(batches, split)
-    return rows._replace(mask=put(rows.mask, own, mesh)), {}
+    if isinstance(data, StreamedDataset):
+        sharding = batch_sharding(mesh, batches.mask.ndim, own) if mesh else None
+        rows = data.load(batches, sharding)
+        return {}, rows._replace(mask=put(rows.mask, own, mesh))
+    assert isinstance(data, Dataset)
+    return put((data.arrays, batches), (False, own), mesh)
 
 
 class Visits:
@@ -107,6 +108,11 @@ class Visits:
         chunk: Chunk,
         mesh: Mesh | None = None,
     ) -> None:
+        if batch_size < data_size(mesh):
+            raise UserError(
+                f"--devices data: {data_size(mesh)} devices cannot share a batch of "
+                f"{batch_size}; --devices replicas does without, or use fewer devices"
+            )
         if mesh and isinstance(data, Dataset):  # once, not with every chunk
             data = replace(data, arrays=put(data.arrays, False, mesh))
         self.data, self.key, self.per_epoch, self.chunk = data, key, per_epoch, chunk
@@ -115,8 +121,8 @@ class Visits:
         self.own, self.epoch = any(own), -1
         self.order = _order(data.order, batch_size, chunk.epochs, own)
 
-    def load(self, step: int) -> tuple[BatchIndices | BatchRows, Batch]:
-        """The batches of the chunk that begins with this step, and what they index."""
+    def load(self, step: int) -> tuple[Batch, BatchIndices | BatchRows]:
+        """Those of the chunk that begins with this step, as `load_batches`."""
         epoch, first = divmod(step, self.per_epoch)
         if epoch != self.epoch:
             self.epoch, rows = epoch, (self.data.indices, self.data.mask)
@@ -138,7 +144,7 @@ def _order(
     """
 
     def batches(rows: tuple[Array, Array], key: Key, first: Array) -> BatchIndices:
-        data = Dataset({}, *rows, order)
+        data = Dataset(*rows, {}, order=order)
         visited = first + jnp.arange(epochs)
         return jax.vmap(lambda e: epoch_batches(data, batch_size, key, e))(visited)
 

@@ -1,25 +1,20 @@
-"""Datasets: which rows belong to a set, how an epoch visits them, how they are read.
+"""Datasets: which rows belong to a set, and in which batches an epoch visits them.
 
-A `Dataset` lives on the device; the rows of a `StreamedDataset` are read when they are
-needed. Both have `indices`, `mask` and `order`, which fix the batches of every epoch as
-a pure function of (key, epoch), and `load`, which brings the rows of some batches to
-the device. So a resumed run needs only the step it had reached, and no iterator.
+`indices`, `mask` and `order` fix the batches of every epoch as a pure function of
+(key, epoch): a resumed run needs only the step it had reached, and no iterator. The
+rows of a `Dataset` live on the device; `streaming` has one whose rows are read when
+they are needed.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 
 from jaxstudy.types import Array, Batch, Key, PyTree
-
-# What the rows of one chunk may take in the memory of the device.
-CHUNK_BYTES = 256 * 2**20
-READ_AT_ONCE = 256  # rows that one thread reads
 
 
 class Order(NamedTuple):
@@ -51,113 +46,62 @@ class BatchRows(NamedTuple):
     mask: Array
 
 
+@dataclass(frozen=True)
+class AnyDataset:
+    """Some of the rows that are to be had.
+
+    indices [n]: which belong to this set ([L, n]: to each replica's); mask: False where
+    an index is only padding (folds of unequal size).
+    """
+
+    indices: Array
+    mask: Array
+    order: Order = field(default=SHUFFLED, kw_only=True, metadata={"static": True})
+
+    def row_count(self) -> int:
+        """How many rows are to be had."""
+        raise NotImplementedError
+
+    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Some rows [n] of all that are to be had, as fields [n, ...]."""
+        raise NotImplementedError
+
+    def contents(self) -> PyTree:
+        """What tells one set from another."""
+        raise NotImplementedError
+
+    def max_steps(self, rows_per_step: int) -> int | None:
+        """How many steps' rows the device holds at once; None for all."""
+        raise NotImplementedError
+
+
+D = TypeVar("D", bound=AnyDataset)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Dataset:
-    """Some rows of arrays that live on the device.
+class Dataset(AnyDataset):
+    """Some rows of arrays that live on the device: fields [N, ...].
 
-    arrays: fields [N, ...]; indices [n]: which of the N belong to this set ([L, n]: to
-    each replica's); mask: False where an index is only padding (folds of unequal
-    size). Subsets share the arrays: ten folds of a set cost ten index vectors.
+    Subsets share the arrays: ten folds of a set cost ten index vectors.
     """
 
     arrays: Batch
-    indices: Array
-    mask: Array
-    order: Order = field(default=SHUFFLED, metadata={"static": True})
 
-    def load(self, batches: BatchIndices) -> tuple[Batch, BatchIndices]:
-        """All fields, and the batches [..., B] as they are: all is on the device."""
-        return self.arrays, batches
+    def row_count(self) -> int:
+        """N."""
+        return len(next(iter(self.arrays.values())))
 
-    def max_steps(self, rows_per_step: int) -> int | None:
-        """How many steps' rows the device holds at once: of all steps."""
-        del rows_per_step
-        return None
+    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Some rows [n] of the N, as fields [n, ...]."""
+        return {name: np.asarray(a)[rows] for name, a in self.arrays.items()}
 
+    def contents(self) -> PyTree:
+        """All arrays."""
+        return self.indices, self.mask, dict(self.arrays)
 
-class RowSource(Protocol):
-    """Rows read one by one, or several by `__getitems__(rows)` if there is one."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, row: int, /) -> Mapping[str, Any]: ...
-
-
-@dataclass(frozen=True)
-class StreamedDataset:
-    """Some rows of a source that is not on the device: as a Dataset otherwise."""
-
-    source: RowSource
-    indices: Array
-    mask: Array
-    order: Order = SHUFFLED
-
-    def load(self, batches: BatchIndices) -> tuple[Batch, BatchIndices]:
-        """Read the rows of some batches [..., B], by threads.
-
-        Returns their fields [n, ...], and the batches as places among these rows.
-        """
-        rows = np.asarray(batches.indices)
-        fields = jax.device_put(self._read(rows.ravel()))
-        places = np.arange(rows.size, dtype=np.int32).reshape(rows.shape)
-        return fields, BatchIndices(jnp.asarray(places), batches.mask)
-
-    def load_columns(self, batches: BatchIndices, split: NamedSharding) -> BatchRows:
-        """Read of some batches [..., B] the rows that each device of this process has.
-
-        split: how the devices share indices [..., B'], B' being B filled up to the next
-        number that they share evenly; the mask stays as it is.
-        """
-        rows = np.asarray(batches.indices)
-        fill = -rows.shape[-1] % split.mesh.shape["data"]
-        rows = np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, fill)], mode="wrap")
-        places = split.addressable_devices_indices_map(rows.shape)
-        different = {str(i): i for i in places.values()}  # devices may have the same
-        read = {key: self._read(rows[i].ravel()) for key, i in different.items()}
-
-        def shared(name: str) -> Array:
-            pieces = [
-                jax.device_put(a.reshape(rows[i].shape + a.shape[1:]), device)
-                for device, i in places.items()
-                for a in [read[str(i)][name]]
-            ]
-            shape = rows.shape + pieces[0].shape[rows.ndim :]
-            return jax.make_array_from_single_device_arrays(shape, split, pieces)
-
-        names = next(iter(read.values()))
-        return BatchRows({name: shared(name) for name in names}, batches.mask)
-
-    def max_steps(self, rows_per_step: int) -> int | None:
-        """How many steps' rows the device holds at once, in CHUNK_BYTES."""
-        first = self.source[int(np.ravel(self.indices)[0])]
-        row_bytes = sum(np.asarray(value).nbytes for value in first.values())
-        return max(1, CHUNK_BYTES // max(1, row_bytes * rows_per_step))
-
-    def _read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        import grain  # takes seconds, and only streams need it
-
-        threads = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-        pieces = _Pieces(self.source, rows)
-        parts = list(grain.MapDataset.source(pieces).to_iter_dataset(threads))
-        return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-
-
-class _Pieces:
-    """Rows of a source, READ_AT_ONCE an item, stacked."""
-
-    def __init__(self, source: RowSource, rows: np.ndarray) -> None:
-        self.source, self.rows = source, rows
-
-    def __len__(self) -> int:
-        return -(-len(self.rows) // READ_AT_ONCE)
-
-    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]:
-        rows = self.rows[index * READ_AT_ONCE :][:READ_AT_ONCE].tolist()
-        return read_rows(self.source, rows)
-
-
-AnyDataset = Dataset | StreamedDataset
-D = TypeVar("D", bound=AnyDataset)
+    def max_steps(self, rows_per_step: int) -> None:
+        """All steps' rows are on the device."""
 
 
 def dataset(arrays: Mapping[str, np.ndarray | Array]) -> Dataset:
@@ -170,7 +114,7 @@ def dataset(arrays: Mapping[str, np.ndarray | Array]) -> Dataset:
         raise ValueError(f"fields need one common length over 0, not {lengths}")
     n = next(iter(lengths.values()))
     device_arrays = {name: on_device(a) for name, a in arrays.items()}
-    return Dataset(device_arrays, on_device(np.arange(n)), on_device(np.ones(n, bool)))
+    return Dataset(on_device(np.arange(n)), on_device(np.ones(n, bool)), device_arrays)
 
 
 def on_device(a: np.ndarray | Array) -> Array:
@@ -178,34 +122,9 @@ def on_device(a: np.ndarray | Array) -> Array:
     return a if isinstance(a, Array) else jax.device_put(np.array(a))
 
 
-def streamed(source: RowSource) -> StreamedDataset:
-    """All rows of a source. Raises ValueError when there is none."""
-    n = len(source)
-    if n == 0:
-        raise ValueError("a source needs a row at least")
-    return StreamedDataset(source, on_device(np.arange(n)), on_device(np.ones(n, bool)))
-
-
-def read_rows(source: RowSource, rows: Sequence[int]) -> Mapping[str, np.ndarray]:
-    """Some rows of a source as fields [n, ...]: at once, where the source can."""
-    several = getattr(source, "__getitems__", None)
-    read = several(rows) if several else [source[row] for row in rows]
-    return {name: np.stack([row[name] for row in read]) for name in read[0]}
-
-
 def take(data: AnyDataset, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Some rows [n] of the arrays of a set, or of its source, as fields [n, ...]."""
-    if isinstance(data, StreamedDataset):
-        return dict(read_rows(data.source, rows.tolist()))
-    return {name: np.asarray(a)[rows] for name, a in data.arrays.items()}
-
-
-def contents(data: AnyDataset) -> PyTree:
-    """What tells one set from another: its rows, of a source the first and the last."""
-    if isinstance(data, StreamedDataset):
-        ends = read_rows(data.source, [0, len(data.source) - 1])
-        return data.indices, data.mask, dict(ends)
-    return data.indices, data.mask, dict(data.arrays)
+    return data.read(rows)
 
 
 def subset(data: D, rows: np.ndarray | Sequence[int]) -> D:
@@ -244,10 +163,7 @@ def stacked_subsets(data: D, groups: Sequence[np.ndarray]) -> D:
 
 def _check_rows(data: AnyDataset, rows: np.ndarray | Sequence[int]) -> None:
     """Raise ValueError where there is no such row: a gather would take another."""
-    if isinstance(data, StreamedDataset):
-        n = len(data.source)
-    else:
-        n = len(next(iter(data.arrays.values())))
+    n = data.row_count()
     if len(rows) == 0 or np.min(rows) < 0 or np.max(rows) >= n:
         raise ValueError(f"rows must be some of 0 to {n - 1}")
 

@@ -1,6 +1,5 @@
 """How one program uses many cores and devices."""
 
-import contextlib
 import functools
 import math
 import os
@@ -47,14 +46,10 @@ def data_size(mesh: Mesh | None) -> int:
 
 def batch_sharding(mesh: Mesh, ndim: int, own: bool) -> NamedSharding:
     """Of batches [..., B]: the devices share the B, and the replicas' own L."""
-    first = ["replicas"] if own else []
-    return NamedSharding(mesh, P(*first, *[None] * (ndim - 1 - own), "data"))
-
-
-def sharing_batches(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
-    """Inside, `split_rows` and `replicated` mean the devices that share a batch."""
-    by_data = mesh is not None and data_size(mesh) > 1
-    return jax.set_mesh(mesh) if by_data else contextlib.nullcontext()
+    axes = ["replicas" if own else None, *[None] * (ndim - 1)]
+    if data_size(mesh) > 1:
+        axes[-1] = "data"
+    return NamedSharding(mesh, P(*axes))
 
 
 def _constrain(tree: PyTree, spec: P) -> PyTree:
@@ -66,8 +61,9 @@ def _constrain(tree: PyTree, spec: P) -> PyTree:
 def split_rows(batch: PyTree) -> PyTree:
     """The same arrays [B, ...], whose rows the devices share that share a batch.
 
-    Outside of `sharing_batches` it does nothing. The compiler splits what depends on
-    the rows, and sums gradients over the devices; a step uses it where it draws rows.
+    Where each device has a batch of its own it does nothing. The compiler splits what
+    depends on the rows, and sums gradients over the devices; a step uses it where it
+    draws rows.
     """
     return _constrain(batch, P("data"))
 
@@ -127,6 +123,29 @@ def over_replicas(
         axis_names={"replicas"},  # over the rest of the mesh the compiler decides
         check_vma=False,  # the loops begin with constants, alike everywhere
     )  # fmt: skip
+
+
+def jit_on(
+    mesh: Mesh | None,
+    program: Callable[..., Any],
+    own: PyTree,
+    mode: Mode,
+    **options: Any,
+) -> Any:
+    """`program` jitted for the devices of a mesh; `own` as in `over_replicas`.
+
+    own None: there are no replicas. options: of `jax.jit`.
+    """
+    mapped = program if own is None else over_replicas(program, own, mode, mesh)
+    if mesh is None or data_size(mesh) == 1:
+        return jax.jit(mapped, **options)
+
+    def sharing_batches(*inputs: Any) -> Any:  # `split_rows` sees the mesh
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return mapped(*inputs)
+
+    outputs = NamedSharding(mesh, P() if own is None else P("replicas"))
+    return jax.jit(sharing_batches, out_shardings=outputs, **options)
 
 
 def map_replicas(fn: Callable[[Any], Any], tree: PyTree, mode: Mode = "map") -> Any:

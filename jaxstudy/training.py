@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxstudy import processes
 from jaxstudy.chunks import Visits, load_batches, plan_chunk, with_whole_batches
@@ -22,22 +21,19 @@ from jaxstudy.dataset import (
     BatchIndices,
     BatchRows,
     Dataset,
-    contents,
     gather,
     ordered_batches,
 )
 from jaxstudy.model import Model
 from jaxstudy.parallel import (
     Mode,
-    data_size,
     device_mesh,
+    jit_on,
     layout_of,
     localized,
     map_replicas,
-    over_replicas,
     put,
     replicated,
-    sharing_batches,
     split_rows,
     to_host,
 )
@@ -59,7 +55,6 @@ from jaxstudy.types import (
     Objective,
     PyTree,
     TrainState,
-    UserError,
 )
 
 TrainStep = Callable[..., tuple[TrainState, Metrics]]  # (state, batch, *args)
@@ -73,19 +68,12 @@ def init_state(model: Model, tx: optax.GradientTransformation, key: Key) -> Trai
     return TrainState(jnp.int32(0), params, extra, tx.init(params), run_key)
 
 
+@functools.partial(jax.jit, static_argnames=("model", "tx"))
 def init_replicas(
     model: Model, tx: optax.GradientTransformation, keys: Key
 ) -> TrainState:
     """A fresh state for every key [L], each what `init_state` makes of it."""
-    return _initialization(model, tx)(keys)
-
-
-@functools.lru_cache(maxsize=4)
-def _initialization(
-    model: Model, tx: optax.GradientTransformation
-) -> Callable[[Key], TrainState]:
-    """The jitted initialisation of replicas, the same one for the same model."""
-    return jax.jit(functools.partial(map_replicas, lambda k: init_state(model, tx, k)))
+    return map_replicas(lambda key: init_state(model, tx, key), keys)
 
 
 def make_train_step(
@@ -180,6 +168,42 @@ def evaluate(
     return jax.tree.map(lambda a: jnp.sum(a, 0), metrics)
 
 
+@functools.lru_cache(maxsize=4)
+def _chunk_program(
+    train_step: TrainStep,
+    eval_steps: tuple[tuple[str, EvalStep, int], ...],
+    min_rows: int,
+    own: Any,
+    mode: Mode,
+    mesh: Any,
+) -> Any:
+    """The jitted chunk: (state, visit, args, sets) -> (state, outputs).
+
+    outputs: (train, examples, failed, evaluations), each with an axis E.
+    """
+
+    def program(state: TrainState, visit: Any, args: Any, sets: Any) -> Any:
+        arrays, visited = visit
+
+        def epoch(state: TrainState, batches: Any) -> Any:
+            state, trained, failed = run_steps(
+                train_step, state, arrays, batches, args, min_rows
+            )
+            evaluations = {
+                name: evaluate(
+                    eval_step, state, Dataset(*rows, fields), own, batch_size=size
+                )
+                for (name, eval_step, size), (own, fields, rows) in zip(
+                    eval_steps, sets, strict=True
+                )
+            }
+            return state, (trained, jnp.sum(batches.mask), failed, evaluations)
+
+        return jax.lax.scan(epoch, state, visited)
+
+    return jit_on(mesh, program, own, mode, donate_argnums=0)
+
+
 # ------------------------------------------------------------------ evaluation
 
 
@@ -198,16 +222,15 @@ class Evaluator(NamedTuple):
 
     def __call__(self, state: TrainState) -> Record:
         """Every metric, compiled: a number, or a list [L] where there are replicas."""
-        own_rows = self.data.indices.ndim == 2
-        own = (True, True, (False, own_rows)) if state.step.ndim else None
+        own, own_rows = state.step.ndim == 1, self.data.indices.ndim == 2
         mesh = device_mesh(layout_of(state.step), state.step.size if own else None)
-        measure = _evaluation(self.eval_step, self.batch_size, own, self.mode, mesh)
-        placed = put((state, self.args), own[:2] if own else (False, False), mesh)
+        owned = (True, True, False, own_rows) if own else None
+        measure = _evaluation(self.eval_step, self.batch_size, owned, self.mode, mesh)
+        state, args = put((state, self.args), own, mesh)
 
         def sums(batches: BatchIndices) -> Metrics:
-            rows, arrays = load_batches(self.data, batches, own_rows, mesh)
-            with sharing_batches(mesh):
-                return measure(*placed, (arrays, rows))
+            visit = load_batches(self.data, batches, own_rows, mesh)
+            return measure(state, args, *visit)
 
         if isinstance(self.data, Dataset):
             metrics = sums(BatchIndices(self.data.indices, self.data.mask))
@@ -215,8 +238,7 @@ class Evaluator(NamedTuple):
             if own_rows:
                 raise ValueError("replicas with rows of their own need them resident")
             batches = ordered_batches(self.data, self.batch_size)
-            parts = [sums(batch) for batch in map(BatchIndices, *batches)]
-            parts = [localized(part) for part in parts]
+            parts = [localized(sums(batch)) for batch in map(BatchIndices, *batches)]
             metrics = jax.tree.map(lambda *a: jnp.sum(jnp.stack(a), 0), *parts)
         metrics = jax.tree.map(lambda a: a[..., None], to_host(metrics))
         return {name: values[0] for name, values in values_by_epoch(metrics).items()}
@@ -226,16 +248,15 @@ class Evaluator(NamedTuple):
 def _evaluation(
     eval_step: EvalStep, batch_size: int, own: Any, mode: Mode, mesh: Any
 ) -> Callable[..., Metrics]:
-    """The jitted evaluation, the same one for the same function."""
+    """The jitted evaluation of all rows, or of one batch that was read."""
 
-    def program(state: TrainState, args: Any, data: Any) -> Metrics:
-        arrays, rows = data
-        if isinstance(rows, BatchRows):  # one batch
+    def program(state: TrainState, args: Any, arrays: Batch, rows: Any) -> Metrics:
+        if isinstance(rows, BatchRows):
             return eval_step(state, split_rows(gather(arrays, rows)), *args)
-        rows = Dataset(arrays, *rows)
-        return evaluate(eval_step, state, rows, args, batch_size=batch_size)
+        data = Dataset(*rows, arrays)
+        return evaluate(eval_step, state, data, args, batch_size=batch_size)
 
-    return jax.jit(over_replicas(program, own, mode, mesh) if own else program)
+    return jit_on(mesh, program, own, mode)
 
 
 # ------------------------------------------------------------------ the loop
@@ -311,80 +332,70 @@ def fit(
     total = epochs * per_epoch
     state, records = log.begin(state)
     step = int(np.max(jax.device_get(state.step)))
-    own, count = None, state.step.size if state.step.ndim else None
+    _check_replicas(state, key, data, evaluators, replicas.args)
+    _check_processes(state, key, data, evaluators)
+    count = state.step.size if state.step.ndim else None  # of replicas
     mesh = device_mesh(log.layout, count)
-    if step >= total:  # placed all the same: evaluations are the programs they were
-        state = put(state, count is not None, mesh) if mesh else state
+    if mesh:  # a finished state, too: its evaluations are the programs they were
+        state = put(state, count is not None, mesh)
+    if step >= total:
         return FitResult(localized(state), records)
 
-    inside = {n: e for n, e in evaluators.items() if isinstance(e.data, Dataset)}
-    every_epoch = log.every_epoch or len(inside) < len(evaluators)
-    most = data.max_steps(batch_size * key.size) or chunk_steps
-    chunk = plan_chunk(per_epoch, epochs, step, min(chunk_steps, most), every_epoch)
-    if chunk.steps < per_epoch or len(inside) < len(evaluators):
-        inside = {}  # all are evaluated at an epoch's end, by programs of their own
-    sets = tuple((e.args, (e.data.indices, e.data.mask)) for e in inside.values())
-    arrays = tuple(e.data.arrays for e in inside.values())  # type: ignore[union-attr]
-    if batch_size < data_size(mesh):
-        raise UserError(
-            f"--devices data: {data_size(mesh)} devices cannot share a batch of "
-            f"{batch_size}; --devices replicas does without, or use fewer devices"
-        )
-    if processes.are_several():
-        held_out = {n: contents(e.data) for n, e in evaluators.items()}
-        same = {"training data": contents(data), "held-out data": held_out}
-        processes.check_same({**same, "start": (state, key)})
-    visits = Visits(data, key, batch_size, per_epoch, chunk, mesh)
-    if state.step.ndim:
-        named = {"data": data, **{n: e.data for n, e in evaluators.items()}}
-        _check_replicas(state.step.size, key, named, replicas.args)
-        rows = tuple((True, e.data.indices.ndim == 2) for e in inside.values())
-        own = (True, (visits.own, False), (True, rows, False))
+    resident = all(isinstance(e.data, Dataset) for e in evaluators.values())
+    every_epoch = log.every_epoch or not resident
+    most = min(chunk_steps, data.max_steps(batch_size * key.size) or chunk_steps)
+    chunk = plan_chunk(per_epoch, epochs, step, most, every_epoch)
+    # in the chunk's program, or at an epoch's end by programs of their own
+    inside = evaluators if resident and chunk.steps == per_epoch else {}
+    outside = {} if inside else evaluators
 
     began = time.perf_counter()
-    owned = own or (False, None, False)
-    state = put(state, owned[0], mesh) if mesh else state
+    visits = Visits(data, key, batch_size, per_epoch, chunk, mesh)
     visit = visits.load(step)
-    fixed = put((replicas.args, sets, arrays), owned[2], mesh)
-    steps = tuple((n, e.eval_step, e.batch_size) for n, e in inside.items())
-    work = (train_step, steps, min_rows, own, replicas.mode, mesh)
-    leaves, structure = jax.tree.flatten((state, visit, fixed))
-    advance, outputs = _compiled(work, structure, tuple(map(_abstract, leaves)))
+    own_sets = tuple((True, False, e.data.indices.ndim == 2) for e in inside.values())
+    own = (True, (False, visits.own), True, own_sets) if count is not None else None
+    args, sets = put(
+        (replicas.args, tuple(map(_set_of, inside.values()))),
+        own[2:] if own else False,
+        mesh,
+    )
+    eval_steps = tuple((n, e.eval_step, e.batch_size) for n, e in inside.items())
+    program = _chunk_program(train_step, eval_steps, min_rows, own, replicas.mode, mesh)
+    lowered = program.lower(state, visit, args, sets)
+    advance, (trained, *_, evaluations) = lowered.compile(), lowered.out_info[1]
     took = time.perf_counter() - began
 
-    def evaluated(step: int) -> list[Record]:
+    def evaluated(step: int, evaluators: Mapping[str, Evaluator]) -> list[Record]:
         head = {"step": step, "epoch": round(step / per_epoch, 6)}
         return [{**head, "split": n} | e(state) for n, e in evaluators.items()]
 
-    outside = len(inside) < len(evaluators)
-    before = step == 0 and evaluate_first
-    first = evaluated(step) if before or outside else []
-    names = {"train": list(outputs[0]), **{n: list(m) for n, m in outputs[-1].items()}}
+    asked = step == 0 and evaluate_first
+    first = evaluated(step, evaluators) if asked or outside else []
+    names = {name: [*metrics] for name, metrics in evaluations.items()}
     names |= {r["split"]: [n for n in r if n not in HEAD] for r in first}
-    log.compiled(took, names)
-    first = first if before else []
+    log.compiled(took, {"train": [*trained], **names})
+    first = first if asked else []
     records += first
     log.evaluated(first)
-    steps_before = _total_steps(state)
+    taken = _total_steps(state)
     try:
         while step < total:
             began = time.perf_counter()
-            state, outputs = advance(state, visit, fixed)
+            state, outputs = advance(state, visit, args, sets)
             end = step + chunk.steps * chunk.epochs
             if end < total:  # while the device works
                 visit = visits.load(end)
             trained, examples, failed, evaluations = to_host(outputs)
             new = chunk_records(step, chunk, per_epoch, trained, evaluations)
-            if outside and end % per_epoch == 0:
-                new += evaluated(end)
+            if end % per_epoch == 0:
+                new += evaluated(end, outside)
             if not replicas.may_diverge:
                 stop_if_not_finite(failed, step, chunk)
                 stop_if_evaluation_not_finite(new)
-            steps_after, step = _total_steps(state), end
             records += new
+            step, before, taken = end, taken, _total_steps(state)
             seconds = time.perf_counter() - began
-            sizes = steps_after - steps_before, int(examples.sum()), seconds
-            steps_before = steps_after
+            sizes = taken - before, int(examples.sum()), seconds
             log.advanced(state, Advance(step, total, per_epoch, *sizes), new)
     finally:
         log.ended()
@@ -410,75 +421,45 @@ def train_seeds(
     return fit(state, step, data, key=keys[:, 1], **options)
 
 
-def _chunk_program(
-    train_step: TrainStep,
-    eval_steps: tuple[tuple[str, EvalStep, int], ...],
-    min_rows: int,
-) -> Callable[..., Any]:
-    """A pure function of (state, what a chunk visits, what is fixed).
-
-    It returns (state, (train, examples, failed, evaluations)), each with an axis E.
-    """
-
-    def program(state: TrainState, visit: Any, fixed: Any) -> Any:
-        (batches, fields), (args, sets, arrays) = visit, fixed
-
-        def epoch(state: TrainState, batches: BatchIndices) -> Any:
-            state, trained, failed = run_steps(
-                train_step, state, fields, batches, args, min_rows
-            )
-            evaluations = {
-                name: evaluate(
-                    eval_step, state, Dataset(columns, *rows), own, batch_size=size
-                )
-                for (name, eval_step, size), (own, rows), columns in zip(
-                    eval_steps, sets, arrays, strict=True
-                )
-            }
-            return state, (trained, jnp.sum(batches.mask), failed, evaluations)
-
-        return jax.lax.scan(epoch, state, batches)
-
-    return program
-
-
-def _abstract(a: Array) -> jax.ShapeDtypeStruct:
-    # typed keys have no weak type, arrays of numpy no sharding
-    weak, sharding = getattr(a, "weak_type", False), getattr(a, "sharding", None)
-    return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding, weak_type=weak)
-
-
-@functools.lru_cache(maxsize=4)
-def _compiled(work: tuple[Any, ...], structure: Any, leaves: tuple[Any, ...]) -> Any:
-    """The compiled chunk for arguments of these shapes, and what it puts out.
-
-    Fitting again with the same functions and shapes compiles nothing again.
-    """
-    train_step, eval_steps, min_rows, own, mode, mesh = work
-    program = _chunk_program(train_step, eval_steps, min_rows)
-    if own:
-        program = over_replicas(program, own, mode, mesh)
-    arguments = jax.tree.unflatten(structure, leaves)
-    kept = None
-    if data_size(mesh) > 1:
-        outputs = NamedSharding(mesh, PartitionSpec("replicas" if own else None))
-        kept = jax.tree.map(lambda a: a.sharding, arguments[0]), outputs
-    with sharing_batches(mesh):
-        jitted = jax.jit(program, donate_argnums=0, out_shardings=kept)
-        lowered = jitted.lower(*arguments)
-    return lowered.compile(), lowered.out_info[1]
+def _set_of(evaluator: Evaluator) -> Any:
+    """What the evaluation within a chunk is of."""
+    data = evaluator.data
+    assert isinstance(data, Dataset)
+    return evaluator.args, data.arrays, (data.indices, data.mask)
 
 
 def _check_replicas(
-    count: int, key: Key, sets: Mapping[str, AnyDataset], args: PyTree
+    state: TrainState,
+    key: Key,
+    data: AnyDataset,
+    evaluators: Mapping[str, Evaluator],
+    args: PyTree,
 ) -> None:
     """Raise ValueError where something is of another number of replicas."""
-    sizes = {"state": count, "key": key.size if key.ndim else count}
+    if not state.step.ndim:
+        return
+    sizes = {"state": state.step.size}
     sizes |= {f"args[{i}]": len(a) for i, a in enumerate(jax.tree.leaves(args))}
-    own = {name: each for name, each in sets.items() if each.indices.ndim == 2}
-    sizes |= {name: len(each.indices) for name, each in own.items()}
+    sizes |= {"key": key.size} if key.ndim else {}
+    sets = {"data": data, **{name: e.data for name, e in evaluators.items()}}
+    sizes |= {n: len(s.indices) for n, s in sets.items() if s.indices.ndim == 2}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"replicas differ in number: {sizes}")
+
+
+def _check_processes(
+    state: TrainState, key: Key, data: AnyDataset, evaluators: Mapping[str, Evaluator]
+) -> None:
+    """Raise UserError where another process trains something else."""
+    if processes.are_several():
+        held_out = {name: e.data.contents() for name, e in evaluators.items()}
+        processes.check_same(
+            {
+                "training data": data.contents(),
+                "held-out data": held_out,
+                "start": (state, key),
+            }
+        )
 
 
 def _total_steps(state: TrainState) -> int:

@@ -10,13 +10,14 @@ import optax
 import pytest
 
 from jaxstudy import training
-from jaxstudy.model import Model, Standardization, in_bfloat16, standardized
+from jaxstudy.model import Model
 from jaxstudy.models import dcgan, recurrent
 from jaxstudy.models.cnn import cnn
 from jaxstudy.models.mlp import mlp
 from jaxstudy.models.transformer import transformer
 from jaxstudy.objectives import token_cross_entropy
 from jaxstudy.types import Array, PyTree
+from jaxstudy.wrappers import Standardization, in_bfloat16, standardized
 
 IMAGES = (8, 8, 1)
 EPSILON = 2.0**-8  # half the distance of 1 to the next bfloat16: the largest rounding

@@ -55,7 +55,7 @@ def batches_of(
     order: Order = SHUFFLED,
 ) -> BatchIndices:
     """One compilation for each pair of sizes, where each operation would need one."""
-    return epoch_batches(Dataset({}, rows, valid, order), size, key, epoch)
+    return epoch_batches(Dataset(rows, valid, {}, order=order), size, key, epoch)
 
 
 def real(batches: BatchIndices) -> np.ndarray:
@@ -93,7 +93,7 @@ def test_an_epoch_visits_every_real_row_once(
 @given(valid=valid_rows)
 def test_evaluation_visits_every_real_row_in_order(valid: list[bool]) -> None:
     rows = shuffled(len(valid))
-    data = Dataset({}, jnp.asarray(rows), jnp.asarray(valid))
+    data = Dataset(jnp.asarray(rows), jnp.asarray(valid), {})
     batches = ordered_batches(data, SIZES[len(valid)])
     assert list(real(batches)) == list(rows[np.asarray(valid)])
 
@@ -114,7 +114,7 @@ def test_the_order_is_a_function_of_key_and_epoch() -> None:
 def test_every_row_is_as_likely_in_every_place() -> None:
     keys = jax.random.split(jax.random.key(0), 3000)
     valid = jnp.asarray([True, True, False, True, True, True])
-    data = Dataset({}, jnp.arange(6), valid)
+    data = Dataset(jnp.arange(6), valid, {})
     batches = jax.vmap(lambda key: epoch_batches(data, 3, key, jnp.int32(0)))(keys)
     order = np.asarray(batches.indices).reshape(3000, 6)[:, :5]
     counts = np.stack([np.bincount(place, minlength=6) for place in order.T])

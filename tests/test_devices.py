@@ -29,7 +29,7 @@ import tiny
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxstudy import ops
-from jaxstudy.dataset import dataset, streamed
+from jaxstudy.dataset import dataset
 from jaxstudy.gan.step import (
     init_gan_replicas,
     init_gan_state,
@@ -40,6 +40,7 @@ from jaxstudy.model import from_linen
 from jaxstudy.objectives import binary_cross_entropy
 from jaxstudy.parallel import Mode, device_mesh, replica_mesh
 from jaxstudy.records import Log
+from jaxstudy.streaming import streamed
 from jaxstudy.training import (
     Evaluator,
     FitResult,

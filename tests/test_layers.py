@@ -21,6 +21,7 @@ ORDER = (
     },
     {"tabular.columns", "data.splits", "model", "ops", "optimizers", "dataset"},
     {"runs.pages"},
+    {"streaming", "wrappers"},
     {"chunks"},
     {"records"},
     {"objectives", "text.vocabulary", "tabular.cells", "data.sources"},
@@ -84,7 +85,7 @@ ORDER = (
     {"tabular.comparison"},
     {"__main__"},
 )
-FLAX = {"model", "models", "models.seq2seq", "models.summary"}
+FLAX = {"model", "wrappers", "models", "models.seq2seq", "models.summary"}
 ORBAX = {"runs.checkpoint"}
 OUTSIDE = {"experiments", "tests", "benchmarks"}
 PACKAGES = {

@@ -13,9 +13,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxstudy.model import Model, column_statistics, from_linen, standardized
+from jaxstudy.model import Model, from_linen
 from jaxstudy.models.mlp import ACTIVATIONS, mlp
 from jaxstudy.types import Array, PyTree
+from jaxstudy.wrappers import column_statistics, standardized
 
 # The same functions in Keras; the course's leaky ReLU has slope 0.2, Keras's 0.3.
 TWINS: dict[str, Any] = {

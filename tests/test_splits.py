@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstudy.dataset import Dataset, StreamedDataset
+from jaxstudy.dataset import Dataset
 from jaxstudy.images.sets import Images, ImageSet
 from jaxstudy.images.splits import (
     ImageSplits,
@@ -18,6 +18,7 @@ from jaxstudy.images.splits import (
     nested_subsets,
     sizes_at_most,
 )
+from jaxstudy.streaming import StreamedDataset
 from jaxstudy.types import UserError
 from tests.conftest import Said
 
@@ -128,7 +129,7 @@ def test_smaller_training_sets_are_within_larger_ones(
     there: int, sizes: list[int], seed: int
 ) -> None:
     rows = 2 * np.arange(there)  # not all of the arrays belong to the set
-    train = Dataset({}, rows, np.ones(there, bool))  # type: ignore[arg-type]
+    train = Dataset(rows, np.ones(there, bool), {})  # type: ignore[arg-type]
     sizes = [min(size, there) for size in sizes]
     drawn = nested_subsets(train, sizes, 3, seed)
     assert drawn.shape == (len(sizes), 3, max(sizes))

@@ -14,15 +14,12 @@ import pytest
 
 from jaxstudy.chunks import Chunk, Visits
 from jaxstudy.dataset import (
-    BatchIndices,
+    BatchRows,
     Dataset,
     Order,
-    StreamedDataset,
     dataset,
     epoch_batches,
-    read_rows,
     steps_per_epoch,
-    streamed,
     subset,
 )
 from jaxstudy.models.mlp import mlp
@@ -30,6 +27,7 @@ from jaxstudy.objectives import squared_error
 from jaxstudy.runs.cli import Settings
 from jaxstudy.runs.run import open_run
 from jaxstudy.runs.saved import Options
+from jaxstudy.streaming import StreamedDataset, streamed
 from jaxstudy.training import (
     Evaluator,
     FitResult,
@@ -122,7 +120,7 @@ def test_either_set_may_be_streamed() -> None:
 def test_a_small_bound_makes_more_chunks_and_the_same_bits(monkeypatch: Patch) -> None:
     source = streamed(Rows(arrays()))
     expected = train(source, source, chunk_steps=1)
-    monkeypatch.setattr("jaxstudy.dataset.CHUNK_BYTES", 100)  # 8 rows of 12 bytes: 1
+    monkeypatch.setattr("jaxstudy.streaming.CHUNK_BYTES", 100)  # 8 rows of 12 bytes: 1
     small = train(source, source)
     assert small.records == expected.records
     chex.assert_trees_all_equal(small.state.params, expected.state.params)
@@ -212,24 +210,25 @@ def test_chunks_hold_the_batches_of_resident_sets(
         visits = Visits(source, keys, batch_size, per_epoch, Chunk(steps, 1))
         for begin in range(0, 2 * per_epoch, steps):
             epoch, first = divmod(begin, per_epoch)
-            visited, fields = visits.load(begin)
-            assert isinstance(visited, BatchIndices)
+            arrays, visited = visits.load(begin)
+            assert isinstance(visited, BatchRows)
+            assert arrays == {}
             shape = (-1, steps, batch_size)
             for k, rows, valid in zip(
                 jnp.atleast_1d(keys),
-                np.reshape(visited.indices, shape),
+                np.reshape(visited.fields["y"], shape),
                 np.reshape(visited.mask, shape),
                 strict=True,
             ):
                 want = jax.device_get(order(k, jnp.int32(epoch)))
                 now = slice(first, first + steps)
-                np.testing.assert_array_equal(fields["y"][rows], want.indices[now])
+                np.testing.assert_array_equal(rows, want.indices[now])
                 np.testing.assert_array_equal(valid, want.mask[now])
 
 
 def test_several_rows_are_read_at_once_where_a_source_can() -> None:
     source = ManyRows(arrays())
-    read = read_rows(source, [3, 1])
+    read = streamed(source).read(np.array([3, 1]))
     np.testing.assert_array_equal(read["x"], source.arrays["x"][[3, 1]])
 
 

@@ -19,14 +19,13 @@ from jaxstudy.model import (
     from_linen,
     sequential,
     split_stages,
-    standardized,
-    with_frozen_backbone,
 )
 from jaxstudy.models.inception import inception_stages, inception_v3
 from jaxstudy.models.mlp import mlp
 from jaxstudy.models.summary import LayerRow, Summary, print_summary, summary
 from jaxstudy.pretrained.keras_weights import keras_order
 from jaxstudy.types import Array
+from jaxstudy.wrappers import standardized, with_frozen_backbone
 
 IMAGE = jax.ShapeDtypeStruct((2, 75, 75, 3), jnp.float32)
 

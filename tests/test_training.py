@@ -29,7 +29,7 @@ from jaxstudy.dataset import (
     stacked_subsets,
     subset,
 )
-from jaxstudy.model import Model, column_statistics, from_linen, standardized
+from jaxstudy.model import Model, from_linen
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import binary_cross_entropy, squared_error
 from jaxstudy.optimizers import OPTIMIZERS, averaged_weights, with_averaged_weights
@@ -51,6 +51,7 @@ from jaxstudy.training import (
     make_train_step,
 )
 from jaxstudy.types import Array, Batch, Mean, Metrics, PyTree, TrainState, UserError
+from jaxstudy.wrappers import column_statistics, standardized
 from tests.conftest import assert_rounding, assert_rows
 
 # 52 rows in batches of 10: six steps an epoch, the last with two rows and padding.

@@ -16,7 +16,6 @@ from jaxstudy.model import (
     compose,
     sequential,
     split_stages,
-    with_frozen_backbone,
 )
 from jaxstudy.models.efficientnet import efficientnet_stages
 from jaxstudy.models.mlp import mlp
@@ -36,6 +35,7 @@ from jaxstudy.pretrained.backbones import (
 from jaxstudy.pretrained.features import frozen_features
 from jaxstudy.training import init_state, make_train_step
 from jaxstudy.types import UserError
+from jaxstudy.wrappers import with_frozen_backbone
 from tests.conftest import Patch
 
 ALL = efficientnet_stages(include_top=False)

@@ -19,7 +19,6 @@ from jaxstudy.dataset import (
     Order,
     dataset,
     stacked_subsets,
-    streamed,
     subset,
 )
 from jaxstudy.model import from_linen
@@ -28,6 +27,7 @@ from jaxstudy.records import Advance
 from jaxstudy.runs.cli import Settings
 from jaxstudy.runs.run import open_run
 from jaxstudy.runs.saved import Options
+from jaxstudy.streaming import streamed
 from jaxstudy.training import (
     Evaluator,
     FitResult,

@@ -31,8 +31,6 @@ from jaxstudy.model import (
     Stages,
     compose,
     sequential,
-    standardized,
-    with_frozen_backbone,
 )
 from jaxstudy.models.cnn import cnn
 from jaxstudy.models.dcgan import discriminator, generator, sample_latent
@@ -66,6 +64,7 @@ from jaxstudy.training import (
     run_steps,
 )
 from jaxstudy.types import Array, Objective, PyTree, TrainState
+from jaxstudy.wrappers import standardized, with_frozen_backbone
 
 ADAM = optax.adam(0.01)
 ROWS = 5

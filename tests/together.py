@@ -19,13 +19,14 @@ import numpy as np
 import optax
 
 from jaxstudy import processes
-from jaxstudy.dataset import AnyDataset, dataset, streamed
+from jaxstudy.dataset import AnyDataset, dataset
 from jaxstudy.model import Model
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import binary_cross_entropy
 from jaxstudy.runs.cli import Settings
 from jaxstudy.runs.run import Run, Stopped, open_run
 from jaxstudy.runs.saved import Options
+from jaxstudy.streaming import streamed
 from jaxstudy.training import (
     EvalStep,
     Evaluator,

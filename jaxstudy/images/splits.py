@@ -6,9 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxstudy.data.splits import random_split
-from jaxstudy.dataset import Dataset, StreamedDataset, dataset, streamed, subset
+from jaxstudy.dataset import Dataset, dataset, subset
 from jaxstudy.images.sets import Images, ImageSet
 from jaxstudy.messages import warn
+from jaxstudy.streaming import StreamedDataset, streamed
 from jaxstudy.types import UserError
 
 Rows = Dataset | StreamedDataset

@@ -2,7 +2,7 @@
 
 The features of an image are the same in every epoch of every training, so they are kept
 in the user's cache folder under the hash of all that they depend on.
-`model.with_frozen_backbone` computes the same at every step.
+`wrappers.with_frozen_backbone` computes the same at every step.
 """
 
 import contextlib

@@ -10,18 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstudy.images.subsets import ImageSubsets
-from jaxstudy.model import (
-    Model,
-    Standardization,
-    column_statistics,
-    compose,
-    standardized,
-    with_frozen_backbone,
-)
+from jaxstudy.model import Model, compose
 from jaxstudy.models.mlp import mlp
 from jaxstudy.models.summary import print_summary
 from jaxstudy.pretrained.backbones import output_shapes
 from jaxstudy.types import Array, PyTree, TrainState
+from jaxstudy.wrappers import (
+    Standardization,
+    column_statistics,
+    standardized,
+    with_frozen_backbone,
+)
 
 
 def regression(inputs: int, classes: int) -> Model:

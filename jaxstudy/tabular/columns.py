@@ -228,32 +228,25 @@ def input_names(column: Column) -> list[str]:
 
 
 def check_declarations(columns: Sequence[Column]) -> None:
-    """Raise ValueError where columns make no sense."""
+    """Raise ValueError where columns would mean something else than they say."""
     leaves = dict.fromkeys(leaf for column in columns for leaf in leaves_of(column))
     for key, count in Counter(map(key_of, leaves)).items():
         if count > 1:
             raise ValueError(f"{key} is declared in several ways")
     if len(columns) != len(set(columns)) or not columns:
         raise ValueError("columns are needed, and each once")
+    for leaf in leaves:
+        boundaries = getattr(leaf, "boundaries", (0.0,))
+        if isinstance(boundaries, tuple) and (
+            not boundaries or (np.diff(boundaries) <= 0).any()
+        ):
+            raise ValueError(f"{name_of(leaf)}: boundaries must rise")
     for column in columns:
-        of = column if isinstance(column, Numeric) else column.of
-        sizes = [column.dimension] if isinstance(column, Embedding) else []
-        sizes += [of.buckets] if isinstance(of, Hashed | Crossed) else []
-        for leaf in leaves_of(column):
-            if isinstance(of, Crossed) and getattr(leaf, "separator", None) is not None:
-                raise ValueError(f"{name_of(of)}: a list cannot be crossed")
-            sizes += [leaf.buckets] if isinstance(leaf, Hashed) else []
-            sizes += (
-                [leaf.min_count, leaf.max_tokens] if isinstance(leaf, Category) else []
-            )
-            boundaries = getattr(leaf, "boundaries", (0.0,))
-            sizes += [boundaries] if isinstance(boundaries, int) else []
-            if isinstance(boundaries, tuple) and (
-                not boundaries or (np.diff(boundaries) <= 0).any()
-            ):
-                raise ValueError(f"{name_of(leaf)}: boundaries must rise")
-        if any(size < 1 for size in sizes):
-            raise ValueError(f"{name_of(column)}: sizes must be 1 or more")
+        of = None if isinstance(column, Numeric) else column.of
+        if isinstance(of, Crossed) and any(
+            getattr(leaf, "separator", None) is not None for leaf in of.of
+        ):
+            raise ValueError(f"{name_of(of)}: a list cannot be crossed")
 
 
 def check_columns(table: pd.DataFrame, names: Iterable[str]) -> None:

@@ -63,11 +63,14 @@ class Features:
     columns: tuple[Column, ...]
 
     @property
+    def leaves(self) -> tuple[Any, ...]:
+        """The declarations that each read one column of the table."""
+        return tuple(dict.fromkeys(x for c in self.columns for x in leaves_of(c)))
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """The table's columns that are read."""
-        return tuple(
-            dict.fromkeys(x.column for c in self.columns for x in leaves_of(c))
-        )
+        return tuple(dict.fromkeys(leaf.column for leaf in self.leaves))
 
     @property
     def tables(self) -> tuple[Table, ...]:
@@ -99,36 +102,29 @@ class Features:
         """
         collected = ValidationErrors("the table") if errors is None else errors
         check_columns(table, self.sources)
-        leaves = dict.fromkeys(leaf for c in self.columns for leaf in leaves_of(c))
-        of_leaf = {
-            x: scaled_numbers(x, raw_numbers(x, column_of(table, x), collected))
-            for x in leaves
-        }
+        numbers = numbers_of(self.leaves, table, collected)
         if errors is None:
             collected.check()
-        return {key_of(leaf): numbers for leaf, numbers in of_leaf.items()}
+        return numbers
 
     def missing_words(self, table: pd.DataFrame) -> dict[str, Counter[str]]:
         """For columns of numbers, the words that count as missing, and how often."""
-        leaves = dict.fromkeys(leaf for c in self.columns for leaf in leaves_of(c))
         return {
             x.column: missing_words(column_of(table, x))
-            for x in leaves
+            for x in self.leaves
             if isinstance(x, Numeric | Bucketized)
             or (isinstance(x, Category) and spelling(x.words or ())("NA") is None)
         }
 
     def keys_of(self, column: str) -> set[str]:
         """Which of the numbers are made of one of the table's columns."""
-        leaves = (leaf for c in self.columns for leaf in leaves_of(c))
-        return {key_of(leaf) for leaf in leaves if leaf.column == column}
+        return {key_of(leaf) for leaf in self.leaves if leaf.column == column}
 
     def unknown(self, numbers: Iterable[Numbers]) -> dict[str, int]:
         """How many rows have a word that the vocabulary of a column has not."""
-        leaves = dict.fromkeys(leaf for c in self.columns for leaf in leaves_of(c))
         counts: Counter[str] = Counter()
         for part in numbers:
-            for leaf in leaves:
+            for leaf in self.leaves:
                 if isinstance(leaf, Category):
                     ids = np.asarray(part[key_of(leaf)])
                     ids = ids.reshape(len(ids), -1)
@@ -148,6 +144,16 @@ class Features:
             jnp.concatenate([nothing, *dense], 1),
             jnp.concatenate([nothing.astype(jnp.int32), *ids], 1),
         )
+
+
+def numbers_of(
+    leaves: Iterable[Any], table: pd.DataFrame, errors: ValidationErrors
+) -> dict[str, np.ndarray]:
+    """The numbers of each leaf, by its key; adds the errors of its cells."""
+    return {
+        key_of(x): scaled_numbers(x, raw_numbers(x, column_of(table, x), errors))
+        for x in leaves
+    }
 
 
 def select_columns(

@@ -22,7 +22,6 @@ from jaxstudy.tabular.cells import (
     column_of,
     one_spelling,
     raw_numbers,
-    scaled_numbers,
     spelling,
     split_words,
 )
@@ -41,7 +40,7 @@ from jaxstudy.tabular.columns import (
     key_of,
     leaves_of,
 )
-from jaxstudy.tabular.encoding import Features, crossed_numbers
+from jaxstudy.tabular.encoding import Features, crossed_numbers, numbers_of
 from jaxstudy.types import UserError
 
 SAMPLE = 100_000  # values that quantiles are of: all, or as many drawn from all
@@ -84,10 +83,8 @@ def fit_columns(
     crossed = [of for column in fitted.columns if (of := _crossed(column))]
     occupied = {of: np.zeros(of.buckets, bool) for of in crossed}
     for table in tables if crossed else ():
-        numbers = {
-            key_of(x): scaled_numbers(x, raw_numbers(x, column_of(table, x), collected))
-            for x in itertools.chain.from_iterable(map(leaves_of, crossed))
-        }
+        leaves = itertools.chain.from_iterable(map(leaves_of, crossed))
+        numbers = numbers_of(leaves, table, collected)
         for of, buckets in occupied.items():
             # on the host: JAX would compile anew for each number of rows
             buckets[crossed_numbers(of, [numbers[key_of(leaf)] for leaf in of.of])] = (

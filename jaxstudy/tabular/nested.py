@@ -17,7 +17,7 @@ import scipy  # its parts are imported where they are first used
 
 from jaxstudy.data.splits import kfold
 from jaxstudy.dataset import Dataset, stacked_subsets, steps_per_epoch
-from jaxstudy.model import Model, column_statistics
+from jaxstudy.model import Model
 from jaxstudy.objectives import binary_cross_entropy
 from jaxstudy.optimizers import OPTIMIZERS
 from jaxstudy.records import Log
@@ -41,6 +41,7 @@ from jaxstudy.training import (
     make_train_step,
 )
 from jaxstudy.types import Array, Batch, Key, Metrics, PyTree, TrainState
+from jaxstudy.wrappers import column_statistics
 
 Scores = Mapping[str, np.ndarray]  # [repeats, N] by metric
 SCORE_RANGES = {
