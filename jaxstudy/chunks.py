@@ -1,30 +1,23 @@
-"""Chunks: how much one dispatch trains, and which batches it visits."""
+"""Chunks: how much one dispatch trains, and the program that does it."""
 
 import functools
 import math
-from collections.abc import Callable
-from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh
 
-from jaxstudy.dataset import (
-    AnyDataset,
-    BatchIndices,
-    BatchRows,
-    Dataset,
-    Order,
-    epoch_batches,
-    stacked_subsets,
-    steps_per_epoch,
-    subset,
+from jaxstudy.dataset import BatchIndices, BatchRows, Dataset, gather, ordered_batches
+from jaxstudy.parallel import Mode, jit_on, replicated, split_rows
+from jaxstudy.types import (
+    Array,
+    Batch,
+    EvalStep,
+    Metrics,
+    PyTree,
+    TrainState,
+    TrainStep,
 )
-from jaxstudy.parallel import batch_sharding, data_size, put
-from jaxstudy.streaming import StreamedDataset
-from jaxstudy.types import Array, Batch, Key, UserError
 
 
 class Chunk(NamedTuple):
@@ -53,110 +46,88 @@ def plan_chunk(
     return Chunk(per_epoch, divisor(left, chunk_steps // per_epoch))
 
 
-def with_whole_batches(
-    data: AnyDataset, batch_size: int
-) -> tuple[AnyDataset, int, int]:
-    """The set, the steps of an epoch, and how many rows a batch needs to be a step.
+def run_steps(
+    train_step: TrainStep,
+    state: TrainState,
+    arrays: Batch,
+    batches: BatchIndices | BatchRows,
+    args: tuple[PyTree, ...] = (),
+    min_rows: int = 0,
+) -> tuple[TrainState, Metrics, Array]:
+    """One step for each of the batches [S, B] of rows of some arrays, as one scan.
 
-    Replicas may have epochs of different lengths: the rows are then padded anew to the
-    longest, so that one replica has a batch for every step.
-    """
-    indices, mask = (
-        np.atleast_2d(a) for a in jax.device_get((data.indices, data.mask))
-    )
-    counts = [int(n) for n in mask.sum(axis=-1)]
-    steps = [steps_per_epoch(n, batch_size, data.order) for n in counts]
-    if min(steps) == 0:
-        raise UserError(f"{min(counts)} rows do not make one batch of {batch_size}")
-    if min(steps) < steps_per_epoch(indices.shape[-1], batch_size, data.order):
-        own = [rows[real] for rows, real in zip(indices, mask, strict=True)]
-        alone = data.indices.ndim == 1
-        data = subset(data, own[0]) if alone else stacked_subsets(data, own)
-    if min(steps) == max(steps):
-        return data, max(steps), 0
-    return data, max(steps), batch_size if data.order.drop_remainder else 1
-
-
-def load_batches(
-    data: AnyDataset, batches: BatchIndices, own: bool, mesh: Mesh | None
-) -> tuple[Batch, BatchIndices | BatchRows]:
-    """Some arrays, and what `gather` takes of them for some batches [..., B].
-
-    On the devices; own: whether each replica has its own batches.
-    """
-    if isinstance(data, StreamedDataset):
-        sharding = batch_sharding(mesh, batches.mask.ndim, own) if mesh else None
-        rows = data.load(batches, sharding)
-        return {}, rows._replace(mask=put(rows.mask, own, mesh))
-    assert isinstance(data, Dataset)
-    return put((data.arrays, batches), (False, own), mesh)
-
-
-class Visits:
-    """The batches of every chunk [E, S, B], of replicas [L, E, S, B], and their rows.
-
-    One order serves all chunks of an epoch, and one dispatch makes all of several.
-    mesh: the devices that they are for.
+    Returns the state, the summed metrics, and the number of the first batch whose loss
+    was not finite (S where all were). A batch of fewer than `min_rows` rows, padding
+    apart, changes nothing and counts for nothing: a shorter replica's epoch has some.
     """
 
-    def __init__(
-        self,
-        data: AnyDataset,
-        key: Key,
-        batch_size: int,
-        per_epoch: int,
-        chunk: Chunk,
-        mesh: Mesh | None = None,
-    ) -> None:
-        if batch_size < data_size(mesh):
-            raise UserError(
-                f"--devices data: {data_size(mesh)} devices cannot share a batch of "
-                f"{batch_size}; --devices replicas does without, or use fewer devices"
+    def body(state: TrainState, rows: Any) -> tuple[TrainState, Any]:
+        batch = split_rows(gather(arrays, rows))
+        after, metrics = replicated(train_step(state, batch, *args))
+        if min_rows:
+            zeros = jax.tree.map(jnp.zeros_like, metrics)
+            taken = jnp.sum(rows.mask) >= min_rows
+            after, metrics = jax.tree.map(
+                functools.partial(jnp.where, taken), (after, metrics), (state, zeros)
             )
-        if mesh and isinstance(data, Dataset):  # once, not with every chunk
-            data = replace(data, arrays=put(data.arrays, False, mesh))
-        self.data, self.key, self.per_epoch, self.chunk = data, key, per_epoch, chunk
-        self.mesh = mesh
-        own = data.indices.ndim == 2, key.ndim == 1
-        self.own, self.epoch = any(own), -1
-        self.order = _order(data.order, batch_size, chunk.epochs, own)
+        return after, (metrics, jnp.isfinite(metrics["loss"].total))
 
-    def load(self, step: int) -> tuple[Batch, BatchIndices | BatchRows]:
-        """Those of the chunk that begins with this step, as `load_batches`."""
-        epoch, first = divmod(step, self.per_epoch)
-        if epoch != self.epoch:
-            self.epoch, rows = epoch, (self.data.indices, self.data.mask)
-            self.batches = self.order(rows, self.key, jax.device_put(np.int32(epoch)))
-        batches = self.batches
-        if self.chunk.steps < self.per_epoch:
-            first = jax.device_put(np.int32(first))
-            batches = _cut(batches, first, self.chunk.steps)
-        return load_batches(self.data, batches, self.own, self.mesh)
+    state, (metrics, finite) = jax.lax.scan(body, state, batches)
+    failed = jnp.argmin(jnp.append(finite, False))
+    return state, jax.tree.map(lambda a: jnp.sum(a, 0), metrics), failed
 
 
-@functools.lru_cache(maxsize=32)
-def _order(
-    order: Order, batch_size: int, epochs: int, own: tuple[bool, bool]
-) -> Callable[..., BatchIndices]:
-    """The batches of some epochs, of the rows, a key and the first of the epochs.
+def evaluate(
+    eval_step: EvalStep,
+    state: TrainState,
+    data: Dataset,
+    args: tuple[PyTree, ...] = (),
+    *,
+    batch_size: int,
+) -> Metrics:
+    """The summed metrics of every row of a set, in batches."""
+    batches = ordered_batches(data, batch_size)
+    if len(batches.indices) == 1:
+        only = jax.tree.map(lambda a: a[0], batches)
+        return eval_step(state, split_rows(gather(data.arrays, only)), *args)
+    metrics = jax.lax.map(
+        lambda rows: eval_step(state, split_rows(gather(data.arrays, rows)), *args),
+        batches,
+    )
+    return jax.tree.map(lambda a: jnp.sum(a, 0), metrics)
 
-    own: whether each replica has rows, and a key, of its own.
+
+@functools.lru_cache(maxsize=4)
+def chunk_program(
+    train_step: TrainStep,
+    eval_steps: tuple[tuple[str, EvalStep, int], ...],
+    min_rows: int,
+    own: Any,
+    mode: Mode,
+    mesh: Any,
+) -> Any:
+    """The jitted chunk: (state, visit, args, sets) -> (state, outputs).
+
+    outputs: (train, examples, failed, evaluations), each with an axis E.
     """
 
-    def batches(rows: tuple[Array, Array], key: Key, first: Array) -> BatchIndices:
-        data = Dataset(*rows, {}, order=order)
-        visited = first + jnp.arange(epochs)
-        return jax.vmap(lambda e: epoch_batches(data, batch_size, key, e))(visited)
+    def program(state: TrainState, visit: Any, args: Any, sets: Any) -> Any:
+        arrays, visited = visit
 
-    axes = (0 if own[0] else None, 0 if own[1] else None, None)
-    return jax.jit(jax.vmap(batches, axes) if any(own) else batches)
+        def epoch(state: TrainState, batches: Any) -> Any:
+            state, trained, failed = run_steps(
+                train_step, state, arrays, batches, args, min_rows
+            )
+            evaluations = {
+                name: evaluate(
+                    eval_step, state, Dataset(*rows, fields), own, batch_size=size
+                )
+                for (name, eval_step, size), (own, fields, rows) in zip(
+                    eval_steps, sets, strict=True
+                )
+            }
+            return state, (trained, jnp.sum(batches.mask), failed, evaluations)
 
+        return jax.lax.scan(epoch, state, visited)
 
-@functools.partial(jax.jit, static_argnames="steps")
-def _cut(batches: BatchIndices, first: Array, steps: int) -> BatchIndices:
-    """The batches of so many steps of [..., S, B], from one on."""
-
-    def cut(a: Array) -> Array:
-        return jax.lax.dynamic_slice_in_dim(a, first, steps, a.ndim - 2)
-
-    return jax.tree.map(cut, batches)
+    return jit_on(mesh, program, own, mode, donate_argnums=0)

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from jaxstudy import processes
-from jaxstudy.chunks import Visits, load_batches, plan_chunk, with_whole_batches
+from jaxstudy.chunks import chunk_program, evaluate, plan_chunk
 from jaxstudy.dataset import (
     AnyDataset,
     BatchIndices,
@@ -33,7 +33,6 @@ from jaxstudy.parallel import (
     localized,
     map_replicas,
     put,
-    replicated,
     split_rows,
     to_host,
 )
@@ -48,17 +47,16 @@ from jaxstudy.records import (
     values_by_epoch,
 )
 from jaxstudy.types import (
-    Array,
     Batch,
+    EvalStep,
     Key,
     Metrics,
     Objective,
     PyTree,
     TrainState,
+    TrainStep,
 )
-
-TrainStep = Callable[..., tuple[TrainState, Metrics]]  # (state, batch, *args)
-EvalStep = Callable[..., Metrics]  # (state, batch, *args)
+from jaxstudy.visits import Visits, load_batches, with_whole_batches
 
 
 def init_state(model: Model, tx: optax.GradientTransformation, key: Key) -> TrainState:
@@ -112,96 +110,6 @@ def make_eval_step(
         return metrics
 
     return eval_step
-
-
-# ------------------------------------------------------------------ pure programs
-
-
-def run_steps(
-    train_step: TrainStep,
-    state: TrainState,
-    arrays: Batch,
-    batches: BatchIndices | BatchRows,
-    args: tuple[PyTree, ...] = (),
-    min_rows: int = 0,
-) -> tuple[TrainState, Metrics, Array]:
-    """One step for each of the batches [S, B] of rows of some arrays, as one scan.
-
-    Returns the state, the summed metrics, and the number of the first batch whose loss
-    was not finite (S where all were). A batch of fewer than `min_rows` rows, padding
-    apart, changes nothing and counts for nothing: a shorter replica's epoch has some.
-    """
-
-    def body(state: TrainState, rows: Any) -> tuple[TrainState, Any]:
-        batch = split_rows(gather(arrays, rows))
-        after, metrics = replicated(train_step(state, batch, *args))
-        if min_rows:
-            zeros = jax.tree.map(jnp.zeros_like, metrics)
-            taken = jnp.sum(rows.mask) >= min_rows
-            after, metrics = jax.tree.map(
-                functools.partial(jnp.where, taken), (after, metrics), (state, zeros)
-            )
-        return after, (metrics, jnp.isfinite(metrics["loss"].total))
-
-    state, (metrics, finite) = jax.lax.scan(body, state, batches)
-    failed = jnp.argmin(jnp.append(finite, False))
-    return state, jax.tree.map(lambda a: jnp.sum(a, 0), metrics), failed
-
-
-def evaluate(
-    eval_step: EvalStep,
-    state: TrainState,
-    data: Dataset,
-    args: tuple[PyTree, ...] = (),
-    *,
-    batch_size: int,
-) -> Metrics:
-    """The summed metrics of every row of a set, in batches."""
-    batches = ordered_batches(data, batch_size)
-    if len(batches.indices) == 1:
-        only = jax.tree.map(lambda a: a[0], batches)
-        return eval_step(state, split_rows(gather(data.arrays, only)), *args)
-    metrics = jax.lax.map(
-        lambda rows: eval_step(state, split_rows(gather(data.arrays, rows)), *args),
-        batches,
-    )
-    return jax.tree.map(lambda a: jnp.sum(a, 0), metrics)
-
-
-@functools.lru_cache(maxsize=4)
-def _chunk_program(
-    train_step: TrainStep,
-    eval_steps: tuple[tuple[str, EvalStep, int], ...],
-    min_rows: int,
-    own: Any,
-    mode: Mode,
-    mesh: Any,
-) -> Any:
-    """The jitted chunk: (state, visit, args, sets) -> (state, outputs).
-
-    outputs: (train, examples, failed, evaluations), each with an axis E.
-    """
-
-    def program(state: TrainState, visit: Any, args: Any, sets: Any) -> Any:
-        arrays, visited = visit
-
-        def epoch(state: TrainState, batches: Any) -> Any:
-            state, trained, failed = run_steps(
-                train_step, state, arrays, batches, args, min_rows
-            )
-            evaluations = {
-                name: evaluate(
-                    eval_step, state, Dataset(*rows, fields), own, batch_size=size
-                )
-                for (name, eval_step, size), (own, fields, rows) in zip(
-                    eval_steps, sets, strict=True
-                )
-            }
-            return state, (trained, jnp.sum(batches.mask), failed, evaluations)
-
-        return jax.lax.scan(epoch, state, visited)
-
-    return jit_on(mesh, program, own, mode, donate_argnums=0)
 
 
 # ------------------------------------------------------------------ evaluation
@@ -352,17 +260,9 @@ def fit(
     began = time.perf_counter()
     visits = Visits(data, key, batch_size, per_epoch, chunk, mesh)
     visit = visits.load(step)
-    own_sets = tuple((True, False, e.data.indices.ndim == 2) for e in inside.values())
-    own = (True, (False, visits.own), True, own_sets) if count is not None else None
-    args, sets = put(
-        (replicas.args, tuple(map(_set_of, inside.values()))),
-        own[2:] if own else False,
-        mesh,
+    advance, names = _compiled_chunk(
+        state, train_step, visit, visits.own, inside, replicas, min_rows, mesh
     )
-    eval_steps = tuple((n, e.eval_step, e.batch_size) for n, e in inside.items())
-    program = _chunk_program(train_step, eval_steps, min_rows, own, replicas.mode, mesh)
-    lowered = program.lower(state, visit, args, sets)
-    advance, (trained, *_, evaluations) = lowered.compile(), lowered.out_info[1]
     took = time.perf_counter() - began
 
     def evaluated(step: int, evaluators: Mapping[str, Evaluator]) -> list[Record]:
@@ -371,9 +271,8 @@ def fit(
 
     asked = step == 0 and evaluate_first
     first = evaluated(step, evaluators) if asked or outside else []
-    names = {name: [*metrics] for name, metrics in evaluations.items()}
     names |= {r["split"]: [n for n in r if n not in HEAD] for r in first}
-    log.compiled(took, {"train": [*trained], **names})
+    log.compiled(took, names)
     first = first if asked else []
     records += first
     log.evaluated(first)
@@ -381,7 +280,7 @@ def fit(
     try:
         while step < total:
             began = time.perf_counter()
-            state, outputs = advance(state, visit, args, sets)
+            state, outputs = advance(state, visit)
             end = step + chunk.steps * chunk.epochs
             if end < total:  # while the device works
                 visit = visits.load(end)
@@ -421,11 +320,33 @@ def train_seeds(
     return fit(state, step, data, key=keys[:, 1], **options)
 
 
-def _set_of(evaluator: Evaluator) -> Any:
-    """What the evaluation within a chunk is of."""
-    data = evaluator.data
-    assert isinstance(data, Dataset)
-    return evaluator.args, data.arrays, (data.indices, data.mask)
+def _compiled_chunk(
+    state: TrainState,
+    train_step: TrainStep,
+    visit: Any,
+    own_visit: bool,
+    inside: Mapping[str, Evaluator],
+    replicas: Replicas,
+    min_rows: int,
+    mesh: Any,
+) -> tuple[Callable[..., Any], dict[str, list[str]]]:
+    """(state, visit) -> (state, outputs), compiled; its metrics' names by split.
+
+    Fitting again with the same functions and shapes compiles nothing again.
+    """
+    sets: Any = [
+        (e.args, e.data.arrays, (e.data.indices, e.data.mask))  # type: ignore[attr-defined]
+        for e in inside.values()
+    ]
+    own_sets = tuple((True, False, e.data.indices.ndim == 2) for e in inside.values())
+    own = (True, (False, own_visit), True, own_sets) if state.step.ndim else None
+    args, sets = put((replicas.args, tuple(sets)), own[2:] if own else False, mesh)
+    eval_steps = tuple((n, e.eval_step, e.batch_size) for n, e in inside.items())
+    program = chunk_program(train_step, eval_steps, min_rows, own, replicas.mode, mesh)
+    lowered = program.lower(state, visit, args, sets)
+    compiled, (trained, *_, evaluations) = lowered.compile(), lowered.out_info[1]
+    names = {n: [*metrics] for n, metrics in {"train": trained, **evaluations}.items()}
+    return lambda state, visit: compiled(state, visit, args, sets), names
 
 
 def _check_replicas(

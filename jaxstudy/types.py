@@ -38,6 +38,8 @@ class TrainState(NamedTuple):
 Objective = Callable[
     [PyTree, PyTree, Batch, Key | None], tuple[Array, tuple[PyTree, Metrics]]
 ]
+TrainStep = Callable[..., tuple[TrainState, Metrics]]  # (state, batch, *args)
+EvalStep = Callable[..., Metrics]  # (state, batch, *args)
 
 
 class UserError(Exception):

@@ -90,7 +90,7 @@ def operations_on_sharded_batches() -> None:
 
 
 def replicas_of_a_study() -> None:
-    """Twenty a block in each mode: the numbers are those of one device."""
+    """Twenty a block, vectorised: the numbers are those of one device, mapped."""
     assert (mesh := replica_mesh(20)) is not None
     assert mesh.size == 4
     protocol = replace(test_study.PROTOCOL, trials=4, tuning_seeds=5, budgets=(1, 2, 3))
@@ -105,12 +105,11 @@ def replicas_of_a_study() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
         one = cell("map")
-    for mode in ("map", "vmap"):
-        four = cell(mode)
-        assert one["points"] == four["points"]
-        for of in (lambda c: c["tuning"], lambda c: c["reported"]["4"]):
-            losses = (np.array(of(c)["validation"], float) for c in (one, four))
-            np.testing.assert_allclose(*losses, rtol=1e-4)
+    four = cell("vmap")
+    assert one["points"] == four["points"]
+    for of in (lambda c: c["tuning"], lambda c: c["reported"]["4"]):
+        losses = (np.array(of(c)["validation"], float) for c in (one, four))
+        np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
 def replicas_of_a_gan() -> None:
@@ -176,7 +175,7 @@ class Rows:
 NET = from_linen(Net(), jnp.zeros((1, 5)))
 NET_OBJECTIVE = binary_cross_entropy(NET)
 NET_EVALUATE = make_eval_step(NET_OBJECTIVE)
-BATCH_ROWS, EPOCHS = 61, 50  # four steps each, the last of 47 rows
+BATCH_ROWS, EPOCHS = 61, 12  # four steps each, the last of 47 rows
 
 
 @functools.cache
@@ -248,7 +247,7 @@ def communication(text: str) -> dict[str, int]:
 
 
 def batches_shared_by_devices() -> None:
-    """200 steps of gradient descent agree, and only few sums are communicated.
+    """48 steps of gradient descent agree, and only few sums are communicated.
 
     61 rows divide by no number of devices; BatchNorm's statistics are of all of them,
     and dropout draws for all. Gradients are summed once a step, with BatchNorm twice
@@ -256,14 +255,15 @@ def batches_shared_by_devices() -> None:
     """
     data, tx = dataset(net_arrays()), optax.sgd(0.1)
     step = make_train_step(NET_OBJECTIVE, tx)
-    want = train_net(0, step, tx, data)
+    with compiled() as usual:
+        want = train_net(0, step, tx, data)
     start = init_state(NET, tx, jax.random.key(3)).params["Dense_0"]["kernel"]
     assert np.abs(want[0].state.params["Dense_0"]["kernel"] - start).max() > 0.1
     with compiled() as texts:
         one = train_net(1, step, tx, data)
-    assert texts == []  # the same program as usual
+    assert texts == usual
     assert test_training.bits(one[0].state) == test_training.bits(want[0].state)
-    for count in (2, 3, 4):
+    for count in (3, 4):
         with compiled() as texts:
             found = train_net(count, step, tx, data)
         assert_close(found, want)
@@ -280,21 +280,6 @@ def batches_shared_by_devices() -> None:
     )  # fmt: skip
     assert len(resumed.state.step.sharding.device_set) == 4
     assert Evaluator(NET_EVALUATE, data, 100)(resumed.state) == found[1]
-
-
-def adam_but_for_a_bias_before_batchnorm() -> None:
-    """BatchNorm takes the bias away again, so its gradient is 0 but for rounding, of
-    which Adam makes whole steps; the running mean follows it, and evaluations that.
-    """
-    data, tx = dataset(net_arrays()), optax.adam(0.01)
-    step = make_train_step(NET_OBJECTIVE, tx)
-    trained = []
-    for fitted, _ in (train_net(count, step, tx, data) for count in (0, 4)):
-        params, extra = fitted.state.params, fitted.state.extra
-        del params["Dense_0"]["bias"], extra["batch_stats"]["BatchNorm_0"]["mean"]
-        records = [r for r in fitted.records if r["split"] == "train"]
-        trained.append((fitted._replace(records=records), {}))
-    assert_close(trained[1], trained[0])
 
 
 def streams_shared_by_devices() -> None:
@@ -359,7 +344,6 @@ def an_experiment_by_data() -> None:
 
 CHECKS = (
     batches_shared_by_devices,
-    adam_but_for_a_bias_before_batchnorm,
     streams_shared_by_devices,
     replicas_that_share_devices_and_batches,
     a_gan_by_data,

@@ -317,10 +317,6 @@ def test_columns_that_are_not_there() -> None:
         (Numeric("a"), Numeric("a")),
         (Indicator(Category("a")), Embedding(Category("a", min_count=2), 2)),
         (Indicator(Bucketized("a", (2.0, 1.0))),),
-        (Indicator(Bucketized("a", 0)),),
-        (Indicator(Hashed("a", 0)),),
-        (Embedding(Category("a"), 0),),
-        (Indicator(Category("a", min_count=0)),),
         (Indicator(Crossed((Category("a", separator=" "), Category("b")), 5)),),
     ],
 )

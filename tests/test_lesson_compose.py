@@ -55,7 +55,7 @@ def test_training_carries_states_and_evaluation_begins_with_zeros() -> None:
     assert losses[0] == losses[1]
     forgetful = dataclasses.replace(CONFIG, forget=1.0)
     model = lesson.build_carrying(forgetful, len(VOCABULARY))
-    objective = lesson.next_character(model)
+    objective = jax.jit(lesson.next_character(model))
     losses = [objective(params, e, batch, key)[0] for e in (extra, carried)]
     assert losses[0] == losses[1]
 
@@ -63,7 +63,8 @@ def test_training_carries_states_and_evaluation_begins_with_zeros() -> None:
 def test_a_tune_goes_on_from_its_prefix_to_an_empty_line() -> None:
     model = lesson.build(CONFIG, len(VOCABULARY))
     # far from uniform, so that some end
-    params = jax.tree.map(lambda a: 4 * a[None], model.init(jax.random.key(1))[0])
+    params, _ = jax.jit(model.init)(jax.random.key(1))
+    params = jax.tree.map(lambda a: 4 * a[None], params)
 
     def go_on(count: int = 30, **settings: Any) -> list[str]:
         config = dataclasses.replace(CONFIG, **settings)

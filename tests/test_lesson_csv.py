@@ -518,9 +518,7 @@ def test_all_errors_of_a_table_at_once(ask: Ask, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "is empty"),
         (b"x,colour,town,bought\n", "has a header and no row"),
-        (b"x,bought\n1,\xff\n", "byte 11 is not UTF-8 text"),
         (b'x,bought\n1,"yes\n', "line 2: "),
         (None, "cannot be read"),
     ],

@@ -64,7 +64,7 @@ def test_training_on_pairs_learns_from_every_seed() -> None:
     ones = np.ones(64, np.int32)
     pairs = {"x": symbols, "x_length": ones, "y": symbols, "y_length": ones}
     data = dataset(pairs)
-    model = seq2seq(4, 4, 8, attention=False, kind="gru", embedding=4).model
+    model = seq2seq(4, 4, 8, attention=False, kind="simple", embedding=4).model
     state, eval_step = train_on_pairs(
         model, 0, data, data, rate=0.03, epochs=8, seed=0, seeds=2, log=Log(),
         batch_size=16,
@@ -92,7 +92,7 @@ def test_digits_have_their_names_and_test_hands_are_others() -> None:
 def test_spelling_letter_by_letter_is_what_was_trained() -> None:
     """And a letter depends on the vector, and on those before it only."""
     network = spelling.speller(5, 7, 6)
-    params, _ = network.model.init(jax.random.key(0))
+    params, _ = jax.jit(network.model.init)(jax.random.key(0))
     params = jax.tree.map(lambda a: 2 * a, params)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(3, 5)), jnp.float32)
@@ -103,7 +103,7 @@ def test_spelling_letter_by_letter_is_what_was_trained() -> None:
         inputs = x, jnp.full(len(x), 5), before
         return network.model.apply(params, {}, *inputs, train=False, key=None)[0]
 
-    whole, states = logits(x, before), network.first(params, x)
+    whole, states = logits(x, before), jax.jit(network.first)(params, x)
     step = jax.jit(network.step(params))
     for t in range(4):
         states, letter = step(states, before[:, t])

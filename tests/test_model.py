@@ -27,9 +27,8 @@ TWINS: dict[str, Any] = {
     "leaky_relu": lambda x: keras.activations.leaky_relu(x, 0.2),
     "gelu": keras.activations.gelu,
 }
-# A few dozen roundings of numbers near 1. Keras takes the tanh of float64 in float32.
+# A few dozen roundings of numbers near 1.
 F64: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-13}
-F32: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-6}
 
 
 def initial(model: Model, seed: int = 0) -> tuple[PyTree, PyTree]:
@@ -63,19 +62,23 @@ def examples(n: int = 32, features: int = 5) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(n, features))
 
 
+def test_activations_are_keras_s() -> None:
+    x = np.linspace(-3, 3, 61, dtype=np.float32)
+    for name, activation in ACTIVATIONS.items():  # each has a twin
+        want = keras.activations.get(TWINS[name])(x)
+        np.testing.assert_allclose(activation(x), want, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(
-    ("activation", "use_bias"),
-    [*((name, True) for name in ACTIVATIONS), ("relu", False)],  # each has a twin
-)
-def test_outputs_and_gradients_equal_keras(activation: str, use_bias: bool) -> None:
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_outputs_and_gradients_equal_keras(use_bias: bool) -> None:
     """Two hidden layers, copied weights: logits, cross-entropy and its gradient."""
-    model = mlp(5, (8, 7), 3, ACTIVATIONS[activation], use_bias=use_bias)
+    model = mlp(5, (8, 7), 3, ACTIVATIONS["gelu"], use_bias=use_bias)
     y = np.arange(32) % 3
     x = jnp.asarray(examples())
     params, extra = as_float64(initial(model))
     params = jax.tree.map(lambda a: a + 0.1, params)  # biases that are not 0
-    twin = keras_twin(params, TWINS[activation], 5)
+    twin = keras_twin(params, TWINS["gelu"], 5)
 
     def ours(params: PyTree) -> tuple[Array, Array]:
         logits, _ = model.apply(params, extra, x, train=True, key=None)
@@ -93,12 +96,11 @@ def test_outputs_and_gradients_equal_keras(activation: str, use_bias: bool) -> N
     values = [v.value for v in twin.trainable_variables]
     (want_loss, want_logits), want_grads = gradient(values)
     assert logits.dtype == want_logits.dtype == jnp.float64
-    tolerance = F32 if activation == "tanh" else F64
-    np.testing.assert_allclose(logits, want_logits, **tolerance)
-    np.testing.assert_allclose(loss, want_loss, **tolerance)
+    np.testing.assert_allclose(logits, want_logits, **F64)
+    np.testing.assert_allclose(loss, want_loss, **F64)
     assert len(flat(grads)) == len(want_grads) == (6 if use_bias else 3)
     for got, want in zip(flat(grads), want_grads, strict=True):
-        np.testing.assert_allclose(got, want, **tolerance)
+        np.testing.assert_allclose(got, want, **F64)
 
 
 def test_no_hidden_layer_is_a_linear_model_of_one_output() -> None:

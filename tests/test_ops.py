@@ -48,13 +48,10 @@ CONVOLUTIONS = [
     (7, 8, (3, 3), (1, 1), "SAME", 3, 4, 1),
     (8, 7, (3, 3), (2, 2), "SAME", 3, 4, 1),
     (9, 9, (5, 1), (2, 1), "VALID", 2, 6, 1),
-    (6, 6, (1, 1), (1, 1), "SAME", 2, 3, 1),
     (6, 6, (1, 1), (2, 2), "VALID", 2, 3, 1),
-    (6, 5, (1, 7), (1, 1), "SAME", 2, 3, 1),
     (6, 6, (4, 2), (3, 3), ((1, 2), (0, 3)), 1, 2, 1),
-    (8, 8, (3, 3), (2, 2), "SAME", 4, 4, 4),
     (9, 8, (5, 3), (2, 1), ((2, 1), (0, 2)), 3, 3, 3),
-    (8, 8, (5, 5), (1, 1), "SAME", 2, 6, 2),
+    (8, 8, (3, 3), (1, 1), "SAME", 2, 6, 2),
     (6, 6, (3, 3), (1, 1), "SAME", 4, 6, 2),
 ]
 
@@ -140,89 +137,78 @@ def test_a_cpu_program_has_no_convolution_and_a_gpu_program_has() -> None:
 
 def test_flax_layers_take_it() -> None:
     x = normal(2, 9, 8, 3)
-    variants: list[dict[str, Any]] = [
-        {}, {"strides": 2}, {"padding": "VALID", "feature_group_count": 3},
-    ]  # fmt: skip
-    for options in variants:
-        ours = nn.Conv(
-            6, (3, 3), conv_general_dilated=ops.conv_general_dilated, **options
+    settings: dict[str, Any] = {"strides": 2, "padding": "VALID"}
+    settings["feature_group_count"] = 3
+    theirs = nn.Conv(6, (3, 3), **settings)
+    ours = nn.Conv(6, (3, 3), conv_general_dilated=ops.conv_general_dilated, **settings)
+    variables = jax.jit(theirs.init)(jax.random.key(0), x)
+    close(jax.jit(ours.apply)(variables, x), jax.jit(theirs.apply)(variables, x), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "numbers", "dilation"),
+    [
+        ((2, 9, 3), (3, 3, 4), ("NWC", "WIO", "NWC"), None),
+        ((2, 9, 9, 3), (3, 3, 3, 4), NHWC, (2, 2)),
+    ],
+)
+def test_what_is_not_for_images_is_left_to_the_library(
+    shape: Any, kernel: Any, numbers: Any, dilation: Any
+) -> None:
+    x, k, strides = normal(*shape), normal(*kernel), (1,) * (len(shape) - 2)
+    got, want = (
+        convolve(
+            x, k, strides, "SAME", rhs_dilation=dilation, dimension_numbers=numbers
         )
-        theirs = nn.Conv(6, (3, 3), **options)
-        variables = theirs.init(jax.random.key(0), x)
-        close(ours.apply(variables, x), theirs.apply(variables, x), 1e-6)
-
-
-def test_what_is_not_for_images_is_left_to_the_library() -> None:
-    x, kernel = normal(2, 9, 3), normal(3, 3, 4)
-    numbers = ("NWC", "WIO", "NWC")
-    got = ops.conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=numbers)
-    want = lax.conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=numbers)
-    close(got, want, 1e-6)
-    x, kernel = normal(2, 9, 9, 3), normal(3, 3, 3, 4)
-    got = ops.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", rhs_dilation=(2, 2), dimension_numbers=NHWC
-    )
-    want = lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", rhs_dilation=(2, 2), dimension_numbers=NHWC
+        for convolve in (ops.conv_general_dilated, lax.conv_general_dilated)
     )
     close(got, want, 1e-6)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("padding", ["SAME", "VALID"])
-def test_convolution_is_keras_s(stride: int, padding: Any) -> None:
+def test_convolution_is_keras_s() -> None:
     x, kernel = normal(2, 8, 7, 3), normal(3, 3, 3, 5)
-    layer = keras.layers.Conv2D(
-        5, 3, strides=stride, padding=padding.lower(), use_bias=False
-    )
+    layer = keras.layers.Conv2D(5, 3, strides=2, padding="same", use_bias=False)
     layer.build(x.shape)
     layer.set_weights([kernel])
-    close(ops.conv2d(x, kernel, stride, padding), layer(x), 1e-6)
+    close(ops.conv2d(x, kernel, 2), layer(x), 1e-6)
 
 
-TRANSPOSED = [
-    (kernel, stride, padding)
-    for kernel, stride in ((1, 2), (1, 3), (3, 1), (4, 2), (4, 3), (5, 2), (5, 3))
-    for padding in ("SAME", "VALID")
-]
-
-
-@pytest.mark.parametrize(("kernel", "stride", "padding"), TRANSPOSED)
-def test_transposed_convolution_is_keras_s(
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [
+        (1, 3, "SAME"), (3, 1, "VALID"), (4, 2, "SAME"), (5, 2, "VALID"),
+        (4, 3, "VALID"), (5, 3, "SAME"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("float64")
+def test_transposed_convolution_is_keras_s_and_its_gradient_the_librarys(
     kernel: int, stride: int, padding: Any
 ) -> None:
-    x, k = normal(2, 4, 5, 3), normal(kernel, kernel, 6, 3, seed=1)
+    x = normal(2, 4, 5, 3, dtype=np.float64)
+    k = normal(kernel, kernel, 6, 3, seed=1, dtype=np.float64)
     layer = keras.layers.Conv2DTranspose(
         6, kernel, strides=stride, padding=padding.lower(), use_bias=False
     )
     layer.build(x.shape)
     layer.set_weights([k])
-    close(ops.conv2d_transpose(x, k, stride, padding), layer(x), 1e-6)
-
-
-@pytest.mark.parametrize(("kernel", "stride", "padding"), TRANSPOSED[3::3])
-@pytest.mark.usefixtures("float64")
-def test_transposed_gradients_are_the_librarys(
-    kernel: int, stride: int, padding: Any
-) -> None:
-    x = normal(2, 4, 5, 3, dtype=np.float64)
-    k = normal(kernel, kernel, 6, 3, seed=1, dtype=np.float64)
-    got = with_gradients(lambda x, k: ops.conv2d_transpose(x, k, stride, padding), x, k)
-    want = with_gradients(
+    y, *gradients = with_gradients(
+        lambda x, k: ops.conv2d_transpose(x, k, stride, padding), x, k
+    )
+    close(y, layer(x), 1e-13)
+    _, *want = with_gradients(
         lambda x, k: lax.conv_transpose(
             x, k, (stride, stride), padding, dimension_numbers=NHWC,
             transpose_kernel=True,
         ),
         x, k,
     )  # fmt: skip
-    for a, b in zip(got, want, strict=True):
+    for a, b in zip(gradients, want, strict=True):
         close(a, b, 1e-13)
 
 
 POOLS = [
     ((2, 2), None, "VALID"),
     ((3, 3), (2, 2), "SAME"),
-    ((3, 3), (2, 2), "VALID"),
     ((3, 2), (1, 1), "SAME"),
 ]
 
@@ -242,12 +228,10 @@ def test_pooling_is_keras_s(kind: str, window: Any, strides: Any, padding: Any) 
 
 
 def test_max_pooling_keeps_nan_and_minus_infinity() -> None:
-    x = jnp.full((1, 2, 4, 1), -jnp.inf).at[0, 1, 0, 0].set(jnp.nan)
-    got = ops.max_pool(x)[0, 0, :, 0]
-    assert np.isnan(got[0])
-    assert got[1] == -np.inf
-    first = jnp.zeros((1, 2, 2, 1)).at[0, 0, 0, 0].set(jnp.nan)
-    assert np.isnan(ops.max_pool(first)).all()
+    x = np.full((1, 2, 6, 1), -np.inf, np.float32)
+    x[0, 1, 0] = x[0, 0, 4] = np.nan  # the last and the first of their windows
+    largest = jax.jit(ops.max_pool)(x)[0, 0, :, 0]
+    np.testing.assert_array_equal(largest, [np.nan, -np.inf, np.nan])
 
 
 def test_pooling_of_known_numbers() -> None:
@@ -278,7 +262,7 @@ def test_they_map_and_scan() -> None:
         jax.tree.map(lambda a, b: close(a, b, 1e-6), got, want)
 
 
-@pytest.mark.parametrize("shape", [(3, 5), (2, 3, 5), (2, 2, 3, 5)])
+@pytest.mark.parametrize("shape", [(3, 5), (2, 2, 3, 5)])
 def test_a_flat_product_is_that_of_every_row(shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     x, kernel = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in (shape, (5, 4)))
@@ -290,7 +274,7 @@ def test_a_flat_product_is_that_of_every_row(shape: tuple[int, ...]) -> None:
         ops.flat_dot_general(x, kernel, (((0,), (0,)), ((), ())))
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (7,), (3, 4, 5)])
+@pytest.mark.parametrize("shape", [(), (0,), (3, 4, 5)])
 def test_random_bits_are_those_of_jax(shape: tuple[int, ...]) -> None:
     """Alone, in replicas, and by a generator that is not Threefry."""
     keys = jax.random.split(jax.random.key(2**40 + 1), 3)
@@ -304,7 +288,7 @@ def test_random_bits_are_those_of_jax(shape: tuple[int, ...]) -> None:
     )
 
 
-@pytest.mark.parametrize("n", [1, 6, 7])
+@pytest.mark.parametrize("n", [1, 7])
 def test_dropout_scales_what_it_keeps(n: int) -> None:
     x = jnp.abs(normal(n, 9, 5)) + 1
     y, dx = jax.jit(jax.value_and_grad(lambda x, key: ops.dropout(x, 0.4, key).sum()))(
@@ -319,7 +303,7 @@ def test_dropout_scales_what_it_keeps(n: int) -> None:
 def test_dropout_draws_each_place_alone() -> None:
     """In the share of the rate, and no two examples with the same places, or opposed
     ones: half of them share the bits of another."""
-    n, d = 400, 500
+    n, d = 100, 500
     keys = jax.random.split(jax.random.key(2), 3)
     masks = np.asarray(jax.vmap(lambda k: ops.dropout(jnp.ones((n, d)), 0.3, k))(keys))
     dropped = masks == 0

@@ -316,13 +316,30 @@ def test_a_stopped_training_goes_on_in_as_many_processes_or_in_one(
     assert apart(one["resumed"], first["whole"]) < 1e-6
 
 
-def test_other_data_or_another_command_ends_all(
-    launched: Launched, seen: list[Seen], tmp_path: Path
-) -> None:
+def test_other_data_is_refused_by_all(seen: list[Seen]) -> None:
     for process in seen[:2]:
         assert (
             process["refused"] == "process 1 has another training data than process 0"
         )
+
+
+def test_another_command_is_refused_by_whom_it_reaches(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of the processes that a launcher starts: here what the other says is made up."""
+    monkeypatch.setattr(processes, "are_several", lambda: True)
+    monkeypatch.setattr(processes, "leave", sys.exit)
+    monkeypatch.setattr(
+        processes, "exchange", lambda **said: [said, {n: "other" for n in said}]
+    )
+    answer = ask(tiny, "--run-dir", tmp_path / "run")
+    assert answer.code == 2
+    assert "error: process 1 has another command line than process 0\n" in answer.error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.torture
+def test_another_command_ends_all(launched: Launched, tmp_path: Path) -> None:
     started = launched(2, TINY, ["--run-dir", tmp_path / "run"], ["--epochs", 5])
     codes, said = ended(started)
     assert codes == [2, 2], said

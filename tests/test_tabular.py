@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import io
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 from jaxstudy.data.sources import ADMISSIONS
 from jaxstudy.dataset import steps_per_epoch
-from jaxstudy.messages import MAX_SHOWN, ValidationErrors, shortened
+from jaxstudy.messages import ValidationErrors, shortened
 from jaxstudy.tabular import sets
 from jaxstudy.tabular.reading import (
     ClassField,
@@ -59,20 +58,27 @@ def error(content: bytes) -> str:
     return message
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 1), finite, finite), min_size=1, max_size=20),
     st.permutations(range(4)),
+    st.sampled_from(",;\t|"),
     st.booleans(),
+    st.sampled_from(["", "\ufeff", "\ufeff# a; comment, of|one\n"]),
 )
 def test_every_table_of_finite_numbers_round_trips(
-    rows: list[tuple[int, float, float]], order: list[int], byte_order_mark: bool
+    rows: list[tuple[int, float, float]],
+    order: list[int],
+    separator: str,
+    comma: bool,
+    before: str,
 ) -> None:
-    header = [[*HEADER, "ignored"][i] for i in order]
-    text = [[[*map(repr, row), "any text"][i] for i in order] for row in rows]
-    content = as_csv(text, header)
-    if byte_order_mark:
-        content = b"\xef\xbb\xbf" + content
-    table = read_table(content, "t.csv", COLUMNS)
+    comma &= separator != ","
+    lines = [[*HEADER, "ignored"], *([*map(repr, row), "any text"] for row in rows)]
+    text = "\n".join(separator.join(line[i] for i in order) for line in lines)
+    content = (before + (text.replace(".", ",") if comma else text)).encode()
+    dialect = sniff(io.BytesIO(content), decimal="," if comma else None)
+    table = read_table(content, "t.csv", COLUMNS, dialect)
     assert list(table.columns) == HEADER
     expected = np.array(rows, np.float32)
     np.testing.assert_array_equal(table.to_numpy(np.float32), expected)
@@ -126,15 +132,6 @@ def test_a_cell_is_a_finite_number_or_an_error(cell: str, name: str) -> None:
     assert "_" not in cell
 
 
-@given(st.integers(2) | st.integers(max_value=-1) | st.just(0.5), st.integers(0, 2))
-def test_a_label_is_one_of_the_classes(label: float, row: int) -> None:
-    cells = [list(cells) for cells in GOOD]
-    cells[row][0] = str(label)
-    message = error(as_csv(cells))
-    where = f"t.csv, row {row + 1} (line {row + 2}), column 'class': "
-    assert message.startswith(f"{where}'{label}' is none of 0, 1")
-
-
 @given(st.integers(0, 2), st.integers(0, 6), st.integers(0, 2))
 def test_a_ragged_row_is_named(row: int, width: int, extra_blank_lines: int) -> None:
     assume(width not in (0, 3))
@@ -160,15 +157,6 @@ def test_all_errors_are_told_at_once() -> None:
         "row 1 (line 2), column 'b': '' is blank",
         "row 2 (line 3): 2 fields where the header has 3",
     ]
-
-
-def test_very_many_errors_are_counted() -> None:
-    with pytest.raises(UserError) as error:
-        read_table(as_csv([["1", "x", "y"]] * 80), "t.csv", COLUMNS)
-    lines = str(error.value).split("\n  ")
-    assert len(lines) == MAX_SHOWN + 2
-    assert lines[0] == "t.csv has 160 errors:"
-    assert lines[-1] == "and 60 more"
 
 
 @pytest.mark.parametrize("name", HEADER)
@@ -241,27 +229,6 @@ def test_what_is_given_is_not_found_out() -> None:
             sniff(io.BytesIO(content), separator)
 
 
-@settings(deadline=None, max_examples=50)
-@given(
-    st.lists(st.tuples(st.sampled_from("01"), finite, finite), min_size=2, max_size=9),
-    st.sampled_from(";\t|"),
-    st.booleans(),
-    st.sampled_from(["", "# a; comment, of|one\n"]),
-)
-def test_tables_of_every_dialect_read_the_same(
-    rows: list[tuple[str, float, float]], separator: str, comma: bool, before: str
-) -> None:
-    lines = [[*map(str, row)] for row in rows]
-    text = "\n".join(map(separator.join, [HEADER, *lines]))
-    if comma:
-        text = text.replace(".", ",")
-    content = (before + text).encode()
-    dialect = sniff(io.BytesIO(content), decimal="," if comma else None)
-    table = read_table(content, "t.csv", COLUMNS, dialect)
-    expected = np.array([[*map(float, row)] for row in rows], np.float32)
-    np.testing.assert_array_equal(table.to_numpy(np.float32), expected)
-
-
 def test_a_point_between_thousands_is_no_decimal_one() -> None:
     dialect = Dialect(";", ",")
     cells = {
@@ -326,22 +293,6 @@ def test_no_spreadsheet_runs_a_cell() -> None:
 
 
 # ------------------------------------------------------------------ the admissions
-
-
-def test_the_admissions() -> None:
-    table = read_admissions()
-    assert list(table.columns) == ["admit", "gre", "gpa", "rank"]
-    assert table.shape == (400, 4)
-    assert table.admit.sum() == 127
-    assert table.gre.sum() == 235080
-    assert round(table.gpa.sum(), 2) == 1355.96
-    assert table["rank"].value_counts().to_dict() == {1: 61, 2: 151, 3: 121, 4: 67}
-    # the table that goes with the published logit regression
-    admitted = dict(Counter(table["rank"][table.admit == 1]))
-    assert admitted == {1: 33, 2: 54, 3: 28, 4: 12}
-    assert (table.gre.min(), table.gre.max()) == (220, 800)
-    assert (table.gpa.min(), table.gpa.max()) == (2.26, 4.0)
-    assert (table.gre % 20 == 0).all()
 
 
 def test_a_flipped_label_of_the_admissions_is_found(
@@ -455,6 +406,7 @@ def test_digits() -> None:
     assert digits["x"].sum() * 16 == 561718
 
 
+@pytest.mark.torture
 def test_the_digits_are_forms_one_after_the_other() -> None:
     """All of one text, and a digit is most like one of its own form: one writer's."""
     digits = read_digits()

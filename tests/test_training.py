@@ -1,7 +1,6 @@
 """The step, the loop, and what jit, scan, map, donation and sharding make of them."""
 
 import functools
-import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,19 +19,16 @@ from hypothesis import strategies as st
 from jaxstudy.chunks import plan_chunk
 from jaxstudy.data.splits import kfold
 from jaxstudy.dataset import (
-    BatchIndices,
     Dataset,
     Order,
     dataset,
-    epoch_batches,
-    gather,
     stacked_subsets,
     subset,
 )
 from jaxstudy.model import Model, from_linen
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import binary_cross_entropy, squared_error
-from jaxstudy.optimizers import OPTIMIZERS, averaged_weights, with_averaged_weights
+from jaxstudy.optimizers import OPTIMIZERS, with_averaged_weights
 from jaxstudy.records import Advance, Log
 from jaxstudy.runs.cli import Settings
 from jaxstudy.runs.run import open_run
@@ -148,17 +144,12 @@ def trained(chunk_steps: int) -> Trained:
     )
 
 
-# one step; part of an epoch; an epoch; two epochs at a time
-# part of an epoch; an epoch; two epochs at a time
-CHUNKS = (3, 6, 12)
-
-
 # Of so many steps of Adam at rates up to 0.01, on weights and gradients around 1, each
 # adding a few roundings: what programs of other shapes may differ by.
 ULPS = 8 * TOTAL
 
 
-@pytest.mark.parametrize("chunk_steps", CHUNKS)
+@pytest.mark.parametrize("chunk_steps", [3, 12])  # half an epoch; two of them
 def test_chunks_of_any_size_train_the_same(chunk_steps: int) -> None:
     """And trace the step once, however many chunks there are: `trained` asserts it."""
     fitted, reference = trained(chunk_steps).fitted, trained(6).fitted
@@ -186,17 +177,6 @@ def test_the_first_state_is_donated_and_nothing_else() -> None:
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(data))
     Evaluator(EVALUATE, data)(fitted.state)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(fitted.state))
-
-
-def test_no_tracer_leaks() -> None:
-    model, tx = mlp(3, (), 1), optax.sgd(0.1)
-    objective = binary_cross_entropy(model)
-    step, evaluate = make_train_step(objective, tx), make_eval_step(objective)
-    state = init_state(model, tx, jax.random.key(0))
-    with jax.checking_leaks():
-        gc.freeze()  # each check collects garbage: not among all that was imported, too
-        run(state, step, evaluate, chunk_steps=3, epochs=1)
-        gc.unfreeze()
 
 
 def test_nothing_is_transferred_but_by_name() -> None:
@@ -264,13 +244,7 @@ def test_a_run_goes_on_with_the_same_rows_from_any_step(start: int) -> None:
     np.testing.assert_array_equal(log[start:], whole[start:])
 
 
-def test_a_finished_run_is_left_alone() -> None:
-    state = empty_log(TOTAL)
-    assert fit_log(state, numbered()) == (state, [])
-    assert not state.extra.is_deleted()
-
-
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     per_epoch=st.integers(1, 2000),
     epochs=st.integers(1, 200),
@@ -307,6 +281,19 @@ def test_chunks_reach_every_epochs_end_and_the_last_step(
         left = (total - start) // per_epoch
         if start == 0 and not every_epoch:  # and none longer would do
             assert not any(left % r == 0 and r * steps <= chunk_steps for r in longer)
+
+
+def test_a_finished_run_is_left_alone_and_wrong_arguments_are_refused() -> None:
+    state, data = empty_log(TOTAL), numbered()
+    assert fit_log(state, data) == (state, [])
+    assert not state.extra.is_deleted()
+    wrong: dict[str, Any]
+    for wrong in ({"batch_size": 0}, {"epochs": 0}):
+        with pytest.raises(ValueError, match="need batch_size and epochs >= 1"):
+            fit_log(state, data, **wrong)
+    for cut in (lambda: subset(data, []), lambda: stacked_subsets(data, [[N]])):
+        with pytest.raises(ValueError, match="rows must be some of 0 to 51"):
+            cut()
 
 
 # Replicas: several trainings in one program.
@@ -356,26 +343,6 @@ def trained_replicas(mode: str) -> FitResult:
     )
 
 
-def test_a_mapped_replica_is_its_run_alone() -> None:
-    """Which has a shorter fold than others, and its rate as a plain number."""
-    weight_keys, order_keys = replica_keys()
-    train, held_out = (
-        replace(d, indices=d.indices[0], mask=d.mask[0]) for d in folds()
-    )
-    alone = run(
-        init_state(MODEL, TX, weight_keys[0]),
-        make_train_step(OBJECTIVE, optax.adam(RATES[0])),
-        train=train, evaluate_on={"validation": held_out}, key=order_keys[0],
-    )  # fmt: skip
-    replicas = trained_replicas("map")
-    assert_rounding(jax.tree.map(lambda a: a[0], replicas.state), alone.state, ULPS)
-    mine = [
-        {k: v[0] if isinstance(v, list) else v for k, v in row.items()}
-        for row in replicas.records
-    ]
-    assert_rows(mine, alone.records)
-
-
 def test_a_mapped_replica_has_the_same_bits_beside_any_others() -> None:
     """In another order, so each at another place and beside others: one program."""
     order = np.array([2, 0, 1])
@@ -419,21 +386,6 @@ def test_replicas_begin_as_init_state_does() -> None:
         assert_rounding(jax.tree.map(lambda a, i=replica: a[i], replicas), alone, 2)
 
 
-@pytest.mark.parametrize("mode", ["map", "vmap"])
-def test_a_replica_visits_its_own_rows_and_no_padding(mode: Any) -> None:
-    groups = [np.arange(0, 31), np.arange(10, 50), np.arange(40, 77)]
-    fitted = fit_log(
-        three_of(empty_log(0, total=8)), stacked_subsets(numbered(80), groups),
-        key=jax.random.split(jax.random.key(1), 3), epochs=2,
-        replicas=Replicas(mode=mode),
-    )  # fmt: skip
-    for log, group in zip(np.asarray(fitted.state.extra), groups, strict=True):
-        epochs = log.reshape(2, -1)
-        assert not np.array_equal(*epochs)
-        for epoch in epochs:
-            assert sorted(epoch[epoch >= 0]) == list(group)
-
-
 def test_replicas_share_an_order_or_have_their_own() -> None:
     state = empty_log(0, total=6)
     keys = jax.random.split(jax.random.key(1), 3)
@@ -450,21 +402,18 @@ def test_replicas_share_an_order_or_have_their_own() -> None:
 
 def test_replicas_that_differ_in_number_are_refused() -> None:
     """Of a state of three, what else has two is named."""
-    data, three = numbered(20), jnp.arange(3)
-    two = stacked_subsets(data, [np.arange(9), np.arange(9)])
-
-    def call(data: Dataset, keys: int, *args: Array, **options: Any) -> None:
-        fit_log(
-            three_of(empty_log(0, total=6)), data, replicas=Replicas(args),
-            key=jax.random.split(jax.random.key(1), keys), **options,
-        )  # fmt: skip
-
-    for wrong in (
-        lambda: call(data, 2), lambda: call(two, 3), lambda: call(data, 3, three[:2]),
-        lambda: call(data, 3, evaluators={"test": Evaluator(evaluate_with_rate, two)}),
-    ):  # fmt: skip
+    data, state = numbered(20), three_of(empty_log(0, total=6))
+    two, three = stacked_subsets(data, [np.arange(9)] * 2), jnp.arange(3)
+    keys = {n: jax.random.split(jax.random.key(1), n) for n in (2, 3)}
+    wrong: list[dict[str, Any]] = [
+        {"key": keys[2]},
+        {"data": two},
+        {"replicas": Replicas((three[:2],))},
+        {"evaluators": {"test": Evaluator(evaluate_with_rate, two)}},
+    ]
+    for options in wrong:
         with pytest.raises(ValueError, match=r"replicas differ in number: .*2"):
-            wrong()
+            fit_log(state, **{"data": data, "key": keys[3], **options})
 
 
 def test_an_order_may_drop_the_remainder_and_not_reshuffle() -> None:
@@ -505,9 +454,8 @@ def test_progress_hears_of_every_chunk_and_nothing_is_evaluated_first() -> None:
     assert min(row["step"] for row in fitted.records) == PER_EPOCH
 
 
-@pytest.mark.parametrize("chunk_steps", [3, 12])
-def test_each_epochs_end_is_heard_of_and_changes_no_bit(chunk_steps: int) -> None:
-    """Within an epoch's chunks, and where a chunk would have been of two epochs."""
+def test_each_epochs_end_is_heard_of_and_changes_no_bit() -> None:
+    """Where a chunk would have been of two epochs."""
     heard: list[tuple[int, int, list[bytes]]] = []
 
     def at_chunk(state: TrainState, chunk: Advance, records: Any) -> None:
@@ -515,11 +463,10 @@ def test_each_epochs_end_is_heard_of_and_changes_no_bit(chunk_steps: int) -> Non
         if not within:
             heard.append((epoch, int(state.step), bits(state)))
 
-    fitted = run(fresh(), chunk_steps=chunk_steps, log=Watch(at_chunk, True))
+    fitted = run(fresh(), chunk_steps=12, log=Watch(at_chunk, True))
     ends = [(i, i * PER_EPOCH) for i in range(1, EPOCHS + 1)]
     assert [(epoch, step) for epoch, step, _ in heard] == ends
-    # an epoch is the longest chunk here
-    plain = trained(min(chunk_steps, PER_EPOCH)).fitted
+    plain = trained(PER_EPOCH).fitted
     assert heard[-1][2] == bits(fitted.state) == bits(plain.state)
     assert len({tuple(state) for *_, state in heard}) == EPOCHS
 
@@ -555,9 +502,9 @@ def numpy_loss(params: PyTree, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.logaddexp(0, np.where(y > 0.5, -logits, logits))
 
 
-@pytest.mark.parametrize("size", [13, 23, 46, 4096])
+@pytest.mark.parametrize("size", [13, 4096])
 def test_evaluation_covers_every_row(size: int) -> None:
-    """46 rows: with a remainder, without one, in one batch, in one with padding."""
+    """46 rows: with a remainder that is padded, and in one batch."""
     data = rows_of_two_classes()
     rows = np.delete(np.arange(N), [0, 3, 11, 20, 30, 51])
     state = trained(6).fitted.state
@@ -569,16 +516,20 @@ def test_evaluation_covers_every_row(size: int) -> None:
 
 
 def test_logged_numbers_are_the_means_over_the_chunk() -> None:
-    """One epoch at rate 0: the training loss is that of the data, remainder and all."""
-    still = make_train_step(OBJECTIVE, optax.sgd(0.0))
-    state = init_state(MODEL, optax.sgd(0.0), jax.random.key(0))
+    """One epoch at rate 0, of the weights that the step leaves beside those trained."""
+    tx = with_averaged_weights(optax.sgd(0.0), 0.8)
+    state = init_state(MODEL, tx, jax.random.key(0))
     arrays = rows_of_two_classes().arrays
     x, y = (np.asarray(arrays[k]) for k in "xy")
     want = numpy_loss(state.params, x, y).mean()
-    rows = run(state, still, epochs=1).records
+    double = lambda opt_state, _: jax.tree.map(lambda w: 2 * w, opt_state.average)  # noqa: E731
+    doubled = numpy_loss(jax.tree.map(lambda w: 2 * w, state.params), x, y).mean()
+    step, evaluate = make_train_step(OBJECTIVE, tx), make_eval_step(OBJECTIVE, double)
+    rows = run(state, step, evaluate, epochs=1).records
     where = [(r["split"], r["step"]) for r in rows]
     assert where == [("validation", 0), ("train", 6), ("validation", 6)]
-    assert [r["loss"] for r in rows] == pytest.approx([want] * 3, rel=1e-6)
+    losses = [doubled, want, doubled]
+    assert [r["loss"] for r in rows] == pytest.approx(losses, rel=1e-6)
 
 
 # A known answer: logistic regression on the UCLA admissions.
@@ -671,18 +622,6 @@ def test_a_replica_that_is_not_finite_is_named_or_let_be(may_diverge: bool) -> N
     assert losses == {6: all_well, 12: all_well, 18: [1, None, 1], 24: all_well}
 
 
-def test_arguments_that_do_not_fit_together_are_refused() -> None:
-    data = numbered()
-    wrong: dict[str, Any]
-    for wrong in ({"batch_size": 0}, {"epochs": 0}):
-        with pytest.raises(ValueError, match="need batch_size and epochs >= 1"):
-            fit_log(empty_log(0), data, **wrong)
-    with pytest.raises(ValueError, match="rows must be some of 0 to 51"):
-        subset(data, [])
-    with pytest.raises(ValueError, match="rows must be some of 0 to 51"):
-        stacked_subsets(data, [np.arange(3), np.array([52])])
-
-
 # Randomness.
 
 
@@ -702,9 +641,13 @@ def dropping() -> tuple[Model, TrainStep, TrainState]:
     return model, step, init_state(model, tx, jax.random.key(0))
 
 
-def test_every_step_has_a_key_of_its_own() -> None:
+def test_every_step_has_a_key_of_its_own_and_evaluation_draws_nothing() -> None:
+    """From one key that fixes the weights, too, but is another."""
     _, step, state = dropping()
-    rows = {"x": jnp.ones((8, 64)), "y": jnp.zeros(8), "mask": jnp.ones(8)}
+    assert bits(state.key) != bits(jax.random.key(0))
+    assert state.step == 0
+    x = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
+    rows = {"x": jnp.asarray(x), "y": jnp.zeros(8), "mask": jnp.ones(8)}
 
     def losses(state: TrainState, steps: int) -> list[float]:
         out = []
@@ -719,49 +662,8 @@ def test_every_step_has_a_key_of_its_own() -> None:
     assert losses(state._replace(step=jnp.int32(3)), 2) == first[3:]
     other = losses(state._replace(key=jax.random.key(9)), 5)
     assert not set(first) & set(other)
-
-
-def test_evaluation_draws_nothing() -> None:
-    model, _, state = dropping()
-    x = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
-    rows = {"x": jnp.asarray(x), "y": jnp.zeros(8), "mask": jnp.ones(8)}
+    model, *_ = dropping()
     metrics = make_eval_step(squared_error(model))(state, rows)
     layer = jax.tree.map(np.asarray, state.params["Dense_0"])
     want = np.square(x @ layer["kernel"][:, 0] + layer["bias"][0]).sum()
     assert metrics["loss"].total == pytest.approx(want, rel=1e-5)
-
-
-def test_one_key_fixes_a_state() -> None:
-    first, again = (init_state(MODEL, TX, jax.random.key(3)) for _ in range(2))
-    assert bits(first) == bits(again)
-    other = init_state(MODEL, TX, jax.random.key(4))
-    assert bits(first.key) != bits(other.key)
-    assert bits(first.params) != bits(other.params)
-    assert first.step == 0
-    # the weights' key and the steps' key are not the same
-    assert bits(first.key) != bits(jax.random.key(3))
-
-
-def test_an_average_of_the_weights_stands_beside_what_is_trained() -> None:
-    """w = d w + (1 - d) p after each step; training itself does not change."""
-    tx = with_averaged_weights(TX, 0.8)
-    key, data = jax.random.key(0), rows_of_two_classes()
-    state, step = init_state(MODEL, TX, key), jax.jit(STEP)
-    average = jax.device_get(state.params)
-    batches = epoch_batches(data, BATCH, key, jnp.int32(0))
-    for rows in zip(*batches, strict=True):
-        state, _ = step(state, gather(data.arrays, BatchIndices(*rows)))
-        average = jax.tree.map(lambda w, p: 0.8 * w + 0.2 * p, average, state.params)
-    evaluator = Evaluator(make_eval_step(OBJECTIVE, averaged_weights), data)
-    fitted = fit(
-        init_state(MODEL, tx, key), make_train_step(OBJECTIVE, tx), data, key=key,
-        epochs=1, batch_size=BATCH, evaluators={"average": evaluator},
-    )  # fmt: skip
-    assert_rounding(fitted.state.params, state.params, 16)
-    assert_rounding(fitted.state.opt_state.average, average, 16)
-    want, current = (
-        Evaluator(EVALUATE, data)(state._replace(params=p))["loss"]
-        for p in (average, state.params)
-    )
-    assert fitted.records[-1]["loss"] == pytest.approx(want, rel=1e-5)
-    assert abs(want - current) > 1e-3

@@ -120,10 +120,8 @@ def together(train: Any, order: Order = SHUFFLED, **options: Any) -> FitResult:
 @pytest.mark.parametrize(
     ("mode", "order"),
     [
-        ("map", SHUFFLED),
         ("map", Order("once", drop_remainder=True)),
         ("vmap", SHUFFLED),
-        ("vmap", Order("never")),
     ],
 )
 def test_each_step_has_the_rows_and_the_key_of_the_run_alone(
@@ -222,7 +220,7 @@ def rows_of_a_line() -> Dataset:
     return dataset({"x": x, "y": x @ np.array([1, -2, 3], np.float32)})
 
 
-def train_folds(mode: Any = "map", **options: Any) -> FitResult:
+def train_folds(**options: Any) -> FitResult:
     data = rows_of_a_line()
     held_out = stacked_subsets(data, [f[200:] for f in FOLDS])
     return fit(
@@ -232,8 +230,7 @@ def train_folds(mode: Any = "map", **options: Any) -> FitResult:
         key=keys(1, 2),
         epochs=3,
         batch_size=32,
-        evaluators={"validation": Evaluator(EVAL_STEP, held_out, mode=mode)},
-        replicas=Replicas(mode=mode),
+        evaluators={"validation": Evaluator(EVAL_STEP, held_out)},
         chunk_steps=5,
         **options,
     )
@@ -253,10 +250,9 @@ def fold_alone(i: int) -> FitResult:
     )
 
 
-@pytest.mark.parametrize("mode", ["map", "vmap"])
-def test_a_replica_of_another_length_trains_as_alone(mode: Any) -> None:
+def test_a_replica_of_another_length_trains_as_alone() -> None:
     """Counts and keys to the bit, numbers but for the roundings of other programs."""
-    fitted = train_folds(mode)
+    fitted = train_folds()
     assert fitted.state.step.tolist() == [27, 30]
     for i in range(len(FOLDS)):
         one, mine = fold_alone(i), replica(fitted.state, i)
