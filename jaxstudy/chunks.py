@@ -86,15 +86,14 @@ def evaluate(
     batch_size: int,
 ) -> Metrics:
     """The summed metrics of every row of a set, in batches."""
+
+    def sums(rows: BatchIndices) -> Metrics:
+        return eval_step(state, split_rows(gather(data.arrays, rows)), *args)
+
     batches = ordered_batches(data, batch_size)
-    if len(batches.indices) == 1:
-        only = jax.tree.map(lambda a: a[0], batches)
-        return eval_step(state, split_rows(gather(data.arrays, only)), *args)
-    metrics = jax.lax.map(
-        lambda rows: eval_step(state, split_rows(gather(data.arrays, rows)), *args),
-        batches,
-    )
-    return jax.tree.map(lambda a: jnp.sum(a, 0), metrics)
+    if len(batches.indices) == 1:  # no loop
+        return sums(jax.tree.map(lambda a: a[0], batches))
+    return jax.tree.map(lambda a: jnp.sum(a, 0), jax.lax.map(sums, batches))
 
 
 @functools.lru_cache(maxsize=4)
@@ -118,14 +117,13 @@ def chunk_program(
             state, trained, failed = run_steps(
                 train_step, state, arrays, batches, args, min_rows
             )
-            evaluations = {
-                name: evaluate(
-                    eval_step, state, Dataset(*rows, fields), own, batch_size=size
+            evaluations = {}
+            for (name, step, size), given in zip(eval_steps, sets, strict=True):
+                step_args, fields, rows = given
+                data = Dataset(*rows, fields)
+                evaluations[name] = evaluate(
+                    step, state, data, step_args, batch_size=size
                 )
-                for (name, eval_step, size), (own, fields, rows) in zip(
-                    eval_steps, sets, strict=True
-                )
-            }
             return state, (trained, jnp.sum(batches.mask), failed, evaluations)
 
         return jax.lax.scan(epoch, state, visited)

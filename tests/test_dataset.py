@@ -141,19 +141,6 @@ def test_rows_stay_as_they_are_unless_shuffled(
     assert not np.ravel(batches.mask)[kept:].any()
 
 
-def test_every_row_is_left_out_of_some_epoch_and_no_row_of_all() -> None:
-    rows, valid, key = jnp.arange(11), jnp.ones(11, bool), jax.random.key(0)
-    order = Order(drop_remainder=True)
-    visited = np.zeros((40, 11), bool)
-    for epoch in range(40):
-        batches = batches_of(rows, valid, 4, key, jnp.int32(epoch), order)
-        visited[epoch, np.ravel(batches.indices)] = True
-    assert np.all(visited.sum(axis=1) == 8)
-    # each is left out of 11 of 40 epochs or so
-    assert visited.any(axis=0).all()
-    assert not visited.all(axis=0).any()
-
-
 @pytest.mark.parametrize("drop", [False, True])
 def test_shuffled_once_every_epoch_is_the_first_one(drop: bool) -> None:
     """Of each key another one: what each seed of a published run has."""

@@ -12,7 +12,6 @@ import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,7 +22,6 @@ import numpy as np
 import optax
 import pytest
 import small_gan
-import test_study
 import test_training
 import tiny
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -89,27 +87,21 @@ def operations_on_sharded_batches() -> None:
                 assert {jax.typeof(a).sharding.spec[0] for a in got} == {"data"}, name
 
 
-def replicas_of_a_study() -> None:
-    """Twenty a block, vectorised: the numbers are those of one device, mapped."""
+def replicas_shared_by_devices() -> None:
+    """One on each: sequentially to the bit, vectorised but for rounding."""
     assert (mesh := replica_mesh(20)) is not None
     assert mesh.size == 4
-    protocol = replace(test_study.PROTOCOL, trials=4, tuning_seeds=5, budgets=(1, 2, 3))
-    adam = test_study.candidates("adam")
-
-    def cell(mode: Any) -> dict[str, Any]:
-        how = replace(protocol, mode=mode)
-        with tempfile.TemporaryDirectory() as folder:
-            study = test_study.run_tiny(Path(folder), candidates=adam, protocol=how)
-        return study["cells"][0]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
-        one = cell("map")
-    four = cell("vmap")
-    assert one["points"] == four["points"]
-    for of in (lambda c: c["tuning"], lambda c: c["reported"]["4"]):
-        losses = (np.array(of(c)["validation"], float) for c in (one, four))
-        np.testing.assert_allclose(*losses, rtol=1e-4)
+    data, tx = dataset(net_arrays()), optax.sgd(0.1)
+    step = make_train_step(NET_OBJECTIVE, tx)
+    for mode in get_args(Mode):
+        want, found = (
+            train_net(count, step, tx, data, 4, 3, mode=mode, log=Log())
+            for count in (1, 4)
+        )
+        assert len(found[0].state.step.sharding.device_set) == 4
+        assert_close(found, want)
+        same = test_training.bits(found[0].state) == test_training.bits(want[0].state)
+        assert same or mode == "vmap"
 
 
 def replicas_of_a_gan() -> None:
@@ -194,9 +186,10 @@ def train_net(
     epochs: int = EPOCHS,
     batch_size: int = BATCH_ROWS,
     mode: Mode = "map",
+    log: Log | None = None,
 ) -> tuple[FitResult, dict[str, Any]]:
-    """The network by some devices that share each batch, or as usual for a count of 0;
-    and an evaluation after it."""
+    """The network by some devices that share each batch, or as usual for a count of 0,
+    unless a log says how they are laid out; and an evaluation after it."""
     evaluator, key = Evaluator(NET_EVALUATE, data, 100, mode=mode), jax.random.key(3)
     init, order = init_state, jax.random.key(4)
     if seeds:
@@ -208,7 +201,7 @@ def train_net(
         fitted = fit(
             init(NET, tx, key), step, data, key=order, epochs=epochs,
             batch_size=batch_size, evaluators={"validation": evaluator},
-            replicas=Replicas(mode=mode), log=ByData() if count else None,
+            replicas=Replicas(mode=mode), log=log or (ByData() if count else None),
         )  # fmt: skip
         return fitted, evaluator(fitted.state)
 
@@ -349,7 +342,7 @@ CHECKS = (
     a_gan_by_data,
     an_experiment_by_data,
     operations_on_sharded_batches,
-    replicas_of_a_study,
+    replicas_shared_by_devices,
     replicas_of_a_gan,
 )
 

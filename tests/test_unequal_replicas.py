@@ -187,12 +187,6 @@ def test_a_replica_that_is_not_finite_is_named_with_the_step_of_the_rows() -> No
         together(train, step=failing, replicas=replicas)
 
 
-def test_a_replica_without_a_whole_batch_is_refused() -> None:
-    train = stacked_subsets(whole(), [np.arange(9), np.arange(30)])
-    with pytest.raises(UserError, match="9 rows do not make one batch of 10"):
-        together(train, Order(drop_remainder=True))
-
-
 # A state of all that a step may change: 288 and 289 rows in batches of 32.
 
 
