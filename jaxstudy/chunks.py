@@ -120,7 +120,7 @@ def chunk_program(
             evaluations = {}
             for (name, step, size), given in zip(eval_steps, sets, strict=True):
                 step_args, fields, rows = given
-                data = Dataset(*rows, fields)
+                data = Dataset(rows.indices, rows.mask, fields)
                 evaluations[name] = evaluate(
                     step, state, data, step_args, batch_size=size
                 )

@@ -161,7 +161,7 @@ def _evaluation(
     def program(state: TrainState, args: Any, arrays: Batch, rows: Any) -> Metrics:
         if isinstance(rows, BatchRows):
             return eval_step(state, split_rows(gather(arrays, rows)), *args)
-        data = Dataset(*rows, arrays)
+        data = Dataset(rows.indices, rows.mask, arrays)
         return evaluate(eval_step, state, data, args, batch_size=batch_size)
 
     return jit_on(mesh, program, own, mode)
@@ -335,7 +335,7 @@ def _compiled_chunk(
     Fitting again with the same functions and shapes compiles nothing again.
     """
     sets: Any = [
-        (e.args, e.data.arrays, (e.data.indices, e.data.mask))  # type: ignore[attr-defined]
+        (e.args, e.data.arrays, BatchIndices(e.data.indices, e.data.mask))  # type: ignore[attr-defined]
         for e in inside.values()
     ]
     own_sets = tuple((True, False, e.data.indices.ndim == 2) for e in inside.values())

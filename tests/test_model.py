@@ -63,9 +63,9 @@ def examples(n: int = 32, features: int = 5) -> np.ndarray:
 
 
 def test_activations_are_keras_s() -> None:
-    x = np.linspace(-3, 3, 61, dtype=np.float32)
+    x = jnp.linspace(-3, 3, 61)
     for name, activation in ACTIVATIONS.items():  # each has a twin
-        want = keras.activations.get(TWINS[name])(x)
+        want: Any = keras.activations.get(TWINS[name])(x)
         np.testing.assert_allclose(activation(x), want, rtol=1e-6, atol=1e-6)
 
 

@@ -291,7 +291,10 @@ def test_a_finished_run_is_left_alone_and_wrong_arguments_are_refused() -> None:
     for wrong in ({"batch_size": 0}, {"epochs": 0}):
         with pytest.raises(ValueError, match="need batch_size and epochs >= 1"):
             fit_log(state, data, **wrong)
-    for cut in (lambda: subset(data, []), lambda: stacked_subsets(data, [[N]])):
+    for cut in (
+        lambda: subset(data, []),
+        lambda: stacked_subsets(data, [np.array([N])]),
+    ):
         with pytest.raises(ValueError, match="rows must be some of 0 to 51"):
             cut()
 
