@@ -27,7 +27,6 @@ from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.pretrained import backbones, tuning
 from jaxstudy.pretrained.cutting import Versions, cut_backbone
-from jaxstudy.pretrained.prediction import predict_files, save_classes
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.lesson import Claim, Lesson
 from jaxstudy.runs.run import Run
@@ -198,7 +197,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     read = functools.partial(read_image_subsets, config.data, config.folder, **given)
     images, small = read(config.image_size), read(config.small_size)
     parts.show_summary(run, len(images.classes))
-    save_classes(run, images)
+    tuning.save_classes(run, images)
     fill = augment.background(x := images.sets["train"]["x"])
     versions = Versions(config.versions, LAYERS, fill, config.seed)
     inputs = parts.for_rest(images, versions)
@@ -240,7 +239,7 @@ def predict(saved: Saved[Config], files: tuple[Path, ...]) -> None:
     config = saved.config
     network = backbones.backbone(config.backbone, config.weights)
     size, seeds = config.image_size, config.seeds
-    predict_files(saved, network, files, "frozen", size=size, seeds=seeds)
+    tuning.predict_files(saved, network, files, "frozen", size=size, seeds=seeds)
 
 
 if __name__ == "__main__":
