@@ -148,9 +148,9 @@ def jit_on(
     return jax.jit(sharing_batches, out_shardings=outputs, **options)
 
 
-def map_replicas(fn: Callable[[Any], Any], tree: PyTree, mode: Mode = "map") -> Any:
-    """`fn` of every replica of a tree [L, ...], by `lax.map` or by `vmap`."""
-    return over_replicas(fn, (True,), mode)(tree)
+def map_replicas(fn: Callable[[Any], Any], tree: PyTree) -> Any:
+    """`fn` of every replica of a tree [L, ...], sequentially."""
+    return over_replicas(fn, (True,), "map")(tree)
 
 
 def put(inputs: PyTree, own: PyTree, mesh: Mesh | None) -> PyTree:

@@ -121,8 +121,8 @@ def of_stages(stages: Stages, width: int) -> Case:
     return Case(model, cross_entropy(model), {"x": x, "y": CLASSES})
 
 
-def of_sequences(kind: Kind, start: Any) -> Case:
-    model = sequence_to_vector(2, kind, (3,), 1, start=start)
+def of_sequences(kind: Kind) -> Case:
+    model = sequence_to_vector(2, kind, (3,), 1)
     return Case(model, squared_error(model), {"x": SEQUENCES, "y": TARGETS})
 
 
@@ -156,8 +156,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "images": of_images,
     "efficientnet": lambda: of_stages(efficientnet_stages(include_top=False), 16),
     "inception": lambda: of_stages(inception_stages(include_top=False), 32),
-    "gru, keras": lambda: of_sequences("gru", "keras"),
-    "lstm, flax": lambda: of_sequences("lstm", "flax"),
+    "lstm": lambda: of_sequences("lstm"),
     **{f"{kind}, texts": lambda k=kind: of_texts(k) for kind in KINDS},
     "gru, pairs": lambda: of_pairs("gru", False),
     "lstm, attention": lambda: of_pairs("lstm", True),

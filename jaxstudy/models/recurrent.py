@@ -284,7 +284,7 @@ class LanguageModel(nn.Module):
         self, tokens: Array, begin: Sequence[States] | None, train: bool
     ) -> tuple[Array, tuple[States, ...]]:
         """Map tokens [B, T] to logits [B, T, V], and every layer's last states."""
-        x = jax.nn.one_hot(tokens, self.vocabulary)
+        x = jax.nn.one_hot(tokens, self.vocabulary, dtype=jnp.float32)
         layers = Recurrent(self.kind, self.units, name="layers")
         x, last = layers(x, None, begin)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -10,6 +10,7 @@ import pandas as pd
 from jaxstudy.messages import ValidationErrors, enumerated, shortened
 from jaxstudy.tabular.cells import (
     MISSING_WORDS,
+    add_errors,
     as_text,
     missing_words,
     one_spelling,
@@ -187,23 +188,15 @@ def infer_table(
     def counted() -> Iterator[pd.DataFrame]:
         nonlocal whole, rows
         for table in tables:
-            labels.update(count_labels(table, label, errors))
+            check_columns(table, [label])
+            given = cast(pd.Series, table[label])
+            add_errors(given, given.isna().to_numpy(), "is missing", errors)
+            labels.update(given.dropna())
             whole, rows = table if rows == 0 else None, rows + len(table)
             yield table
 
     inferred = infer(counted(), label)
     return InferredTable(inferred, infer_classes(labels, label), rows, whole)
-
-
-def count_labels(
-    table: pd.DataFrame, name: str, errors: ValidationErrors
-) -> Counter[str]:
-    """How often each label occurs; a missing one is added to the errors."""
-    check_columns(table, [name])
-    labels = cast(pd.Series, table[name])
-    for row in table.index[labels.isna().to_numpy()]:
-        errors.add(f"row {row}, column {name!r}: is missing")
-    return Counter(labels.dropna())
 
 
 def infer_classes(labels: Counter[str], name: str) -> dict[str, int]:

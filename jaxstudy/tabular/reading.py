@@ -63,20 +63,13 @@ def _lines(file: Iterable[bytes], name: str | Path) -> Iterator[str]:
     for raw in file:
         content = raw.removeprefix(codecs.BOM_UTF8) if not offset else raw
         try:
-            for line in content.splitlines(keepends=True):
-                yield normalise(line.decode())
-        except UnicodeDecodeError:
-            broken = offset + len(raw) - len(content) + _first_invalid_byte(content)
+            content.decode()
+        except UnicodeDecodeError as error:
+            broken = offset + len(raw) - len(content) + error.start
             raise UserError(f"{name}: byte {broken} is not UTF-8 text") from None
+        for line in content.splitlines(keepends=True):
+            yield normalise(line.decode())
         offset += len(raw)
-
-
-def _first_invalid_byte(content: bytes) -> int:
-    try:
-        content.decode()
-    except UnicodeDecodeError as error:
-        return error.start
-    raise AssertionError("it is UTF-8 text")
 
 
 # ------------------------------------------------------------------ dialects

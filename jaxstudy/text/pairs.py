@@ -59,7 +59,7 @@ def date_text(date: datetime.date, form: str, language: str) -> str:
     return format_date(date, form, locale=language)  # type: ignore[arg-type]
 
 
-def date_pairs(count: int, *, held_out: float = 0.1) -> Pairs:
+def date_pairs(count: int) -> Pairs:
     """So many dates between FIRST and LAST, each in one of the formats by chance.
 
     The same at every call; a Korean text is in one of the sets only. Raises UserError
@@ -77,15 +77,13 @@ def date_pairs(count: int, *, held_out: float = 0.1) -> Pairs:
             Pair(*(date_text(date, str(form), language) for language in ("ko", "en")))
         )
     # by the text: without a century, 24. 3. 5. stands for two days
-    return _split(pairs, [(pair.source,) for pair in pairs], held_out)
+    return _split(pairs, [(pair.source,) for pair in pairs])
 
 
-def _split(
-    pairs: Sequence[Pair], keys: Sequence[Sequence[Hashable]], held_out: float
-) -> Pairs:
-    """The three sets, in none of which is a key of another's pairs."""
+def _split(pairs: Sequence[Pair], keys: Sequence[Sequence[Hashable]]) -> Pairs:
+    """The three sets, the last two a tenth each: no key is in two of them."""
     try:
-        sets = grouped_split(keys, held_out)
+        sets = grouped_split(keys, 0.1)
     except ValueError as error:
         raise UserError(f"{len(pairs)} pairs are too few to split") from error
     return Pairs(*(tuple(pairs[i] for i in rows) for rows in sets))
@@ -153,7 +151,7 @@ def _plain(text: str) -> str:
     return " ".join(re.sub(r"(?<!\w)[_~](?=\w)|(?<=\w)[_~](?=\w)", "", text).split())
 
 
-def split_messages(pairs: Sequence[Pair], *, held_out: float = 0.1) -> Pairs:
+def split_messages(pairs: Sequence[Pair]) -> Pairs:
     """The three sets, the same at every call.
 
     Pairs with the same Korean or the same English, but for case, numbers and marks, are
@@ -164,7 +162,7 @@ def split_messages(pairs: Sequence[Pair], *, held_out: float = 0.1) -> Pairs:
               enumerate(pair))
         for pair in pairs
     ]  # fmt: skip
-    return _split(pairs, keys, held_out)
+    return _split(pairs, keys)
 
 
 def message_pairs(longest: tuple[int, int], count: int | None = None) -> Pairs:
