@@ -442,8 +442,15 @@ def test_fitting_again_compiles_nothing_again() -> None:
     step = traced_at_most(1, make_train_step(OBJECTIVE, TX))
     evaluate = traced_at_most(2, make_eval_step(OBJECTIVE))  # one before the first step
     first = run(fresh(), step, evaluate)
-    other = init_state(MODEL, TX, jax.random.key(5))
+    other, events = init_state(MODEL, TX, jax.random.key(5)), list[str]()
+
+    def hear(event: str, *_: object, **__: object) -> None:
+        events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(hear)
     again = run(other, step, evaluate, key=jax.random.key(6))
+    jax.monitoring.unregister_event_duration_listener(hear)
+    assert not [event for event in events if "backend_compile" in event]
     assert first.records[-1]["loss"] != again.records[-1]["loss"]
     alone = run(init_state(MODEL, TX, jax.random.key(5)), key=jax.random.key(6))
     assert bits(again.state) == bits(alone.state)
