@@ -176,8 +176,8 @@ def test_convolution_is_keras_s() -> None:
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding"),
     [
-        (1, 3, "SAME"), (3, 1, "VALID"), (4, 2, "SAME"), (5, 2, "VALID"),
-        (4, 3, "VALID"), (5, 3, "SAME"),
+        (1, 3, "SAME"), (3, 1, "VALID"), (4, 2, "SAME"), (5, 2, "SAME"),
+        (4, 3, "SAME"), (5, 3, "VALID"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("float64")
