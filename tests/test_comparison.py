@@ -223,13 +223,8 @@ def test_direction_and_p_are_of_one_statistic() -> None:
 
     Of all pairs of runs, seeds apart, A has the lower loss in more than half.
     """
-    found = compare(two(*map(list, zip(*MOSTLY_WORSE, strict=True))))
-    row = found["problems"]["hills"]["optimizers"]["a"]
-    assert row["p_holm"] == pytest.approx(0.00836, abs=1e-5)
-    assert row["effect"] == pytest.approx((105 - 15) / 120)
-    assert (
-        "On hills, a is worse than b in test loss (p <= 0.0084)." in found["sentences"]
-    )
+    found = compare(two(*map(list, zip(*MOSTLY_WORSE, strict=True))))["sentences"]
+    assert "On hills, a is worse than b in test loss (p <= 0.0084)." in found
     assert "On hills, b is better than a in test loss" not in str(found)
 
 
