@@ -243,8 +243,8 @@ def test_admissions_are_standardised_by_training_rows_only() -> None:
     """Both problems have the same rows, and models of their own."""
     line, network = (problem(f"admissions_{m}") for m in ("regression", "network"))
     for split in SETS:
-        rows = [rows_of(getattr(of, split)) for of in (line, network)]
-        np.testing.assert_array_equal(*rows)
+        rows, others = (rows_of(getattr(of, split)) for of in (line, network))
+        np.testing.assert_array_equal(rows, others)
     data = network.train
     x, train = np.asarray(data.arrays["x"]), rows_of(data)
     # not by those of all rows, which would leave these at 0 and 1
