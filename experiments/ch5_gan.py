@@ -24,11 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxstudy.gan import evaluation
+from jaxstudy.gan import evaluation, settings
 from jaxstudy.gan.evaluation import FRECHET
-from jaxstudy.gan.figures import draw_distances, draw_training
-from jaxstudy.gan.images import GanImages, gan_pixels, key_for
-from jaxstudy.gan.settings import GanSettings, evaluation_cnn, fit_batch, load
+from jaxstudy.gan.settings import GanImages, GanSettings, gan_pixels, key_for
 from jaxstudy.gan.step import (
     G,
     changes_of_the_other,
@@ -200,14 +198,14 @@ def draw_interpolation(
 def main(config: Config, run: Run) -> Result:
     """Train the two networks, and judge what G makes."""
     d, g, *_ = networks(config)  # a bad size stops here
-    data = load(config)
-    config = fit_batch(config, data)
-    cnn, accuracy = evaluation_cnn(config, data, run)
+    data = settings.load(config)
+    config = settings.fit_batch(config, data)
+    cnn, accuracy = settings.evaluation_cnn(config, data, run)
     fitted = train(config, data, cnn, run)
     weights = fitted.state.params[G], fitted.state.extra[G]
     few = {"x": jnp.asarray(gan_pixels(data.train)[:2]), "mask": jnp.ones(2)}
     changes = changes_of_the_other(d, g, fitted.state, few)
-    draw_training(run)
+    evaluation.draw_training(run)
     draw_interpolation(config, g, *weights, run)
     result: Result = {**accuracy, CHANGE_D: changes[0], CHANGE_G: changes[1]}
     result["D cannot tell from epoch"] = stopping_epoch(
@@ -227,7 +225,8 @@ def main(config: Config, run: Run) -> Result:
         result |= evaluation.classifier_metrics(cnn, images, test, data.classes, run)
         logged = plots.curve(run.sub_runs["gan"].records, "generated", FRECHET)
         result[f"after epoch 1: {FRECHET}"] = float(logged[0, 1])
-        draw_distances(run, {n: result[f"{n}: {FRECHET}"] for n in [*images][1:]})
+        constants = {n: result[f"{n}: {FRECHET}"] for n in [*images][1:]}
+        evaluation.draw_distances(run, constants)
     return result | copies
 
 

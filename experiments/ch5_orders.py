@@ -19,12 +19,14 @@ import pydantic
 
 from jaxstudy.dataset import Dataset, dataset, evenly_spaced, steps_per_epoch, take
 from jaxstudy.gan.evaluation import distance_to, resized
-from jaxstudy.gan.images import GanImages, gan_pixels, key_for
 from jaxstudy.gan.settings import (
     AVAILABLE,
+    GanImages,
     GanSettings,
     evaluation_cnn,
     fit_batch,
+    gan_pixels,
+    key_for,
     load,
 )
 from jaxstudy.gan.step import (

@@ -14,9 +14,9 @@ from PIL import Image
 from small_gan import judge, painter
 
 from jaxstudy.data.sources import MissingData
-from jaxstudy.gan import images as gan_images
+from jaxstudy.gan import settings as gan_settings
 from jaxstudy.gan.evaluation import classifier_features
-from jaxstudy.gan.images import USES, gan_pixels, key_for
+from jaxstudy.gan.settings import USES, gan_pixels, key_for
 from jaxstudy.models.cnn import cnn
 from jaxstudy.models.dcgan import LATENT_SIZE
 from jaxstudy.runs import cli
@@ -72,7 +72,7 @@ def test_a_run_shows_all_that_the_lesson_promises(smoke_run: Path) -> None:
     shapes = jax.eval_shape(cnn((28, 28, 1), 10).init, jax.random.key(0))
     like = dict(zip(("params", "extra"), shapes, strict=True))
     classifier = saved.weights(like, "classifier")["params"]
-    data = lesson.load(saved.config)
+    data = gan_settings.load(saved.config)
     distance = frechet_distance(
         *(
             classifier_features(classifier, gan_pixels(part)).features
@@ -150,7 +150,7 @@ def test_samples_from_the_saved_run(smoke_run: Path, capsys: Said) -> None:
         made = smoke_run / "samples" / f"sample_of_5_by_seed_{seed}.png"
         assert (made.read_bytes() == picture) == (seed == 0)
         made.unlink()
-    for count in (0, -3, 10_001):
+    for count in (0, 10_001):
         capsys.readouterr()
         assert run(smoke_run, f"--sample={count}") == 2
         says = f"error: --sample makes 1 to 10,000 images, not {count:,}\n"
@@ -158,39 +158,30 @@ def test_samples_from_the_saved_run(smoke_run: Path, capsys: Said) -> None:
     assert contents(smoke_run) == before
 
 
-@pytest.mark.parametrize(
-    ("module", "words", "says"),
-    [
-        (lesson, ("--image-size", "8"), "32, 48, ... pixels a side, not of 8 by 8"),
-        (orders, ("--variant-size", "40"), "pixels a side, not of 40 by 40"),
-        (lesson, ("--channels", "2"), "images have 1 or 3 channels, not 2"),
-        (lesson, ("--data", "fashion"), "did you mean 'fashion_mnist'"),
-        (lesson, ("--folder", "runs/no-such"), "runs/no-such"),
-        (orders, ("--variants", "real frist"), "real first"),
-        (lesson, ("--rate", "0"), "--rate 0"),
-    ],
+BAD = (
+    (lesson, ("--image-size", "8"), "32, 48, ... pixels a side, not of 8 by 8"),
+    (orders, ("--variant-size", "40"), "pixels a side, not of 40 by 40"),
+    (lesson, ("--channels", "2"), "images have 1 or 3 channels, not 2"),
+    (lesson, ("--data", "fashion"), "did you mean 'fashion_mnist'"),
+    (lesson, ("--folder", "runs/no-such"), "runs/no-such"),
+    (orders, ("--variants", "real frist"), "real first"),
+    (lesson, ("--rate", "0"), "--rate 0"),
 )
+
+
 def test_bad_settings_are_one_sentence_and_leave_no_trace(
-    module: Any,
-    words: tuple[str, ...],
-    says: str,
-    tmp_path: Path,
-    capsys: Said,
-) -> None:
-    assert run(tmp_path / "run", *words, module=module) == 2
-    assert says in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
-def test_missing_data_is_told_with_what_brings_it(
     tmp_path: Path, monkeypatch: Patch, capsys: Said
 ) -> None:
     def missing(*args: Any, **options: Any) -> Any:
         raise MissingData("no images: `make data` brings them")
 
-    monkeypatch.setattr(gan_images, "read_images", missing)
+    for module, words, says in BAD:
+        assert run(tmp_path / "run", *words, module=module) == 2
+        assert says in capsys.readouterr().err
+    monkeypatch.setattr(gan_settings, "read_images", missing)
     assert run(tmp_path / "run") == 2
     assert capsys.readouterr().err == "error: no images: `make data` brings them\n"
+    assert not (tmp_path / "run").exists()
 
 
 # A folder of one's own
@@ -218,7 +209,7 @@ def test_a_folder_of_pictures_is_brought_to_the_networks(
     config = dataclasses.replace(
         smoke, folder=folder, channels=channels, images=None, held_out=3
     )
-    data = lesson.load(config)
+    data = gan_settings.load(config)
     assert "broken.png" in capsys.readouterr().err
     assert data.classes == ("cats", "dogs")
     for part, count in ((data.train, 32), (data.held_out, 3), (data.test, 3)):
@@ -264,16 +255,15 @@ def test_images_of_one_class_are_compared_without_the_cnn(
 # The small things
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize(("kernel", "padding"), [(1, 0), (4, 2), (7, 2)])
-def test_the_size_formula(kernel: int, padding: int, stride: int) -> None:
+def test_the_size_formula() -> None:
     """A transposed convolution makes of n rows what a convolution makes n of."""
-    rows = sizes.formula_rows(5, kernel, stride, padding)
-    assert sizes.convolved_rows(rows, kernel, stride, padding) == 5
-    assert (rows + 2 * padding - kernel) // stride + 1 == 5
-    assert sizes.jax_rows(5, kernel, stride, padding) == rows
-    if kernel >= stride:
-        assert sizes.jax_rows(5, kernel, stride, "SAME") == 5 * stride
+    for kernel, stride, padding in ((1, 3, 0), (4, 2, 2), (7, 3, 2)):
+        rows = sizes.formula_rows(5, kernel, stride, padding)
+        assert sizes.convolved_rows(rows, kernel, stride, padding) == 5
+        assert (rows + 2 * padding - kernel) // stride + 1 == 5
+        assert sizes.jax_rows(5, kernel, stride, padding) == rows
+        if kernel >= stride:
+            assert sizes.jax_rows(5, kernel, stride, "SAME") == 5 * stride
 
 
 def test_every_use_of_randomness_has_a_key_of_its_own() -> None:

@@ -1,20 +1,41 @@
-"""The settings that lessons on a GAN share: its images, its rates, the CNN."""
+"""What lessons on a GAN share: its settings, its images as three sets, the CNN."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
+import jax
+import numpy as np
 import pydantic
 
+from jaxstudy.dataset import Dataset, dataset, evenly_spaced, take
 from jaxstudy.gan.evaluation import train_classifier
-from jaxstudy.gan.images import GanImages, key_for, read_gan_images
-from jaxstudy.images.splits import at_most
+from jaxstudy.images.sets import read_images
+from jaxstudy.images.splits import at_most, image_splits
 from jaxstudy.messages import warn
 from jaxstudy.runs.cli import Count, Positive, Settings
 from jaxstudy.runs.run import Run
-from jaxstudy.types import PyTree
+from jaxstudy.types import Key, PyTree
 
 AVAILABLE = "images to learn from"
+USES = (  # of randomness
+    "gan", "shown", "evaluation", "between", "judged", "untrained", "classifier",
+    "variants", "sample",
+)  # fmt: skip
+
+
+def key_for(seed: int, use: str) -> Key:
+    """The key of one of the things that are random."""
+    return jax.random.fold_in(jax.random.key(seed), USES.index(use))
+
+
+class GanImages(NamedTuple):
+    """Three sets with fields x [N, H, W, C], y and row [N]; the classes' names."""
+
+    train: Dataset
+    held_out: Dataset
+    test: Dataset
+    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -47,11 +68,27 @@ _C = TypeVar("_C", bound=GanSettings)
 
 
 def load(config: GanSettings) -> GanImages:
-    """The images to learn from, to judge D by, and for the comparisons at the end."""
-    return read_gan_images(
-        config.data, config.folder, size=config.image_size, channels=config.channels,
-        limit=config.images, held_out=config.held_out,
-    )  # fmt: skip
+    """The images to learn from, to judge D by, and to compare generated ones with."""
+    size = config.image_size, config.image_size
+    images = read_images(
+        config.data, config.folder, image_size=size, channels=config.channels
+    )
+    splits = image_splits(images, limit=config.images)
+    available = min(len(splits.validation.indices), len(splits.test.indices))
+    count = at_most("--held-out", config.held_out, available, "held-out images")
+    parts = (
+        splits.train,
+        evenly_spaced(splits.validation, count),
+        evenly_spaced(splits.test, count),
+    )
+    fields = (take(part, np.asarray(part.indices)) for part in parts)
+    sets = (dataset({**f, "row": np.arange(len(f["x"]))}) for f in fields)
+    return GanImages(*sets, classes=splits.classes)
+
+
+def gan_pixels(data: Dataset) -> np.ndarray:
+    """The images of a set, uint8 [N, H, W, C]."""
+    return np.asarray(data.arrays["x"])
 
 
 def fit_batch(config: _C, data: GanImages) -> _C:

@@ -50,6 +50,9 @@ class TrainedSizes(NamedTuple):
     accuracy: dict[str, np.ndarray]
 
 
+Begin = Callable[[TrainState], TrainState]
+
+
 class Plan(NamedTuple):
     """What is trained on subsets of several sizes.
 
@@ -63,7 +66,7 @@ class Plan(NamedTuple):
     tx: optax.GradientTransformation
     images: ImageSubsets
     epochs: int
-    begin: Callable[[TrainState], TrainState] = lambda state: state
+    begin: Begin = lambda state: state
 
 
 def train_sizes(
