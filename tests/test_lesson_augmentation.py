@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxstudy.images import folder_sets
+from jaxstudy.images import reading
 from jaxstudy.images.emoji import emoji_group, emoji_splits
 from jaxstudy.runs import cli
 from jaxstudy.study import sizes
@@ -153,11 +153,11 @@ def test_sets_are_disjoint_by_group_and_the_test_set_is_everyones(
             path = tmp_path / category / name
             Image.new("RGB", (8, 8), (colour, 0, 0)).save(path)
             paths.append(f"{category}/{name}")
-    monkeypatch.setattr(folder_sets, "check_folder", lambda _: tmp_path)
+    monkeypatch.setattr(reading, "check_folder", lambda _: tmp_path)
 
     def found(seed: int) -> dict[str, set[int]]:
         images: Any
-        images, audited = folder_sets.read_folder_sets(
+        images, audited = reading.read_folder_sets(
             None, size=(8, 8), strict=False, validation_split=0.25, seed=seed
         )
         assert not audited.problems
