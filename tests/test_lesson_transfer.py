@@ -96,7 +96,7 @@ def test_the_whole_lesson_and_what_it_predicts(
     monkeypatch: Patch,
 ) -> None:
     result = finished.result
-    for arm in lesson.ARMS:
+    for arm in (*lesson.ARMS, lesson.ALONE):
         assert f"30 images, {arm}: test accuracy" in result
     assert result["30 images, frozen: test accuracy"].mean > 0.9
     for gain, arms in lesson.GAINS.items():
@@ -157,12 +157,18 @@ def test_controls_differ_from_what_they_are_compared_with_in_one_thing(
     arms = ("random weights", "equal resolution", "frozen")
     epochs = {arm: given["epochs"] for arm, given in finished.given.items()}
     assert {epochs[arm] for arm in arms} == {epochs["head"] + epochs["fine-tuned"]}
+    assert epochs[lesson.ALONE] == epochs["fine-tuned"]
+    head = finished.ended["head"].params
+    jax.tree.map(
+        np.testing.assert_array_equal, finished.begun[lesson.ALONE].params, head
+    )
     want = finished.data["frozen"]
-    for arm in (*arms, "head", "fine-tuned"):
+    for arm in (*arms, "head", lesson.ALONE, "fine-tuned"):
         data = finished.data[arm]
         assert np.array_equal(data.indices, want.indices)
         assert np.array_equal(data.arrays["y"], want.arrays["y"])
-    assert np.array_equal(finished.data["head"].arrays["x"], want.arrays["x"])
+    for arm in ("head", lesson.ALONE):
+        assert np.array_equal(finished.data[arm].arrays["x"], want.arrays["x"])
     for arm in arms[:2]:
         assert not np.allclose(finished.data[arm].arrays["x"], want.arrays["x"])
 

@@ -48,6 +48,11 @@ def _statistics_of_rows(x: Array, rows: Array) -> Standardization:
     )
 
 
+def gone_on(state: TrainState, trained: TrainState) -> TrainState:
+    """A state with the weights of another, whose optimizer begins anew."""
+    return state._replace(params=trained.params, extra=trained.extra)
+
+
 def with_regression(state: TrainState, trained: TrainState) -> TrainState:
     """A state of `compose(rest, regression)` whose regressions are those trained.
 
