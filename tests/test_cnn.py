@@ -72,7 +72,7 @@ def test_outputs_and_gradients_are_keras_s(pool: Any, padding: Any) -> None:
     @jax.jit
     @functools.partial(jax.grad, has_aux=True)
     def keras_gradient(variables: list[Array]) -> Any:
-        outputs, _ = network.stateless_call(variables, [], x)
+        outputs, *_ = network.stateless_call(variables, [], x)
         losses = keras.losses.sparse_categorical_crossentropy(y, outputs[-1], True)
         return jnp.mean(jnp.asarray(losses)), outputs
 
