@@ -1,33 +1,46 @@
-"""Lesson 5: its data, its pictures, resuming, samples from a saved run, bad input."""
+"""Lesson 5: its data, pictures, resuming, samples, bad input, and its claims."""
 
 import dataclasses
 import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import small_gan
 from PIL import Image
 from small_gan import judge, painter
 
+from jaxstudy import ops
 from jaxstudy.data.sources import MissingData
+from jaxstudy.dataset import dataset
 from jaxstudy.gan import settings as gan_settings
-from jaxstudy.gan.evaluation import classifier_features
+from jaxstudy.gan import step as gan_step
+from jaxstudy.gan.evaluation import FRECHET, classifier_features
 from jaxstudy.gan.settings import USES, gan_pixels, key_for
+from jaxstudy.gan.step import changes_of_the_other, init_gan_state, make_gan_step
 from jaxstudy.models.cnn import cnn
 from jaxstudy.models.dcgan import LATENT_SIZE
 from jaxstudy.runs import cli
+from jaxstudy.runs.lesson import judge_claim
 from jaxstudy.runs.saved import read_saved
-from jaxstudy.runs.statistics import frechet_distance
+from jaxstudy.runs.statistics import (
+    NONNEGATIVE,
+    REAL,
+    frechet_distance,
+    mean_over_runs,
+)
 from tests.conftest import Patch, Said, Smoke, contents, load, run_script
 
 lesson: Any = load("experiments", "ch5_gan")
 orders: Any = load("experiments", "ch5_orders")
 sizes: Any = load("experiments", "ch5_sizes")
-FRECHET = "Frechet distance of this CNN's features"
 
 
 def run(folder: Path, *arguments: object, module: Any = lesson) -> int:
@@ -68,6 +81,12 @@ def test_a_run_shows_all_that_the_lesson_promises(smoke_run: Path) -> None:
     with Image.open(samples / "training.gif") as animation:
         assert animation.n_frames == 3  # type: ignore[attr-defined]
     metrics = metrics_of(smoke_run)
+    lines = (smoke_run / "metrics.jsonl").read_text().splitlines()
+    records = [r for r in map(json.loads, lines) if r["split"] == "generated"]
+    logged = {record["epoch"]: record[FRECHET] for record in records}
+    assert [*logged] == [1, 2]
+    assert [metrics[f"after epoch 1: {FRECHET}"]] == logged[1]
+    assert [metrics[f"generated images: {FRECHET}"]] == pytest.approx(logged[2])
     saved = read_saved(smoke_run, lesson.Config, "ch5_gan")
     shapes = jax.eval_shape(cnn((28, 28, 1), 10).init, jax.random.key(0))
     like = dict(zip(("params", "extra"), shapes, strict=True))
@@ -99,8 +118,73 @@ def test_the_orders_are_compared_over_seeds(smoke: Smoke) -> None:
     )
     paired = metrics["real first - alternating: Frechet distance"]["mean"]
     assert paired == pytest.approx(first - alternating, abs=1e-9)
+    for name in ("alternating", "real first"):
+        assert metrics[f"{name}: factor of the rates"] == 1
     # checkpoints of the orders are not kept: their results are in the metrics
     assert names_in(folder / "checkpoints") == {"classifier"}
+
+
+def test_an_order_has_the_rates_that_are_best_on_validation_images_with_other_seeds(
+    monkeypatch: Patch,
+) -> None:
+    """Each replica's factor is a number here, and so is the distance of its images."""
+    asked: list[Any] = []
+
+    class Judged:
+        def of(self, real: np.ndarray) -> "Judged":
+            asked.append(real)
+            return self
+
+        def distance(self, x: float) -> float:
+            return {0.5: 3.0, 1.0: 1.0, 2.0: 2.0}[x]
+
+    def train_variant(
+        name: str, config: Any, data: Any, key: Any, factors: Any, run: Any
+    ) -> Any:
+        asked.append((jax.random.key_data(key).tolist(), factors.tolist()))
+        return orders.Trained([*factors], {})
+
+    monkeypatch.setattr(orders, "train_variant", train_variant)
+    parts = [dataset({"x": np.full((3, 2, 2, 1), i)}) for i in range(3)]
+    data = gan_settings.GanImages(*parts, classes=("a", "b"))
+    config = orders.Config(factors=(0.5, 1.0, 2.0), tuning_seeds=2)
+    assert orders.best_factor("mixed", config, data, Judged(), None) == 1.0
+    held_out, (key, factors) = asked
+    assert np.all(held_out == 1)
+    assert factors == [0.5, 0.5, 1.0, 1.0, 2.0, 2.0]
+    assert key != jax.random.key_data(key_for(config.seed, "variants")).tolist()
+    assert orders.best_factor("mixed", orders.Config(), data, Judged(), None) == 1.0
+    assert len(asked) == 2  # one factor is no choice
+
+
+def test_replicas_of_one_factor_differ_and_those_of_two_are_paired(
+    monkeypatch: Patch,
+) -> None:
+    given: dict[str, Any] = {}
+
+    def fit(state: Any, step: Any, data: Any, **options: Any) -> Any:
+        given.update(options, state=state)
+        return state, [{}]
+
+    monkeypatch.setattr(orders, "fit", fit)
+    monkeypatch.setattr(orders, "discriminator", judge)
+    monkeypatch.setattr(orders, "generator", lambda shape, norm: painter(shape))
+    config = orders.Config(image_size=16, held_out=2)
+    rows = dataset({"x": np.zeros((8, 16, 16, 1), np.uint8)})
+    data = gan_settings.GanImages(rows, rows, rows, classes=("a", "b"))
+    factors, log = (
+        np.array([0.5, 0.5, 2, 2]),
+        SimpleNamespace(sub_run=lambda *a, **k: None),
+    )
+    images, _ = orders.train_variant(
+        "mixed", config, data, key_for(0, "tuning"), factors, log
+    )
+    keys = jax.random.key_data(given["key"]).tolist()
+    assert keys[:2] == keys[2:]
+    assert keys[0] != keys[1]
+    assert np.array_equal(given["replicas"].args[0], factors)
+    assert np.array_equal(images[0], images[2])
+    assert not np.array_equal(images[0], images[1])
 
 
 class Crash(Exception):
@@ -112,18 +196,18 @@ def test_a_killed_run_ends_with_the_same_numbers_and_pictures(
     smoke_run: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """Killed as the second epoch's samples are made, before its checkpoint."""
-    generate, calls = lesson.generate, []
+    made, calls = lesson.made, []
 
     def crashing(*args: Any) -> Any:
         calls.append(args)
         if len(calls) == 3:
             raise Crash
-        return generate(*args)
+        return made(*args)
 
     folder = tmp_path / "run"
     argv = ["ch5_gan.py", "--preset", "smoke", "--save-every", "0", "--run-dir"]
     with monkeypatch.context() as patch:
-        patch.setattr(lesson, "generate", crashing)
+        patch.setattr(lesson, "made", crashing)
         patch.setattr(sys, "argv", [*argv, str(folder)])
         with pytest.raises(Crash):
             cli.experiment(lesson.main, lesson.PRESETS)
@@ -160,7 +244,7 @@ def test_samples_from_the_saved_run(smoke_run: Path, capsys: Said) -> None:
 
 BAD = (
     (lesson, ("--image-size", "8"), "32, 48, ... pixels a side, not of 8 by 8"),
-    (orders, ("--variant-size", "40"), "pixels a side, not of 40 by 40"),
+    (orders, ("--image-size", "40"), "pixels a side, not of 40 by 40"),
     (lesson, ("--channels", "2"), "images have 1 or 3 channels, not 2"),
     (lesson, ("--data", "fashion"), "did you mean 'fashion_mnist'"),
     (lesson, ("--folder", "runs/no-such"), "runs/no-such"),
@@ -232,16 +316,15 @@ def test_images_of_one_class_are_compared_without_the_cnn(
     words = ("--folder", folder, "--channels", "3", "--images", "50", "--held-out", 9)
     made, compared = tmp_path / "made", tmp_path / "compared"
     assert run(made, *words, "--epochs", 1) == 0
-    variants = ("--variants", "alternating", "--variant-images", 40)
+    variants = ("--variants", "alternating", "--factors", "1", "2")
     assert run(compared, *words, *variants, module=orders) == 0
     common = [
         "warning: --images 50: there are only 16 images to train on, so it is 16",
         "warning: --held-out 9: there are only 2 held-out images, so it is 2",
     ]
     one_class = "warning: the images are of one class: no CNN can judge them"
-    fewer = "there are only 16 images to learn from, so it is 16"
     assert capsys.readouterr().err.splitlines() == [
-        *common, one_class, *common, f"warning: --variant-images 40: {fewer}", one_class
+        *common, one_class, *common, one_class
     ]  # fmt: skip
     assert "classes.png" not in names_in(made / "figures")
     assert "nearest.png" in names_in(made / "figures")
@@ -280,15 +363,71 @@ def test_every_use_of_randomness_has_a_key_of_its_own() -> None:
 def test_interpolation_goes_from_one_draw_to_another(monkeypatch: Patch) -> None:
     drawn: list[Any] = []
 
-    def generate(g: Any, params: Any, extra: Any, z: Any) -> Any:
+    def made(g: Any, state: Any, z: Any, replica: int) -> Any:
         drawn.append(np.asarray(z))
         return np.zeros((len(z), 2, 2, 1), np.uint8)
 
-    monkeypatch.setattr(lesson, "generate", generate)
+    monkeypatch.setattr(lesson, "made", made)
     monkeypatch.setattr(lesson.plots, "save_images", lambda *_: None)
-    lesson.draw_interpolation(lesson.Config(), None, None, None, None)
+    lesson.draw_interpolation(lesson.Config(), None, None, None)
     ways = drawn[0].reshape(4, lesson.COLUMNS, LATENT_SIZE)
     assert np.abs(ways).max() <= 1
     assert len(np.unique(ways[:, [0, -1]].reshape(8, LATENT_SIZE), axis=0)) == 8
     steps = np.diff(ways, axis=1)
     np.testing.assert_allclose(steps, steps[:, :1].repeat(steps.shape[1], 1), atol=1e-6)
+
+
+# What the claims rest on
+
+
+def changes() -> tuple[float, float]:
+    state = init_gan_state(*small_gan.PAIR, jax.random.key(0))
+    batch = {"x": jnp.asarray(small_gan.pixels(2)), "mask": jnp.ones(2)}
+    return changes_of_the_other(small_gan.D, small_gan.G, state, batch)
+
+
+def test_no_update_changes_the_other_network(monkeypatch: Patch) -> None:
+    """A step that lets G's update through to D as well is found out."""
+    assert changes() == (0, 0)
+
+    def leaking(d: Any, g: Any, tx_d: Any, tx_g: Any) -> Any:
+        return make_gan_step(d, g, optax.sgd(0.1), tx_g)
+
+    monkeypatch.setattr(gan_step, "make_gan_step", leaking)
+    of_d, of_g = changes()
+    assert of_d > 0
+    assert of_g == 0
+
+
+def test_the_orders_are_judged_by_seed() -> None:
+    """Differences that the seeds agree on decide, though the seeds lie far apart."""
+    seeds = np.array([40.0, 80, 120, 160, 200])
+    small = np.array([0.9, 1.1, 1, 1.2, 0.8])
+
+    def verdicts(more: float, keep: int = 5) -> list[str]:
+        mean = mean_over_runs(seeds[:keep] + more, NONNEGATIVE)
+        gap = mean_over_runs(more * small[:keep], REAL, "seeds, paired")
+        metrics = {
+            "real first - alternating: Frechet distance": gap,
+            "mixed - alternating: Frechet distance": gap,
+            "alternating, no BatchNorm - alternating: Frechet distance": gap,
+            "real first: accuracy on real": mean_over_runs(small * 0, REAL),
+            "alternating: accuracy on real": mean_over_runs(small, REAL),
+            "alternating: Frechet distance": mean,
+        }
+        claims = orders.LESSON.claims
+        return [judge_claim(claim, metrics).verdict for claim in claims]
+
+    assert verdicts(5) == ["holds", "holds", "fails", "holds"]
+    assert verdicts(-5) == ["fails", "holds", "holds", "fails"]
+    few = verdicts(5, keep=3)
+    assert few == ["undetermined", "holds", "undetermined", "undetermined"]
+
+
+def test_the_layer_is_a_transpose(monkeypatch: Patch) -> None:
+    assert sizes.transpose_difference(4, seed=1) < 1e-5
+    layer = ops.conv2d_transpose
+    monkeypatch.setattr(
+        ops, "conv2d_transpose", lambda x, k, s: layer(x, k[::-1, ::-1], s)
+    )
+    assert sizes.transpose_difference(4, seed=1) > 0.1

@@ -9,18 +9,23 @@ import numpy as np
 import pydantic
 
 from jaxstudy.dataset import Dataset, dataset, evenly_spaced, take
-from jaxstudy.gan.evaluation import train_classifier
+from jaxstudy.gan.evaluation import (
+    CNN_SIZE,
+    Judge,
+    classifier_features,
+    train_classifier,
+)
 from jaxstudy.images.sets import read_images
 from jaxstudy.images.splits import at_most, image_splits
 from jaxstudy.messages import warn
 from jaxstudy.runs.cli import Count, Positive, Settings
 from jaxstudy.runs.run import Run
-from jaxstudy.types import Key, PyTree
+from jaxstudy.types import Key
 
-AVAILABLE = "images to learn from"
+CNN_BATCH = 64
 USES = (  # of randomness
     "gan", "shown", "evaluation", "between", "judged", "untrained", "classifier",
-    "variants", "sample",
+    "variants", "sample", "tuning",
 )  # fmt: skip
 
 
@@ -58,10 +63,12 @@ class GanSettings(Settings):
     """Learning rate of G's Adam; b1 is 0.5 in both (Radford et al. 2016)."""
     rate_d: Positive = 0.002
     """That of D's: D should be the one ahead (Heusel et al. 2017)."""
-    held_out: Annotated[int, pydantic.Field(ge=2)] = 500
+    held_out: Annotated[int, pydantic.Field(ge=2)] = 2_000
     """Images in a comparison: held-out ones, those of the test set, generated ones."""
+    classifier_images: Count = 10_000
+    """Images that the CNN learns from, at most: the same CNN judges at every preset."""
     classifier_epochs: Count = 5
-    """Passes of the CNN over the images."""
+    """Passes of the CNN over them."""
 
 
 _C = TypeVar("_C", bound=GanSettings)
@@ -91,25 +98,31 @@ def gan_pixels(data: Dataset) -> np.ndarray:
     return np.asarray(data.arrays["x"])
 
 
-def fit_batch(config: _C, data: GanImages) -> _C:
-    """The settings, with a batch that is no larger than the number of images."""
+def fit_to(config: _C, data: GanImages) -> _C:
+    """The settings, with a batch and comparisons no larger than there are images."""
     count = len(data.train.indices)
-    size = at_most("--batch-size", config.batch_size, count, AVAILABLE)
-    return replace(config, batch_size=size)
+    size = at_most("--batch-size", config.batch_size, count, "images to learn from")
+    return replace(config, batch_size=size, held_out=len(data.test.indices))
 
 
-def evaluation_cnn(
+def train_judge(
     config: GanSettings, data: GanImages, run: Run
-) -> tuple[PyTree | None, dict[str, float]]:
-    """The weights of a CNN trained on the classes, and its test accuracy as a metric.
+) -> tuple[Judge | None, dict[str, float]]:
+    """A CNN trained on the classes, and its test accuracy as a metric.
 
-    Images of a single class train none, which is said.
+    It is the same whatever the settings of the networks, their seed and their images:
+    trained on its own, of its own size. Images of one class train none, which is said.
     """
     if len(data.classes) == 1:
         warn("the images are of one class: no CNN can judge them")
         return None, {}
+    own = replace(config, image_size=CNN_SIZE, images=None)
+    *sets, classes = load(own)
+    count = min(config.classifier_images, len(sets[0].indices))
+    sets[0] = evenly_spaced(sets[0], count)
     params, accuracy = train_classifier(
-        data[:3], len(data.classes), epochs=config.classifier_epochs, run=run,
-        batch_size=config.batch_size, key=key_for(config.seed, "classifier"),
+        sets, len(classes), epochs=config.classifier_epochs, run=run,
+        batch_size=min(CNN_BATCH, count), key=key_for(0, "classifier"),
     )  # fmt: skip
-    return params, {"CNN: test accuracy": accuracy}
+    real = classifier_features(params, gan_pixels(data.test))
+    return Judge(params, real, classes), {"CNN: test accuracy": accuracy}
