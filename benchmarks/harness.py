@@ -174,10 +174,9 @@ def products(model: Any, places: Mapping[str, int]) -> dict[str, int]:
     return {n: k * math.prod(params[n]["kernel"].shape) for n, k in places.items()}
 
 
-def run_fit(state: Any, train_step: Any, rows: Any, **options: Any) -> Any:
-    """`fit` without a progress bar: its records, and steps per second of each chunk."""
+def run_fit(fit: Any, *args: Any, **options: Any) -> tuple[Any, list[float]]:
+    """The records of a `fit`, and its steps per second in each chunk."""
     from jaxstudy.records import Log
-    from jaxstudy.training import fit
 
     rates: list[float] = []
 
@@ -185,7 +184,7 @@ def run_fit(state: Any, train_step: Any, rows: Any, **options: Any) -> Any:
         def advanced(self, state: Any, chunk: Any, records: Any) -> None:
             rates.append(chunk.steps / chunk.seconds)
 
-    return fit(state, train_step, rows, log=Rates(), **options).records, rates
+    return fit(*args, log=Rates(), **options).records, rates
 
 
 def fit_epochs(
@@ -195,10 +194,11 @@ def fit_epochs(
     import jax
 
     from jaxstudy.dataset import Order, dataset
+    from jaxstudy.training import fit
 
     rows = dataset({name: a[: steps * batch_size] for name, a in arrays.items()})
     records, rates = run_fit(
-        state, train_step, replace(rows, order=Order(shuffle="never")),
+        fit, state, train_step, replace(rows, order=Order(shuffle="never")),
         key=jax.random.key(1), epochs=1 + EPOCHS, batch_size=batch_size,
         chunk_steps=steps,
     )  # fmt: skip
