@@ -111,7 +111,7 @@ class Config(Settings):
     date_rates: tuple[Positive, Positive] = (0.01, 0.003)
     """Learning rates of Adam at the start, for dates; they fall to 0 along a cosine."""
     message_rates: tuple[Positive, Positive] = (0.01, 0.003)
-    """Those for messages. All were chosen on validation pairs, with other seeds."""
+    """Those for messages."""
     clip: Positive = 1.0
     """Largest norm of a gradient: longer ones are shortened to it."""
     beam: Count = 4
