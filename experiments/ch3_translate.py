@@ -127,8 +127,8 @@ PRESETS = {
     ),
     "quick": Config(),
     "full": Config(
-        tasks=get_args(Task), dates=20_000, units=192, date_epochs=(8, 40),
-        message_epochs=(10, 20), date_rates=(0.003, 0.003), seeds=6,
+        tasks=get_args(Task), dates=20_000, date_epochs=(8, 40),
+        message_epochs=(10, 20), date_rates=(0.003, 0.003), seeds=4,
     ),
 }  # fmt: skip
 
