@@ -34,6 +34,7 @@ from jaxstudy.study import problems, runner
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import accelerator  # noqa: E402
 import admission_speed as admission  # noqa: E402
 import communication  # noqa: E402
 import gan_speed as gan  # noqa: E402
@@ -575,3 +576,67 @@ def test_what_a_batch_costs_to_share_follows_from_bytes_and_operations() -> None
     compute = rows * found["compute_s"] / 32
     assert compute / (compute + found["25 GB/s"]["sum_s"]) == pytest.approx(0.9, 1e-3)
     assert found["25 GB/s"]["sum_s"] == 2 * 4 * found["parameters"] / 25e9
+
+
+# What a device does: benchmarks/accelerator.py
+
+
+def test_each_part_of_the_device_report_is_there_or_says_why_not(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """Processes of their own; what fails, or has no time left, loses nothing else."""
+    parts = {"device": None, "missing": None, "late": None}
+    monkeypatch.setattr(accelerator, "PARTS", parts)
+    ran: list[str] = []
+
+    def run_part(name: str, command: Any, seconds: float) -> dict[str, Any]:
+        ran.append(name)
+        if name == "device":
+            return real(name, accelerator.Command(quick=True), 300)
+        time.sleep(max(0, seconds - 4))  # all but what is too little to begin
+        return {"failed": "no data"}
+
+    real = accelerator.run_part
+    monkeypatch.setattr(accelerator, "run_part", run_part)
+    out = tmp_path / "out" / "accelerator.json"
+    began = time.monotonic()
+    accelerator.run_part("device", None, 0)
+    minutes = (time.monotonic() - began + 6) / 60
+    assert accelerator.main(accelerator.Command(minutes=minutes, out=out)) == 0
+    found = json.loads(out.read_text())
+    assert found["device"]["platform"] == jax.default_backend()
+    assert min(found["device"]["peak_tflops"].values()) > 0
+    assert found["missing"] == {"failed": "no data"}
+    assert found["late"] == {"failed": "no time"}
+    assert "late" not in ran
+
+
+def test_the_device_report_is_of_what_there_is() -> None:
+    for name in accelerator.TESTS:
+        assert (ROOT / "tests" / f"test_{name}.py").exists()
+    for name in accelerator.LESSONS:
+        assert (ROOT / "experiments" / f"{name}.py").exists()
+    for name, (script, *_) in accelerator.WORKLOADS.items():
+        path = ROOT / "benchmarks" / f"{script}_speed.py"
+        assert name in harness_workloads(path)
+        work = harness_workloads(path)[name]
+        assert {harness.OURS, "torch"} <= work.candidates.keys()
+    done = accelerator.run_part("no such part", accelerator.Command(), 60)
+    assert "no such part" in done["failed"]
+
+
+def harness_workloads(path: Path) -> dict[str, harness.Workload]:
+    return __import__(path.stem).WORKLOADS
+
+
+def test_models_are_rounded_where_bfloat16_is_asked_for() -> None:
+    model = cnn((8, 8, 1), 2, filters=(2,))
+    job = harness.Job({}, 1)
+    assert job.rounded(model) is model
+    params, extra = model.init(jax.random.key(0))
+    x = jnp.ones((1, 8, 8, 1))
+    low = job._replace(bfloat16=True).rounded(model)
+    found, want = (
+        m.apply(params, extra, x, train=False, key=None)[0] for m in (low, model)
+    )
+    assert 0 < np.abs(found - want).max() < 0.1 * np.abs(want).max()
