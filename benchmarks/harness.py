@@ -57,7 +57,7 @@ class Job(NamedTuple):
 
     def rounded(self, model: Any) -> Any:
         """One of our models, in the arithmetic that is asked for."""
-        from jaxstudy.model import in_bfloat16
+        from jaxstudy.wrappers import in_bfloat16
 
         return in_bfloat16(model) if self.bfloat16 else model
 
