@@ -91,8 +91,9 @@ class Config(Settings):
     """A folder of baselines, or "baselines": ours. Their protocol and seeds count."""
     reproduce: Literal["deepobs"] | None = None
     """Only train what DeepOBS published on the quadratic, and print both."""
-    replicas: Mode = "map"
-    """map: sequential, each run with the same bits beside any others. vmap: vmapped."""
+    replicas: Mode = "auto"
+    """map: sequential, each run with the same bits beside any others. vmap: vmapped.
+    auto: map on a CPU, vmap on an accelerator."""
 
 
 PRESETS = {

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxstudy.types import PyTree
 
-Mode = Literal["map", "vmap"]
+Mode = Literal["auto", "map", "vmap"]
 Layout = Literal["replicas", "data"]  # what devices share: whole trainings, or batches
 
 
@@ -90,6 +90,15 @@ def replica_mesh(count: int) -> Mesh | None:
     return Mesh(devices, ("replicas",)) if len(devices) > 1 else None
 
 
+def vectorises(mode: Mode) -> bool:
+    """Whether replicas run at once (`vmap`), and not one after another (`lax.map`).
+
+    "auto" vectorises on an accelerator, which one small training leaves idle; on a CPU
+    it does not, where a loop is faster and a replica has the same bits beside any.
+    """
+    return mode == "vmap" or (mode == "auto" and jax.default_backend() != "cpu")
+
+
 def over_replicas(
     program: Callable[..., Any], own: PyTree, mode: Mode, mesh: Mesh | None = None
 ) -> Callable[..., Any]:
@@ -97,8 +106,8 @@ def over_replicas(
 
     own: a tree of the structure of the inputs or of the beginning of it, true where
     each replica has its own part of an array [L, ...] and false where all share it; the
-    first input is each one's own. mode: sequentially (`lax.map`) or vectorised
-    (`vmap`). A mesh shares the replicas out among its devices.
+    first input is each one's own. mode: see `vectorises`. A mesh shares out the replicas
+    among its devices.
     """
 
     def vectorised(*inputs: Any) -> Any:
@@ -114,7 +123,7 @@ def over_replicas(
 
         return jax.lax.map(replica, jnp.arange(len(jax.tree.leaves(inputs[0])[0])))
 
-    mapped = vectorised if mode == "vmap" else sequential
+    mapped = vectorised if vectorises(mode) else sequential
     if mesh is None:
         return mapped
     specs = jax.tree.map(lambda each: P("replicas") if each else P(), own)

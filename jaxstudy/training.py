@@ -126,7 +126,7 @@ class Evaluator(NamedTuple):
     data: AnyDataset
     batch_size: int = 4096
     args: tuple[PyTree, ...] = ()
-    mode: Mode = "map"
+    mode: Mode = "auto"
 
     def __call__(self, state: TrainState) -> Record:
         """Every metric, compiled: a number, or a list [L] where there are replicas."""
@@ -174,14 +174,14 @@ class Replicas(NamedTuple):
     """How independent trainings run whose states have a common leading axis L.
 
     args: further arguments of the step, each array with the axis L. mode: "map" runs
-    them sequentially (`lax.map`), the faster on a CPU: a replica has the same bits
-    beside any others, and is the run alone but for rounding, which is another program;
-    "vmap" vectorises them, for accelerators and tiny models. A replica whose loss is
-    not finite stops the run unless it `may_diverge`.
+    them sequentially (`lax.map`): a replica has the same bits beside any others, and is
+    the run alone but for rounding, which is another program; "vmap" vectorises them;
+    "auto" is "map" on a CPU and "vmap" on an accelerator. A replica whose loss is not
+    finite stops the run unless it `may_diverge`.
     """
 
     args: tuple[PyTree, ...] = ()
-    mode: Mode = "map"
+    mode: Mode = "auto"
     may_diverge: bool = False
 
 

@@ -29,6 +29,7 @@ from jaxstudy.model import Model, from_linen
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import binary_cross_entropy, squared_error
 from jaxstudy.optimizers import OPTIMIZERS, with_averaged_weights
+from jaxstudy.parallel import over_replicas
 from jaxstudy.records import Advance, Log
 from jaxstudy.runs.cli import Settings
 from jaxstudy.runs.run import open_run
@@ -378,6 +379,19 @@ def test_vmapped_replicas_are_close_to_mapped_ones() -> None:
     assert [r["split"] for r in vmapped.records] == [r["split"] for r in mapped.records]
     for a, b in zip(vmapped.records, mapped.records, strict=True):
         np.testing.assert_allclose(a["loss"], b["loss"], atol=1e-5)
+
+
+def test_replicas_are_vectorised_on_accelerators_unless_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A loop over replicas is a scan; vectorised there is none."""
+    for backend, looped in (("cpu", True), ("gpu", False), ("tpu", False)):
+        monkeypatch.setattr(jax, "default_backend", lambda b=backend: b)
+        for mode, loops in (("auto", looped), ("map", True), ("vmap", False)):
+            program = over_replicas(jnp.sin, (True,), mode)
+            assert ("scan" in str(jax.make_jaxpr(program)(jnp.ones(3)))) == loops
+    assert Replicas().mode == Evaluator(lambda *_: {}, dataset({"x": np.ones(1)})).mode
+    assert Replicas().mode == "auto"
 
 
 def test_replicas_begin_as_init_state_does() -> None:

@@ -45,8 +45,13 @@ def _statistics_of_rows(x: Array, rows: Array) -> Standardization:
 
 
 def gone_on(state: TrainState, trained: TrainState) -> TrainState:
-    """A state with the weights of another, whose optimizer begins anew."""
-    return state._replace(params=trained.params, extra=trained.extra)
+    """A state with the weights of another, whose optimizer begins anew.
+
+    They are copied: `fit` reuses the memory of what it is given, and another training
+    may begin there, too.
+    """
+    params, extra = jax.tree.map(jnp.copy, (trained.params, trained.extra))
+    return state._replace(params=params, extra=extra)
 
 
 def with_regression(state: TrainState, trained: TrainState) -> TrainState:

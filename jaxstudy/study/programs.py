@@ -22,7 +22,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from jaxstudy.optimizers import current_weights
-from jaxstudy.parallel import Mode
+from jaxstudy.parallel import Mode, vectorises
 from jaxstudy.study.candidates import Candidate, transformation
 from jaxstudy.study.problems import Problem, steps_of
 from jaxstudy.training import EvalStep, TrainStep, make_eval_step, make_train_step
@@ -85,7 +85,7 @@ def shared_step_functions(
 
     Replicas that are vectorised would run every branch: they share none.
     """
-    if mode == "vmap":
+    if vectorises(mode):
         return {n: make_step_functions(problem, c) for n, c in candidates.items()}
     params, _ = jax.eval_shape(problem.model.init, jax.random.key(0))
     steps = problem.epochs * steps_of(problem)

@@ -64,8 +64,8 @@ class Protocol:
     """Epochs on every problem, instead of its own number."""
     seed: int = 0
     """Fixes all of the above."""
-    mode: Mode = "map"
-    """Sequential, each with the same bits beside any others, or vmapped."""
+    mode: Mode = "auto"
+    """How they run together, see `jaxstudy.parallel.vectorises`."""
 
     def __post_init__(self) -> None:
         if self.trials < 1:
@@ -142,7 +142,7 @@ def seed_keys(protocol: Protocol, numbers: Sequence[int]) -> tuple[Key, Key]:
     return keys[:, 0], keys[:, 1]
 
 
-def as_replicas(at: Points, seeds: int, mode: Mode = "map") -> Replicas:
+def as_replicas(at: Points, seeds: int, mode: Mode = "auto") -> Replicas:
     """Replicas [P * S] of these points, each with every seed: seeds vary fastest."""
     args = {name: jnp.asarray(np.repeat(v, seeds)) for name, v in at.items()}
     return Replicas((args,), mode, may_diverge=True)
