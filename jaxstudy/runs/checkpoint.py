@@ -45,9 +45,9 @@ class Keep:
     monitor: str = "validation.loss"
     mode: Literal["min", "max"] = "min"
 
-    def score(self, value: float) -> float:
-        """The monitored value so that larger is better; not finite is the worst."""
-        if not math.isfinite(value):
+    def score(self, value: float | None) -> float:
+        """The monitored value so that larger is better; None and inf are the worst."""
+        if value is None or not math.isfinite(value):
             return -math.inf
         return value if self.mode == "max" else -value
 
@@ -257,7 +257,8 @@ class Checkpoints:
         """The arrays of one step, proved. Raises DamagedError."""
         try:
             with _silent.silence():
-                host = ocp.load_checkpointables(folder, _numpy_like(plain))
+                like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), plain)
+                host = ocp.load_checkpointables(folder, like)
         except Exception as error:
             raise DamagedError(
                 f"its arrays cannot be read ({_brief(error)})"
@@ -291,15 +292,11 @@ class Checkpoints:
     def _scores(self) -> dict[int, float]:
         """The score of every step: -inf where it has none, or is damaged."""
         scores = dict.fromkeys(self._steps(), -math.inf)
-        if self.keep.which == "best":
-            for step in scores:
-                with contextlib.suppress(DamagedError):
-                    monitored = self._describe_step(step)["facts"].get("monitored")
-                    if monitored and monitored["name"] == self.keep.monitor:
-                        value = monitored["value"]
-                        scores[step] = self.keep.score(
-                            math.nan if value is None else value
-                        )
+        for step in scores if self.keep.which == "best" else ():
+            with contextlib.suppress(DamagedError):
+                monitored = self._describe_step(step)["facts"].get("monitored")
+                if monitored and monitored["name"] == self.keep.monitor:
+                    scores[step] = self.keep.score(monitored["value"])
         return scores
 
     def newest(
@@ -330,11 +327,12 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the best monitored value, or None where none has one."""
-        return processes.told(self._best)
 
-    def _best(self) -> int | None:
-        scores = {s: x for s, x in self._scores().items() if x > -math.inf}
-        return max(scores, key=lambda step: (scores[step], step)) if scores else None
+        def find() -> int | None:
+            scores = {s: x for s, x in self._scores().items() if x > -math.inf}
+            return max(scores, key=lambda s: (scores[s], s)) if scores else None
+
+        return processes.told(find)
 
     def _set_aside(self, step: int) -> None:
         target, i = self.folder / f"damaged-{step}", 1
@@ -342,10 +340,6 @@ class Checkpoints:
             i += 1
             target = self.folder / f"damaged-{step}-{i}"
         (self.folder / str(step)).rename(target)
-
-
-def _numpy_like(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: np.empty(x.shape, x.dtype), tree)
 
 
 def _brief(error: Exception) -> str:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image
 
@@ -26,13 +26,11 @@ from jaxstudy.runs.files import (
     read_file,
     reason,
 )
-from jaxstudy.runs.lesson import caption_of
 from jaxstudy.runs.values import Value, value_of
 from jaxstudy.study import comparison
 from jaxstudy.types import UserError
 
 TableRow = Mapping[str, Any]  # of metrics.jsonl
-_T = TypeVar("_T")
 Drawn = dict[str, Any]  # what the template has to draw
 
 MARKERS = ("config.json", "metrics.jsonl", "result.json")  # any of them makes a run
@@ -140,10 +138,6 @@ class ReportedRun:
         """What the result says of the lesson; empty for what is none."""
         return self.result.get("lesson", {})
 
-    def caption(self, attachment: Attachment) -> str:
-        """What the lesson says to see in a figure or sample."""
-        return caption_of(self.lesson.get("figures", {}), attachment.path)
-
 
 def find_runs(root: Path) -> list[ReportedRun]:
     """Every run under a folder, which may itself be one."""
@@ -159,12 +153,12 @@ def read_run(folder: Path, root: Path) -> ReportedRun:
     """Read a run folder as far as it can be read."""
     relative = folder.relative_to(root).as_posix()
     run = ReportedRun(folder.resolve().name if relative == "." else relative)
-    described: Drawn = dict(_read(folder, "config.json", Description, run.problems))
+    described: Drawn = _read(folder, "config.json", Description, run.problems)
     run.config, run.options = described.get("config", {}), described.get("options", {})
     run.environment = _read(folder, "environment.json", Object, run.problems)
     if os.path.lexists(folder / "result.json"):
         run.status = "finished"
-        run.result = dict(_read(folder, "result.json", Result, run.problems))
+        run.result = _read(folder, "result.json", Result, run.problems)
     if os.path.lexists(folder / "study.json"):
         run.study = _read_study(folder, run.problems)
     torn = False
@@ -206,7 +200,7 @@ def _noting(folder: Path, problems: list[str]) -> Iterator[None]:
         problems.append(str(error).removeprefix(f"{folder}/"))
 
 
-def _read(folder: Path, name: str, kind: type[_T], problems: list[str]) -> _T | Drawn:
+def _read(folder: Path, name: str, kind: Any, problems: list[str]) -> Drawn:
     """What a JSON file of a run holds; empty where it is damaged."""
     with _noting(folder, problems):
         try:
@@ -218,12 +212,11 @@ def _read(folder: Path, name: str, kind: type[_T], problems: list[str]) -> _T | 
 
 def _read_study(folder: Path, problems: list[str]) -> Drawn:
     """The conclusions and the tables of a study."""
-    record: Drawn = dict(_read(folder, "study.json", Study, problems))
+    record, step_times = _read(folder, "study.json", Study, problems), {}
     if not record:
         return {}
-    step_times: Drawn = {}
     if os.path.lexists(folder / "timing.json"):
-        step_times = dict(_read(folder, "timing.json", StepTimes, problems))
+        step_times = _read(folder, "timing.json", StepTimes, problems)
     try:
         if record["schema"] != comparison.STUDY_SCHEMA:
             raise ValueError(
