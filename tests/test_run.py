@@ -770,7 +770,23 @@ def test_a_signal_between_stages_stops_at_the_next(folder: Path, stage: str) -> 
     assert (folder / "result.json").exists() == (stage == "end")
 
 
-def test_a_second_signal_exits_at_once_even_from_a_compiled_program(
+def test_a_second_signal_exits_at_once(folder: Path, monkeypatch: Patch) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+
+    def work() -> None:
+        with opened(folder):
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert codes == []
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Stopped):
+        work()
+    assert codes == [130]
+
+
+@pytest.mark.torture
+def test_a_second_signal_ends_a_compiled_program_too(
     whole: Reference, folder: Path, start: Any
 ) -> None:
     """Which leaves everything as it is, as SIGKILL does; the folder is free again."""

@@ -160,10 +160,8 @@ def intervals(tables: Mapping[str, Mapping[str, Estimate]]) -> Chart:
         height = 0.6 + 0.2 * max(map(len, tables.values()))
         figure, axes = _grid(len(tables), (3.6, height))
         for axis, (title, estimates) in zip(axes, tables.items(), strict=True):
-            for y, estimate in enumerate(estimates.values()):
-                plots.draw_estimate(axis, estimate, y, LINE_COLOURS[0])
-            axis.set_yticks(range(len(estimates)), map(label, estimates))
-            axis.set_ylim(len(estimates) - 0.4, -0.6)
+            plots.draw_estimates(axis, estimates, LINE_COLOURS[0])
+            axis.set(yticklabels=[*map(label, estimates)])
             axis.grid(False, axis="y")
             axis.set_title(label(title), loc="left")
             ends = [v for e in estimates.values() for v in e[:3] if v is not None]

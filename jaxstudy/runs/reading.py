@@ -21,10 +21,9 @@ from jaxstudy.runs.files import (
     Result,
     StepTimes,
     Study,
-    from_json,
     json_lines,
     read_file,
-    reason,
+    read_json,
 )
 from jaxstudy.runs.values import Value, value_of
 from jaxstudy.study import comparison
@@ -184,11 +183,11 @@ def _leads_out(path: Path, folder: Path) -> bool:
     return not inside.is_relative_to(os.path.realpath(folder))
 
 
-def _content(folder: Path, name: str) -> bytes:
-    """A file of a run. Raises UserError where it cannot be read."""
+def _inside(folder: Path, name: str) -> Path:
+    """The path of a file of a run. Raises UserError where it is none of the run's."""
     if _leads_out(folder / name, folder):
         raise UserError(f"{name} is a link out of the run folder and left out")
-    return read_file(folder / name)
+    return folder / name
 
 
 @contextlib.contextmanager
@@ -203,10 +202,7 @@ def _noting(folder: Path, problems: list[str]) -> Iterator[None]:
 def _read(folder: Path, name: str, kind: Any, problems: list[str]) -> Drawn:
     """What a JSON file of a run holds; empty where it is damaged."""
     with _noting(folder, problems):
-        try:
-            return from_json(_content(folder, name), kind)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{name} cannot be read: {reason(error)}") from error
+        return read_json(_inside(folder, name), kind)
     return {}
 
 
@@ -242,7 +238,8 @@ def _read_study(folder: Path, problems: list[str]) -> Drawn:
 def _read_records(folder: Path, problems: list[str]) -> tuple[list[TableRow], bool]:
     """The good records of metrics.jsonl, and whether its last line is torn."""
     with _noting(folder, problems):
-        rows, bad, torn = json_lines(_content(folder, "metrics.jsonl"), LoggedRecord)
+        content = read_file(_inside(folder, "metrics.jsonl"))
+        rows, bad, torn = json_lines(content, LoggedRecord)
         if bad:
             where = ", ".join(map(str, [*bad][:5])) + (", ..." if len(bad) > 5 else "")
             first = next(iter(bad.values()))
@@ -274,12 +271,12 @@ def _attachment(folder: Path, name: str, problems: list[str]) -> Attachment:
     if _leads_out(folder / name, folder):
         return Attachment(f"{name} (a link out of the run folder)")
     if suffix in IMAGES:
-        data, (magic, mime) = _content(folder, name), IMAGES[suffix]
+        data, (magic, mime) = read_file(folder / name), IMAGES[suffix]
         if data.startswith(magic):
             return Attachment(name, data, mime)
         problems.append(f"{name} is no {suffix[1:].upper()} image")
     elif suffix in TEXTS:
-        text = _content(folder, name).decode("utf-8", "replace")
+        text = read_file(folder / name).decode("utf-8", "replace")
         text = text if len(text) < 4000 else f"{text[:4000]}\n..."
         return Attachment(name, text=text)
     return Attachment(name)
