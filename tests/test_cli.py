@@ -171,6 +171,19 @@ def test_a_finished_run_prints_its_result_again(call: Call, finished: Path) -> N
     assert contents(finished) == before
 
 
+def test_a_run_is_not_finished_if_what_it_read_has_changed(
+    call: Call, finished: Path
+) -> None:
+    shutil.copytree(finished, "begun")
+    run = ["--run-dir", "run", "--load-params", "begun", "--preset", "smoke"]
+    assert call(*run).code == 0
+    assert "was finished before" in call("--resume", "--run-dir", "run").out
+    (step,) = Path("begun/checkpoints").iterdir()
+    step.rename(step.with_name("99"))
+    sentence = refused(call("--resume", "--run-dir", "run"))
+    assert "the content of load_params" in sentence
+
+
 def test_a_run_goes_on_knowing_its_folder_alone(call: Call, tmp_path: Path) -> None:
     """Every setting comes from the folder: none is given, none is the default."""
     settings = ["--epochs", 3, "--rate", 0.1, "--hidden", 6, "--seed", 5]

@@ -87,8 +87,8 @@ def read_saved(folder: Path, config_type: type[C], experiment: str) -> Saved[C]:
         raise UserError(
             f"{folder} holds a run of {fields['experiment']}, not of {experiment}"
         )
-    config = _record(config_type, "config", folder)
-    options = _record(Options, "options", folder)
+    config = _record(config_type, "config", folder, fields)
+    options = _record(Options, "options", folder, fields)
     return Saved(
         folder, experiment, fields["preset"], config, options,
         fields["run"], fields["files"],
@@ -100,9 +100,11 @@ def read_experiment(folder: Path) -> str:
     return _read_config(folder)["experiment"]
 
 
-def _record(kind: type[C], name: Literal["config", "options"], folder: Path) -> C:
+def _record(
+    kind: type[C], name: Literal["config", "options"], folder: Path, fields: Description
+) -> C:
     """The dataclass that one field of config.json describes."""
-    stored = _read_config(folder)[name]
+    stored = fields[name]
     try:
         unknown = set(stored) - set(kind.__dataclass_fields__)  # type: ignore[attr-defined]
         if unknown:
@@ -151,15 +153,14 @@ def load_weights(
     unless given. `like` holds arrays or their shapes. Raises UserError where no good
     checkpoint fits.
     """
-    options, fields = _record(Options, "options", folder), _read_config(folder)
+    fields = _read_config(folder)
+    options = _record(Options, "options", folder, fields)
     checkpoints = checkpoints_of(
         folder, options, fields["experiment"], fields["run"], part
     )
-    keep = checkpoints.keep
     steps = list(reversed(checkpoints.steps())) if step is None else [step]
-    if step is None and keep.which == "best":
-        best = checkpoints.best()
-        steps = [best, *(s for s in steps if s != best)] if best is not None else steps
+    if step is None and (best := checkpoints.best()) is not None:
+        steps = [best, *(s for s in steps if s != best)]
     problems = []
     for candidate in steps:
         try:
