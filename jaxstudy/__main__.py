@@ -85,7 +85,7 @@ def export(run: Positional[Path], out: Path, batch_size: int = 1) -> None:
     print(export_run(run, out, batch_size, load))
 
 
-def report(runs: Positional[Path] = Path("runs")) -> None:
+def make_report(runs: Positional[Path] = Path("runs")) -> None:
     """Write report.html over all runs under a folder.
 
     Args:
@@ -95,7 +95,7 @@ def report(runs: Positional[Path] = Path("runs")) -> None:
 
 
 COMMANDS = {"data": data, "study": study, "join": join, "export": export,
-            "report": report}  # fmt: skip
+            "report": make_report}  # fmt: skip
 
 
 def main() -> None:

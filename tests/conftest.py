@@ -2,7 +2,6 @@
 
 import fcntl
 import gc
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -132,13 +131,9 @@ Start = Callable[..., Process]
 
 def load(folder: str, name: str) -> ModuleType:
     """A script as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and tyro look types up there
-    spec.loader.exec_module(module)
-    return module
+    from jaxstudy.runs.lesson import load_script
+
+    return load_script(ROOT / folder / f"{name}.py")
 
 
 Smoke = Callable[[str], Path]

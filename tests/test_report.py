@@ -613,13 +613,13 @@ def test_a_verdict_is_one_of_three(tmp_path):
 
 
 def test_a_large_image_is_made_smaller():
-    noise = np.random.default_rng(0).integers(0, 255, (300, 2000, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 255, (100, 2000, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).save(file, "PNG")
     large = file.getvalue()
     small = reading.smaller(large)
     assert len(small) < len(large)
-    assert Image.open(io.BytesIO(small)).size == (1600, 240)
+    assert Image.open(io.BytesIO(small)).size == (1600, 80)
     assert reading.smaller(large) == small
     assert reading.smaller(PNG) == PNG  # which is no image
     header = large[:16] + (2**31 - 1).to_bytes(4, "big") * 2 + large[24:]

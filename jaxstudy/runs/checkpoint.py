@@ -17,7 +17,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
@@ -222,10 +222,7 @@ class Checkpoints:
             flush_to_disk(path)
         scores = self._scores()
         for old in scores.keys() - self.keep.stay(scores):
-            # renamed first, so that a kill leaves no half of a step
-            doomed = self.folder / f".dropped-{old}"
-            (self.folder / str(old)).rename(doomed)
-            shutil.rmtree(doomed)
+            delete_whole(self.folder / str(old))
 
     def load(self, step: int, like: dict[str, PyTree]) -> Restored:
         """Read the parts named in `like` (arrays or their shapes) of one step.
@@ -307,23 +304,30 @@ class Checkpoints:
         Damaged ones that are newer are named through `warn` and moved aside to
         `damaged-STEP`. Raises UserError when there are some and none is good.
         """
-        problems = []
-        for step in reversed(self.steps()):
-            try:
-                restored = self.load(step, like)
-            except DamagedError as error:
-                problems.append(
-                    (step, f"checkpoint {self.folder / str(step)}: {error}")
+        restored, problems = self.first_good(self.steps()[::-1], like)
+        if restored is None:
+            if problems:
+                raise UserError(
+                    "no checkpoint is good, so nothing was started: "
+                    + "; ".join(problems.values())
                 )
-                continue
-            for bad, problem in problems if processes.is_first() else ():
-                self._set_aside(bad)
-                warn(f"{problem}; going on from step {step}")
-            return restored
-        if problems:
-            listed = "; ".join(problem for _, problem in problems)
-            raise UserError(f"no checkpoint is good, so nothing was started: {listed}")
-        return None
+            return None
+        for step, problem in problems.items() if processes.is_first() else ():
+            self._set_aside(step)
+            warn(f"{problem}; going on from step {restored.step}")
+        return restored
+
+    def first_good(
+        self, steps: Iterable[int], like: dict[str, PyTree]
+    ) -> tuple[Restored | None, dict[int, str]]:
+        """The first good one of some steps, and what is wrong before it, by step."""
+        problems = {}
+        for step in steps:
+            try:
+                return self.load(step, like), problems
+            except DamagedError as error:
+                problems[step] = f"checkpoint {self.folder / str(step)}: {error}"
+        return None, problems
 
     def best(self) -> int | None:
         """The step with the best monitored value, or None where none has one."""
@@ -340,6 +344,14 @@ class Checkpoints:
             i += 1
             target = self.folder / f"damaged-{step}-{i}"
         (self.folder / str(step)).rename(target)
+
+
+def delete_whole(folder: Path) -> None:
+    """Delete a folder, renamed first, so that a kill leaves all of it or none."""
+    doomed = folder.with_name(f".dropped-{folder.name}")
+    shutil.rmtree(doomed, ignore_errors=True)  # left by a kill
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _brief(error: Exception) -> str:

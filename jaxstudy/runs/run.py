@@ -29,7 +29,7 @@ from jaxstudy import processes
 from jaxstudy.messages import warn
 from jaxstudy.parallel import localized
 from jaxstudy.records import Advance, Log, Timing
-from jaxstudy.runs.checkpoint import Restored
+from jaxstudy.runs.checkpoint import Restored, delete_whole
 from jaxstudy.runs.environment import (
     compare_environment,
     environment,
@@ -52,9 +52,7 @@ from jaxstudy.runs.locks import locked
 from jaxstudy.runs.progress import Bar
 from jaxstudy.runs.saved import (
     Options,
-    changed_files,
     checkpoints_of,
-    differences,
     file_hashes,
     load_weights,
     read_saved,
@@ -193,18 +191,10 @@ class SubRun(Log):
         return [r for r in self.run.records if r.get("part", "") == self.name]
 
     def delete_checkpoints(self) -> None:
-        """Delete the checkpoints: what they were for is in the metrics.
-
-        They are renamed first, so that a kill leaves all of them or none.
-        """
-        if not processes.is_first():
-            return
-        folder = self.checkpoints.folder
-        doomed = folder.with_name(f".deleted-{folder.name}")
-        shutil.rmtree(doomed, ignore_errors=True)  # left by a kill
-        with contextlib.suppress(FileNotFoundError):
-            folder.rename(doomed)
-            shutil.rmtree(doomed)
+        """Delete the checkpoints: what they were for is in the metrics."""
+        if processes.is_first():
+            with contextlib.suppress(FileNotFoundError):
+                delete_whole(self.checkpoints.folder)
 
     def log(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Append {"step", "epoch", "split", names...: values} each to metrics.jsonl."""
@@ -644,12 +634,8 @@ def _check_contents(run: Run, allow_change: bool) -> None:
                 )
         return
     saved = read_saved(run.folder, type(run.config), run.experiment)
-    changed = differences(saved.config, run.config)
-    changed += differences(saved.options, run.options)
-    changed += changed_files(saved.files, run.files)
+    changed = saved.changes(run.preset, run.config, run.options, run.files)
     run.id = saved.id
-    if saved.preset != run.preset:
-        changed.append(f"preset: {saved.preset!r} there, {run.preset!r} here")
     if not run.resumed:
         what = f"another config ({'; '.join(changed)})" if changed else "this config"
         raise UserError(
