@@ -903,7 +903,7 @@ def test_a_folder_that_cannot_be_written(
     os.seteuid(os.getuid())
     closed.chmod(0o755)
     assert str(error.value) == (
-        f"the run folder {closed / below} cannot be written: Permission denied"
+        f"{closed / below} cannot be written: Permission denied"
     )
     assert os.listdir(closed) == []
     (tmp_path / "file").write_text("mine")

@@ -564,10 +564,16 @@ def _hold(run: Run, allow_change: bool) -> Iterator[None]:
     folder, path = run.folder, run.folder / "config.json"
     if run.resumed and not os.path.isfile(path):
         raise UserError(f"there is nothing to resume in {folder}: no config.json")
+    try:
+        str(folder.absolute()).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the run folder {folder} has a name that is not UTF-8: checkpoints need "
+            "one"
+        ) from error
     run.files = file_hashes(run.config, run.options)  # may take long: before the lock
-    created = _make_folder(folder)
     with contextlib.ExitStack() as stack:
-        stack.callback(_remove_empty, created)
+        stack.enter_context(_no_empty_folders(folder))
         stack.enter_context(locked(folder / "run.lock"))
         stack.enter_context(_signals_noted(run))
         _check_contents(run, allow_change)
@@ -618,10 +624,17 @@ def _begin(run: Run) -> None:
     write_atomically(run.folder / "config.json", text)
 
 
-def _remove_empty(folders: Sequence[Path]) -> None:
-    for path in folders:
-        with contextlib.suppress(OSError):
-            path.rmdir()
+@contextlib.contextmanager
+def _no_empty_folders(folder: Path) -> Iterator[None]:
+    """In the end, remove a folder and its parents that were created and are empty."""
+    # not Path.exists, which raises where a parent may not be searched
+    missing = [p for p in (folder, *folder.parents) if not os.path.exists(p)]
+    try:
+        yield
+    finally:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def _check_contents(run: Run, allow_change: bool) -> None:
@@ -647,26 +660,3 @@ def _check_contents(run: Run, allow_change: bool) -> None:
             f"{run.folder} holds a run of another config ({'; '.join(changed)}); "
             "--allow-change goes on with the new one, --run-dir starts another"
         )
-
-
-def _make_folder(folder: Path) -> list[Path]:
-    """Create a folder; returns it and the parents that did not exist, deepest first."""
-    try:
-        str(folder.absolute()).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"the run folder {folder} has a name that is not UTF-8: checkpoints need "
-            "one"
-        ) from error
-    # not Path.exists, which raises where a parent may not be searched
-    missing = [p for p in (folder, *folder.parents) if not os.path.exists(p)]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "run.lock", "a"):
-            pass
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"the run folder {folder} cannot be written: {reason}"
-        ) from error
-    return missing
