@@ -160,29 +160,30 @@ def inception_keras(job: Job) -> Measured:
 
 def torch_inception(torch: Any, weights: Arrays) -> Any:
     """The stages of jaxstudy.models.inception as one module of PyTorch."""
-    from jaxstudy.models.inception import Conv, Fork, MaxPool, inception_stages
+    from jaxstudy.models.inception import ConvBN, MaxPool, Mixed, inception_stages
 
     nn = torch.nn
 
-    class Mixed(nn.ModuleList):
+    class Branches(nn.ModuleList):
         def forward(self, x: Any) -> Any:
             return torch.cat([branch(x) for branch in self], 1)
 
     def module(make: Any, at: str) -> Any:
-        if isinstance(make, Fork):
+        layer = make(name="layer")
+        if isinstance(layer, Mixed):
             branches = [
                 [module(m, f"{at}/{name}_{i}") for i, m in enumerate(steps, 1)]
-                for name, steps in make.branches
+                for name, steps in layer.branches
             ]
-            return Mixed([nn.Sequential(*steps) for steps in branches])
-        if not isinstance(make, Conv):
-            if isinstance(make("pool"), MaxPool):
-                return nn.MaxPool2d(3, 2)
+            return Branches([nn.Sequential(*steps) for steps in branches])
+        if isinstance(layer, MaxPool):
+            return nn.MaxPool2d(3, 2)
+        if not isinstance(layer, ConvBN):
             return nn.AvgPool2d(3, 1, 1, count_include_pad=False)
         kernel = torch.tensor(weights[f"params/{at}/conv/kernel"]).permute(3, 2, 0, 1)
         outputs, inputs, h, w = kernel.shape
-        pads = (h // 2, w // 2) if make.padding == "SAME" else (0, 0)
-        convolution = nn.Conv2d(inputs, outputs, (h, w), make.stride, pads, bias=False)
+        pads = (h // 2, w // 2) if layer.padding == "SAME" else (0, 0)
+        convolution = nn.Conv2d(inputs, outputs, (h, w), layer.stride, pads, bias=False)
         convolution.weight.data.copy_(kernel)
         norm = nn.BatchNorm2d(outputs, eps=1e-3)
         norm.bias.data.copy_(torch.tensor(weights[f"params/{at}/bn/bias"]))

@@ -5,48 +5,43 @@ trained so, in the course's order (a batch of real images, then one of generated
 and on mixed batches, each with every seed; also without BatchNorm, and with images for
 D by running BatchNorm statistics, as `predict` makes them in the course's Keras code.
 Each order is judged by D's accuracy on held-out and generated images, and by the
-Frechet distance of G's images to the test set in the features of a CNN.
+Frechet distance of G's images to the test set in the features of a CNN. At full each
+has learning rates of its own, chosen by the distance to validation images, with seeds
+that are not reported.
 """
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pydantic
 
-from jaxstudy.dataset import Dataset, dataset, evenly_spaced, steps_per_epoch, take
-from jaxstudy.gan.evaluation import distance_to, resized
-from jaxstudy.gan.images import GanImages, gan_pixels, key_for
-from jaxstudy.gan.settings import (
-    AVAILABLE,
-    GanSettings,
-    evaluation_cnn,
-    fit_batch,
-    load,
-)
+from jaxstudy.dataset import steps_per_epoch
+from jaxstudy.gan import settings
+from jaxstudy.gan.evaluation import Judge
+from jaxstudy.gan.settings import GanImages, GanSettings, gan_pixels, key_for
 from jaxstudy.gan.step import (
     BatchOrder,
-    G,
     alternating,
     init_gan_replicas,
+    made_by_each,
     make_gan_eval_step,
     make_gan_step,
     mixed,
     real_first,
 )
-from jaxstudy.images.splits import at_most
-from jaxstudy.model import Model
-from jaxstudy.models.dcgan import discriminator, generate, generator, sample_latent
+from jaxstudy.models.dcgan import discriminator, generator, sample_latent
+from jaxstudy.records import Record
 from jaxstudy.runs import plots
-from jaxstudy.runs.cli import Count, experiment
+from jaxstudy.runs.cli import Count, Positive, experiment
 from jaxstudy.runs.lesson import Claim, Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import NONNEGATIVE, REAL, SHARE, Estimate, mean_over_runs
-from jaxstudy.training import Evaluator, FitResult, fit
-from jaxstudy.types import PyTree
+from jaxstudy.training import Evaluator, Replicas, fit
+from jaxstudy.types import Array, Batch, Key, Metrics, TrainState
 
 LESSON = Lesson(
     number="5.3",
@@ -94,12 +89,11 @@ LESSON = Lesson(
         "0 and fake near 1 is a D that calls everything generated.",
     },
     try_it={
-        "--variants alternating mixed --seeds 4": "The course's advice, with enough "
-        "seeds for an interval; it takes twice as long as the quick preset.",
+        "--variants alternating mixed": "The course's advice.",
         "--rate-d 0.0005": "A slower D: real images first should bias it less, for it "
         "forgets less within half an epoch.",
-        "--variant-epochs 8": "Twice the training. If the orders differ by their speed "
-        "alone, the differences shrink.",
+        "--epochs 8": "Twice the training. If the orders differ by their speed alone, "
+        "the differences shrink.",
     },
 )  # fmt: skip
 
@@ -112,121 +106,137 @@ COLUMNS = 10  # of the picture
 
 @dataclass(frozen=True)
 class Config(GanSettings):
-    """The images, the orders, and how long the networks compete in each.
-
-    The CNN learns from images of --image-size; the networks from smaller ones.
-    """
+    """The images, the orders, and how long the networks compete in each."""
 
     variants: tuple[Name, ...] = ("alternating", "real first")
     """The orders to compare."""
-    variant_size: Count = 16
-    """Height and width of the images that the networks learn from, a multiple of 16."""
-    variant_images: Count = 640
-    """How many of them."""
-    variant_epochs: Count = 4
-    """Passes over them."""
-    seeds: Annotated[int, pydantic.Field(ge=2)] = 2
-    """Trainings of each order; an even number shares two cores evenly."""
+    epochs: Count = 4
+    """Passes over the images."""
+    factors: tuple[Positive, ...] = (1.0,)
+    """Both learning rates are multiplied by the best of these, for each order."""
+    tuning_seeds: Count = 2
+    """Trainings by which it is chosen, where there are several; none is reported."""
+    seeds: Annotated[int, pydantic.Field(ge=2)] = 4
+    """Trainings of each order that are reported."""
 
 
 PRESETS = {
     "smoke": Config(
-        image_size=16, images=64, batch_size=16, held_out=32, classifier_epochs=1,
-        variant_images=32, variant_epochs=1,
+        image_size=16, images=32, epochs=1, batch_size=16, held_out=32, seeds=2,
+        classifier_images=100, classifier_epochs=1,
     ),
-    "quick": Config(),
+    "quick": Config(image_size=16, images=1_600),
     "full": Config(
-        image_size=64, images=None, held_out=2_000, variants=get_args(Name),
-        variant_size=32, variant_images=6_400, variant_epochs=5, seeds=6,
+        images=6_400, epochs=5, variants=get_args(Name), seeds=6,
+        factors=(0.25, 0.5, 1.0, 2.0),
     ),
 }  # fmt: skip
 
 
+class Trained(NamedTuple):
+    """The images that each replica's G makes, and the last record of the validation."""
+
+    images: list[np.ndarray]
+    record: Record
+
+
 def train_variant(
-    name: Name, config: Config, train: Dataset, held_out: Dataset, run: Run
-) -> tuple[Model, FitResult]:
-    """G, and small networks trained in one of the orders: every seed a replica."""
-    shape = (config.variant_size, config.variant_size, config.channels)
+    name: Name, config: Config, data: GanImages, key: Key, factors: np.ndarray, run: Run
+) -> Trained:
+    """Two networks trained in one of the orders, a replica for each of `factors` [L].
+
+    Replicas of the same factor are numbered from 0; key and number fix all else.
+    """
+    shape = (config.image_size, config.image_size, config.channels)
     d, g = discriminator(shape), generator(shape, "no BatchNorm" not in name)
-    tx_d, tx_g = optax.adam(config.rate_d, b1=0.5), optax.adam(config.rate, b1=0.5)
-    steps = steps_per_epoch(len(train.indices), config.batch_size)
+    steps = steps_per_epoch(len(data.train.indices), config.batch_size)
     orders: dict[str, BatchOrder] = {"real first": real_first(steps), "mixed": mixed}
-    gan_step = make_gan_step(
-        d, g, tx_d, tx_g, orders.get(name, alternating),
-        use_running_stats="predicted" in name,
-    )  # fmt: skip
-    keys = jax.random.split(key_for(config.seed, "variants"), (config.seeds, 2))
+
+    def optimizers(factor: float | Array) -> tuple[optax.GradientTransformation, ...]:
+        rates = factor * config.rate_d, factor * config.rate
+        return tuple(optax.adam(rate, b1=0.5) for rate in rates)
+
+    def gan_step(
+        state: TrainState, batch: Batch, factor: Array
+    ) -> tuple[TrainState, Metrics]:
+        step = make_gan_step(
+            d, g, *optimizers(factor), orders.get(name, alternating),
+            use_running_stats="predicted" in name,
+        )  # fmt: skip
+        return step(state, batch)
+
+    numbers = np.array([np.sum(factors[:i] == f) for i, f in enumerate(factors)])
+    keys = jax.random.split(key, (len(factors), 2))[numbers]
     eval_step = make_gan_eval_step(d, g, key_for(config.seed, "evaluation"))
-    fitted = fit(
-        init_gan_replicas(d, g, tx_d, tx_g, keys[:, 0]),
+    tuned = "" if len({*factors}) == 1 else ", tuning"
+    state, records = fit(
+        init_gan_replicas(d, g, *optimizers(1.0), keys[:, 0]),
         gan_step,
-        train,
+        data.train,
         key=keys[:, 1],
-        epochs=config.variant_epochs,
+        epochs=config.epochs,
         batch_size=config.batch_size,
-        evaluators={"validation": Evaluator(eval_step, held_out, 250)},
+        evaluators={"validation": Evaluator(eval_step, data.held_out, 250)},
         evaluate_first=False,
-        log=run.sub_run(name.replace(" ", "_"), temporary=True),
+        log=run.sub_run(f"{name}{tuned}".replace(" ", "_"), temporary=True),
+        replicas=Replicas((jnp.asarray(factors, jnp.float32),), may_diverge=True),
     )
-    return g, fitted
+    z = sample_latent(key_for(config.seed, "judged"), config.held_out)
+    return Trained(made_by_each(g, state, z), records[-1])
 
 
-def compare_variants(
-    config: Config, data: GanImages, cnn: PyTree, run: Run
-) -> dict[str, Estimate | float]:
-    """D's accuracy after training, and the distance of G's images, over the seeds."""
-    parts = evenly_spaced(data.train, config.variant_images), data.held_out, data.test
-    train, held_out, test = (
-        dataset({"x": resized(x, config.variant_size), "row": np.arange(len(x))})
-        for x in (take(part, np.asarray(part.indices))["x"] for part in parts)
+def best_factor(
+    name: Name, config: Config, data: GanImages, judge: Judge | None, run: Run
+) -> float:
+    """That of the learning rates with the least distance to the validation images."""
+    if judge is None or len(config.factors) == 1:
+        return config.factors[0]
+    judge = judge.of(gan_pixels(data.held_out))
+    every = np.repeat(config.factors, config.tuning_seeds)
+    key = key_for(config.seed, "tuning")
+    images, _ = train_variant(name, config, data, key, every, run)
+    distances = np.reshape(
+        [judge.distance(x) for x in images], (-1, config.tuning_seeds)
     )
-    z = sample_latent(key_for(config.seed, "judged"), len(test.indices))
-    distance = cnn and distance_to(cnn, gan_pixels(test))
-    result: dict[str, Estimate | float] = {}
+    return config.factors[int(distances.mean(1).argmin())]
+
+
+def main(config: Config, run: Run) -> dict[str, Estimate | float]:
+    """Train the CNN that judges, then the networks in every order; compare."""
+    discriminator((config.image_size, config.image_size, config.channels))  # valid?
+    data = settings.load(config)
+    config = settings.fit_to(config, data)
+    judge, accuracy = settings.train_judge(config, data, run)
+    result: dict[str, Estimate | float] = {**accuracy}
     shown, distances, metrics = [], {}, ["accuracy on real", "accuracy on fake"]
     for name in run.each(config.variants):
-        g, fitted = train_variant(name, config, train, held_out, run)
+        factor = best_factor(name, config, data, judge, run)
+        key, factors = key_for(config.seed, "variants"), np.full(config.seeds, factor)
+        images, record = train_variant(name, config, data, key, factors, run)
+        result[f"{name}: factor of the rates"] = factor
         for metric in metrics:
-            values = np.array(fitted.records[-1][metric])
+            values = np.array(record[metric])
             result[f"{name}: {metric}"] = mean_over_runs(values, SHARE)
-        weights = jax.device_get((fitted.state.params[G], fitted.state.extra[G]))
-        generated = [
-            np.asarray(generate(g, *jax.tree.map(lambda a, i=i: a[i], weights), z))
-            for i in range(config.seeds)
-        ]
-        shown.append(generated[0][:COLUMNS])
-        if distance:
-            distances[name] = np.array([distance(x) for x in generated])
+        shown.append(images[0][:COLUMNS])
+        if judge is not None:
+            distances[name] = np.array([judge.distance(x) for x in images])
             mean = mean_over_runs(distances[name], NONNEGATIVE)
             result[f"{name}: Frechet distance"] = mean
-    gaps: dict[str, Estimate] = {}
-    for name in distances:
-        if name != "alternating" and "alternating" in distances:
-            difference = distances[name] - distances["alternating"]
-            gaps[f"{name} - alternating"] = mean_over_runs(
-                difference, REAL, "seeds, paired"
-            )
+    gaps = {
+        f"{name} - alternating": mean_over_runs(
+            of_order - distances["alternating"], REAL, "seeds, paired"
+        )
+        for name, of_order in distances.items()
+        if name != "alternating" and "alternating" in distances
+    }
     result |= {f"{name}: Frechet distance": gap for name, gap in gaps.items()}
     if gaps:
         xlabel = "difference in Frechet distance"
         plots.save_differences(run, "differences", gaps, xlabel)
     plots.save_images(run, "variants", shown, rows=config.variants)
-    metrics += ["Frechet distance"] if cnn else []
+    metrics += ["Frechet distance"] if judge else []
     plots.save_intervals(run, result, config.variants, metrics)
     return result
-
-
-def main(config: Config, run: Run) -> dict[str, Estimate | float]:
-    """Train the CNN that judges, then the networks in every order."""
-    discriminator((config.variant_size, config.variant_size, config.channels))  # valid?
-    data = load(config)
-    config = fit_batch(config, data)
-    size = at_most(
-        "--variant-images", config.variant_images, len(data.train.indices), AVAILABLE
-    )
-    config = dataclasses.replace(config, variant_images=size)
-    cnn, accuracy = evaluation_cnn(config, data, run)
-    return accuracy | compare_variants(config, data, cnn, run)
 
 
 if __name__ == "__main__":

@@ -110,10 +110,10 @@ def standardized(model: Model, features: int) -> Model:
 
 
 class Stage(NamedTuple):
-    """A named step of a network: `make(name)` is a linen module `(x, train) -> x`."""
+    """A named step of a network: `make(name=...)` is a linen module (x, train) -> x."""
 
     name: str
-    make: Callable[[str], nn.Module]
+    make: Callable[..., nn.Module]
 
 
 Stages = tuple[Stage, ...]
@@ -125,7 +125,7 @@ class _Sequence(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         for name, make in self.stages:
-            x = make(name)(x, train)
+            x = make(name=name)(x, train)
         return x
 
 

@@ -47,7 +47,7 @@ from jaxstudy.gan.step import (
     make_gan_step,
     mixed,
     real_first,
-    stopping_epoch,
+    stopping_epochs,
 )
 from jaxstudy.model import Model
 from jaxstudy.models.dcgan import discriminator, generator, sample_latent
@@ -361,31 +361,35 @@ def test_evaluation_is_of_as_many_fakes_and_the_same_in_any_batches() -> None:
     assert few == pytest.approx(want, rel=1e-5)
 
 
-def rows_with(accuracies: list[tuple[float, float]]) -> list[dict[str, Any]]:
+def stops(accuracies: list[tuple[float, float]], n: int) -> float:
+    """Of one replica, beside one that is always right."""
     names = ("accuracy on real", "accuracy on fake")
-    return [
-        {"split": split, "epoch": epoch, **dict(zip(names, pair, strict=True))}
+    rows = [
+        {"split": split, "epoch": epoch}
+        | {name: [share, 1.0] for name, share in zip(names, pair, strict=True)}
         for epoch, pair in enumerate(accuracies, 1)
         for split in ("train", "validation")
     ]
+    first, never = stopping_epochs(rows, n)
+    assert math.isnan(never)
+    return first
 
 
 def test_the_course_stops_where_d_cannot_tell() -> None:
     """Wilson's interval of 0.55 holds 1/2 for 200 answers, and for 2000 it does not."""
     tells = [(0.9, 0.8), (1.0, 0.1), (0.3, 0.8), (0.9, 0.9)]
-    assert stopping_epoch(rows_with(tells), 100) == 2
-    assert math.isnan(stopping_epoch(rows_with(tells), 1000))
-    assert stopping_epoch(rows_with([(0.8, 0.9), (1.0, 0.0)]), 1000) == 2
+    assert stops(tells, 100) == 2
+    assert math.isnan(stops(tells, 1000))
+    assert stops([(0.8, 0.9), (1.0, 0.0)], 1000) == 2
     # wrong more often than by chance is no ignorance
-    assert math.isnan(stopping_epoch(rows_with([(0.1, 0.1)]), 100))
+    assert math.isnan(stops([(0.1, 0.1)], 100))
     n, z = 300, scipy.stats.norm.ppf(0.975)
     for right in (270, 276, 277, 282):  # of 600, by the formula of the interval
         p = right / (2 * n)
         centre = p + z**2 / (4 * n)
         half = z * np.sqrt(p * (1 - p) / (2 * n) + z**2 / (16 * n**2))
         holds = centre + half >= 0.5 * (1 + z**2 / (2 * n))
-        found = stopping_epoch(rows_with([(right / n, 0.0)]), n)
-        assert (found == 1) == holds
+        assert (stops([(right / n, 0.0)], n) == 1) == holds
         assert holds == (right > 275)
 
 

@@ -80,13 +80,6 @@ def test_a_scaled_number() -> None:
     np.testing.assert_allclose(x[:, 0], [0, 0.2, 0.4, 0.4, 1], rtol=1e-6)
 
 
-def test_given_boundaries() -> None:
-    x = x_of(Indicator(Bucketized("age", (3.0, 5.0))))
-    # missing, under 3, 3 up to 5, from 5
-    np.testing.assert_array_equal(x.argmax(1), [1, 2, 0, 3, 3])
-    np.testing.assert_array_equal(x.sum(1), 1)
-
-
 def test_boundaries_by_quantiles() -> None:
     values = pd.DataFrame({"age": np.arange(12.0)})
     fitted = fit_columns([Indicator(Bucketized("age", 4))], values)
@@ -103,15 +96,6 @@ def test_boundaries_by_quantiles() -> None:
     none, later = (pd.DataFrame({"age": [*v, None]}) for v in ([None], ["7"]))
     x = encoded([Indicator(Bucketized("age", 4))], none, later).x
     np.testing.assert_array_equal(x, [[0, 0], [1, 0]])
-
-
-def test_multi_hot() -> None:
-    fitted = fit_columns([Indicator(Category("deck", separator=" "))], TABLE)
-    assert fitted.names[2:] == ("deck = B", "deck = C", "deck = A")
-    x = np.asarray(fitted.encode(fitted.numbers(TABLE)).x)
-    expected = [[0, 1, 0], [1, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0]]
-    np.testing.assert_array_equal(x[:, 2:], expected)
-    np.testing.assert_array_equal(x[:, 0], [0, 0, 1, 0, 0])
 
 
 @pytest.mark.parametrize(
@@ -360,7 +344,7 @@ FEATURES = fit_columns(
 ENCODE = jax.jit(FEATURES.encode)  # compiled once for tables of the same length
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=12)
 @given(tables, st.integers(0, 2))
 def test_encoding_is_pure_and_of_each_row_alone(table: pd.DataFrame, row: int) -> None:
     before = table.copy(deep=True)
@@ -375,7 +359,7 @@ def test_encoding_is_pure_and_of_each_row_alone(table: pd.DataFrame, row: int) -
     assert_rounding(mine, alone, 4)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=12)
 @given(tables.filter(lambda table: table["age"].isin(["1", "7"]).any()), st.data())
 def test_what_is_learned_comes_back_from_json(
     table: pd.DataFrame, data: st.DataObject

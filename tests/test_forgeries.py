@@ -11,17 +11,20 @@ from jaxstudy.dataset import dataset
 from jaxstudy.gan import evaluation
 from jaxstudy.gan.evaluation import (
     CNN_SIZE,
+    FRECHET,
+    Judge,
     classifier_features,
-    classifier_metrics,
+    judge_images,
     nearest,
     nearest_metrics,
+    precision_recall,
     resized,
     train_classifier,
 )
 from jaxstudy.models.cnn import cnn
 from jaxstudy.runs.cli import Settings
 from jaxstudy.runs.run import open_run
-from jaxstudy.runs.statistics import Estimate, frechet_distance
+from jaxstudy.runs.statistics import Estimate
 from tests.conftest import Patch
 
 
@@ -79,34 +82,43 @@ def run(tmp_path: Path) -> Any:
 def test_what_the_cnn_says_of_several_sets(run: Any) -> None:
     """Dark, grey and bright images, which it learns to tell apart."""
     y = np.arange(60) % 3
-    x = (images(60, 8) // 4 + 90 * y[:, None, None, None]).astype(np.uint8)
+    x = (images(60, CNN_SIZE) // 4 + 90 * y[:, None, None, None]).astype(np.uint8)
     parts = slice(30), slice(30, 45), slice(45, 60)
     sets = [dataset({"x": x[rows], "y": y[rows]}) for rows in parts]
     params, accuracy = train_classifier(
-        sets, 3, epochs=30, batch_size=10, key=jax.random.key(0), run=run
+        sets, 3, epochs=10, batch_size=10, key=jax.random.key(0), run=run
     )
     assert accuracy > 0.9
-    assert [row["epoch"] for row in run.sub_runs["classifier"].records][-1] == 30
-    only = x[y == 1]
-    made, names = {"only one": only, "all": x[:15]}, ("dark", "grey", "bright")
-    found = classifier_metrics(params, made, x[45:], names, run)
+    real = classifier_features(params, x[45:])
+    judge = Judge(params, real, ("dark", "grey", "bright"))
+    only, every = x[y == 1][:15], x[:15]
+    found = judge_images(judge, {"all": [every, only, every, only], "one": [only]}, run)
     assert (run.figures / "classes.png").exists()
-    assert found["only one: classes with over 2 %"] == 1
-    assert found["all: classes with over 2 %"] == 3
-    assert found["test images: classes with over 2 %"] == 3
-    what = "Frechet distance of this CNN's features"
-    one, several = found[f"only one: {what}"], found[f"all: {what}"]
-    assert isinstance(one, float)
-    assert isinstance(several, float)
-    assert one > 2 * several > 0
-    features = (
-        classifier_features(params, part).features for part in (only[:15], x[45:])
-    )
-    assert one == frechet_distance(*features)
-    surest = found["all: top probability"]
-    assert isinstance(surest, Estimate)
-    assert (surest.n, surest.of) == (15, "images")
-    assert 1 / 3 < surest.mean <= 1
+    assert found["one: classes with over 2 %"] == 1
+    several = {name: found[f"all: {name}"] for name in (FRECHET, "precision", "recall")}
+    for name, metric in several.items():  # of trainings, in turns
+        assert isinstance(metric, Estimate)
+        assert metric.values[1] == metric.values[3] == found[f"one: {name}"]
+    distances = several[FRECHET].values
+    assert distances[0] == judge.distance(every)
+    assert distances[1] > 2 * distances[0] > 0
+    assert judge.of(only).distance(only) == pytest.approx(0, abs=1e-3)
+    assert found["one: recall"] < 0.5 < several["recall"].values[0]
+
+
+def test_precision_and_recall_are_by_the_balls_around_neighbours() -> None:
+    real = np.array([[0.0], [1], [2], [3], [10]])  # the third neighbours: 3, 2, 2, 3, 9
+    made = np.array([[0.5], [-4], [6], [18.9], [20]])
+    balls = {0: 3, 1: 2, 2: 2, 3: 3, 10: 9}
+    inside = [any(abs(x - c) <= r for c, r in balls.items()) for x in made[:, 0]]
+    assert inside == [True, False, True, True, False]
+    precision, recall = precision_recall(made, real)
+    assert precision == 0.6
+    radii = np.sort(np.abs(made - made.T), axis=1)[:, 3]
+    covered = np.abs(real - made.T) <= radii
+    assert recall == np.mean(covered.any(1))
+    assert precision_recall(real, real) == (1, 1)
+    assert precision_recall(real + 100, real) == (0, 0)
 
 
 def test_copies_are_nearer_than_new_images(run: Any) -> None:

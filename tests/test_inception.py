@@ -93,96 +93,82 @@ def off(found: PyTree, expected: PyTree) -> float:
     return max(jax.tree.leaves(jax.tree.map(one, found, expected)))
 
 
-def images(height: int, width: int) -> np.ndarray:
-    return np.random.default_rng(2).uniform(-1, 1, (2, height, width, 3))
-
-
 def values(variables: Any, weights: dict[int, Any]) -> list[Any]:
     return [jnp.asarray(weights[id(v)]) for v in variables]
 
 
-def test_the_parameters_are_as_many_as_in_keras() -> None:
-    counts = {}
-    for top in (True, False):
-        shapes = jax.eval_shape(inception_v3(include_top=top).init, jax.random.key(0))
-        counts[top] = [sum(x.size for x in jax.tree.leaves(tree)) for tree in shapes]
-    assert counts[False] == [21_768_352, 34_432]
-    assert sum(counts[False]) == 21_802_784
-    assert sum(counts[True]) == keras_inception().count_params() == 23_851_784
+def compared(first: str, end: str | None, size: int, train: bool) -> tuple[Any, Any]:
+    """What our stages, from one to before another, give and keep of statistics; and
+    what Keras's layers between them do."""
+    twin = keras_inception("float64")
+    stages = split_stages(inception_stages(), first)[1]
+    stages = split_stages(stages, end)[0] if end else stages
+    names = [stage.name for stage in inception_stages()]
+    before = names[names.index(first) - 1] if first != "conv1" else twin.layers[0].name
+    begin = twin.get_layer(before).output
+    network = keras.Model(begin, twin.get_layer(stages[-1].name).output)
+    weights = random_weights(twin)
+    shape = 2, size, size + 2, begin.shape[-1]
+    x = np.random.default_rng(2).uniform(-1, 1, shape)
+
+    def theirs(trainable: Any, others: Any, x: Any) -> Any:
+        return network.stateless_call(trainable, others, x, training=train)[:2]
+
+    outputs, statistics = run(
+        theirs,
+        values(network.trainable_variables, weights),
+        values(network.non_trainable_variables, weights),
+        x,
+    )
+    pairs = zip(network.non_trainable_variables, statistics, strict=True)
+    after = weights | {id(v): value for v, value in pairs}
+    model = sequential(stages, jax.ShapeDtypeStruct(x.shape, jnp.float64))
+
+    def ours(weights: PyTree, x: Any) -> Any:
+        params, extra = weights["params"], weights["extra"]
+        return model.apply(params, extra, x, train=train, key=None)
+
+    found = run(ours, copied(twin, weights), x)
+    assert found[0].dtype == jnp.float64
+    return found, (outputs, copied(twin, after)["extra"])
 
 
 @pytest.mark.usefixtures("exact")
-def test_outputs_equal_keras() -> None:
-    """Of the smallest images, without top."""
-    twin = keras_inception("float64")
-    part = keras.Model(twin.input, twin.get_layer("mixed10").output)
-    weights = random_weights(twin)
-    x = images(75, 75)
-
-    def theirs(trainable: Any, others: Any, x: Any) -> Any:
-        outputs, *_ = part.stateless_call(trainable, others, x, training=False)
-        return outputs
-
-    features = run(
-        theirs,
-        values(part.trainable_variables, weights),
-        values(part.non_trainable_variables, weights),
-        x,
-    )
-    assert features.shape == (2, 1, 1, 2048)
-
-    def ours(weights: PyTree, x: Any) -> Any:
-        model = inception_v3((75, 75), include_top=False)
-        params, extra = weights["params"], weights["extra"]
-        outputs, after = model.apply(params, extra, x, train=False, key=None)
-        assert jax.tree.leaves(after) == jax.tree.leaves(extra)
-        return outputs
-
-    found = run(ours, copied(twin, weights, include_top=False), x)
-    assert found.dtype == jnp.float64
-    assert off(found, features) < F64
+@pytest.mark.parametrize(
+    ("first", "end", "size"),
+    [
+        ("conv1", "mixed1", 75),
+        ("mixed3", "mixed5", 9),
+        ("mixed8", "mixed10", 5),
+        ("avg_pool", None, 2),
+    ],
+)
+def test_outputs_equal_keras(first: str, end: str | None, size: int) -> None:
+    """Every kind of stage: the others have the same layers of other widths, which the
+    shapes of Keras's weights tell."""
+    assert off(*compared(first, end, size, False)) < F64
 
 
 @pytest.mark.usefixtures("exact")
 def test_training_equals_keras() -> None:
-    """Logits and new statistics of a batch of images that are not square."""
+    """Outputs and new statistics: all layers that training changes are of one kind."""
+    found, want = compared("conv1", "mixed1", 75, True)
+    assert off(found, want) < F64_TRAINING
     twin = keras_inception("float64")
-    weights = random_weights(twin)
-    x = images(75, 107)
-
-    def theirs(trainable: Any, others: Any, x: Any) -> Any:
-        logits, others, *_ = twin.stateless_call(trainable, others, x, training=True)
-        return logits, others
-
-    logits, statistics = run(
-        theirs,
-        values(twin.trainable_variables, weights),
-        values(twin.non_trainable_variables, weights),
-        x,
-    )
-    after = dict(weights)
-    for v, value in zip(twin.non_trainable_variables, statistics, strict=True):
-        after[id(v)] = value
-    expected = copied(twin, after)["extra"]
-
-    def ours(params: PyTree, extra: PyTree, x: Any) -> Any:
-        model = inception_v3((75, 107))
-        return model.apply(params, extra, x, train=True, key=None)
-
-    before = copied(twin, weights)
-    found, extra = run(ours, before["params"], before["extra"], x)
-    assert off(found, logits) < F64_TRAINING
-    assert off(extra, expected) < F64_TRAINING
-    assert off(extra, before["extra"]) > 1e-3
+    before = copied(twin, random_weights(twin))["extra"]["batch_stats"]["conv1"]
+    assert off(found[1]["batch_stats"]["conv1"], before) > 1e-3
 
 
-def test_it_starts_as_keras_does() -> None:
+def test_it_starts_as_keras_does_with_as_many_parameters() -> None:
     """Glorot's uniform kernels; no offsets; statistics of mean 0 and variance 1."""
-    stages, _ = split_stages(inception_stages(), "conv4")
-    model = sequential(stages, jax.ShapeDtypeStruct((1, 75, 75, 3), jnp.float32))
+    shapes = jax.eval_shape(inception_v3().init, jax.random.key(0))
+    counts = [sum(x.size for x in jax.tree.leaves(tree)) for tree in shapes]
+    assert counts == [23_817_352, 34_432]
+    assert sum(counts) == keras_inception("float64").count_params()
+    stages = split_stages(inception_stages(), "conv4")[0][1:3]
+    model = sequential(stages, jax.ShapeDtypeStruct((1, 37, 37, 32), jnp.float32))
     params, extra = run(model.init, jax.random.key(0))
-    assert list(params) == ["conv1", "conv2", "conv3"]
-    for name in params:
+    for name in ("conv2", "conv3"):
         kernel = params[name]["conv"]["kernel"]
         fans = np.prod(kernel.shape[:2]) * np.array(kernel.shape[2:])
         limit = np.sqrt(6 / fans.sum())
@@ -195,18 +181,13 @@ def test_it_starts_as_keras_does() -> None:
 
 def test_the_stages_have_the_names_of_keras() -> None:
     names = [stage.name for stage in inception_stages()]
-    twins = [layer.name for layer in keras_inception().layers]
-    mixed = [name for name in names if name.startswith("mixed")]
-    assert mixed == [f"mixed{i}" for i in range(11)]
-    shared = [name for name in names if name in twins]
-    assert shared == [*mixed, "avg_pool", "predictions"]
+    twins = [layer.name for layer in keras_inception("float64").layers]
+    mixed = [f"mixed{i}" for i in range(11)]
+    assert [n for n in names if n in twins] == [*mixed, "avg_pool", "predictions"]
     assert [s.name for s in inception_stages(include_top=False)] == names[:-2]
-
-
-@pytest.mark.parametrize("size", [(74, 75), (75, 74)])
-def test_smaller_images_are_refused(size: tuple[int, int]) -> None:
-    with pytest.raises(UserError, match=rf"at least 75 by 75 .* not {size[0]} by "):
-        inception_v3(size)
+    for size in ((74, 75), (75, 74)):
+        with pytest.raises(UserError, match=rf"at least 75 by 75 .* not {size[0]} by "):
+            inception_v3(size)
 
 
 # float16 is not among them: XLA does not compile it where a CPU lacks F16C

@@ -25,7 +25,14 @@ ORDER = (
     {"records"},
     {"objectives", "text.vocabulary", "tabular.cells", "data.sources"},
     {"training", "models", "text.decoding", "tabular.encoding"},
-    {"models.seq2seq", "models.next_word", "models.summary", "tabular.fitting"},
+    {
+        "models.seq2seq",
+        "models.next_word",
+        "models.summary",
+        "models.efficientnet",
+        "models.inception",
+        "tabular.fitting",
+    },
     {"images.decoding", "tabular.inference"},
     {"images.emoji", "images.folders", "text", "tabular.reading"},
     {
@@ -36,17 +43,16 @@ ORDER = (
         "tabular.sets",
     },
     {"images.splits", "data.builders", "pretrained.keras_weights"},
-    {"images.folder_sets", "tabular.cross_validation", "tabular.nested"},
+    {"tabular.cross_validation", "tabular.nested"},
     {"pretrained.backbones", "data.fetch", "runs.checkpoint"},
     {"runs.environment", "runs.locks", "runs.saved", "images.subsets"},
-    {"pretrained.features", "pretrained.tuning", "gan.images", "runs.export"},
+    {"pretrained.features", "runs.export"},
     {"runs.run"},
     {
         "runs.plots",
         "tabular.prediction",
         "images.reading",
-        "pretrained.cutting",
-        "pretrained.prediction",
+        "pretrained.tuning",
     },
     {
         "study.problems",
@@ -58,10 +64,10 @@ ORDER = (
         "study.remedies",
         "gan.step",
         "gan.evaluation",
+        "pretrained.cutting",
     },
     {
         "images.figures",
-        "gan.figures",
         "tabular.figures",
         "runs.charts",
         "runs.promises",
@@ -84,7 +90,10 @@ ORDER = (
     {"tabular.comparison"},
     {"__main__"},
 )
-FLAX = {"model", "models", "models.seq2seq", "models.summary"}
+FLAX = {"model", "models"}
+FLAX |= {
+    f"models.{name}" for name in ("seq2seq", "summary", "efficientnet", "inception")
+}
 ORBAX = {"runs.checkpoint"}
 OUTSIDE = {"experiments", "tests", "benchmarks"}
 PACKAGES = {

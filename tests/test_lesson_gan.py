@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -14,9 +15,10 @@ from PIL import Image
 from small_gan import judge, painter
 
 from jaxstudy.data.sources import MissingData
-from jaxstudy.gan import images as gan_images
+from jaxstudy.dataset import dataset
+from jaxstudy.gan import settings as gan_settings
 from jaxstudy.gan.evaluation import classifier_features
-from jaxstudy.gan.images import USES, gan_pixels, key_for
+from jaxstudy.gan.settings import USES, gan_pixels, key_for
 from jaxstudy.models.cnn import cnn
 from jaxstudy.models.dcgan import LATENT_SIZE
 from jaxstudy.runs import cli
@@ -72,7 +74,7 @@ def test_a_run_shows_all_that_the_lesson_promises(smoke_run: Path) -> None:
     shapes = jax.eval_shape(cnn((28, 28, 1), 10).init, jax.random.key(0))
     like = dict(zip(("params", "extra"), shapes, strict=True))
     classifier = saved.weights(like, "classifier")["params"]
-    data = lesson.load(saved.config)
+    data = gan_settings.load(saved.config)
     distance = frechet_distance(
         *(
             classifier_features(classifier, gan_pixels(part)).features
@@ -99,8 +101,73 @@ def test_the_orders_are_compared_over_seeds(smoke: Smoke) -> None:
     )
     paired = metrics["real first - alternating: Frechet distance"]["mean"]
     assert paired == pytest.approx(first - alternating, abs=1e-9)
+    for name in ("alternating", "real first"):
+        assert metrics[f"{name}: factor of the rates"] == 1
     # checkpoints of the orders are not kept: their results are in the metrics
     assert names_in(folder / "checkpoints") == {"classifier"}
+
+
+def test_an_order_has_the_rates_that_are_best_on_validation_images_with_other_seeds(
+    monkeypatch: Patch,
+) -> None:
+    """Each replica's factor is a number here, and so is the distance of its images."""
+    asked: list[Any] = []
+
+    class Judged:
+        def of(self, real: np.ndarray) -> "Judged":
+            asked.append(real)
+            return self
+
+        def distance(self, x: float) -> float:
+            return {0.5: 3.0, 1.0: 1.0, 2.0: 2.0}[x]
+
+    def train_variant(
+        name: str, config: Any, data: Any, key: Any, factors: Any, run: Any
+    ) -> Any:
+        asked.append((jax.random.key_data(key).tolist(), factors.tolist()))
+        return orders.Trained([*factors], {})
+
+    monkeypatch.setattr(orders, "train_variant", train_variant)
+    parts = [dataset({"x": np.full((3, 2, 2, 1), i)}) for i in range(3)]
+    data = gan_settings.GanImages(*parts, classes=("a", "b"))
+    config = orders.Config(factors=(0.5, 1.0, 2.0), tuning_seeds=2)
+    assert orders.best_factor("mixed", config, data, Judged(), None) == 1.0
+    held_out, (key, factors) = asked
+    assert np.all(held_out == 1)
+    assert factors == [0.5, 0.5, 1.0, 1.0, 2.0, 2.0]
+    assert key != jax.random.key_data(key_for(config.seed, "variants")).tolist()
+    assert orders.best_factor("mixed", orders.Config(), data, Judged(), None) == 1.0
+    assert len(asked) == 2  # one factor is no choice
+
+
+def test_replicas_of_one_factor_differ_and_those_of_two_are_paired(
+    monkeypatch: Patch,
+) -> None:
+    given: dict[str, Any] = {}
+
+    def fit(state: Any, step: Any, data: Any, **options: Any) -> Any:
+        given.update(options, state=state)
+        return state, [{}]
+
+    monkeypatch.setattr(orders, "fit", fit)
+    monkeypatch.setattr(orders, "discriminator", judge)
+    monkeypatch.setattr(orders, "generator", lambda shape, norm: painter(shape))
+    config = orders.Config(image_size=16, held_out=2)
+    rows = dataset({"x": np.zeros((8, 16, 16, 1), np.uint8)})
+    data = gan_settings.GanImages(rows, rows, rows, classes=("a", "b"))
+    factors, log = (
+        np.array([0.5, 0.5, 2, 2]),
+        SimpleNamespace(sub_run=lambda *a, **k: None),
+    )
+    images, _ = orders.train_variant(
+        "mixed", config, data, key_for(0, "tuning"), factors, log
+    )
+    keys = jax.random.key_data(given["key"]).tolist()
+    assert keys[:2] == keys[2:]
+    assert keys[0] != keys[1]
+    assert np.array_equal(given["replicas"].args[0], factors)
+    assert np.array_equal(images[0], images[2])
+    assert not np.array_equal(images[0], images[1])
 
 
 class Crash(Exception):
@@ -112,18 +179,18 @@ def test_a_killed_run_ends_with_the_same_numbers_and_pictures(
     smoke_run: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """Killed as the second epoch's samples are made, before its checkpoint."""
-    generate, calls = lesson.generate, []
+    made, calls = lesson.made, []
 
     def crashing(*args: Any) -> Any:
         calls.append(args)
         if len(calls) == 3:
             raise Crash
-        return generate(*args)
+        return made(*args)
 
     folder = tmp_path / "run"
     argv = ["ch5_gan.py", "--preset", "smoke", "--save-every", "0", "--run-dir"]
     with monkeypatch.context() as patch:
-        patch.setattr(lesson, "generate", crashing)
+        patch.setattr(lesson, "made", crashing)
         patch.setattr(sys, "argv", [*argv, str(folder)])
         with pytest.raises(Crash):
             cli.experiment(lesson.main, lesson.PRESETS)
@@ -150,7 +217,7 @@ def test_samples_from_the_saved_run(smoke_run: Path, capsys: Said) -> None:
         made = smoke_run / "samples" / f"sample_of_5_by_seed_{seed}.png"
         assert (made.read_bytes() == picture) == (seed == 0)
         made.unlink()
-    for count in (0, -3, 10_001):
+    for count in (0, 10_001):
         capsys.readouterr()
         assert run(smoke_run, f"--sample={count}") == 2
         says = f"error: --sample makes 1 to 10,000 images, not {count:,}\n"
@@ -158,39 +225,30 @@ def test_samples_from_the_saved_run(smoke_run: Path, capsys: Said) -> None:
     assert contents(smoke_run) == before
 
 
-@pytest.mark.parametrize(
-    ("module", "words", "says"),
-    [
-        (lesson, ("--image-size", "8"), "32, 48, ... pixels a side, not of 8 by 8"),
-        (orders, ("--variant-size", "40"), "pixels a side, not of 40 by 40"),
-        (lesson, ("--channels", "2"), "images have 1 or 3 channels, not 2"),
-        (lesson, ("--data", "fashion"), "did you mean 'fashion_mnist'"),
-        (lesson, ("--folder", "runs/no-such"), "runs/no-such"),
-        (orders, ("--variants", "real frist"), "real first"),
-        (lesson, ("--rate", "0"), "--rate 0"),
-    ],
+BAD = (
+    (lesson, ("--image-size", "8"), "32, 48, ... pixels a side, not of 8 by 8"),
+    (orders, ("--image-size", "40"), "pixels a side, not of 40 by 40"),
+    (lesson, ("--channels", "2"), "images have 1 or 3 channels, not 2"),
+    (lesson, ("--data", "fashion"), "did you mean 'fashion_mnist'"),
+    (lesson, ("--folder", "runs/no-such"), "runs/no-such"),
+    (orders, ("--variants", "real frist"), "real first"),
+    (lesson, ("--rate", "0"), "--rate 0"),
 )
+
+
 def test_bad_settings_are_one_sentence_and_leave_no_trace(
-    module: Any,
-    words: tuple[str, ...],
-    says: str,
-    tmp_path: Path,
-    capsys: Said,
-) -> None:
-    assert run(tmp_path / "run", *words, module=module) == 2
-    assert says in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
-def test_missing_data_is_told_with_what_brings_it(
     tmp_path: Path, monkeypatch: Patch, capsys: Said
 ) -> None:
     def missing(*args: Any, **options: Any) -> Any:
         raise MissingData("no images: `make data` brings them")
 
-    monkeypatch.setattr(gan_images, "read_images", missing)
+    for module, words, says in BAD:
+        assert run(tmp_path / "run", *words, module=module) == 2
+        assert says in capsys.readouterr().err
+    monkeypatch.setattr(gan_settings, "read_images", missing)
     assert run(tmp_path / "run") == 2
     assert capsys.readouterr().err == "error: no images: `make data` brings them\n"
+    assert not (tmp_path / "run").exists()
 
 
 # A folder of one's own
@@ -218,7 +276,7 @@ def test_a_folder_of_pictures_is_brought_to_the_networks(
     config = dataclasses.replace(
         smoke, folder=folder, channels=channels, images=None, held_out=3
     )
-    data = lesson.load(config)
+    data = gan_settings.load(config)
     assert "broken.png" in capsys.readouterr().err
     assert data.classes == ("cats", "dogs")
     for part, count in ((data.train, 32), (data.held_out, 3), (data.test, 3)):
@@ -241,16 +299,15 @@ def test_images_of_one_class_are_compared_without_the_cnn(
     words = ("--folder", folder, "--channels", "3", "--images", "50", "--held-out", 9)
     made, compared = tmp_path / "made", tmp_path / "compared"
     assert run(made, *words, "--epochs", 1) == 0
-    variants = ("--variants", "alternating", "--variant-images", 40)
+    variants = ("--variants", "alternating", "--factors", "1", "2")
     assert run(compared, *words, *variants, module=orders) == 0
     common = [
         "warning: --images 50: there are only 16 images to train on, so it is 16",
         "warning: --held-out 9: there are only 2 held-out images, so it is 2",
     ]
     one_class = "warning: the images are of one class: no CNN can judge them"
-    fewer = "there are only 16 images to learn from, so it is 16"
     assert capsys.readouterr().err.splitlines() == [
-        *common, one_class, *common, f"warning: --variant-images 40: {fewer}", one_class
+        *common, one_class, *common, one_class
     ]  # fmt: skip
     assert "classes.png" not in names_in(made / "figures")
     assert "nearest.png" in names_in(made / "figures")
@@ -264,16 +321,15 @@ def test_images_of_one_class_are_compared_without_the_cnn(
 # The small things
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize(("kernel", "padding"), [(1, 0), (4, 2), (7, 2)])
-def test_the_size_formula(kernel: int, padding: int, stride: int) -> None:
+def test_the_size_formula() -> None:
     """A transposed convolution makes of n rows what a convolution makes n of."""
-    rows = sizes.formula_rows(5, kernel, stride, padding)
-    assert sizes.convolved_rows(rows, kernel, stride, padding) == 5
-    assert (rows + 2 * padding - kernel) // stride + 1 == 5
-    assert sizes.jax_rows(5, kernel, stride, padding) == rows
-    if kernel >= stride:
-        assert sizes.jax_rows(5, kernel, stride, "SAME") == 5 * stride
+    for kernel, stride, padding in ((1, 3, 0), (4, 2, 2), (7, 3, 2)):
+        rows = sizes.formula_rows(5, kernel, stride, padding)
+        assert sizes.convolved_rows(rows, kernel, stride, padding) == 5
+        assert (rows + 2 * padding - kernel) // stride + 1 == 5
+        assert sizes.jax_rows(5, kernel, stride, padding) == rows
+        if kernel >= stride:
+            assert sizes.jax_rows(5, kernel, stride, "SAME") == 5 * stride
 
 
 def test_every_use_of_randomness_has_a_key_of_its_own() -> None:
@@ -290,13 +346,13 @@ def test_every_use_of_randomness_has_a_key_of_its_own() -> None:
 def test_interpolation_goes_from_one_draw_to_another(monkeypatch: Patch) -> None:
     drawn: list[Any] = []
 
-    def generate(g: Any, params: Any, extra: Any, z: Any) -> Any:
+    def made(g: Any, state: Any, z: Any, replica: int) -> Any:
         drawn.append(np.asarray(z))
         return np.zeros((len(z), 2, 2, 1), np.uint8)
 
-    monkeypatch.setattr(lesson, "generate", generate)
+    monkeypatch.setattr(lesson, "made", made)
     monkeypatch.setattr(lesson.plots, "save_images", lambda *_: None)
-    lesson.draw_interpolation(lesson.Config(), None, None, None, None)
+    lesson.draw_interpolation(lesson.Config(), None, None, None)
     ways = drawn[0].reshape(4, lesson.COLUMNS, LATENT_SIZE)
     assert np.abs(ways).max() <= 1
     assert len(np.unique(ways[:, [0, -1]].reshape(8, LATENT_SIZE), axis=0)) == 8

@@ -56,8 +56,8 @@ def test_the_distance_is_logged_after_every_epoch(smoke: Smoke) -> None:
     }
     metrics = json.loads((folder / "result.json").read_text())["metrics"]
     assert [*logged] == [1, 2]
-    assert metrics[f"after epoch 1: {FRECHET}"] == logged[1]
-    assert metrics[f"generated images: {FRECHET}"] == pytest.approx(logged[2])
+    assert [metrics[f"after epoch 1: {FRECHET}"]] == logged[1]
+    assert [metrics[f"generated images: {FRECHET}"]] == pytest.approx(logged[2])
     assert (folder / "figures" / "distance.png").exists()
 
 

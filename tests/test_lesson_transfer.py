@@ -1,6 +1,5 @@
 """Lesson 2.3: where fine-tuning begins, what chooses the epoch, and prediction."""
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,17 +11,15 @@ import pytest
 from PIL import Image
 
 from jaxstudy import training
-from jaxstudy.data import sources
 from jaxstudy.images import subsets
 from jaxstudy.images.sets import Images, ImageSet
 from jaxstudy.model import Stage, compose, sequential
 from jaxstudy.models.efficientnet import efficientnet_stages, normalise_pixels
 from jaxstudy.pretrained import backbones, tuning
-from jaxstudy.runs import cli
 from jaxstudy.runs.run import open_run
 from jaxstudy.runs.saved import Options, read_saved
 from jaxstudy.types import UserError
-from tests.conftest import load
+from tests.conftest import Ask, Patch, load
 
 lesson: Any = load("experiments", "ch2_transfer")
 CLASSES = ("dark", "light", "red")
@@ -61,7 +58,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         config=config, network=network, begun={}, ended={}, given={}, data={}
     )
 
-    def read(spec: str, *, image_size: tuple[int, int], channels: int) -> ImageSet:
+    def read(
+        spec: str, folder: None, *, image_size: tuple[int, int], channels: int
+    ) -> ImageSet:
         rng = np.random.default_rng(0)
         counts = {"train": 30, "validation": 12, "test": 12}
         sets = {name: few(rng, n, image_size[0]) for name, n in counts.items()}
@@ -94,10 +93,10 @@ def test_the_whole_lesson_and_what_it_predicts(
     finished: SimpleNamespace,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: Patch,
 ) -> None:
     result = finished.result
-    for arm in lesson.ARMS:
+    for arm in (*lesson.ARMS, lesson.ALONE):
         assert f"30 images, {arm}: test accuracy" in result
     assert result["30 images, frozen: test accuracy"].mean > 0.9
     for gain, arms in lesson.GAINS.items():
@@ -158,12 +157,18 @@ def test_controls_differ_from_what_they_are_compared_with_in_one_thing(
     arms = ("random weights", "equal resolution", "frozen")
     epochs = {arm: given["epochs"] for arm, given in finished.given.items()}
     assert {epochs[arm] for arm in arms} == {epochs["head"] + epochs["fine-tuned"]}
+    assert epochs[lesson.ALONE] == epochs["fine-tuned"]
+    head = finished.ended["head"].params
+    jax.tree.map(
+        np.testing.assert_array_equal, finished.begun[lesson.ALONE].params, head
+    )
     want = finished.data["frozen"]
-    for arm in (*arms, "head", "fine-tuned"):
+    for arm in (*arms, "head", lesson.ALONE, "fine-tuned"):
         data = finished.data[arm]
         assert np.array_equal(data.indices, want.indices)
         assert np.array_equal(data.arrays["y"], want.arrays["y"])
-    assert np.array_equal(finished.data["head"].arrays["x"], want.arrays["x"])
+    for arm in ("head", lesson.ALONE):
+        assert np.array_equal(finished.data[arm].arrays["x"], want.arrays["x"])
     for arm in arms[:2]:
         assert not np.allclose(finished.data[arm].arrays["x"], want.arrays["x"])
 
@@ -184,30 +189,26 @@ def test_every_image_is_there_in_two_versions(finished: SimpleNamespace) -> None
         np.testing.assert_allclose(found[replica], x[own].mean(0), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (("--fine-tune-from", "blok15"), "did you mean 'block15'"),
-        (("--fine-tune-from", "stem"), "'stem' is the first layer"),
-        (("--image-size", "16"), "needs images of 32 pixels a side at least, not 16"),
-        (("--backbone", "inception_v3", "--image-size", "75"), "--weights FILE"),
-        (("--folder", "no-such-folder"), "no-such-folder cannot be listed"),
-    ],
-)
+BAD = {
+    ("--fine-tune-from", "blok15"): "did you mean 'block15'",
+    ("--fine-tune-from", "stem"): "'stem' is the first layer",
+    ("--image-size", "16"): "needs images of 32 pixels a side at least, not 16",
+    ("--backbone", "inception_v3", "--image-size", "75"): "--weights FILE",
+    ("--folder", "no-such-folder"): "no-such-folder cannot be listed",
+}
+
+
 def test_bad_settings_leave_no_trace(
-    words: tuple[str, ...],
-    says: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    finished: SimpleNamespace, tmp_path: Path, monkeypatch: Patch, ask: Ask
 ) -> None:
-    if not sources.EFFICIENTNET_LITE0.path.exists():
-        pytest.skip("`make data` brings the weights; then it runs")
-    folder = tmp_path / "run"
-    argv = ["ch2_transfer.py", "--preset", "smoke", "--run-dir", str(folder), *words]
-    monkeypatch.setattr(sys, "argv", argv)
-    with pytest.raises(SystemExit) as ended:
-        cli.experiment(lesson.main, lesson.PRESETS, predict=lesson.predict)
-    assert ended.value.code == 2
-    assert says in capsys.readouterr().err
-    assert not folder.exists()
+    small, real = finished.network, backbones.backbone
+    network = small._replace(stages=SMALL)  # whose weights nothing gets to
+    monkeypatch.setattr(
+        backbones, "backbone", lambda *x: network if x[0] == small.name else real(*x)
+    )
+    where = "--preset", "smoke", "--run-dir", tmp_path / "run"
+    for words, says in BAD.items():
+        code, _, error = ask(lesson, *where, *words, predict=lesson.predict)
+        assert code == 2
+        assert says in error
+        assert not (tmp_path / "run").exists()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from jaxstudy.data import sources
 from jaxstudy.data.sources import (
     ADMISSIONS,
     NOTES,
@@ -53,11 +52,6 @@ def test_other_content_is_found_and_comes_with_its_command(source: Source) -> No
     there = dataclasses.replace(source, path=source.path.parent)  # a folder
     with pytest.raises(UserError, match="this brings it: make table"):
         read_bytes(there)
-
-
-def test_the_committed_table() -> None:
-    assert len(read_bytes(ADMISSIONS).splitlines()) == 401
-    assert str(ADMISSIONS.path).endswith(ADMISSIONS.command.rpartition("/")[2])
 
 
 @pytest.fixture
@@ -134,16 +128,16 @@ def test_what_is_missing_is_noted_where_somebody_asked(
     assert (tmp_path / "note").read_text() == "no such data"
 
 
-@pytest.mark.parametrize("package", PACKAGES, ids=lambda p: p.name)
-def test_a_package_is_pinned(package: sources.Package) -> None:
-    """By version and hash; what it brings lies in its place, or in the system."""
-    assert package.version
-    for digest in (package.sha256, *(s.sha256 for s in package.sources)):
-        assert len(bytes.fromhex(digest)) == 32
-    for source in package.sources:
-        assert source.command == "make data"
-        assert package.version.partition("-")[0] in source.origin
-        assert package.place.parts[-3:] in (
-            source.path.parts[-3:],
-            source.path.parent.parts[-3:],
-        )
+def test_packages_and_the_committed_table_are_pinned() -> None:
+    """By version and hash; what they bring lies in their place, or in the system."""
+    assert len(read_bytes(ADMISSIONS).splitlines()) == 401
+    assert str(ADMISSIONS.path).endswith(ADMISSIONS.command.rpartition("/")[2])
+    for package in PACKAGES:
+        assert package.version
+        for digest in (package.sha256, *(s.sha256 for s in package.sources)):
+            assert len(bytes.fromhex(digest)) == 32
+        for source in package.sources:
+            assert source.command == "make data"
+            assert package.version.partition("-")[0] in source.origin
+            paths = source.path.parts[-3:], source.path.parent.parts[-3:]
+            assert package.place.parts[-3:] in paths

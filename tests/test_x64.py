@@ -130,7 +130,7 @@ def of_sequences(kind: Kind, start: Any) -> Case:
 
 def of_texts(kind: Kind) -> Case:
     """With states that are carried from batch to batch."""
-    plain = language_model(7, kind, (3,), embedding=4, dropout=0.5)
+    plain = language_model(7, kind, (3,), dropout=0.5)
     states = first_states(kind, (3,), ROWS)
     model = Model(lambda key: (plain.init(key)[0], {"states": states}), plain.apply)
 

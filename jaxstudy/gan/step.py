@@ -17,11 +17,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import scipy  # its parts are imported where they are first used
 
 from jaxstudy.model import Model
-from jaxstudy.models.dcgan import sample_latent
+from jaxstudy.models.dcgan import generate, sample_latent
 from jaxstudy.objectives import (
     finite_padding,
     hide_padding,
@@ -294,21 +295,33 @@ def make_gan_eval_step(discriminator: Model, generator: Model, key: Key) -> Eval
     return eval_step
 
 
-def stopping_epoch(rows: Sequence[Mapping[str, Any]], n: int) -> float:
-    """The first epoch after which D cannot tell: where the course says to stop.
+def made(generator: Model, state: TrainState, z: Array, replica: int) -> np.ndarray:
+    """What the generator of one of the replicas [L] makes of noise z [N, 100]."""
+    weights = jax.tree.map(lambda a: a[replica], (state.params[G], state.extra[G]))
+    return np.asarray(generate(generator, *weights, z))
+
+
+def made_by_each(generator: Model, state: TrainState, z: Array) -> list[np.ndarray]:
+    """The images that every replica makes of the same noise, uint8 [N, H, W, C]."""
+    return [made(generator, state, z, i) for i in range(len(state.step))]
+
+
+def stopping_epochs(rows: Sequence[Mapping[str, Any]], n: int) -> np.ndarray:
+    """The first epoch [L] after which D cannot tell: where the course says to stop.
 
     That is, 1/2 is in Wilson's 95 % interval of its accuracy on n real images and n
-    generated ones, of `fit`'s records for "validation". NaN where there is none.
+    generated ones, of `fit`'s records of L replicas. NaN where there is none.
     """
-    for row in rows:
-        if row["split"] == "validation":
-            right = round((row["accuracy on real"] + row["accuracy on fake"]) * n)
-            low, high = scipy.stats.binomtest(right, 2 * n).proportion_ci(
-                0.95, "wilson"
-            )
-            if low <= 0.5 <= high:
-                return float(row["epoch"])
-    return math.nan
+    first: dict[int, float] = {}
+    for row in (row for row in rows if row["split"] == "validation"):
+        accuracies = zip(row["accuracy on real"], row["accuracy on fake"], strict=True)
+        for replica, accuracy in enumerate(accuracies):
+            found = scipy.stats.binomtest(round(sum(accuracy) * n), 2 * n)
+            low, high = found.proportion_ci(0.95, "wilson")
+            first.setdefault(replica, math.nan)
+            if low <= 0.5 <= high and math.isnan(first[replica]):
+                first[replica] = float(row["epoch"])
+    return np.array([*first.values()])
 
 
 def _scaled(x: Array) -> Array:

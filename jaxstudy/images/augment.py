@@ -232,25 +232,15 @@ def _interpolated(
     return above * upper + below * lower + (fill or 0)
 
 
-def _floating(images: Array) -> Array:
-    images = jnp.asarray(images)
-    return images.astype(jnp.promote_types(images.dtype, jnp.float32))
-
-
-def warp(image: Array, matrix: Array, fill: float | None = None) -> Array:
-    """Resample an image [H, W, C] by a map [3, 3]; see `Layer.draw`.
-
-    Bilinear. Beyond its border the image is continued by its reflection, border pixels
-    repeated: the "reflect" of Keras; with a `fill` by pixels of that value, Keras's
-    "constant". In float32, or float64 if the image is.
-    """
-    images = _floating(image)[None]
-    return _interpolated(images, *_sources(images, matrix[None], fill), fill)[0]
-
-
 def warp_batch(images: Array, matrices: Array, fill: float | None = None) -> Array:
-    """As `warp`, for images [B, H, W, C] by maps [B, 3, 3]."""
-    images = _floating(images)
+    """Resample images [B, H, W, C] by maps [B, 3, 3]; see `Layer.draw`.
+
+    Bilinear. Beyond its border an image is continued by its reflection, border pixels
+    repeated: the "reflect" of Keras; with a `fill` by pixels of that value, Keras's
+    "constant". In float32, or float64 if the images are.
+    """
+    images = jnp.asarray(images)
+    images = images.astype(jnp.promote_types(images.dtype, jnp.float32))
     sources = _sources(images, matrices, fill)
     interpolated = functools.partial(_interpolated, fill=fill)
 
@@ -269,18 +259,12 @@ def warp_batch(images: Array, matrices: Array, fill: float | None = None) -> Arr
     )
 
 
-def augment(key: Key, image: Array, layers: Layers, fill: float | None = None) -> Array:
-    """One random version of an image [H, W, C]: these layers in order, read once."""
-    height, width, _ = image.shape
-    return warp(image, draw(key, (height, width), layers), fill)
-
-
 def augment_batch(
     key: Key, images: Array, layers: Layers, fill: float | None = None
 ) -> Array:
-    """Random versions of images [B, H, W, C]: `augment` with a key for each.
+    """Random versions of images [B, H, W, C]: these layers in order, read once.
 
-    The keys are `jax.random.split(key, B)`.
+    The keys of the images are `jax.random.split(key, B)`.
     """
     count, height, width, _ = images.shape
     keys = jax.random.split(key, count)

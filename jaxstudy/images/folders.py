@@ -1,7 +1,7 @@
 """Image folders, FOLDER/CLASS/FILE: sort into them, find their problems, read them.
 
-`audit` looks at everything once and names every problem; what is good is split and
-read, at once (`load_folder`) or one by one (`folder_source`), with the same pixels.
+`audit` looks at everything once and names every problem; `load_folder` splits and reads
+what is good.
 """
 
 import hashlib
@@ -14,9 +14,8 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -27,6 +26,7 @@ from jaxstudy.images.decoding import (
     decode,
     pixels,
 )
+from jaxstudy.messages import warn
 from jaxstudy.parallel import usable_cores
 from jaxstudy.runs.progress import Bar
 from jaxstudy.types import UserError
@@ -78,63 +78,10 @@ class ImageFolder(NamedTuple):
     audit: Audit
 
 
-@dataclass(frozen=True)
-class FolderSource:
-    """Some images of a folder, decoded when asked for; it can be pickled.
-
-    Item i is {"x": uint8 [H, W, C], "y": int32}, as row i of `load_folder`. Raises
-    UserError where a file is no longer the image it was when audited.
-    """
-
-    audit: Audit
-    rows: tuple[int, ...]
-    image_size: tuple[int, int]
-    channels: int
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.rows[index]
-        path = self.audit.folder / self.audit.paths[row]
-        try:
-            image = decode(_content(path))
-        except DecodeError as bad:
-            raise UserError(
-                f"{_printable(str(path))} has changed since the audit: {bad}"
-            ) from bad
-        return {
-            "x": pixels(image, self.image_size, self.channels),
-            "y": np.int32(self.audit.labels[row]),
-        }
-
-    @property
-    def y(self) -> np.ndarray:
-        """The labels int32 [N], which need no file."""
-        return np.array([self.audit.labels[row] for row in self.rows], np.int32)
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """The images as "CLASS/FILE"."""
-        return tuple(self.audit.paths[row] for row in self.rows)
-
-
 # ------------------------------------------------------------------ reading
 
 
-def load_folder(folder: Path | Audit, **settings: Any) -> ImageFolder:
-    """The images of a folder, or of its audit, in memory: all of `folder_source`."""
-    source = folder_source(folder, **settings)
-    x = np.empty((len(source), *source.image_size, source.channels), np.uint8)
-
-    def read(row: int) -> None:
-        x[row] = source[row]["x"]
-
-    _on_all_cores(read, range(len(source)), "reading images")
-    return ImageFolder(x, source.y, source.audit.classes, source.paths, source.audit)
-
-
-def folder_source(
+def load_folder(
     folder: Path | Audit,
     *,
     image_size: tuple[int, int],
@@ -144,8 +91,8 @@ def folder_source(
     seed: int = 0,
     group_of: Callable[[Path], str] | None = None,
     strict: bool = False,
-) -> FolderSource:
-    """The images of a folder, or of its audit, one by one, ordered by class and name.
+) -> ImageFolder:
+    """The images of a folder, or of its audit, in memory, ordered by class and name.
 
     As Keras's image_dataset_from_directory, with the class names in order as labels
     and images brought to (height, width) without regard to their proportions. It
@@ -155,38 +102,63 @@ def folder_source(
     the split is stratified (`stratified_split`). Of an animation it is the first frame.
 
     Faulty files are left out, and stand in `.audit.problems`; with `strict` they are
-    refused. Raises UserError for that, for settings out of range, and where no image is
-    usable or the split leaves a class without examples.
+    refused. Raises UserError for that, for settings out of range, where no image is
+    usable or the split leaves a class without examples, and where a file is no longer
+    the image it was when audited.
     """
-    _check_settings(image_size, channels, subset, validation_split)
-    audited = folder if isinstance(folder, Audit) else audit(folder)
-    if audited.problems and (strict or not audited.paths):
-        raise UserError(_refusal(audited))
-    if not audited.paths:
-        raise UserError(f"{audited.folder} holds no class folder with images")
-    rows = np.arange(len(audited.paths))
-    if validation_split is not None:
-        parts = stratified_split(audited, validation_split, seed, group_of)
-        rows = parts[subset == "validation"]
-    return FolderSource(audited, tuple(rows.tolist()), image_size, channels)
-
-
-def _check_settings(
-    image_size: tuple[int, int], channels: int, subset: str | None, share: float | None
-) -> None:
     if not all(1 <= side <= MAX_SIDE for side in image_size):
         raise UserError(f"image sides go from 1 to {MAX_SIDE}, not {image_size}")
     if channels not in (1, 3):
         raise UserError(f"images have 1 or 3 channels, not {channels}")
     if subset not in (None, "training", "validation"):
         raise UserError(f"a subset is 'training' or 'validation', not {subset!r}")
-    if (subset is None) != (share is None):
+    if (subset is None) != (validation_split is None):
         raise UserError(
             "a subset needs a validation split, and the other way round; here the "
-            f"subset is {subset} and the validation split {share}"
+            f"subset is {subset} and the validation split {validation_split}"
         )
-    if share is not None:
-        _check_share(share)
+    if validation_split is not None:
+        _check_share(validation_split)
+    audited = folder if isinstance(folder, Audit) else audit(folder)
+    check_usable(audited, strict)
+    rows = np.arange(len(audited.paths))
+    if validation_split is not None:
+        parts = stratified_split(audited, validation_split, seed, group_of)
+        rows = parts[subset == "validation"]
+    paths = tuple(audited.paths[row] for row in rows)
+    y = np.array([audited.labels[row] for row in rows], np.int32)
+    x = np.empty((len(rows), *image_size, channels), np.uint8)
+
+    def read(i: int) -> None:
+        path = audited.folder / paths[i]
+        try:
+            x[i] = pixels(decode(_content(path)), image_size, channels)
+        except DecodeError as bad:
+            shown = _printable(str(path))
+            raise UserError(f"{shown} has changed since the audit: {bad}") from bad
+
+    _on_all_cores(read, range(len(rows)), "reading images")
+    return ImageFolder(x, y, audited.classes, paths, audited)
+
+
+def check_usable(audited: Audit, strict: bool) -> None:
+    """Raise UserError where no image is usable, or there are problems and `strict`."""
+    problems = audited.problems
+    if problems and (strict or not audited.paths):
+        shown = problems if len(problems) <= 100 else problems[:_MAX_LISTED]
+        left = len(problems) - len(shown)
+        without = "" if audited.paths else "no usable image, and "
+        lines = [f"{audited.folder} has {without}{_number(problems)}:"]
+        lines += map(_line, shown)
+        raise UserError("\n  ".join([*lines, f"and {left} more"] if left else lines))
+    if not audited.paths:
+        raise UserError(f"{audited.folder} holds no class folder with images")
+
+
+def warn_of_problems(audited: Audit) -> None:
+    """Say on standard error what is left out, if anything is."""
+    if audited.problems:
+        warn(f"not all in {audited.folder} can be used:\n{report(audited)}")
 
 
 def read_image(path: Path, image_size: tuple[int, int]) -> np.ndarray:
@@ -372,16 +344,6 @@ def report(audited: Audit) -> str:
     )
 
 
-def _refusal(audited: Audit) -> str:
-    """The problems as an error: all of them, or the first of hundreds."""
-    problems = audited.problems
-    shown = problems if len(problems) <= 100 else problems[:_MAX_LISTED]
-    left = len(problems) - len(shown)
-    without = "" if audited.paths else "no usable image, and "
-    lines = [f"{audited.folder} has {without}{_number(problems)}:", *map(_line, shown)]
-    return "\n  ".join([*lines, f"and {left} more"] if left else lines)
-
-
 def _line(problem: FileProblem) -> str:
     return f"{problem.path}: {problem.kind} ({problem.detail})"
 
@@ -505,13 +467,24 @@ def _check_apart(source: Path, target: Path) -> None:
 
 
 def _check_labels(labels: dict[str, str]) -> None:
+    """Raise UserError for a label that cannot be the name of a class folder."""
     for name, label in labels.items():
-        problem = _label_problem(label)
-        if problem:
-            raise UserError(
-                f"the label {label!r} of {_printable(name)} {problem}: it cannot be "
-                "the name of a folder"
-            )
+        text = label if isinstance(label, str) else ""
+        problems = {
+            "is no text": not isinstance(label, str),
+            "is empty": not text,
+            "begins with a dot": text.startswith("."),
+            "holds a slash": "/" in text,
+            "holds control characters": _control_characters(text),
+            "is reserved": not _visible([text]),
+            "is longer than 255 bytes": len(text.encode(errors="replace")) > 255,
+        }
+        for problem, found in problems.items():
+            if found:
+                raise UserError(
+                    f"the label {label!r} of {_printable(name)} {problem}: it cannot "
+                    "be the name of a folder"
+                )
 
 
 def _check_target(target: Path, labels: set[str]) -> None:
@@ -526,40 +499,22 @@ def _check_target(target: Path, labels: set[str]) -> None:
             raise UserError(f"{target / label} is not a folder to copy into")
 
 
-def _label_problem(label: Any) -> str | None:
-    """Why a label cannot be the name of a class folder."""
-    if not isinstance(label, str):
-        return "is no text"
-    problems = {
-        "is empty": not label,
-        "begins with a dot": label.startswith("."),
-        "holds a slash": "/" in label,
-        "holds control characters": _control_characters(label),
-        "is reserved": not _visible([label]),
-        "is longer than 255 bytes": len(label.encode(errors="replace")) > 255,
-    }
-    return next((problem for problem, found in problems.items() if found), None)
-
-
 def _check_same(source: Path, copies: dict[str, Path]) -> None:
     """Raise UserError where what is there has other content than would be copied."""
-    other = [copy for name, copy in copies.items() if not _same(source / name, copy)]
+    other = []
+    for name, copy in copies.items():
+        try:
+            is_file = copy.is_file() and not copy.is_symlink()
+            if not is_file or (source / name).read_bytes() != copy.read_bytes():
+                other.append(_printable(str(copy)))
+        except OSError as error:
+            shown = _printable(str(copy))
+            raise UserError(f"{shown} cannot be compared: {error.strerror}") from error
     if other:
         more = f" (and {len(other) - 1} more files)" if len(other) > 1 else ""
         raise UserError(
-            f"{_printable(str(other[0]))} exists with other content{more}; "
-            "nothing was copied"
+            f"{other[0]} exists with other content{more}; nothing was copied"
         )
-
-
-def _same(one: Path, other: Path) -> bool:
-    """Whether the other is a file, not a link, of the same content."""
-    try:
-        is_file = other.is_file() and not other.is_symlink()
-        return is_file and one.read_bytes() == other.read_bytes()
-    except OSError as error:
-        shown = _printable(str(other))
-        raise UserError(f"{shown} cannot be compared: {error.strerror}") from error
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -36,12 +36,13 @@ from jaxstudy.data.sources import (
     check_records,
     read_bytes,
 )
-from jaxstudy.images import folders
 from jaxstudy.images.decoding import DecodeError, decode, pixels
 from jaxstudy.images.emoji import emoji_group, emoji_splits
-from jaxstudy.messages import did_you_mean, warn
+from jaxstudy.images.folders import load_folder, warn_of_problems
+from jaxstudy.messages import did_you_mean
 from jaxstudy.types import UserError
 
+_SEVERAL = "images of several sizes: give the one they are brought to"
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -226,6 +227,7 @@ class Recipe:
 
 def read_images(
     spec: str,
+    folder: Path | None = None,
     *,
     image_size: tuple[int, int] | None = None,
     channels: int | None = None,
@@ -233,6 +235,9 @@ def read_images(
     data_dir: Path = TFDS,
 ) -> ImageSet:
     """An image-classification set by name, with the splits that it comes with.
+
+    With a `folder`, FOLDER/CLASS/FILE, its images in the place of the set, as the split
+    "train"; faulty ones are told.
 
     Those of IMAGE_SETS are read as they say, or from the records that `make data`
     prepares; "tfds:NAME" from those under `data_dir` or, where they are not there, from
@@ -247,6 +252,12 @@ def read_images(
     class as features, and where images of several sizes get no image_size; MissingData
     where there is no such data and it cannot be had.
     """
+    if folder is not None:
+        if image_size is None:
+            raise UserError(f"{folder} has {_SEVERAL}")
+        found = load_folder(folder, image_size=image_size, channels=channels or 3)
+        warn_of_problems(found.audit)
+        return ImageSet({"train": Images(found.x, found.y)}, found.classes)
     _check_form(image_size, channels)
     recipe = IMAGE_SETS.get(spec)
     if recipe and recipe.read:
@@ -259,9 +270,7 @@ def read_images(
         shape = builder.info.features[image].shape
         prepared = builder.is_prepared()
     if image_size is None and None in shape[:2]:
-        raise UserError(
-            f"{spec} has images of several sizes: give the one they are brought to"
-        )
+        raise UserError(f"{spec} has {_SEVERAL}")
     if not prepared:  # only now: nothing is downloaded to be refused then
         _download(builder)
     splits: dict[str, Images | RecordImages] = {}
@@ -273,16 +282,6 @@ def read_images(
         resident = source.nbytes <= resident_bytes
         splits[str(split)] = _all_of(source) if resident else source
     return ImageSet(splits, tuple(builder.info.features[label].names))
-
-
-def read_image_folder(
-    folder: Path, *, image_size: tuple[int, int], channels: int
-) -> ImageSet:
-    """The images of FOLDER/CLASS/FILE as the split "train"; faulty ones are told."""
-    found = folders.load_folder(folder, image_size=image_size, channels=channels)
-    if found.audit.problems:
-        warn(f"not all in {folder} can be used:\n{folders.report(found.audit)}")
-    return ImageSet({"train": Images(found.x, found.y)}, found.classes)
 
 
 def _check_form(image_size: tuple[int, int] | None, channels: int | None) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstudy.dataset import Dataset, dataset, evenly_spaced, take
-from jaxstudy.images.sets import read_image_folder, read_images
+from jaxstudy.images.sets import read_images
 from jaxstudy.images.splits import (
     ImageSplits,
     image_splits,
@@ -90,10 +90,7 @@ def read_image_subsets(
 
     Raises UserError where all images are of one class.
     """
-    if folder is None:
-        images = read_images(data, image_size=(size, size), channels=3)
-    else:
-        images = read_image_folder(folder, image_size=(size, size), channels=3)
+    images = read_images(data, folder, image_size=(size, size), channels=3)
     if len(images.classes) < 2:
         raise UserError("the images are of one class: there is nothing to tell apart")
     return image_subsets(image_splits(images), counts=counts, seeds=seeds, seed=seed)

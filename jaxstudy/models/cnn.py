@@ -138,6 +138,26 @@ def practised_cnn(image_shape: tuple[int, int, int], outputs: int) -> Model:
     )  # fmt: skip
 
 
+class GlobalAveragePool(nn.Module):
+    """The mean over all places."""
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Map x [B, H, W, C] to [B, C]."""
+        return x.mean((1, 2))
+
+
+class Classifier(nn.Module):
+    """One dense layer of logits."""
+
+    classes: int
+    kernel_init: nn.initializers.Initializer = nn.initializers.glorot_uniform()
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Map x [B, D] to logits [B, classes]."""
+        return nn.Dense(self.classes, kernel_init=self.kernel_init, name="dense")(x)
+
+
 class TwoConvolutions(nn.Module):
     """The network that DeepOBS calls 2c2d."""
 

@@ -1,7 +1,8 @@
 """EfficientNet-Lite0, and the ImageNet weights that a package of PyTorch's brings."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstudy.model import Model, Stage, Stages, sequential
+from jaxstudy.models.cnn import Classifier, GlobalAveragePool
 from jaxstudy.ops import conv_general_dilated
 from jaxstudy.types import Array, PyTree, UserError
 
-CLASSES = 1000
+_CLASSES = 1000  # of ImageNet
 SMALLEST_IMAGE = 32  # five strides of two leave one position
 # Repeats, kernel, stride of the first, expansion, channels: table 1 of the paper.
 _GROUPS = (
@@ -125,36 +127,6 @@ class MBConv(nn.Module):
         return x + h if h.shape == x.shape else h
 
 
-class _Pool(nn.Module):
-    """The mean over all positions."""
-
-    def __call__(self, x: Array, train: bool) -> Array:
-        """Map x [B, H, W, C] to [B, C]."""
-        return jnp.mean(x, (1, 2))
-
-
-class _Classifier(nn.Module):
-    """One logit for each class."""
-
-    classes: int
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        """Map x [B, D] to [B, classes]."""
-        return nn.Dense(self.classes, kernel_init=_DENSE_INIT, name="dense")(x)
-
-
-class MakeLayer(NamedTuple):
-    """Makes a module: a description, which can be read and compared."""
-
-    module: Callable[..., nn.Module]
-    fields: tuple[Any, ...] = ()
-
-    def __call__(self, name: str) -> nn.Module:
-        """The module."""
-        return self.module(*self.fields, name=name)
-
-
 def efficientnet_stages(*, include_top: bool = True) -> Stages:
     """The stages of EfficientNet-Lite0: stem, block0 to block15, head, pool.
 
@@ -165,16 +137,15 @@ def efficientnet_stages(*, include_top: bool = True) -> Stages:
     Source: Tan and Le 2019, table 1; the Lite variant has ReLU6 for swish and no
     squeeze-and-excitation (Google's EfficientNet-Lite, 2020).
     """
-    blocks = (Stage(f"block{i}", MakeLayer(MBConv, b)) for i, b in enumerate(_BLOCKS))
+    blocks = (Stage(f"block{i}", partial(MBConv, *b)) for i, b in enumerate(_BLOCKS))
     stages = (
-        Stage("stem", MakeLayer(ConvNorm, (32, 3, 2))),
+        Stage("stem", partial(ConvNorm, 32, 3, 2)),
         *blocks,
-        Stage("head", MakeLayer(ConvNorm, (1280,))),
-        Stage("pool", MakeLayer(_Pool)),
+        Stage("head", partial(ConvNorm, 1280)),
+        Stage("pool", GlobalAveragePool),
     )
-    if not include_top:
-        return stages
-    return (*stages, Stage("classifier", MakeLayer(_Classifier, (CLASSES,))))
+    top = Stage("classifier", partial(Classifier, _CLASSES, _DENSE_INIT))
+    return (*stages, top) if include_top else stages
 
 
 def efficientnet_lite0(
@@ -212,10 +183,15 @@ def efficientnet_weights(tensors: Mapping[str, np.ndarray]) -> dict[str, PyTree]
     """
     left = dict(tensors)
 
+    def pop(name: str) -> np.ndarray:
+        if name not in left:
+            raise _unfit(f"there is no tensor {name}")
+        return left.pop(name)
+
     def take(path: tuple[Any, ...], expected: jax.ShapeDtypeStruct) -> np.ndarray:
         *module, leaf = (entry.key for entry in path)
         name = f"{_TORCH_MODULES['/'.join(module)]}.{_TORCH_LEAVES[leaf]}"
-        found = _pop(left, name).T
+        found = pop(name).T
         if found.ndim == 4:
             found = found.swapaxes(0, 1)
         if (found.shape, found.dtype) != (expected.shape, expected.dtype):
@@ -233,16 +209,10 @@ def efficientnet_weights(tensors: Mapping[str, np.ndarray]) -> dict[str, PyTree]
     }
     for ours, theirs in _TORCH_MODULES.items():
         if ours.endswith("norm"):
-            _pop(left, f"{theirs}.num_batches_tracked")
+            pop(f"{theirs}.num_batches_tracked")
     if left:
         raise _unfit(f"{len(left)} tensors have no place in it, such as {min(left)}")
     return weights
-
-
-def _pop(tensors: dict[str, np.ndarray], name: str) -> np.ndarray:
-    if name not in tensors:
-        raise _unfit(f"there is no tensor {name}")
-    return tensors.pop(name)
 
 
 def _unfit(reason: str) -> UserError:

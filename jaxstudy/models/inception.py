@@ -6,7 +6,7 @@ paddings, and so its weights (`jaxstudy.pretrained.keras_weights`).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -14,11 +14,14 @@ import jax.numpy as jnp
 
 from jaxstudy import ops
 from jaxstudy.model import Model, Stage, Stages, sequential
+from jaxstudy.models.cnn import Classifier, GlobalAveragePool
 from jaxstudy.types import Array, UserError
 
+_CLASSES = 1000  # of ImageNet
 SMALLEST = 75  # below it, nothing is left of the image before mixed8
 
-Make = Callable[[str], nn.Module]  # a name to a module (x [B, H, W, C], train) -> x
+Make = Callable[..., nn.Module]  # of a name, x [B, H, W, C] and whether to train
+Branches = tuple[tuple[str, tuple[Make, ...]], ...]  # the steps of each, by name
 
 
 class ConvBN(nn.Module):
@@ -26,8 +29,8 @@ class ConvBN(nn.Module):
 
     filters: int
     kernel: tuple[int, int]
-    stride: int
-    padding: ops.Padding
+    stride: int = 1
+    padding: ops.Padding = "SAME"
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -71,27 +74,6 @@ class AveragePool(nn.Module):
         return ops.average_pool(x, (3, 3), (1, 1), "SAME")
 
 
-class GlobalAveragePool(nn.Module):
-    """The mean over all places."""
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        """Map x [B, H, W, C] to [B, C]."""
-        return x.mean((1, 2))
-
-
-class _Classifier(nn.Module):
-    """One dense layer of logits."""
-
-    classes: int
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        """Map x [B, D] to logits [B, classes]."""
-        init = nn.initializers.glorot_uniform()
-        return nn.Dense(self.classes, kernel_init=init, name="dense")(x)
-
-
 class Concatenate(nn.Module):
     """The channels of several images one after the other."""
 
@@ -104,7 +86,7 @@ class Concatenate(nn.Module):
 class Mixed(nn.Module):
     """Several branches of the same image, concatenated."""
 
-    branches: "Branches"
+    branches: Branches
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -113,71 +95,33 @@ class Mixed(nn.Module):
         for branch, steps in self.branches:
             y = x
             for i, make in enumerate(steps, 1):
-                y = make(f"{branch}_{i}")(y, train)
+                y = make(name=f"{branch}_{i}")(y, train)
             outputs.append(y)
         return Concatenate(name="concat")(*outputs)
 
 
-class Conv(NamedTuple):
-    """Makes a ConvBN: a description that can be read, where a closure could not."""
-
-    filters: int
-    kernel: tuple[int, int]
-    stride: int = 1
-    padding: ops.Padding = "SAME"
-
-    def __call__(self, name: str) -> nn.Module:
-        """The module."""
-        return ConvBN(*self, name=name)
+def _conv(filters: int, rows: int, columns: int) -> Make:
+    return partial(ConvBN, filters, (rows, columns))
 
 
-class Fork(NamedTuple):
-    """Makes a Mixed: the steps of every branch, by its name."""
-
-    branches: "Branches"
-
-    def __call__(self, name: str) -> nn.Module:
-        """The module."""
-        return Mixed(self.branches, name=name)
+def _shrink(filters: int) -> Make:
+    return partial(ConvBN, filters, (3, 3), 2, "VALID")
 
 
-Branches = tuple[tuple[str, tuple[Make, ...]], ...]
+def _fork(**branches: tuple[Make, ...]) -> Make:
+    return partial(Mixed, tuple(branches.items()))
 
 
-def _conv(filters: int, rows: int, columns: int) -> Conv:
-    return Conv(filters, (rows, columns))
-
-
-def _shrink(filters: int) -> Conv:
-    return Conv(filters, (3, 3), 2, "VALID")
-
-
-def _max_pool(name: str) -> nn.Module:
-    return MaxPool(name=name)
-
-
-def _average_pool(name: str) -> nn.Module:
-    return AveragePool(name=name)
-
-
-def _global_pool(name: str) -> nn.Module:
-    return GlobalAveragePool(name=name)
-
-
-def _fork(**branches: tuple[Make, ...]) -> Fork:
-    return Fork(tuple(branches.items()))
-
-
-def _block35(pooled: int) -> Fork:
+def _block35(pooled: int) -> Make:
     return _fork(
         branch1x1=(_conv(64, 1, 1),),
         branch5x5=(_conv(48, 1, 1), _conv(64, 5, 5)),
         branch3x3dbl=(_conv(64, 1, 1), _conv(96, 3, 3), _conv(96, 3, 3)),
-        branch_pool=(_average_pool, _conv(pooled, 1, 1)),
+        branch_pool=(AveragePool, _conv(pooled, 1, 1)),
     )
 
 
-def _block17(filters: int) -> Fork:
+def _block17(filters: int) -> Make:
     return _fork(
         branch1x1=(_conv(192, 1, 1),),
         branch7x7=(_conv(filters, 1, 1), _conv(filters, 1, 7), _conv(192, 7, 1)),
@@ -188,35 +132,35 @@ def _block17(filters: int) -> Fork:
             _conv(filters, 7, 1),
             _conv(192, 1, 7),
         ),
-        branch_pool=(_average_pool, _conv(192, 1, 1)),
+        branch_pool=(AveragePool, _conv(192, 1, 1)),
     )
 
 
-def _block8() -> Fork:
+def _block8() -> Make:
     both = _fork(branch1x3=(_conv(384, 1, 3),), branch3x1=(_conv(384, 3, 1),))
     return _fork(
         branch1x1=(_conv(320, 1, 1),),
         branch3x3=(_conv(384, 1, 1), both),
         branch3x3dbl=(_conv(448, 1, 1), _conv(384, 3, 3), both),
-        branch_pool=(_average_pool, _conv(192, 1, 1)),
+        branch_pool=(AveragePool, _conv(192, 1, 1)),
     )
 
 
 _STAGES: dict[str, Make] = {
-    "conv1": Conv(32, (3, 3), 2, "VALID"),
-    "conv2": Conv(32, (3, 3), 1, "VALID"),
-    "conv3": Conv(64, (3, 3)),
-    "pool1": _max_pool,
-    "conv4": Conv(80, (1, 1), 1, "VALID"),
-    "conv5": Conv(192, (3, 3), 1, "VALID"),
-    "pool2": _max_pool,
+    "conv1": _shrink(32),
+    "conv2": partial(ConvBN, 32, (3, 3), padding="VALID"),
+    "conv3": _conv(64, 3, 3),
+    "pool1": MaxPool,
+    "conv4": partial(ConvBN, 80, (1, 1), padding="VALID"),
+    "conv5": partial(ConvBN, 192, (3, 3), padding="VALID"),
+    "pool2": MaxPool,
     "mixed0": _block35(32),
     "mixed1": _block35(64),
     "mixed2": _block35(64),
     "mixed3": _fork(
         branch3x3=(_shrink(384),),
         branch3x3dbl=(_conv(64, 1, 1), _conv(96, 3, 3), _shrink(96)),
-        branch_pool=(_max_pool,),
+        branch_pool=(MaxPool,),
     ),
     "mixed4": _block17(128),
     "mixed5": _block17(160),
@@ -230,14 +174,14 @@ _STAGES: dict[str, Make] = {
             _conv(192, 7, 1),
             _shrink(192),
         ),
-        branch_pool=(_max_pool,),
+        branch_pool=(MaxPool,),
     ),
     "mixed9": _block8(),
     "mixed10": _block8(),
 }
 
 
-def inception_stages(*, include_top: bool = True, classes: int = 1000) -> Stages:
+def inception_stages(*, include_top: bool = True) -> Stages:
     """The stages conv1 .. pool2, mixed0 .. mixed10, and at the top the classifier.
 
     Mixed stages have Keras's names. The top is "avg_pool", the mean over all places,
@@ -246,19 +190,16 @@ def inception_stages(*, include_top: bool = True, classes: int = 1000) -> Stages
     stages = tuple(Stage(name, make) for name, make in _STAGES.items())
     if not include_top:
         return stages
-    top = Stage("predictions", lambda name: _Classifier(classes, name=name))
-    return (*stages, Stage("avg_pool", _global_pool), top)
+    top = Stage("predictions", partial(Classifier, _CLASSES))
+    return (*stages, Stage("avg_pool", GlobalAveragePool), top)
 
 
 def inception_v3(
-    image_size: tuple[int, int] = (299, 299),
-    *,
-    include_top: bool = True,
-    classes: int = 1000,
+    image_size: tuple[int, int] = (299, 299), *, include_top: bool = True
 ) -> Model:
     """InceptionV3 for images [B, H, W, 3] that `preprocess` has scaled.
 
-    Outputs are logits [B, classes], not probabilities; without top those of mixed10,
+    Outputs are logits [B, 1000], not probabilities; without top those of mixed10,
     [B, h, w, 2048], 8 by 8 places for 299 by 299 pixels. The weights are the same for
     every image size. Raises UserError where a side has fewer than 75 pixels.
     """
@@ -268,7 +209,7 @@ def inception_v3(
             f"InceptionV3 needs images of at least {SMALLEST} by {SMALLEST} pixels, "
             f"not {height} by {width}"
         )
-    stages = inception_stages(include_top=include_top, classes=classes)
+    stages = inception_stages(include_top=include_top)
     return sequential(stages, jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32))
 
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxstudy.model import Model
+from jaxstudy.model import Model, small_uniform
 from jaxstudy.models.mlp import mlp
-from jaxstudy.models.recurrent import CELLS, Kind, recurrent, small_uniform
+from jaxstudy.models.recurrent import CELLS, Kind, recurrent
 from jaxstudy.types import Array, Key, PyTree
 
 HiddenLayer = Literal["bag", "ordered"] | Kind

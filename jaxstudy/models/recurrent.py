@@ -15,12 +15,11 @@ import numpy as np
 from flax.linen import initializers
 from flax.linen.dtypes import promote_dtype
 
-from jaxstudy.model import Model, from_linen, small_uniform
+from jaxstudy.model import Model, from_linen
 from jaxstudy.ops import flat_dot_general
 from jaxstudy.types import Array, Key, PyTree
 
 Kind = Literal["simple", "gru", "lstm"]
-Start = Literal["keras", "flax"]
 States = tuple[Array, ...]  # h [B, U], and of an LSTM the cell c [B, U]
 KERAS_NAMES: dict[Kind, str] = {"simple": "SimpleRNN", "gru": "GRU", "lstm": "LSTM"}
 
@@ -155,28 +154,11 @@ def _recur_backward(kind: Kind, kept: Any, d_states: States) -> tuple[Any, ...]:
 recur.defvjp(_recur_forward, _recur_backward)
 
 
-def _orthogonal_gates(key: Key, shape: tuple[int, int], dtype: Any) -> Array:
-    """An orthogonal matrix [U, U] for each gate, as Flax starts."""
-    units, width = shape
-    keys = jax.random.split(key, width // units)
-    each = [initializers.orthogonal()(k, (units, units), dtype) for k in keys]
-    return jnp.concatenate(each, axis=1)
-
-
-def _first_bias(kind: Kind, start: Start, units: int) -> np.ndarray:
-    """Zeros, but Keras's forget gate begins at 1: it remembers."""
-    bias = np.zeros(CELLS[kind].gates * units, np.float32)
-    if (kind, start) == ("lstm", "keras"):
-        bias[units : 2 * units] = 1
-    return bias
-
-
 class RecurrentLayer(nn.Module):
     """One recurrent layer; its arrays are Keras's, a GRU's two biases apart."""
 
     kind: Kind
     units: int
-    start: Start = "keras"
 
     @nn.compact
     def __call__(
@@ -186,27 +168,21 @@ class RecurrentLayer(nn.Module):
 
         Steps from `lengths` [B] on are padding: h and the states stay as they were.
         """
-        cell, keras = CELLS[self.kind], self.start == "keras"
+        cell = CELLS[self.kind]
         width = cell.gates * self.units
         glorot, orthogonal = initializers.glorot_uniform(), initializers.orthogonal()
-        kernel = self.param(
-            "kernel",
-            glorot if keras else initializers.lecun_normal(),
-            (x.shape[-1], width),
-            jnp.float32,
-        )
+        kernel = self.param("kernel", glorot, (x.shape[-1], width), jnp.float32)
         recurrent_kernel = self.param(
-            "recurrent_kernel",
-            orthogonal if keras else _orthogonal_gates,
-            (self.units, width),
-            jnp.float32,
+            "recurrent_kernel", orthogonal, (self.units, width), jnp.float32
         )
-        first = _first_bias(self.kind, self.start, self.units)
+        first = np.zeros(width, np.float32)
+        if self.kind == "lstm":  # the forget gate begins open, so that it remembers
+            first[self.units : 2 * self.units] = 1
         bias = self.param("bias", lambda key: jnp.asarray(first))
         recurrent_bias = jnp.zeros(width, x.dtype)
         if not cell.additive:
-            zeros = initializers.zeros_init()
-            recurrent_bias = self.param("recurrent_bias", zeros, (width,), jnp.float32)
+            none = initializers.zeros_init()
+            recurrent_bias = self.param("recurrent_bias", none, (width,), jnp.float32)
         arrays = x, kernel, recurrent_kernel, bias, recurrent_bias
         x, kernel, recurrent_kernel, bias, recurrent_bias = promote_dtype(*arrays)
         if begin is None:
@@ -228,7 +204,6 @@ class Recurrent(nn.Module):
 
     kind: Kind
     units: tuple[int, ...]
-    start: Start = "keras"
 
     @nn.compact
     def __call__(
@@ -243,7 +218,7 @@ class Recurrent(nn.Module):
         """
         last = []
         for i, units in enumerate(self.units):
-            layer = RecurrentLayer(self.kind, units, self.start, name=f"layer_{i + 1}")
+            layer = RecurrentLayer(self.kind, units, name=f"layer_{i + 1}")
             mine = None if begin is None else begin[i]
             x, states = layer(x, lengths, mine)
             last.append(states)
@@ -272,12 +247,11 @@ class SequenceToVector(nn.Module):
     kind: Kind
     units: tuple[int, ...]
     outputs: int
-    start: Start
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """Map x [B, T, D] to [B, outputs], or to [B] where there is one output."""
-        h, _ = Recurrent(self.kind, self.units, self.start, name="layers")(x)
+        h, _ = Recurrent(self.kind, self.units, name="layers")(x)
         init = initializers.glorot_uniform()
         y = nn.Dense(self.outputs, kernel_init=init, name="output")(h[:, -1])
         return y[:, 0] if self.outputs == 1 else y
@@ -288,42 +262,30 @@ def sequence_to_vector(
     kind: Kind,
     units: tuple[int, ...],
     outputs: int,
-    *,
-    start: Start = "keras",
 ) -> Model:
     """Recurrent layers from a sequence [B, T, D], of any length, to [B, outputs].
 
     A dense layer reads h after the last step; [B] where there is one output.
     """
-    module = SequenceToVector(kind, tuple(units), outputs, start)
+    module = SequenceToVector(kind, tuple(units), outputs)
     return from_linen(module, jax.ShapeDtypeStruct((1, 1, features), jnp.float32))
 
 
 class LanguageModel(nn.Module):
-    """What comes next, from all that came before: embedding, layers, one dense."""
+    """What comes next, from all that came before: one-hot vectors, layers, a dense."""
 
     vocabulary: int
     kind: Kind
     units: tuple[int, ...]
-    embedding: int | None
     dropout: float
-    start: Start
 
     @nn.compact
     def __call__(
         self, tokens: Array, begin: Sequence[States] | None, train: bool
     ) -> tuple[Array, tuple[States, ...]]:
         """Map tokens [B, T] to logits [B, T, V], and every layer's last states."""
-        if self.embedding is None:
-            x = jax.nn.one_hot(tokens, self.vocabulary)
-        else:
-            x = nn.Embed(
-                self.vocabulary,
-                self.embedding,
-                embedding_init=small_uniform,
-                name="embedding",
-            )(tokens)
-        layers = Recurrent(self.kind, self.units, self.start, name="layers")
+        x = jax.nn.one_hot(tokens, self.vocabulary)
+        layers = Recurrent(self.kind, self.units, name="layers")
         x, last = layers(x, None, begin)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         init = initializers.glorot_uniform()
@@ -339,17 +301,15 @@ def language_model(
     kind: Kind,
     units: tuple[int, ...],
     *,
-    embedding: int | None = None,
     dropout: float = 0.0,
-    start: Start = "keras",
 ) -> Model:
     """Recurrent layers from tokens [B, T] to logits [B, T, V] of the next token.
 
-    Without an embedding, tokens enter as one-hot vectors. Every call begins with zeros,
-    unless `extra["states"]` are there: then with those, and they come back as they are
-    after the last token. `first_states` are those of a beginning.
+    Tokens enter as one-hot vectors. Every call begins with zeros, unless
+    `extra["states"]` are there: then with those, and they come back as they are after
+    the last token. `first_states` are those of a beginning.
     """
-    module = LanguageModel(vocabulary, kind, tuple(units), embedding, dropout, start)
+    module = LanguageModel(vocabulary, kind, tuple(units), dropout)
 
     def init(key: Key) -> tuple[PyTree, PyTree]:
         variables = module.init(key, jnp.zeros((1, 1), jnp.int32), None, train=False)

@@ -1,5 +1,7 @@
 """A backbone in two parts: layers that stay as they are, and those to train on."""
 
+import contextlib
+import io
 from typing import NamedTuple
 
 import jax
@@ -8,11 +10,12 @@ import numpy as np
 
 from jaxstudy.images.augment import Layer, random_versions
 from jaxstudy.images.subsets import ImageSubsets
-from jaxstudy.model import Model, split_stages
+from jaxstudy.model import Model, compose, split_stages, with_frozen_backbone
+from jaxstudy.models.summary import print_summary
 from jaxstudy.pretrained import backbones
 from jaxstudy.pretrained.backbones import Backbone, on_pixels
-from jaxstudy.pretrained.features import features_of_sets, frozen_features
-from jaxstudy.pretrained.tuning import summary_text
+from jaxstudy.pretrained.features import frozen_features
+from jaxstudy.pretrained.tuning import regression
 from jaxstudy.runs.files import write_atomically
 from jaxstudy.runs.run import Run
 from jaxstudy.types import UserError
@@ -38,7 +41,14 @@ class CutBackbone(NamedTuple):
 
     def show_summary(self, run: Run, classes: int) -> None:
         """Print, and write as summary.txt, its layers with a regression on top."""
-        text = summary_text(self.before, self.rest, classes, self.image)
+        inputs = backbones.output_shapes(
+            with_frozen_backbone(self.before, self.rest), self.image
+        )
+        trained = compose(self.rest, regression(inputs.shape[1], classes))
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            print_summary(with_frozen_backbone(self.before, trained), self.image)
+        text = printed.getvalue()
         write_atomically(run.folder / "summary.txt", text)
         print(text)
 
@@ -89,9 +99,15 @@ def _of_versions(
     title: str,
     versions: Versions,
 ) -> ImageSubsets:
-    sets = features_of_sets(images.sets, network, model, title)
+    """The same with what some of the network's layers make of every version."""
+    frozen = on_pixels(network, model)
+    names, ends = [*images.sets], np.cumsum([len(s["x"]) for s in images.sets.values()])
+    every = np.concatenate([fields["x"] for fields in images.sets.values()])
+    features = frozen_features(frozen, network.weights, every, title=title)
+    parts = dict(zip(names, np.split(features, ends[:-1]), strict=True))
+    sets = {name: {**images.sets[name], "x": part} for name, part in parts.items()}
     x, key = images.sets["train"]["x"], jax.random.key(versions.seed)
-    copies, frozen = [sets["train"]["x"]], on_pixels(network, model)
+    copies = [parts["train"]]
     for n in range(1, versions.count):
         moved = random_versions(
             jax.random.fold_in(key, n), x, versions.layers, versions.fill

@@ -12,7 +12,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +33,6 @@ from jaxstudy.types import Array, PyTree, UserError
 # What the outputs of frozen layers may take for all images, in memory and on the disk.
 FEATURE_BYTES = 2**30
 _SEAL = hashlib.sha256().digest_size
-
-
-def features_of_sets(
-    sets: Mapping[str, Mapping[str, np.ndarray]],
-    network: Backbone,
-    model: Model,
-    title: str,
-) -> dict[str, dict[str, np.ndarray]]:
-    """Sets with features x [N, ...] in the place of images x [N, H, W, 3].
-
-    `model` is made of some of the backbone's layers, which stay as they are.
-    """
-    x = np.concatenate([fields["x"] for fields in sets.values()])
-    model = on_pixels(network, model)
-    features = frozen_features(model, network.weights, x, title=title)
-    ends = np.cumsum([len(fields["x"]) for fields in sets.values()])
-    parts = zip(sets.items(), np.split(features, ends[:-1]), strict=True)
-    return {name: {**fields, "x": part} for (name, fields), part in parts}
 
 
 def features_of_files(

@@ -26,7 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstudy.model import Stages
-from jaxstudy.models.inception import Conv, Fork, Make, inception_stages, inception_v3
+from jaxstudy.models.inception import (
+    ConvBN,
+    Make,
+    Mixed,
+    inception_stages,
+    inception_v3,
+)
 from jaxstudy.types import PyTree, UserError
 
 _MEMBER = "model.weights.h5"  # of a .keras file
@@ -73,7 +79,7 @@ def read_keras_layers(path: str | Path) -> list[KerasLayer]:
 
 
 def load_inception_v3(
-    path: str | Path, *, include_top: bool = True, classes: int = 1000
+    path: str | Path, *, include_top: bool = True
 ) -> dict[str, PyTree]:
     """{"params", "extra"} of `inception_v3` from a Keras file, in float32.
 
@@ -84,7 +90,7 @@ def load_inception_v3(
     """
     layers = read_keras_layers(path)
     try:
-        weights = inception_weights(layers, include_top=include_top, classes=classes)
+        weights = inception_weights(layers, include_top=include_top)
     except ValueError as error:
         raise UserError(
             f"{path} does not hold the weights of this InceptionV3: {error}"
@@ -93,14 +99,14 @@ def load_inception_v3(
 
 
 def inception_weights(
-    layers: Sequence[KerasLayer], *, include_top: bool = True, classes: int = 1000
+    layers: Sequence[KerasLayer], *, include_top: bool = True
 ) -> dict[str, PyTree]:
     """The layers of a Keras InceptionV3 as {"params", "extra"}, its arrays as they are.
 
     Raises ValueError where they are of another network, with the first difference, or
     a number is not finite.
     """
-    pairs = _in_either_order(layers, include_top, classes)
+    pairs = _in_either_order(layers, include_top)
     weights: dict[str, PyTree] = {}
     for layer, slot in pairs:
         for array, where in zip(layer.arrays, slot.wheres, strict=True):
@@ -114,12 +120,12 @@ def inception_weights(
 
 
 def _in_either_order(
-    layers: Sequence[KerasLayer], include_top: bool, classes: int
+    layers: Sequence[KerasLayer], include_top: bool
 ) -> list[tuple[KerasLayer, _Slot]]:
     """`_matched` in the model's order, or that of making: shapes fit one of them."""
     errors = []
     for order in (keras_order, creation_order):
-        slots = _slots(order, classes)
+        slots = _slots(order)
         try:
             return _matched(
                 layers, slots if include_top else slots[:-1], exactly=include_top
@@ -159,12 +165,13 @@ def _distances(
 
     `end` is how many layers come after the step.
     """
-    if isinstance(make, Conv):  # and its normalisation and activation
+    module = make(name=where[-1])
+    if isinstance(module, ConvBN):  # with its normalisation and activation
         return [(end + 3, where)], end + 3
-    if not isinstance(make, Fork):
+    if not isinstance(module, Mixed):
         return [], end + 1
     found, farthest = [], 0
-    for branch, steps in make.branches:
+    for branch, steps in module.branches:
         distance = end + 1  # the concatenation
         of_branch = []
         for i, step in reversed(list(enumerate(steps, 1))):
@@ -176,16 +183,16 @@ def _distances(
 
 
 @functools.cache  # tracing takes a second
-def _expected_shapes(classes: int) -> dict[Where, tuple[int, ...]]:
-    model = inception_v3(classes=classes)
+def _expected_shapes() -> dict[Where, tuple[int, ...]]:
+    model = inception_v3()
     params, extra = jax.eval_shape(model.init, jax.random.key(0))
     leaves = jax.tree.leaves_with_path({"params": params, "extra": extra})
     return {tuple(part.key for part in path): leaf.shape for path, leaf in leaves}
 
 
-def _slots(order: Callable[[Stages], list[Where]], classes: int) -> list[_Slot]:
+def _slots(order: Callable[[Stages], list[Where]]) -> list[_Slot]:
     """What InceptionV3 has to be filled with, in one order; last of all the top."""
-    shapes = _expected_shapes(classes)
+    shapes = _expected_shapes()
 
     def slot(*wheres: Where) -> _Slot:
         return _Slot(wheres, [shapes[where] for where in wheres])

@@ -1,9 +1,8 @@
-"""A regression on the features of a backbone, and fine-tuning from where it ended."""
+"""A regression on the features of a backbone: to fine-tune from, and to predict by."""
 
-import contextlib
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +13,17 @@ from jaxstudy.model import (
     Model,
     Standardization,
     column_statistics,
-    compose,
     standardized,
-    with_frozen_backbone,
 )
 from jaxstudy.models.mlp import mlp
-from jaxstudy.models.summary import print_summary
-from jaxstudy.pretrained.backbones import output_shapes
+from jaxstudy.pretrained.backbones import Backbone
+from jaxstudy.pretrained.features import features_of_files
+from jaxstudy.runs.run import Run
+from jaxstudy.runs.saved import Saved, read_sealed
 from jaxstudy.types import Array, PyTree, TrainState
+
+_FILE = "images.json"
+_Content = tuple[tuple[str, ...], tuple[int, ...]]  # names of classes, and sizes
 
 
 def regression(inputs: int, classes: int) -> Model:
@@ -46,6 +48,11 @@ def _statistics_of_rows(x: Array, rows: Array) -> Standardization:
     )
 
 
+def gone_on(state: TrainState, trained: TrainState) -> TrainState:
+    """A state with the weights of another, whose optimizer begins anew."""
+    return state._replace(params=trained.params, extra=trained.extra)
+
+
 def with_regression(state: TrainState, trained: TrainState) -> TrainState:
     """A state of `compose(rest, regression)` whose regressions are those trained.
 
@@ -68,22 +75,36 @@ def class_probabilities(
     return np.asarray(jax.nn.softmax(logits))
 
 
-def print_top_classes(
-    files: Sequence[Path], classes: Sequence[str], p: np.ndarray
+def save_classes(run: Run, images: ImageSubsets) -> None:
+    """Keep in the run folder what `predict_files` has to know of the images."""
+    run.write_sealed(_FILE, (tuple(images.classes), images.sizes))
+
+
+def predict_files(
+    saved: Saved[Any],
+    network: Backbone,
+    files: Sequence[Path],
+    part: str,
+    *,
+    size: int,
+    seeds: int,
 ) -> None:
-    """A line for each file: its three most probable classes, of p [N, K]."""
+    """Print three most probable classes of every file, by the largest set's regression.
+
+    Args:
+        saved: a run that called `save_classes`.
+        network: makes the features.
+        files: images.
+        part: the name of the training of the regressions, one for each size and seed.
+        size: height and width that images are brought to.
+        seeds: regressions of each size; the first is taken.
+    """
+    x = features_of_files(network, files, size)
+    classes, counts = read_sealed(saved.folder, _FILE, _Content)
+    model = regression(x.shape[1], len(classes))
+    weights = saved.replica_weights(model, len(counts) * seeds, part)
+    largest = counts.index(max(counts)) * seeds
+    p = class_probabilities(weights["params"], weights["extra"], largest, x)
     for path, of_file in zip(files, p, strict=True):
         best = of_file.argsort()[::-1][:3]
         print(f"{path}: " + ", ".join(f"{classes[i]} {of_file[i]:.3f}" for i in best))
-
-
-def summary_text(
-    frozen: Model, rest: Model, classes: int, image: jax.ShapeDtypeStruct
-) -> str:
-    """What the fine-tuned network consists of, and what of it is trained."""
-    inputs = output_shapes(with_frozen_backbone(frozen, rest), image)
-    trained = compose(rest, regression(inputs.shape[1], classes))
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text):
-        print_summary(with_frozen_backbone(frozen, trained), image)
-    return text.getvalue()

@@ -48,6 +48,9 @@ class TrainedSizes(NamedTuple):
     accuracy: dict[str, np.ndarray]
 
 
+Begin = Callable[[TrainState], TrainState]
+
+
 class Plan(NamedTuple):
     """What is trained on subsets of several sizes.
 
@@ -61,7 +64,7 @@ class Plan(NamedTuple):
     tx: optax.GradientTransformation
     images: ImageSubsets
     epochs: int
-    begin: Callable[[TrainState], TrainState] = lambda state: state
+    begin: Begin = lambda state: state
 
 
 def train_sizes(

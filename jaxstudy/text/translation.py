@@ -1,7 +1,7 @@
 """Translations by an encoder-decoder: decoded, and scored."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,13 @@ import numpy as np
 import sacrebleu
 
 from jaxstudy.models.seq2seq import Seq2Seq
-from jaxstudy.runs.statistics import SHARE, Estimate, mean_over_runs
+from jaxstudy.runs.statistics import (
+    NONNEGATIVE,
+    SHARE,
+    SHARE_DIFFERENCE,
+    Estimate,
+    mean_over_runs,
+)
 from jaxstudy.text.decoding import Beams, beam_search
 from jaxstudy.text.pairs import END, Pair, encode_pairs, text_before_end
 from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary
@@ -18,6 +24,7 @@ from jaxstudy.types import Array, PyTree
 CHRF = (0.0, 100.0)  # an F-score of n-grams of characters, n to 6 (Popovic 2015)
 PAIRS_AT_ONCE = 200  # pairs that are translated at once
 
+Records = Sequence[Mapping[str, Any]]  # of one training, as it logged them
 Decode = Callable[..., Beams]  # (params, x [B, S], x_length [B])
 
 
@@ -97,3 +104,35 @@ def score_translations(
         scores[f"exact match, {name}"] = mean_over_runs(np.array(exact), SHARE)
         scores[f"chrF, {name}"] = mean_over_runs(np.array(chrf), CHRF)
     return scores
+
+
+def compare_epochs(
+    attending: Records, without: Records, enough: float
+) -> tuple[Estimate, Estimate]:
+    """How many times as many epochs a network without attention needs, and its end.
+
+    Until the exact match of its validation pairs is `enough`; where it never is, all
+    its epochs count, so the first is a lower bound, paired by seed. The second is the
+    rise of that exact match over its last two eighths: near 0, it is level.
+    """
+    right, other = (_validated(records) for records in (attending, without))
+    needed = _epochs_until(other, enough)
+    needed = np.where(np.isnan(needed), len(other), needed)
+    times = mean_over_runs(
+        needed / _epochs_until(right, enough), NONNEGATIVE, "seeds, paired"
+    )
+    n = max(1, len(other) // 8)
+    before = other[-2 * n : -n] if len(other) > 1 else np.nan * other
+    rise = other[-n:].mean(0) - before.mean(0)
+    return times, mean_over_runs(rise, SHARE_DIFFERENCE)
+
+
+def _validated(records: Records) -> np.ndarray:
+    """The logged exact match of the validation pairs [epochs, seeds]."""
+    return np.array([r["exact match"] for r in records if r["split"] == "validation"])
+
+
+def _epochs_until(share: np.ndarray, enough: float) -> np.ndarray:
+    """The first epoch whose share [epochs, seeds] is enough, from 1; NaN for none."""
+    reached = share >= enough
+    return np.where(reached.any(0), reached.argmax(0) + 1, np.nan)
