@@ -97,7 +97,8 @@ def numpy_kernels() -> Any:
     return mock.patch.object(keras.initializers.VarianceScaling, "__call__", random)
 
 
-def pytest_sessionfinish() -> None:
+def pytest_unconfigure() -> None:
+    sys.dont_write_bytecode = True  # what is imported yet would make the folder again
     for folder in _own_folders:
         shutil.rmtree(folder, ignore_errors=True)
 
