@@ -71,8 +71,9 @@ def test_smoke_preset_writes_a_whole_run(name: str, smoke: Smoke) -> None:
 def test_a_lesson_has_presets_a_question_claims_and_a_page(name: str) -> None:
     module = load("experiments", name)
     assert set(module.PRESETS) == {"smoke", "quick", "full"}
-    assert "Lesson" in (module.__doc__ or "")
-    assert "Expected" not in module.__doc__  # that is what claims are for
+    about = module.__doc__ or ""
+    assert "Lesson" in about
+    assert "Expected" not in about  # that is what claims are for
     lesson = module.LESSON
     assert lesson.question.endswith("?")
     assert 2 <= len(lesson.claims) <= 5

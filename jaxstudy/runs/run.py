@@ -254,7 +254,7 @@ class SubRun(Log):
         for record in reversed(self.records):
             if (record["step"], record["split"]) == (step, split):
                 value = record.get(name)
-                values = value if isinstance(value, list) else [value]
+                values: list[Any] = value if isinstance(value, list) else [value]
                 return None if None in values else sum(values) / len(values)
         return None
 
