@@ -84,13 +84,13 @@ def train_jaxstudy(data: Arrays, epochs: int, seed: int) -> Trained:
     from jaxstudy.models.mlp import mlp
     from jaxstudy.objectives import binary_cross_entropy
     from jaxstudy.optimizers import OPTIMIZERS
-    from jaxstudy.training import init_state, make_train_step
+    from jaxstudy.training import fit, init_state, make_train_step
 
     model = mlp(data["x"].shape[1], HIDDEN, 1)
     optimizer = OPTIMIZERS["adam"].make(RATE, eps=EPS)
     init_key, order_key = jax.random.split(jax.random.key(seed))
     records, rates = harness.run_fit(
-        init_state(model, optimizer, init_key),
+        fit, init_state(model, optimizer, init_key),
         make_train_step(binary_cross_entropy(model), optimizer),
         dataset(data), batch_size=BATCH, epochs=epochs, key=order_key,
         chunk_steps=10**9,

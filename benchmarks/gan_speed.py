@@ -72,7 +72,7 @@ def gan_jaxstudy(job: Job) -> Measured:
     from jaxstudy.gan.step import init_gan_state, make_gan_step
     from jaxstudy.models.dcgan import discriminator, generator
 
-    d, g = (make((SIDE, SIDE, 1)) for make in (discriminator, generator))
+    d, g = (job.rounded(make((SIDE, SIDE, 1))) for make in (discriminator, generator))
     tx = optax.adam(RATE, B1, eps=harness.EPS)
     state = init_gan_state(d, g, tx, tx, jax.random.key(0))
     d_arrays, g_arrays = part(data, "d"), part(data, "g")

@@ -20,7 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,7 @@ class Job(NamedTuple):
 
     length: steps, or epochs of training. seed: of what a candidate draws for itself.
     started: the time at which the process was started, in seconds since the epoch.
+    bfloat16: products have operands of that type; no other candidate is compared.
     """
 
     data: Arrays
@@ -51,6 +53,13 @@ class Job(NamedTuple):
     seed: int = 0
     started: float = 0.0
     first_step_only: bool = False
+    bfloat16: bool = False
+
+    def rounded(self, model: Any) -> Any:
+        """One of our models, in the arithmetic that is asked for."""
+        from jaxstudy.model import in_bfloat16
+
+        return in_bfloat16(model) if self.bfloat16 else model
 
 
 class Measured(NamedTuple):
@@ -174,10 +183,9 @@ def products(model: Any, places: Mapping[str, int]) -> dict[str, int]:
     return {n: k * math.prod(params[n]["kernel"].shape) for n, k in places.items()}
 
 
-def run_fit(state: Any, train_step: Any, rows: Any, **options: Any) -> Any:
-    """`fit` without a progress bar: its records, and steps per second of each chunk."""
+def run_fit(fit: Any, *args: Any, **options: Any) -> tuple[Any, list[float]]:
+    """The records of a `fit`, and its steps per second in each chunk."""
     from jaxstudy.records import Log
-    from jaxstudy.training import fit
 
     rates: list[float] = []
 
@@ -185,7 +193,7 @@ def run_fit(state: Any, train_step: Any, rows: Any, **options: Any) -> Any:
         def advanced(self, state: Any, chunk: Any, records: Any) -> None:
             rates.append(chunk.steps / chunk.seconds)
 
-    return fit(state, train_step, rows, log=Rates(), **options).records, rates
+    return fit(*args, log=Rates(), **options).records, rates
 
 
 def fit_epochs(
@@ -195,10 +203,11 @@ def fit_epochs(
     import jax
 
     from jaxstudy.dataset import Order, dataset
+    from jaxstudy.training import fit
 
     rows = dataset({name: a[: steps * batch_size] for name, a in arrays.items()})
     records, rates = run_fit(
-        state, train_step, replace(rows, order=Order(shuffle="never")),
+        fit, state, train_step, replace(rows, order=Order(shuffle="never")),
         key=jax.random.key(1), epochs=1 + EPOCHS, batch_size=batch_size,
         chunk_steps=steps,
     )  # fmt: skip
@@ -218,6 +227,7 @@ def training_jaxstudy(model: Any, job: Job, batch_size: int) -> Measured:
         return {"loss": losses.reshape(len(y), -1).mean(-1)}
 
     optimizer = optax.adam(RATE, eps=EPS)
+    model = job.rounded(model)
     given = model._replace(init=lambda key: (tree(job.data, "params"), {}))
     figures, records = fit_epochs(
         init_state(given, optimizer, jax.random.key(0)),
@@ -366,6 +376,8 @@ class Command:
     """With --candidate: when its process was started, in seconds since the epoch."""
     first_step_only: bool = False
     """With --candidate: stop when the first step is finished, if it is timed."""
+    bfloat16: bool = False
+    """With --candidate: products of bfloat16 numbers, by this project or PyTorch."""
 
 
 def matrix_product(size: int = 4096, times: int = 4) -> float:
@@ -393,8 +405,10 @@ def be(work: Workload, command: Command) -> None:
         command.seed,
         command.started or time.time(),
         command.first_step_only,
+        command.bfloat16,
     )
-    measured = work.candidates[who].run(job)
+    with on_torch_device(job) if who.startswith("torch") else nullcontext():
+        measured = work.candidates[who].run(job)
     figures: dict[str, Any] = dict(measured.figures)
     if folder:
         results: Any = measured.results
@@ -404,6 +418,17 @@ def be(work: Workload, command: Command) -> None:
 
         figures["environment"] = environment()
     print(json.dumps(figures), flush=True)
+
+
+@contextmanager
+def on_torch_device(job: Job) -> Iterator[None]:
+    """PyTorch's tensors are made on a GPU where there is one, as JAX's arrays are."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_default_device(kind)
+    with torch.autocast(kind, torch.bfloat16, enabled=job.bfloat16):
+        yield
 
 
 def run_process(script: Path, command: Command, cache: Path | None) -> dict[str, Any]:

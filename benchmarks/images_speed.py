@@ -126,7 +126,7 @@ def inception_jaxstudy(job: Job) -> Measured:
     from jaxstudy.models.inception import inception_v3
 
     images = jax.device_put(data["x"])
-    model = inception_v3(images.shape[1:3], include_top=False)
+    model = job.rounded(inception_v3(images.shape[1:3], include_top=False))
     weights = harness.tree(data, "params"), harness.tree(data, "extra")
     apply = jax.jit(lambda w, x: model.apply(*w, x, train=False, key=None)[0])
     finish = jax.block_until_ready

@@ -33,7 +33,13 @@ from jaxstudy.parallel import Mode
 from jaxstudy.runs.cli import Count, Settings, experiment
 from jaxstudy.runs.files import to_json, write_atomically
 from jaxstudy.runs.run import Run
-from jaxstudy.study.baselines import STORED, against, read_baselines, write_baselines
+from jaxstudy.study.baselines import (
+    STORED,
+    against,
+    read_baselines,
+    reproduce_deepobs,
+    write_baselines,
+)
 from jaxstudy.study.candidates import (
     Candidate,
     find_optimizers,
@@ -43,7 +49,6 @@ from jaxstudy.study.candidates import (
 )
 from jaxstudy.study.plots import save_study
 from jaxstudy.study.problems import TIERS
-from jaxstudy.study.published import reproduce_deepobs
 from jaxstudy.study.runner import (
     Protocol,
     metrics,

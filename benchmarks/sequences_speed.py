@@ -197,7 +197,7 @@ def sampling_jaxstudy(job: Job) -> Measured:
     from jaxstudy.models.recurrent import first_states
     from jaxstudy.text.decoding import sample
 
-    model, params = model_jaxstudy(), harness.tree(data, "params")
+    model, params = job.rounded(model_jaxstudy()), harness.tree(data, "params")
     prefix = jax.numpy.asarray(data["x"][:, :PREFIX])
     begin = first_states("lstm", (UNITS,), len(prefix))
 

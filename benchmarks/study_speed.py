@@ -10,6 +10,7 @@ is in harness.py.
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -76,7 +77,7 @@ def study_jaxstudy(job: Job) -> Measured:
     from jaxstudy.optimizers import OPTIMIZERS
     from jaxstudy.study import runner
     from jaxstudy.study.candidates import Candidate
-    from jaxstudy.study.problems import Problem
+    from jaxstudy.study.problems import Problem, steps_of
     from jaxstudy.study.programs import shared_step_functions
 
     began = time.perf_counter()
@@ -89,10 +90,8 @@ def study_jaxstudy(job: Job) -> Measured:
         test=rows, batch_size=BATCH, epochs=job.length, target=0.0,
     )  # fmt: skip
     protocol = runner.Protocol(seeds=SEEDS, seed=job.seed)
-    common = runner.make_common(problem)
-    start, order = runner.seed_keys(protocol, range(SEEDS))
-    per_epoch = -(-len(job.data["y"]) // BATCH)
-    replica_steps = len(RATES) * SEEDS * job.length * per_epoch
+    keys = runner.seed_keys(protocol, range(SEEDS))
+    replica_steps = len(RATES) * SEEDS * job.length * steps_of(problem)
     stepping = 0.0
     losses = {}
     more = {"adam": {"eps": 1e-7}}  # Keras's; the others have it
@@ -105,16 +104,12 @@ def study_jaxstudy(job: Job) -> Measured:
         functions = shared[name]
         own = more.get(name, {})
         at = {k: np.full(RATES.shape, v, np.float32) for k, v in own.items()}
-        replicas = runner.as_replicas(
-            functions.arguments({"rate": RATES, **at}), SEEDS, protocol
-        )
-        records, rates = harness.run_fit(
-            runner.start_replicas(common, functions, start, replicas),
-            functions.train_step, rows, batch_size=BATCH, epochs=job.length,
-            key=runner.tile(order, len(RATES) * SEEDS), replicas=replicas,
+        points = functions.arguments({"rate": RATES, **at})
+        records, [rate] = harness.run_fit(
+            runner.fit_replicas, problem, functions,
+            runner.as_replicas(points, SEEDS), keys,
             chunk_steps=10**9,  # all of it in one dispatch, so there is one rate
         )  # fmt: skip
-        [rate] = rates
         stepping += replica_steps / rate
         final = np.array(records[-1]["loss"], float).reshape(len(RATES), SEEDS)
         losses[name] = final[compared]
@@ -228,26 +223,19 @@ def quadratic_jaxstudy(job: Job) -> Measured:
     from jaxstudy.study import runner
     from jaxstudy.study.problems import quadratic  # which has the same rows as `job`
 
-    problem = quadratic()
-    protocol = runner.Protocol(seeds=QUADRATIC_SEEDS, seed=job.seed, mode="vmap")
-    common = runner.make_common(problem)
+    problem = replace(quadratic(), epochs=job.length)
+    protocol = runner.Protocol(seeds=QUADRATIC_SEEDS, seed=job.seed)
     functions = runner.make_step_functions(
         problem, runner.Candidate(OPTIMIZERS["sgd"], {})
     )
 
-    count = len(QUADRATIC_RATES) * QUADRATIC_SEEDS
-
     def train() -> list[float]:
-        start, order = runner.seed_keys(protocol, range(QUADRATIC_SEEDS))
-        replicas = runner.as_replicas(
-            {"rate": QUADRATIC_RATES}, QUADRATIC_SEEDS, protocol
-        )
+        keys = runner.seed_keys(protocol, range(QUADRATIC_SEEDS))
+        rates = {"rate": QUADRATIC_RATES}
+        replicas = runner.as_replicas(rates, QUADRATIC_SEEDS, "vmap")
         records, _ = harness.run_fit(
-            runner.start_replicas(common, functions, start, replicas),
-            functions.train_step, problem.train, batch_size=problem.batch_size,
-            epochs=job.length, key=runner.tile(order, count), replicas=replicas,
-            chunk_steps=10**9,
-        )  # fmt: skip
+            runner.fit_replicas, problem, functions, replicas, keys, chunk_steps=10**9
+        )
         return records[-1]["loss"]
 
     began = time.perf_counter()

@@ -10,7 +10,7 @@ The whole benchmark, every hyperparameter tuned: benchmarks/optimizers.py
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +31,7 @@ from jaxstudy.study.runner import (
     reported_losses,
     run_share,
     run_study,
+    with_epochs,
 )
 from jaxstudy.study.shares import parse_share
 from jaxstudy.study.step_lengths import DIAGONAL, pixel_groups, step_lengths
@@ -212,7 +213,8 @@ def main(config: Config, run: Run) -> dict[str, Any]:
         for name in config.optimizers
     }
     builders = {name: look_up("problem", name, PROBLEMS) for name in config.problems}
-    problems = {name: build() for name, build in builders.items()}
+    built = {name: build() for name, build in builders.items()}
+    problems = with_epochs(built, protocol)
     if config.share:
         share = parse_share(config.share)
         return run_share(problems, candidates, protocol, run, share)
@@ -230,7 +232,6 @@ def main(config: Config, run: Run) -> dict[str, Any]:
         table = record["comparison"]["problems"]["digits"]["optimizers"]
         best = {name: row["point"]["rate"] for name, row in table.items()}
         digits = problems["digits"]
-        digits = replace(digits, epochs=config.epochs or digits.epochs)
         result |= draw_steps(run, config, digits, best)
         if config.mistake:
             rate = best.get("adam", OPTIMIZERS["adam"].rate)

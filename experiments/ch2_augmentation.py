@@ -43,7 +43,6 @@ from jaxstudy.runs.statistics import (
     mean_over_runs,
 )
 from jaxstudy.study import sizes
-from jaxstudy.study.timing import seconds_of_steps
 from jaxstudy.types import Array, Batch, Metrics
 
 GAIN = "accuracy gained by augmentation"
@@ -196,7 +195,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     tx = optax.adam(rate)
     model = cnn(data.shape, len(data.classes), filters=config.filters)
     train_step = train_step_of_arms(model, tx, fill)
-    seconds = seconds_of_steps(
+    seconds = sizes.seconds_of_steps(
         train_step,
         training.init_state(model, tx, jax.random.key(config.seed)),
         subsets.datasets()[0],

@@ -92,7 +92,7 @@ TWINS = {
 def test_a_layer_equals_that_of_keras(name: str) -> None:
     # factors up to the largest: most of such an image is filled in, from every side
     images = noise(2, *((7, 4, 3) if name.startswith("zoom") else (6, 9, 2)))
-    for f in (-0.9, -0.1, 0.03, 0.4, 1.0):
+    for f in (-0.9, 0.03, 1.0):
         pairs = (f, f), (-f / 2, -f / 2)
         theirs = np.asarray(TWINS[name].keras(*pairs)(images, training=True))
         ours = [fixed(TWINS[name].ours(*pairs), image) for image in images]

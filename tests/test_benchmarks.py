@@ -34,6 +34,7 @@ from jaxstudy.study import problems, runner
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import accelerator  # noqa: E402
 import admission_speed as admission  # noqa: E402
 import communication  # noqa: E402
 import gan_speed as gan  # noqa: E402
@@ -329,7 +330,7 @@ def test_a_lesson_is_one_script(tmp_path: Path, monkeypatch: Patch) -> None:
 # Each workload: the same work
 
 
-def test_admission_is_trained_alike_and_its_first_step_timed() -> None:
+def test_admission_is_trained_alike() -> None:
     data = admission.admission_data()
     assert data["x"].shape == (400, 3)
     assert data["x"].dtype == data["y"].dtype == np.float32
@@ -346,15 +347,27 @@ def test_admission_is_trained_alike_and_its_first_step_timed() -> None:
     assert len(np.unique(losses)) == 4
     assert np.ptp(losses.mean(1)) < 0.02
 
-    job = Job(data, 5, started=time.time() - 100)
-    run = admission.WORKLOADS["admission"].candidates[OURS].run
-    first, _ = run(job._replace(first_step_only=True))
+
+def test_a_rate_is_measured_apart_where_a_training_is_short() -> None:
+    asked = []
+
+    def train(rows: Any, epochs: int, seed: int) -> admission.Trained:
+        asked.append((len(rows["y"]), epochs, seed))
+        return admission.Trained(
+            0.5 + seed, 13 * epochs, 2.0, 10 * epochs, 0.1 * epochs
+        )
+
+    data = admission.admission_data()
+    job = Job(data, 5, seed=3, started=time.time() - 100)
+    first, _ = admission.measured(job._replace(first_step_only=True), train)
     assert set(first) == {"first_step_s"}
     assert 100 < first["first_step_s"] < 200
-    figures, results = admission.measured(job, admission.train_jaxstudy, long_epochs=6)
-    assert figures["loss"] == results["loss"] == ours[0].loss
-    assert figures["total_s"] > figures["preparing_s"] > 0
-    assert figures["step_ms"] > 0
+    assert asked == [(32, 1, 3)]
+    figures, results = admission.measured(job, train, long_epochs=6)
+    assert asked[1:] == [(32, 1, 3), (400, 5, 3), (400, 6, 3)]
+    assert figures["loss"] == results["loss"] == 3.5
+    assert (figures["preparing_s"], figures["total_s"]) == (2.0, 2.5)
+    assert figures["step_ms"] == pytest.approx(10)
 
 
 def same_training(ours: Any, peer: Any, tolerance: float) -> None:
@@ -366,6 +379,7 @@ def same_training(ours: Any, peer: Any, tolerance: float) -> None:
     assert min(ours.figures["step_ms"], peer.figures["step_ms"]) > 0
 
 
+@pytest.mark.torture
 def test_this_project_and_keras_train_the_same_cnn(monkeypatch: Patch) -> None:
     """On made-up digits, learnable, in smaller batches."""
     monkeypatch.setattr(images, "BATCH", 16)
@@ -411,11 +425,10 @@ def test_augmentation_at_once_differs_only_at_borders(monkeypatch: Patch) -> Non
     tolerance = images.WORKLOADS["augmentation"].tolerances["mean change"]
     change = layered["mean change"]
     assert harness.apart(ours.results["mean change"], change) < tolerance
-    random = images.RANDOM
-    for lost in ({"turn": (0.0, 0.0)}, {"flip": False}):  # a layer that is missing
-        monkeypatch.setattr(images, "RANDOM", random._replace(**lost))
-        found = images.augmentation_jaxstudy(job).results["mean change"]
-        assert harness.apart(found, change) > tolerance
+    # a layer that is missing
+    monkeypatch.setattr(images, "RANDOM", images.RANDOM._replace(turn=(0.0, 0.0)))
+    found = images.augmentation_jaxstudy(job).results["mean change"]
+    assert harness.apart(found, change) > tolerance
 
 
 @pytest.fixture
@@ -463,6 +476,7 @@ def test_this_project_and_keras_draw_from_the_same_chances() -> None:
         assert harness.apart(results[what], ours.results[what]) > SAMPLING[what]
 
 
+@pytest.mark.torture
 def test_nats_show_another_temperature(monkeypatch: Patch) -> None:
     """Scored as if by the right one; of as many rows, so that chance is small."""
     monkeypatch.setattr(sequences, "UNITS", 32)
@@ -515,14 +529,12 @@ def test_every_replica_of_this_projects_study_trains(monkeypatch: Patch) -> None
 def test_numpy_and_this_project_agree_on_the_quadratic() -> None:
     """Each epoch's loss, replica by replica, given the same batches."""
     problem, rates = problems.quadratic(), np.array([1e-4, 1e-2], np.float32)
+    problem = dataclasses.replace(problem, epochs=3)
     keys = jax.random.split(jax.random.key(1), 2)
     candidate = runner.Candidate(OPTIMIZERS["sgd"], {})
-    functions = runner.make_step_functions(problem, candidate)
-    replicas = runner.as_replicas({"rate": rates}, 2, runner.Protocol(mode="vmap"))
     records, _ = harness.run_fit(
-        runner.start_replicas(runner.make_common(problem), functions, keys, replicas),
-        functions.train_step, problem.train, batch_size=128, epochs=3,
-        key=runner.tile(keys, 4), replicas=replicas, chunk_steps=10**9,
+        runner.fit_replicas, problem, runner.make_step_functions(problem, candidate),
+        runner.as_replicas({"rate": rates}, 2, "vmap"), (keys, keys), chunk_steps=10**9,
     )  # fmt: skip
     ours = np.array([record["loss"] for record in records]).reshape(3, 2, 2)
     train = problem.train
@@ -564,3 +576,67 @@ def test_what_a_batch_costs_to_share_follows_from_bytes_and_operations() -> None
     compute = rows * found["compute_s"] / 32
     assert compute / (compute + found["25 GB/s"]["sum_s"]) == pytest.approx(0.9, 1e-3)
     assert found["25 GB/s"]["sum_s"] == 2 * 4 * found["parameters"] / 25e9
+
+
+# What a device does: benchmarks/accelerator.py
+
+
+def test_each_part_of_the_device_report_is_there_or_says_why_not(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """Processes of their own; what fails, or has no time left, loses nothing else."""
+    parts = {"device": None, "missing": None, "late": None}
+    monkeypatch.setattr(accelerator, "PARTS", parts)
+    ran: list[str] = []
+
+    def run_part(name: str, command: Any, seconds: float) -> dict[str, Any]:
+        ran.append(name)
+        if name == "device":
+            return real(name, accelerator.Command(quick=True), 300)
+        time.sleep(max(0, seconds - 4))  # all but what is too little to begin
+        return {"failed": "no data"}
+
+    real = accelerator.run_part
+    monkeypatch.setattr(accelerator, "run_part", run_part)
+    out = tmp_path / "out" / "accelerator.json"
+    began = time.monotonic()
+    accelerator.run_part("device", None, 0)
+    minutes = (time.monotonic() - began + 6) / 60
+    assert accelerator.main(accelerator.Command(minutes=minutes, out=out)) == 0
+    found = json.loads(out.read_text())
+    assert found["device"]["platform"] == jax.default_backend()
+    assert min(found["device"]["peak_tflops"].values()) > 0
+    assert found["missing"] == {"failed": "no data"}
+    assert found["late"] == {"failed": "no time"}
+    assert "late" not in ran
+
+
+def test_the_device_report_is_of_what_there_is() -> None:
+    for name in accelerator.TESTS:
+        assert (ROOT / "tests" / f"test_{name}.py").exists()
+    for name in accelerator.LESSONS:
+        assert (ROOT / "experiments" / f"{name}.py").exists()
+    for name, (script, *_) in accelerator.WORKLOADS.items():
+        path = ROOT / "benchmarks" / f"{script}_speed.py"
+        assert name in harness_workloads(path)
+        work = harness_workloads(path)[name]
+        assert {harness.OURS, "torch"} <= work.candidates.keys()
+    done = accelerator.run_part("no such part", accelerator.Command(), 60)
+    assert "no such part" in done["failed"]
+
+
+def harness_workloads(path: Path) -> dict[str, harness.Workload]:
+    return __import__(path.stem).WORKLOADS
+
+
+def test_models_are_rounded_where_bfloat16_is_asked_for() -> None:
+    model = cnn((8, 8, 1), 2, filters=(2,))
+    job = harness.Job({}, 1)
+    assert job.rounded(model) is model
+    params, extra = model.init(jax.random.key(0))
+    x = jnp.ones((1, 8, 8, 1))
+    low = job._replace(bfloat16=True).rounded(model)
+    found, want = (
+        m.apply(params, extra, x, train=False, key=None)[0] for m in (low, model)
+    )
+    assert 0 < np.abs(found - want).max() < 0.1 * np.abs(want).max()

@@ -9,13 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxstudy import training
 from jaxstudy.model import Model, Standardization, in_bfloat16, standardized
 from jaxstudy.models import dcgan, recurrent
 from jaxstudy.models.cnn import cnn
 from jaxstudy.models.mlp import mlp
 from jaxstudy.models.transformer import transformer
-from jaxstudy.objectives import token_cross_entropy
 from jaxstudy.types import Array, PyTree
 
 IMAGES = (8, 8, 1)
@@ -156,19 +154,3 @@ def test_columns_are_standardized_before_they_are_rounded() -> None:
     extra = {"standardization": statistics, "model": {}}
     y, _ = model.apply(params, extra, jnp.array([[701.5]]), train=False, key=None)
     assert y == 1.5  # 701.5 itself would be 700 or 704
-
-
-def test_a_language_model_learns_in_it() -> None:
-    """The training step of every lesson takes the wrapped model as it is."""
-    model = in_bfloat16(carried())
-    x = jnp.tile(jnp.arange(6), (4, 1))
-    tx = optax.adam(0.05)
-    state = training.init_state(model, tx, key)
-    step = jax.jit(training.make_train_step(token_cross_entropy(model), tx))
-    batch = {"x": x, "y": (x + 1) % 9, "real": jnp.ones(x.shape), "mask": jnp.ones(4)}
-    losses = []
-    for _ in range(30):
-        state, metrics = step(state, batch)
-        losses.append(float(metrics["loss"].total / metrics["loss"].count))
-    assert losses[-1] < losses[0] / 2
-    assert types(state.params) | types(state.extra) == {"float32"}

@@ -107,12 +107,20 @@ def test_the_generator_is_keras_s() -> None:
     other = keras_generator(SHAPE)
     other.set_weights(generator_weights(params, extra))
     z = sample_latent(jax.random.key(1), 4)
+    state = [
+        [v.value for v in variables]
+        for variables in (other.trainable_variables, other.non_trainable_variables)
+    ]
     for train in (False, True):
         made, after = jax.jit(functools.partial(model.apply, train=train, key=None))(
             params, extra, z
         )
+        call = jax.jit(functools.partial(other.stateless_call, training=train))
+        theirs, others = call(*state, z)
+        for variable, value in zip(other.non_trainable_variables, others, strict=True):
+            variable.assign(value)
         assert made.shape == (4, *SHAPE)
-        np.testing.assert_allclose(made, other(z, training=train), atol=1e-5)
+        np.testing.assert_allclose(made, theirs, atol=1e-5)
         got = generator_weights(params, after)
         for a, b in zip(got, other.weights, strict=True):
             np.testing.assert_allclose(a, np.asarray(b.value), atol=1e-5)

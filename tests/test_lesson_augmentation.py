@@ -1,7 +1,6 @@
 """Lesson 2.2.3: folders with problems, sets split by group, paired seeds."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxstudy.images import folder_sets
+from jaxstudy.images import reading
 from jaxstudy.images.emoji import emoji_group, emoji_splits
-from jaxstudy.runs import cli
 from jaxstudy.study import sizes
-from tests.conftest import load
+from tests.conftest import Answer, Ask, load
 
 lesson: Any = load("experiments", "ch2_augmentation")
 CLASSES = ("dark", "light")
@@ -49,17 +47,13 @@ def add_problems(folder: Path) -> set[tuple[str, str]]:
     }
 
 
-def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: object) -> Any:
-    """The exit code of the lesson at smoke on a folder, in this process."""
-    argv = ["ch2_augmentation.py", "--preset", "smoke", "--folder", str(folder)]
-    monkeypatch.setattr(sys, "argv", [*argv, *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.experiment(lesson.main, lesson.PRESETS)
-    return ended.value.code
+def on_folder(ask: Ask, folder: Path, *arguments: object) -> Answer:
+    """The lesson at smoke on a folder."""
+    return ask(lesson, "--preset", "smoke", "--folder", folder, *arguments)
 
 
 def test_problems_are_left_out_and_listed_and_seeds_are_paired(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Ask
 ) -> None:
     problems = add_problems(make_folder(tmp_path / "images"))
     # without layers nothing tells the arms apart, unless images, weights or order do
@@ -67,11 +61,11 @@ def test_problems_are_left_out_and_listed_and_seeds_are_paired(
     monkeypatch.setattr(lesson, "draw_versions", lambda *_: None)
     where = tmp_path / "run"
     arguments = ("--sizes", 8, 60, 24, "--run-dir", where)
-    assert run(monkeypatch, tmp_path / "images", *arguments) == 0
+    code, _, warned = on_folder(ask, tmp_path / "images", *arguments)
+    assert code == 0
 
     listed = json.loads((where / "problems.json").read_text())
     assert {(problem["path"], problem["kind"]) for problem in listed} == problems
-    warned = capsys.readouterr().err
     assert all(f"{path}: {kind}" in warned for path, kind in problems)
     assert "--sizes 60: there are only 24 images to train on, so it is 24" in warned
     assert f"40 images in 2 classes: {CLASSES[0]} 20, {CLASSES[1]} 20" in warned
@@ -92,44 +86,30 @@ def test_problems_are_left_out_and_listed_and_seeds_are_paired(
     assert np.all(losses[:, 0] != losses[:, 1])  # the sizes
 
 
-def test_strict_refuses_naming_every_problem_and_leaves_no_trace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_what_cannot_be_learned_from_is_refused_and_leaves_no_trace(
+    tmp_path: Path, ask: Ask
 ) -> None:
+    where = tmp_path / "runs" / "one"
     problems = add_problems(make_folder(tmp_path / "images"))
-    arguments = ("--sizes", 8, "--strict", "--run-dir", tmp_path / "runs" / "one")
-    assert run(monkeypatch, tmp_path / "images", *arguments) == 2
-    refused = capsys.readouterr().err
-    assert all(f"{path}: {kind}" in refused for path, kind in problems)
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("count", "classes", "arguments", "sentence"),
-    [
+    arguments = ("--sizes", 8, "--strict", "--run-dir", where)
+    code, _, error = on_folder(ask, tmp_path / "images", *arguments)
+    assert code == 2
+    assert all(f"{path}: {kind}" in error for path, kind in problems)
+    for number, (count, classes, more, sentence) in enumerate((
         (2, 2, ("--sizes", 2), "too small for a test set"),
         (4, 2, ("--sizes", 2, "--validation-split", 0.01), "no validation example of"),
         (20, 1, ("--sizes", 8), "has one class only"),
         (20, 0, ("--sizes", 8), "holds no class folder with images"),
-    ],
-)
-def test_too_small_a_folder_is_one_sentence_and_no_trace(
-    count: int,
-    classes: int,
-    arguments: tuple[object, ...],
-    sentence: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    make_folder(tmp_path / "images", count)
-    for name in CLASSES[classes:]:
-        (tmp_path / "images" / name).rename(tmp_path / name)
-    where = tmp_path / "run"
-    assert run(monkeypatch, tmp_path / "images", *arguments, "--run-dir", where) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
-    assert sentence in line
-    assert not where.exists()
+    )):  # fmt: skip
+        folder = make_folder(tmp_path / str(number), count)
+        for name in CLASSES[classes:]:
+            (folder / name).rename(tmp_path / f"{number} {name}")
+        code, _, error = on_folder(ask, folder, *more, "--run-dir", where)
+        assert code == 2
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert sentence in error
+    assert not (tmp_path / "runs").exists()
 
 
 def test_sets_are_disjoint_by_group_and_the_test_set_is_everyones(
@@ -153,11 +133,11 @@ def test_sets_are_disjoint_by_group_and_the_test_set_is_everyones(
             path = tmp_path / category / name
             Image.new("RGB", (8, 8), (colour, 0, 0)).save(path)
             paths.append(f"{category}/{name}")
-    monkeypatch.setattr(folder_sets, "check_folder", lambda _: tmp_path)
+    monkeypatch.setattr(reading, "check_folder", lambda _: tmp_path)
 
     def found(seed: int) -> dict[str, set[int]]:
         images: Any
-        images, audited = folder_sets.read_folder_sets(
+        images, audited = reading.read_folder_sets(
             None, size=(8, 8), strict=False, validation_split=0.25, seed=seed
         )
         assert not audited.problems

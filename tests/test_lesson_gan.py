@@ -1,4 +1,4 @@
-"""Lesson 5: its data, its pictures, resuming, samples from a saved run, bad input."""
+"""Lesson 5: its data, pictures, resuming, samples, bad input, and its claims."""
 
 import dataclasses
 import json
@@ -9,27 +9,38 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import small_gan
 from PIL import Image
 from small_gan import judge, painter
 
+from jaxstudy import ops
 from jaxstudy.data.sources import MissingData
 from jaxstudy.dataset import dataset
 from jaxstudy.gan import settings as gan_settings
-from jaxstudy.gan.evaluation import classifier_features
+from jaxstudy.gan import step as gan_step
+from jaxstudy.gan.evaluation import FRECHET, classifier_features
 from jaxstudy.gan.settings import USES, gan_pixels, key_for
+from jaxstudy.gan.step import changes_of_the_other, init_gan_state, make_gan_step
 from jaxstudy.models.cnn import cnn
 from jaxstudy.models.dcgan import LATENT_SIZE
 from jaxstudy.runs import cli
+from jaxstudy.runs.lesson import judge_claim
 from jaxstudy.runs.saved import read_saved
-from jaxstudy.runs.statistics import frechet_distance
+from jaxstudy.runs.statistics import (
+    NONNEGATIVE,
+    REAL,
+    frechet_distance,
+    mean_over_runs,
+)
 from tests.conftest import Patch, Said, Smoke, contents, load, run_script
 
 lesson: Any = load("experiments", "ch5_gan")
 orders: Any = load("experiments", "ch5_orders")
 sizes: Any = load("experiments", "ch5_sizes")
-FRECHET = "Frechet distance of this CNN's features"
 
 
 def run(folder: Path, *arguments: object, module: Any = lesson) -> int:
@@ -70,6 +81,12 @@ def test_a_run_shows_all_that_the_lesson_promises(smoke_run: Path) -> None:
     with Image.open(samples / "training.gif") as animation:
         assert animation.n_frames == 3  # type: ignore[attr-defined]
     metrics = metrics_of(smoke_run)
+    lines = (smoke_run / "metrics.jsonl").read_text().splitlines()
+    records = [r for r in map(json.loads, lines) if r["split"] == "generated"]
+    logged = {record["epoch"]: record[FRECHET] for record in records}
+    assert [*logged] == [1, 2]
+    assert [metrics[f"after epoch 1: {FRECHET}"]] == logged[1]
+    assert [metrics[f"generated images: {FRECHET}"]] == pytest.approx(logged[2])
     saved = read_saved(smoke_run, lesson.Config, "ch5_gan")
     shapes = jax.eval_shape(cnn((28, 28, 1), 10).init, jax.random.key(0))
     like = dict(zip(("params", "extra"), shapes, strict=True))
@@ -358,3 +375,59 @@ def test_interpolation_goes_from_one_draw_to_another(monkeypatch: Patch) -> None
     assert len(np.unique(ways[:, [0, -1]].reshape(8, LATENT_SIZE), axis=0)) == 8
     steps = np.diff(ways, axis=1)
     np.testing.assert_allclose(steps, steps[:, :1].repeat(steps.shape[1], 1), atol=1e-6)
+
+
+# What the claims rest on
+
+
+def changes() -> tuple[float, float]:
+    state = init_gan_state(*small_gan.PAIR, jax.random.key(0))
+    batch = {"x": jnp.asarray(small_gan.pixels(2)), "mask": jnp.ones(2)}
+    return changes_of_the_other(small_gan.D, small_gan.G, state, batch)
+
+
+def test_no_update_changes_the_other_network(monkeypatch: Patch) -> None:
+    """A step that lets G's update through to D as well is found out."""
+    assert changes() == (0, 0)
+
+    def leaking(d: Any, g: Any, tx_d: Any, tx_g: Any) -> Any:
+        return make_gan_step(d, g, optax.sgd(0.1), tx_g)
+
+    monkeypatch.setattr(gan_step, "make_gan_step", leaking)
+    of_d, of_g = changes()
+    assert of_d > 0
+    assert of_g == 0
+
+
+def test_the_orders_are_judged_by_seed() -> None:
+    """Differences that the seeds agree on decide, though the seeds lie far apart."""
+    seeds = np.array([40.0, 80, 120, 160, 200])
+    small = np.array([0.9, 1.1, 1, 1.2, 0.8])
+
+    def verdicts(more: float, keep: int = 5) -> list[str]:
+        mean = mean_over_runs(seeds[:keep] + more, NONNEGATIVE)
+        gap = mean_over_runs(more * small[:keep], REAL, "seeds, paired")
+        metrics = {
+            "real first - alternating: Frechet distance": gap,
+            "mixed - alternating: Frechet distance": gap,
+            "alternating, no BatchNorm - alternating: Frechet distance": gap,
+            "real first: accuracy on real": mean_over_runs(small * 0, REAL),
+            "alternating: accuracy on real": mean_over_runs(small, REAL),
+            "alternating: Frechet distance": mean,
+        }
+        claims = orders.LESSON.claims
+        return [judge_claim(claim, metrics).verdict for claim in claims]
+
+    assert verdicts(5) == ["holds", "holds", "fails", "holds"]
+    assert verdicts(-5) == ["fails", "holds", "holds", "fails"]
+    few = verdicts(5, keep=3)
+    assert few == ["undetermined", "holds", "undetermined", "undetermined"]
+
+
+def test_the_layer_is_a_transpose(monkeypatch: Patch) -> None:
+    assert sizes.transpose_difference(4, seed=1) < 1e-5
+    layer = ops.conv2d_transpose
+    monkeypatch.setattr(
+        ops, "conv2d_transpose", lambda x, k, s: layer(x, k[::-1, ::-1], s)
+    )
+    assert sizes.transpose_difference(4, seed=1) > 0.1

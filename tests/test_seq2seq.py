@@ -14,8 +14,8 @@ from jaxstudy.text.decoding import beam_search
 from tests.conftest import assert_rounding
 
 KINDS: list[dict[str, Any]] = [
-    {"attention": True, "layers": 2},
-    {"attention": False, "kind": "gru"},
+    {"attention": True},
+    {"attention": False, "kind": "gru", "layers": 2},
 ]
 END = 1
 

@@ -10,18 +10,13 @@ import pytest
 from jaxstudy import __main__ as command
 from jaxstudy.study.shares import join_shares, parse_share
 from jaxstudy.types import UserError
-from tests.conftest import Smoke
-from tests.scripts import run_script
+from tests.conftest import Smoke, load, run_script
 
+SCRIPT = load("benchmarks", "optimizers")
 SETTINGS = (
     "--preset", "smoke", "--optimizers", "sgd", "adam", "momentum", "--problems",
-    "quadratic", "--epochs", 1,
+    "admissions_regression", "--epochs", 1,
 )  # fmt: skip
-
-
-def study(folder: Path, *more: object) -> Any:
-    arguments = (*SETTINGS, *more, "--run-dir", folder)
-    return run_script("optimizers", *arguments, folder="benchmarks")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +24,8 @@ def shares(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("shares")
     folders = [root / f"share{i}" for i in range(2)]
     for i, folder in enumerate(folders):
-        assert study(folder, "--share", f"{i}/2") == 0
+        where = ("--run-dir", folder)
+        assert run_script(SCRIPT, *SETTINGS, "--share", f"{i}/2", *where) == 0
         metrics = json.loads((folder / "result.json").read_text())["metrics"]
         assert metrics == {"cells trained": 2 - i, "cells of the study": 3}
         assert not (folder / "study.json").exists()
@@ -40,24 +36,25 @@ def test_joined_shares_are_the_bytes_of_one_run(
     shares: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, joined = tmp_path / "whole", tmp_path / "joined"
-    assert study(whole) == 0
+    assert run_script(SCRIPT, *SETTINGS, "--run-dir", whole) == 0
+    assert (whole / "figures" / "sensitivity.png").exists()
+    monkeypatch.setattr(SCRIPT, "save_study", lambda *_: None)  # takes seconds
 
     def call(arguments: list[str]) -> Any:  # in this process
         assert Path(arguments[1]).name == "optimizers.py"
-        return run_script("optimizers", *arguments[2:], folder="benchmarks")
+        return run_script(SCRIPT, *arguments[2:])
 
     monkeypatch.setattr(command.subprocess, "call", call)
     command.join((shares[1], shares[0]), joined)
-    for name in ("study.json", "result.json"):
-        a, b = ((folder / name).read_bytes() for folder in (whole, joined))
-        if name == "result.json":
-            a, b = (json.loads(content)["metrics"] for content in (a, b))
-        assert a == b
+    assert (joined / "study.json").read_bytes() == (whole / "study.json").read_bytes()
+    metrics = [json.loads((f / "result.json").read_text()) for f in (joined, whole)]
+    assert metrics[0]["metrics"] == metrics[1]["metrics"]
     # nothing was trained anew
-    parts = [json.loads((f / "attempts.json").read_text())["parts"] for f in shares]
-    assert json.loads((joined / "attempts.json").read_text())["parts"] == {
-        **parts[0], **parts[1]
-    }  # fmt: skip
+    attempts = [
+        json.loads((folder / "attempts.json").read_text())["parts"]
+        for folder in (*shares, joined)
+    ]
+    assert attempts[2] == attempts[0] | attempts[1]
     with pytest.raises(UserError, match="already holds a run; --out names another"):
         join_shares(shares, joined)
 
@@ -68,7 +65,8 @@ def test_a_share_of_a_lesson_has_its_cells_and_is_joined_by_the_lesson(
     """The rows of the one run, for the optimizer of the share alone."""
     folder, whole = tmp_path / "share", smoke("ch1_optimizers")
     share = ("--share", "2/2", "--run-dir", folder)  # the first of two
-    assert run_script("ch1_optimizers", "--preset", "smoke", *share) == 0
+    lesson = load("experiments", "ch1_optimizers")
+    assert run_script(lesson, "--preset", "smoke", *share) == 0
     assert not (folder / "study.json").exists()
 
     def rows(folder: Path) -> list[dict[str, Any]]:

@@ -50,15 +50,13 @@ FASHION_CLASSES = (
 
 
 class Images(NamedTuple):
-    """x uint8 [N, H, W, C], labels y int32 [N], and, in some sets, groups int32 [N].
+    """x uint8 [N, H, W, C], labels y int32 [N].
 
-    Images of one group show the same thing: they are no independent examples. Those of
-    `read_fashion_mnist` lack the axis C.
+    Those of `read_fashion_mnist` lack the axis C.
     """
 
     x: np.ndarray
     y: np.ndarray
-    group: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -295,17 +293,11 @@ def _all_of(source: RecordImages) -> Images:
     """A split in memory."""
     x = np.empty((len(source), *source.image_size, source.channels), np.uint8)
     y = np.empty(len(source), np.int32)
-    groups = []
     for begin in range(0, len(source), 1024):
         rows = range(begin, min(begin + 1024, len(source)))
-        for row, record in zip(rows, source.records(rows), strict=True):
-            item = source.item(record)
+        for row, item in zip(rows, source.__getitems__(rows), strict=True):
             x[row], y[row] = item["x"], item["y"]
-            if "group" in record:
-                groups.append(record["group"])
-    if not groups:
-        return Images(x, y)
-    return Images(x, y, np.unique(groups, return_inverse=True)[1].astype(np.int32))
+    return Images(x, y)
 
 
 # ------------------------------------------------------------------ TFDS

@@ -5,7 +5,6 @@ in the user's cache folder under the hash of all that they depend on.
 `model.with_frozen_backbone` computes the same at every step.
 """
 
-import contextlib
 import hashlib
 import importlib.metadata
 import io
@@ -27,6 +26,7 @@ from jaxstudy.pretrained.backbones import (
     on_pixels,
     with_stored_statistics,
 )
+from jaxstudy.runs.files import write_atomically
 from jaxstudy.runs.progress import Bar
 from jaxstudy.types import Array, PyTree, UserError
 
@@ -147,13 +147,8 @@ def _write(path: Path, array: np.ndarray) -> None:
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
     content = file.getvalue()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content + _seal(path, content))
-        os.replace(temporary, path)
+        write_atomically(path, content + _seal(path, content))
     except OSError as error:
         warn(f"{path.parent} cannot keep features: {error.strerror or error}")
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -3,7 +3,8 @@
 A file for each problem holds the test losses of every optimizer by seed, the hash of
 the problem and, of each seed, those of the first weights and of the order of the
 batches. Seeds whose hashes agree are compared in pairs; where a platform draws other
-numbers from the same keys, means are compared unpaired, and it is said.
+numbers from the same keys, means are compared unpaired, and it is said. At the end
+stands what others have published.
 """
 
 import hashlib
@@ -22,18 +23,28 @@ from typing_extensions import TypedDict
 
 from jaxstudy.dataset import epoch_batches, take
 from jaxstudy.messages import did_you_mean
+from jaxstudy.optimizers import OPTIMIZERS
 from jaxstudy.runs.files import read_json, to_json, write_atomically
+from jaxstudy.runs.run import Run
 from jaxstudy.runs.statistics import holm, paired_test
+from jaxstudy.study.candidates import Candidate
 from jaxstudy.study.comparison import (
     ALPHA,
     StudyRecord,
     budgets,
+    grouped,
     listing,
     losses,
     outcome,
 )
-from jaxstudy.study.problems import SPLITS, Problem, steps_of
-from jaxstudy.study.runner import Protocol, make_common, seed_keys
+from jaxstudy.study.problems import (
+    PROBLEMS,
+    SPLITS,
+    Problem,
+    make_init,
+    steps_of,
+)
+from jaxstudy.study.runner import Protocol, losses_at, seed_keys
 from jaxstudy.types import UserError
 
 STORED = Path(__file__).resolve().parents[2] / "results" / "baselines"
@@ -81,7 +92,7 @@ def version_of(problem: Problem) -> str:
     shapes = jax.eval_shape(problem.model.init, jax.random.key(0))
     facts = (
         str(jax.tree.map(lambda a: (a.shape, str(a.dtype)), shapes)),
-        problem.batch_size, problem.epochs, steps_of(problem), problem.order,
+        problem.batch_size, problem.epochs, steps_of(problem), problem.train.order,
     )  # fmt: skip
     digest = hashlib.sha256(repr(facts).encode())
     for split in SPLITS:
@@ -114,9 +125,10 @@ def probe_of(problem: Problem) -> list[float]:
 
 def seed_hashes(problem: Problem, protocol: Protocol) -> SeedHashes:
     """Of each reported seed: its first weights, and the rows of its first epoch."""
-    start, order = seed_keys(protocol, reported_seeds(protocol))
+    start, order = seed_keys(protocol, protocol.reported_seeds())
     keys = jax.vmap(jax.random.split)(start)[:, 0]
-    leaves = [np.asarray(a) for a in jax.tree.leaves(make_common(problem).init(keys))]
+    weights = make_init(problem.model)(keys)
+    leaves = [np.asarray(a) for a in jax.tree.leaves(weights)]
     rows = jax.vmap(
         lambda key: (
             epoch_batches(problem.train, problem.batch_size, key, jnp.int32(0)).indices
@@ -132,11 +144,6 @@ def seed_hashes(problem: Problem, protocol: Protocol) -> SeedHashes:
         "start": [short([a[i] for a in leaves]) for i in range(count)],
         "order": [short([np.asarray(rows[i])]) for i in range(count)],
     }
-
-
-def reported_seeds(protocol: Protocol) -> range:
-    """The numbers of the seeds after those that tune."""
-    return range(protocol.tuning_seeds, protocol.tuning_seeds + protocol.seeds)
 
 
 def write_baselines(
@@ -292,12 +299,7 @@ def _sentences(problem: str, table: Mapping[str, Any], pairs: int) -> list[str]:
     if some["paired"] and (least := min(1.0, 2 / 2**pairs * count)) >= ALPHA:
         out.append(f"So few seeds cannot tell any apart: no p is under {least:.2g}.")
     for mine, row in table.items():
-        groups: dict[str, list[str]] = {"worse": [], "better": [], "apart": []}
-        for base, found in row.items():
-            if found["p_holm"] >= ALPHA:
-                groups["apart"].append(base)
-            else:
-                groups["worse" if found["effect"] > 0 else "better"].append(base)
+        groups = grouped(row)
         for kind in ("better", "worse"):
             if groups[kind]:
                 p = max(row[base]["p_holm"] for base in groups[kind])
@@ -311,4 +313,59 @@ def _sentences(problem: str, table: Mapping[str, Any], pairs: int) -> list[str]:
                 f"On {problem}, {mine} cannot be told from {listing(groups['apart'])} "
                 f"(p >= {p:.2g})."
             )
+    return out
+
+
+# What DeepOBS published, and the same measured here
+
+
+class Published(NamedTuple):
+    """Test losses of 10 seeds after 100 epochs on the quadratic, at the best rate."""
+
+    rate: float
+    fixed: dict[str, float]
+    mean: float
+    deviation: float
+
+
+# P1, the quadratic of 100 dimensions, from the 10 runs of each that are published with
+# Schneider, Balles and Hennig 2019 (github.com/fsschneider/DeepOBS_Baselines): mean and
+# standard deviation of the last test losses, at the best of 36 rates.
+PUBLISHED_SEEDS = 10
+P1 = {
+    "sgd": Published(10**-1.8, {}, 87.39747, 0.16895),
+    "momentum": Published(10**-2.6, {"momentum": 0.99}, 87.04504, 0.02518),
+    "adam": Published(10**-1.4, {}, 87.11188, 0.02419),
+}
+
+
+def z_score(ours: np.ndarray, published: Published) -> float:
+    """The difference of two means over seeds, in its standard error."""
+    errors = [
+        np.std(ours, ddof=1) / np.sqrt(len(ours)),
+        published.deviation / PUBLISHED_SEEDS**0.5,
+    ]
+    return float((np.mean(ours) - published.mean) / np.hypot(*errors))
+
+
+def reproduce_deepobs(run: Run, seed: int) -> dict[str, float]:
+    """Train what was published, print both tables, and return ours as metrics."""
+    problem = PROBLEMS["quadratic_fixed"]()
+    protocol = Protocol(seeds=PUBLISHED_SEEDS, seed=seed)
+    out: dict[str, float] = {}
+    print(f"{'':10} {'rate':>10} {'published':>22} {'here':>22} {'z':>6}")
+    for name, published in P1.items():
+        candidates = {name: Candidate(OPTIMIZERS[name], {}, published.fixed)}
+        found = losses_at(published.rate, "P1", problem, candidates, protocol, run)
+        ours, z = found[name], z_score(found[name], published)
+        both = (
+            f"{mean:.4f} +- {deviation / PUBLISHED_SEEDS**0.5:.4f}"
+            for mean, deviation in (
+                (published.mean, published.deviation), (ours.mean(), ours.std(ddof=1))
+            )
+        )  # fmt: skip
+        columns = " ".join(f"{text:>22}" for text in both)
+        print(f"{name:10} {published.rate:10.4g} {columns} {z:6.2f}")
+        out |= {f"{name}: test loss on P1": float(ours.mean()), f"{name}: z": z}
+    print("means of 10 seeds and their standard errors; z: their difference in its own")
     return out

@@ -125,7 +125,10 @@ def own_optimizer(text: str) -> Optimizer:
         raise UserError(f"{text} is no function that makes an optimizer") from None
     alias = "learning_rate" if "rate" not in parameters else "rate"
     given = getattr(module, "space", {})
-    own = {p: _range(text, p, v) for p, v in _mapping(text, given).items()}
+    if not isinstance(given, Mapping):
+        kind = type(given).__name__
+        raise UserError(f"space of {text} is a {kind}, no dict of ranges")
+    own = {p: _range(text, p, v) for p, v in given.items()}
     for name in own:
         if name not in parameters:
             hint = did_you_mean(name, parameters)
@@ -225,23 +228,16 @@ def _call(text: str, function: Callable[[], Any]) -> Any:
         raise UserError(f"{text} fails: {type(error).__name__}: {detail}") from error
 
 
-def _mapping(text: str, given: Any) -> Mapping[str, Any]:
-    if isinstance(given, Mapping):
-        return given
-    raise UserError(f"space of {text} is a {type(given).__name__}, no dict of ranges")
-
-
 def _range(text: str, name: str, value: Any) -> LogUniform:
     """A range, or (low, high) of one."""
     if isinstance(value, LogUniform):
         return value
     try:
         low, high = map(float, value)
+        return LogUniform(low, high)
     except (TypeError, ValueError):
         raise UserError(
             f"space of {text}: {name} is {value!r}, neither (low, high) nor a range"
         ) from None
-    try:
-        return LogUniform(low, high)
     except UserError as error:
         raise UserError(f"space of {text}: {name}: {error}") from error

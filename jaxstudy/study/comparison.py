@@ -79,39 +79,33 @@ def outcome(
     )
 
 
-def tested_losses(record: StudyRecord, problem: str, optimizer: str) -> np.ndarray:
-    """Test losses [S] of the reported seeds, with the best of all trials."""
-    reported = cell_of(record, problem, optimizer)["reported"]
-    return losses(reported[str(budgets(record)[-1])]["test"])
-
-
-def trial_losses(record: StudyRecord, problem: str, optimizer: str) -> np.ndarray:
-    """Validation losses [P, T] of all trials with the tuning seeds."""
-    return losses(cell_of(record, problem, optimizer)["tuning"]["validation"])
-
-
-def tuned_loss(record: StudyRecord, problem: str, optimizer: str) -> float:
-    """The lowest median validation loss of the tuning seeds over all trials."""
-    return float(np.median(trial_losses(record, problem, optimizer), axis=1).min())
-
-
-def scores(record: StudyRecord, optimizer: str) -> np.ndarray:
-    """Test losses [problems, S] on one scale: 0 as before training, 1 as the best.
-
-    (start - loss) / (start - best), within 0 and 1, with the lowest median of all
-    optimizers as the best; a run that diverged gets 0.
-    """
-    out = []
-    for name, facts in record["problems"].items():
-        medians = [
-            np.median(tested_losses(record, name, o)) for o in optimizers(record)
+def tested_losses(record: StudyRecord) -> np.ndarray:
+    """Test losses [optimizers, problems, S] of the seeds reported for all trials."""
+    return np.array(
+        [
+            [outcome(record, problem, name).test for problem in record["problems"]]
+            for name in optimizers(record)
         ]
-        start, best = facts["start"], min(medians)
-        test = tested_losses(record, name, optimizer)
-        span = start - best
-        share = (start - test) / span if span > 0 else np.zeros_like(test)
-        out.append(np.clip(share, 0, 1))
-    return np.array(out)
+    )
+
+
+def trial_medians(record: StudyRecord, problem: str, optimizer: str) -> np.ndarray:
+    """The median validation loss of the tuning seeds for each trial [P]."""
+    cell = cell_of(record, problem, optimizer)
+    return np.median(losses(cell["tuning"]["validation"]), axis=1)
+
+
+def scores(record: StudyRecord) -> np.ndarray:
+    """Test losses on one scale: 0 as before training, 1 as the best.
+
+    [optimizers, problems, S]: (start - loss) / (start - best), within 0 and 1, with the
+    lowest median of all optimizers as the best; a run that diverged gets 0.
+    """
+    test = tested_losses(record)
+    start = np.array([[facts["start"]] for facts in record["problems"].values()])
+    span = start - np.median(test, axis=2).min(0)[:, None]
+    share = np.divide(start - test, span, out=np.zeros_like(test), where=span > 0)
+    return np.clip(share, 0, 1)
 
 
 def optimizers(record: StudyRecord) -> list[str]:
@@ -156,7 +150,7 @@ def algoperf_target(
     """
     reached = []
     for name in reference:
-        best = np.argmin(np.median(trial_losses(record, problem, name), axis=1))
+        best = np.argmin(trial_medians(record, problem, name))
         tuning = cell_of(record, problem, name)["tuning"]
         reached.append(np.median(losses(tuning["validation at 3/4"])[best]))
     return float(min(reached))
@@ -170,12 +164,12 @@ def compare(record: StudyRecord) -> dict[str, Any]:
     """
     names = optimizers(record)
     problems = {name: compare_on(record, name) for name in record["problems"]}
-    algoperf, ranks = np.zeros(len(names)), mean_ranks(record)
+    algoperf, ranks, each = np.zeros(len(names)), mean_ranks(record), scores(record)
     if with_target(record):
         algoperf = algoperf_score(times_to_target(record), TAU_MAX)
     overall = {
         name: {
-            "score": interquartile_mean_over_seeds(scores(record, name), SHARE).json(),
+            "score": interquartile_mean_over_seeds(each[i], SHARE).json(),
             "algoperf": float(algoperf[i]),
             "rank": float(ranks[i]),
         }
@@ -187,11 +181,8 @@ def compare(record: StudyRecord) -> dict[str, Any]:
 
 def mean_ranks(record: StudyRecord) -> np.ndarray:
     """The rank of each optimizer's median test loss, the mean over the problems."""
-    medians = [
-        [np.median(tested_losses(record, p, o)) for o in optimizers(record)]
-        for p in record["problems"]
-    ]
-    return scipy.stats.rankdata(medians, axis=1).mean(axis=0)
+    medians = np.median(tested_losses(record), axis=2)
+    return scipy.stats.rankdata(medians, axis=0).mean(axis=1)
 
 
 def critical_difference(methods: int, problems: int) -> float:
@@ -213,10 +204,10 @@ def compare_on(record: StudyRecord, problem: str) -> dict[str, Any]:
     """
     names = optimizers(record)
     table = {name: row_of(record, problem, name) for name in names}
-    tuned = {name: tuned_loss(record, problem, name) for name in names}
+    tuned = {name: trial_medians(record, problem, name).min() for name in names}
     lowest = min(tuned.values())
     best = [name for name in names if tuned[name] == lowest < math.inf]
-    tests = {name: tested_losses(record, problem, name) for name in names}
+    tests = {name: outcome(record, problem, name).test for name in names}
     finished = bool(np.isfinite(list(tests.values())).any())
     random = any(len(np.unique(test)) > 1 for test in tests.values())
     tested = bool(best) and finished and random
@@ -251,7 +242,7 @@ def row_of(record: StudyRecord, problem: str, name: str) -> dict[str, Any]:
     steps = found.steps_to_target
     return {
         "point": {n: v[chosen["point"]] for n, v in cell["points"].items()},
-        "tuned": finite(tuned_loss(record, problem, name)),
+        "tuned": finite(trial_medians(record, problem, name).min()),
         "at_edge": chosen["at_edge"],
         "near_best": near_best(record, problem, name),
         "test": estimate(found.test),
@@ -273,7 +264,7 @@ def near_best(record: StudyRecord, problem: str, optimizer: str) -> float | None
     Of the way from the loss before training to that of its best trial, by the medians
     of the tuning seeds. None where no trial is better than no training.
     """
-    medians = np.median(trial_losses(record, problem, optimizer), axis=1)
+    medians = trial_medians(record, problem, optimizer)
     start, best = record["problems"][problem]["start"], medians.min()
     if not best < start:
         return None
@@ -400,12 +391,17 @@ def seeds_needed(
 
 def against_best(found: Mapping[str, Any]) -> dict[str, list[str]]:
     """Who is better or worse than the best tuned optimizer, or not told apart."""
+    best = found["best_tuned"][0]
+    return grouped({n: row for n, row in found["optimizers"].items() if n != best})
+
+
+def grouped(differences: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Names by their difference: a positive effect is worse, if it is significant."""
     groups: dict[str, list[str]] = {"better": [], "apart": [], "worse": []}
-    for name, row in found["optimizers"].items():
-        if name != found["best_tuned"][0]:
-            # the effect and p are of one statistic, so they cannot disagree
-            kind = "worse" if row["effect"] > 0 else "better"
-            groups[kind if row["p_holm"] < ALPHA else "apart"].append(name)
+    for name, row in differences.items():
+        # the effect and p are of one statistic, so they cannot disagree
+        kind = "worse" if row["effect"] > 0 else "better"
+        groups[kind if row["p_holm"] < ALPHA else "apart"].append(name)
     return groups
 
 
@@ -420,7 +416,7 @@ def telling(record: StudyRecord) -> dict[str, Estimate | int]:
     out: dict[str, Estimate | int] = {}
     worst = 0
     for problem, found in record["comparison"]["problems"].items():
-        tests = [tested_losses(record, problem, name) for name in optimizers(record)]
+        tests = [outcome(record, problem, name).test for name in optimizers(record)]
         if np.isfinite(tests).all():
             spread = np.max(tests, axis=0) - np.min(tests, axis=0)
             out[SPREAD.format(problem)] = mean_over_runs(spread, NONNEGATIVE)

@@ -19,7 +19,7 @@ from jaxstudy.study.comparison import (
     optimizers,
     outcome,
     times_to_target,
-    trial_losses,
+    trial_medians,
     with_target,
 )
 
@@ -119,7 +119,7 @@ def save_sensitivity(record: StudyRecord, run: Run) -> None:
         for name in names:
             points = cell_of(record, problem, name)["points"]
             rate = np.array(points[first_tuned(points)])
-            median = above(np.median(trial_losses(record, problem, name), axis=1))
+            median = above(trial_medians(record, problem, name))
             curves[name] = rate[np.argsort(rate)], median[np.argsort(rate)]
         best = min(float(y.min()) for _, y in curves.values())
         top = _limits(row[0], min(best, start), start)
@@ -164,9 +164,7 @@ def save_sensitivity_of_many(record: StudyRecord, run: Run) -> None:
     )
     shown = None
     for axis, problem in zip(axes[0], problems, strict=True):
-        medians = {
-            n: np.median(trial_losses(record, problem, n), axis=1) for n in names
-        }
+        medians = {name: trial_medians(record, problem, name) for name in names}
         start = record["problems"][problem]["start"]
         best = min(float(m.min()) for m in medians.values())
         for y, name in enumerate(names):
@@ -209,16 +207,12 @@ def save_bands(record: StudyRecord, run: Run) -> None:
     """Losses by epoch with the chosen trial: the median and 80 % of the seeds."""
     problems, names = list(record["problems"]), leaders(record)
     figure, axes = panels(len(problems), rows=2)
-    splits: dict[str, Callable] = {
-        "train": lambda found: found.train,
-        "validation": lambda found: found.validation,
-    }
-    for row, (split, of) in zip(axes, splits.items(), strict=True):
+    for row, split in zip(axes, ("train", "validation"), strict=True):
         for axis, problem in zip(row, problems, strict=True):
             above = _above_floor(record, problem, split)
             lowest = start = float(above(record["problems"][problem]["start"]))
             for name in names:
-                curve = above(of(outcome(record, problem, name)))
+                curve = above(getattr(outcome(record, problem, name), split))
                 epochs = np.arange(1, len(curve) + 1)
                 low, middle, high = np.quantile(
                     np.minimum(curve, 10 * start), [0.1, 0.5, 0.9], axis=1

@@ -26,6 +26,7 @@ from jaxstudy.objectives import (
     reconstruction,
     token_cross_entropy,
 )
+from jaxstudy.parallel import map_replicas
 from jaxstudy.tabular.columns import Category, Embedding, Indicator, Numeric
 from jaxstudy.tabular.fitting import fit_columns
 from jaxstudy.tabular.inference import class_numbers
@@ -68,20 +69,20 @@ class Problem:
     floors: Mapping[str, float] = field(default_factory=dict)  # least losses, by split
     tier: Tier = "small"
 
-    @property
-    def order(self) -> Order:
-        """How an epoch visits the training set."""
-        return self.train.order
-
 
 SPLITS = ("train", "validation", "test")
 
 
 def steps_of(problem: Problem) -> int:
     """Steps of an epoch."""
-    return steps_per_epoch(
-        len(problem.train.indices), problem.batch_size, problem.order
-    )
+    data = problem.train
+    return steps_per_epoch(len(data.indices), problem.batch_size, data.order)
+
+
+@functools.lru_cache(maxsize=2)  # the same for all optimizers
+def make_init(model: Model) -> Callable[[Key], tuple[PyTree, PyTree]]:
+    """The jitted initialisation of a model from keys [L], one after another."""
+    return jax.jit(lambda keys: map_replicas(model.init, keys))
 
 
 # The stochastic quadratic of DeepOBS (Schneider, Balles and Hennig 2019)
@@ -190,7 +191,6 @@ def quadratic(shuffle: Literal["each epoch", "once"] = "each epoch") -> Problem:
         **sets,
         batch_size=128,
         epochs=100,
-        target=TARGETS["quadratic_fixed" if shuffle == "once" else "quadratic"],
         # an epoch's training loss is over the rows it visited, and has no floor
         floors={name: floor(sets[name]) for name in ("validation", "test")},
     )
@@ -199,8 +199,8 @@ def quadratic(shuffle: Literal["each epoch", "once"] = "each epoch") -> Problem:
 # Real data
 
 
-def _admissions(hidden: tuple[int, ...], name: str, title: str, epochs: int) -> Problem:
-    """A network (or, without a hidden layer, logistic regression) on 400 admissions."""
+def admissions(title: str, hidden: tuple[int, ...]) -> Problem:
+    """A network (or, without a hidden layer, logistic regression) on 240 admissions."""
     arrays = admission_arrays(read_admissions())
     train, validation, test = random_split(len(arrays["y"]), (0.6, 0.2, 0.2), seed=0)
     known = arrays["x"][train].astype(np.float64)  # a sum of float32 loses digits
@@ -208,28 +208,15 @@ def _admissions(hidden: tuple[int, ...], name: str, title: str, epochs: int) -> 
     data = dataset({**arrays, "x": x.astype(np.float32)})
     model = mlp(x.shape[1], hidden, 1)
     return Problem(
-        title=title,
+        title=f"{title} on the admissions, batch 32",
         model=model,
         objective=binary_cross_entropy(model),
         train=subset(data, train),
         validation=subset(data, validation),
         test=subset(data, test),
         batch_size=32,
-        epochs=epochs,
-        target=TARGETS[name],
+        epochs=30,
     )
-
-
-def admissions_regression() -> Problem:
-    """Logistic regression on 240 of the 400 admissions."""
-    title = "logistic regression on the admissions, batch 32"
-    return _admissions((), "admissions_regression", title, 30)
-
-
-def admissions_network() -> Problem:
-    """The network of lesson 1.4 on 240 of the 400 admissions."""
-    title = "network 5-64-128-1 on the admissions, batch 32"
-    return _admissions((64, 128), "admissions_network", title, 30)
 
 
 def digits() -> Problem:
@@ -245,7 +232,6 @@ def digits() -> Problem:
         **digit_sets()._asdict(),
         batch_size=64,
         epochs=20,
-        target=TARGETS["digits"],
     )
 
 
@@ -256,18 +242,14 @@ def digits_autoencoder() -> Problem:
     Salakhutdinov 2006; Martens 2010).
     """
     return _autoencoder(
-        digit_sets()._asdict(), (32, 16, 6, 16, 32), "digits_autoencoder",
+        digit_sets()._asdict(), (32, 16, 6, 16, 32),
         "autoencoder 64-32-16-6-16-32-64 of 8x8 digits, batch 64",
         batch_size=64, epochs=20,
     )  # fmt: skip
 
 
 def _autoencoder(
-    sets: Mapping[str, Dataset],
-    hidden: tuple[int, ...],
-    name: str,
-    title: str,
-    **how: Any,
+    sets: Mapping[str, Dataset], hidden: tuple[int, ...], title: str, **how: Any
 ) -> Problem:
     """A tanh network from pixels x to themselves; its floors are their entropy."""
     x = sets["train"].arrays["x"]
@@ -284,7 +266,6 @@ def _autoencoder(
         model=model,
         objective=reconstruction(model),
         **sets,
-        target=TARGETS.get(name),
         floors={split: floor(each) for split, each in sets.items()},
         **how,
     )
@@ -318,7 +299,6 @@ def titanic() -> Problem:
         test=subset(data, test),
         batch_size=32,
         epochs=15,
-        target=TARGETS["titanic"],
     )
 
 
@@ -351,8 +331,6 @@ def fashion() -> Problem:
         **_fashion_sets((784,), 255),
         batch_size=120,  # 450 steps an epoch, which chunks divide
         epochs=3,
-        target=TARGETS["fashion"],
-        tier="medium",
     )
 
 
@@ -366,8 +344,6 @@ def fashion_cnn() -> Problem:
         **_fashion_sets((28, 28, 1), 1),  # which the network scales
         batch_size=120,
         epochs=3,
-        target=TARGETS.get("fashion_cnn"),
-        tier="medium",
     )
 
 
@@ -375,16 +351,14 @@ def fashion_autoencoder() -> Problem:
     """Fashion-MNIST through 30 numbers and back."""
     return _autoencoder(
         _fashion_sets((784,), 255), (256, 64, 30, 64, 256),
-        "fashion_autoencoder",
         "autoencoder 784-256-64-30-64-256-784 of Fashion-MNIST, batch 120",
-        batch_size=120, epochs=3, tier="medium",
+        batch_size=120, epochs=3,
     )  # fmt: skip
 
 
-def tunes_lstm(tier: Tier = "medium") -> Problem:
-    """The next character of a tune, by an LSTM; at "large", of ten times the size."""
+def tunes_lstm(units: int, epochs: int) -> Problem:
+    """The next character of a tune, by an LSTM."""
     size, sets = _tunes()
-    units = 128 if tier == "medium" else 464
     model = next_word_model(
         "lstm", size, context=1, embedding=32, units=units, dropout=0.0
     )
@@ -394,17 +368,13 @@ def tunes_lstm(tier: Tier = "medium") -> Problem:
         objective=token_cross_entropy(model),
         **sets,
         batch_size=64,
-        epochs=2 if tier == "medium" else 20,
-        target=TARGETS.get("tunes_lstm") if tier == "medium" else None,
-        tier=tier,
+        epochs=epochs,
     )
 
 
-def words_transformer(tier: Tier = "medium") -> Problem:
-    """The next word of Moby Dick, by a transformer; at "large", ten times the size."""
+def words_transformer(width: int, blocks: int, epochs: int) -> Problem:
+    """The next word of Moby Dick, by a transformer."""
     size, sets = _words()
-    large = tier == "large"
-    width, blocks = (240, 4) if large else (64, 2)
     model = transformer(size + 1, size, 32, width=width, heads=4, blocks=blocks)
     return Problem(
         title=f"transformer of {blocks} blocks on words of Moby Dick, batch 32",
@@ -412,9 +382,7 @@ def words_transformer(tier: Tier = "medium") -> Problem:
         objective=token_cross_entropy(model),
         **sets,
         batch_size=32,
-        epochs=20 if large else 2,
-        target=None if large else TARGETS.get("words_transformer"),
-        tier=tier,
+        epochs=epochs,
     )
 
 
@@ -464,7 +432,6 @@ def fmnist_2c2d() -> Problem:
         **sets,
         batch_size=128,
         epochs=100,
-        tier="large",
     )
 
 
@@ -487,32 +454,43 @@ TARGETS: dict[str, float] = {
     "fashion": 0.39,
 }
 
-PROBLEMS: dict[str, Callable[[], Problem]] = {
-    "quadratic": quadratic,
-    "quadratic_fixed": functools.partial(quadratic, "once"),
-    "admissions_regression": admissions_regression,
-    "admissions_network": admissions_network,
-    "digits": digits,
-    "digits_autoencoder": digits_autoencoder,
-    "titanic": titanic,
-    "fashion": fashion,
-    "fashion_cnn": fashion_cnn,
-    "fashion_autoencoder": fashion_autoencoder,
-    "tunes_lstm": tunes_lstm,
-    "words_transformer": words_transformer,
-    "fmnist_2c2d": fmnist_2c2d,
-    "tunes_lstm_large": functools.partial(tunes_lstm, "large"),
-    "words_transformer_large": functools.partial(words_transformer, "large"),
+_BUILDERS: dict[Tier, dict[str, Callable[[], Problem]]] = {
+    "small": {
+        "quadratic": quadratic,
+        "quadratic_fixed": functools.partial(quadratic, "once"),
+        "admissions_regression": functools.partial(
+            admissions, "logistic regression", ()
+        ),
+        "admissions_network": functools.partial(
+            admissions, "network 5-64-128-1", (64, 128)
+        ),
+        "digits": digits,
+        "digits_autoencoder": digits_autoencoder,
+        "titanic": titanic,
+    },
+    "medium": {
+        "fashion": fashion,
+        "fashion_cnn": fashion_cnn,
+        "fashion_autoencoder": fashion_autoencoder,
+        "tunes_lstm": functools.partial(tunes_lstm, 128, 2),
+        "words_transformer": functools.partial(words_transformer, 64, 2, 2),
+    },
+    "large": {  # of the texts, at ten times the size
+        "fmnist_2c2d": fmnist_2c2d,
+        "tunes_lstm_large": functools.partial(tunes_lstm, 464, 20),
+        "words_transformer_large": functools.partial(words_transformer, 240, 4, 20),
+    },
 }
 # by name, so that none needs to be built for it
-TIERS: dict[Tier, tuple[str, ...]] = {
-    "small": (
-        "quadratic", "quadratic_fixed", "admissions_regression", "admissions_network",
-        "digits", "digits_autoencoder", "titanic",
-    ),
-    "medium": (
-        "fashion", "fashion_cnn", "fashion_autoencoder", "tunes_lstm",
-        "words_transformer",
-    ),
-    "large": ("fmnist_2c2d", "tunes_lstm_large", "words_transformer_large"),
-}  # fmt: skip
+TIERS: dict[Tier, tuple[str, ...]] = {t: tuple(of) for t, of in _BUILDERS.items()}
+
+
+def _build(name: str, tier: Tier) -> Problem:
+    return replace(_BUILDERS[tier][name](), target=TARGETS.get(name), tier=tier)
+
+
+PROBLEMS: dict[str, Callable[[], Problem]] = {
+    name: functools.partial(_build, name, tier)
+    for tier, names in TIERS.items()
+    for name in names
+}

@@ -89,27 +89,21 @@ def shared_step_functions(
         return {n: make_step_functions(problem, c) for n, c in candidates.items()}
     params, _ = jax.eval_shape(problem.model.init, jax.random.key(0))
     steps = problem.epochs * steps_of(problem)
-    members = [_member(n, c, params, steps) for n, c in candidates.items()]
     size = sum(a.size for a in jax.tree.leaves(params))
-    # keys, say, of random numbers are no arrays of a pool
-    out = {
-        m.name: make_step_functions(problem, m.candidate)
-        for m in members
-        if any(map(_is_extended, jax.tree.leaves(m.state)))
-    }
-    members = [m for m in members if m.name not in out]
-    for copies in sorted({_copies(m, size) for m in members}):
-        group = [m for m in members if _copies(m, size) == copies]
-        out |= _functions_of_group(problem, group, steps)
+    out: dict[str, StepFunctions] = {}
+    groups: dict[int, list[_Member]] = {}  # by copies of the parameters in a state
+    for name, candidate in candidates.items():
+        member = _member(name, candidate, params, steps)
+        leaves = jax.tree.leaves(member.state)
+        if any(jnp.issubdtype(a.dtype, jax.dtypes.extended) for a in leaves):
+            # keys, say, of random numbers are no arrays of a pool
+            out[name] = make_step_functions(problem, candidate)
+        else:
+            copies = sum(a.size for a in leaves) // size if size > MANY else 0
+            groups.setdefault(copies, []).append(member)
+    for copies in sorted(groups):
+        out |= _functions_of_group(problem, groups[copies], steps)
     return out
-
-
-def _is_extended(a: Any) -> bool:
-    return jnp.issubdtype(a.dtype, jax.dtypes.extended)
-
-
-def _copies(member: "_Member", size: int) -> int:
-    return member.size // size if size > MANY else 0
 
 
 class _Member(NamedTuple):
@@ -119,7 +113,6 @@ class _Member(NamedTuple):
     candidate: Candidate
     hyperparameters: tuple[str, ...]
     state: PyTree  # shapes and types
-    size: int  # numbers in it
 
 
 def _member(name: str, candidate: Candidate, params: PyTree, steps: int) -> _Member:
@@ -130,9 +123,7 @@ def _member(name: str, candidate: Candidate, params: PyTree, steps: int) -> _Mem
         own = params if candidate.optimizer.by_array else _vector(params)
         return transformation(candidate, point, steps).init(own)
 
-    state = jax.eval_shape(init, point, params)
-    size = sum(a.size for a in jax.tree.leaves(state))
-    return _Member(name, candidate, names, state, size)
+    return _Member(name, candidate, names, jax.eval_shape(init, point, params))
 
 
 def _vector(tree: PyTree) -> Array:

@@ -11,7 +11,7 @@ the optimizer is built from traced hyperparameters; see `programs`.
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -20,15 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 import scipy  # its parts are imported where they are first used
 
-from jaxstudy.dataset import epoch_batches
-from jaxstudy.parallel import Mode, map_replicas
+from jaxstudy.model import Model, parameter_count
+from jaxstudy.parallel import Mode
 from jaxstudy.runs.files import to_json, write_atomically
 from jaxstudy.runs.progress import Bar
 from jaxstudy.runs.run import Run
 from jaxstudy.study import comparison
 from jaxstudy.study.candidates import Candidate
 from jaxstudy.study.comparison import STUDY_SCHEMA, StudyRecord, compare
-from jaxstudy.study.problems import Problem, steps_of
+from jaxstudy.study.problems import Problem, make_init, steps_of
 from jaxstudy.study.programs import (
     Points,
     StepFunctions,
@@ -36,14 +36,8 @@ from jaxstudy.study.programs import (
     shared_step_functions,
 )
 from jaxstudy.study.shares import WHOLE, Share
-from jaxstudy.training import (
-    EvalStep,
-    Evaluator,
-    Replicas,
-    fit,
-    make_eval_step,
-)
-from jaxstudy.types import Array, Key, PyTree, TrainState, UserError
+from jaxstudy.training import Evaluator, FitResult, Replicas, fit, make_eval_step
+from jaxstudy.types import Array, Key, TrainState, UserError
 
 LEAST_TUNING_SEEDS = 3
 LEAST_SEEDS = 5
@@ -95,6 +89,10 @@ class Protocol:
         """The numbers of trials to report for; the last is all of them."""
         return (*sorted({k for k in self.budgets if k < self.trials}), self.trials)
 
+    def reported_seeds(self) -> range:
+        """The numbers of the seeds after those that tune."""
+        return range(self.tuning_seeds, self.tuning_seeds + self.seeds)
+
 
 def points(candidate: Candidate, protocol: Protocol, problem: str) -> Points:
     """The trials of an optimizer on a problem: values [P] of each hyperparameter.
@@ -144,28 +142,21 @@ def seed_keys(protocol: Protocol, numbers: Sequence[int]) -> tuple[Key, Key]:
     return keys[:, 0], keys[:, 1]
 
 
-class Common(NamedTuple):
-    """The functions of a problem that all optimizers share, compiled once."""
-
-    evaluate: EvalStep
-    init: Callable[[Key], tuple[PyTree, PyTree]]  # of keys [S]
-
-
-def make_common(problem: Problem) -> Common:
-    """Evaluation and initialisation."""
-    init = jax.jit(lambda keys: map_replicas(problem.model.init, keys))
-    return Common(make_eval_step(problem.objective), init)
+def as_replicas(at: Points, seeds: int, mode: Mode = "map") -> Replicas:
+    """Replicas [P * S] of these points, each with every seed: seeds vary fastest."""
+    args = {name: jnp.asarray(np.repeat(v, seeds)) for name, v in at.items()}
+    return Replicas((args,), mode, may_diverge=True)
 
 
 def start_replicas(
-    common: Common, functions: StepFunctions, keys: Key, replicas: Replicas
+    model: Model, functions: StepFunctions, keys: Key, replicas: Replicas
 ) -> TrainState:
-    """States [P * S] at every point from every seed: seeds vary fastest.
+    """States [P * S] at every point from the key of every seed [S].
 
     Each is what `init_state` makes of the seed's key.
     """
     split = jax.vmap(jax.random.split)(keys)
-    params, extra = common.init(split[:, 0])
+    params, extra = make_init(model)(split[:, 0])
     count = len(jax.tree.leaves(replicas.args)[0])
     start = (params, extra, split[:, 1])
     tiled = jax.tree.map(lambda a: tile(a, count), start)
@@ -179,19 +170,34 @@ def tile(a: Array, count: int) -> Array:
     return jnp.concatenate([a] * (count // len(a)))
 
 
-def as_replicas(at: Points, seeds: int, protocol: Protocol) -> Replicas:
-    """Replicas [P * S] of these points, each with every seed."""
-    args = {name: jnp.asarray(np.repeat(v, seeds)) for name, v in at.items()}
-    return Replicas((args,), protocol.mode, may_diverge=True)
+def fit_replicas(
+    problem: Problem,
+    functions: StepFunctions,
+    replicas: Replicas,
+    keys: tuple[Key, Key],
+    **options: Any,
+) -> FitResult:
+    """`fit` on a problem at every point from every seed.
+
+    keys: what `seed_keys` gives of the seeds; options: of `fit`.
+    """
+    start, order = keys
+    state = start_replicas(problem.model, functions, start, replicas)
+    return fit(
+        state, functions.train_step, problem.train, key=tile(order, state.step.size),
+        epochs=problem.epochs, batch_size=problem.batch_size, replicas=replicas,
+        **options,
+    )  # fmt: skip
 
 
 CHUNK_SECONDS = 3.0  # about, between two moments at which a study can stop
 STEP_SECONDS, FLOPS = 2e-5, 1e10  # what a small step takes at least; a core's speed
 
 
-def step_seconds(problem: Problem, params: int) -> float:
-    """Roughly what a step of one replica takes, to cut chunks by."""
-    return STEP_SECONDS + 6 * params * problem.batch_size / FLOPS
+def chunk_length(problem: Problem, replicas: int) -> int:
+    """How many steps so many replicas take in CHUNK_SECONDS, roughly."""
+    work = 6 * parameter_count(problem.model) * problem.batch_size / FLOPS
+    return max(1, int(CHUNK_SECONDS / (STEP_SECONDS + work) / replicas))
 
 
 class Trained(NamedTuple):
@@ -210,7 +216,6 @@ class StudyCell:
     problem: Problem
     candidate_name: str
     candidate: Candidate
-    common: Common
     functions: StepFunctions
     protocol: Protocol
     run: Run
@@ -218,17 +223,13 @@ class StudyCell:
     """How many cells of the study are before it."""
 
     def train(
-        self,
-        at: Points,
-        numbers: Sequence[int],
-        stage: str,
-        bar: Bar,
+        self, at: Points, numbers: Sequence[int], stage: str, bar: Bar
     ) -> Trained:
         """Train every point from every seed, unless the run has done so already.
 
         Only the stage "report" ever evaluates the test set, when training is over.
         """
-        functions = self.functions
+        problem, functions = self.problem, self.functions
         name = f"{stage} {self.problem_name} {self.candidate_name}"
         begun = 2 * self.number + (stage == "report")
         bar.update(begun, name=name)
@@ -238,60 +239,36 @@ class StudyCell:
             on_chunk=lambda chunk, _: bar.update(begun + chunk.step / chunk.total),
         )
         last = "test" if stage == "report" else "validation"
-        shape = (len(next(iter(at.values()))), len(numbers))
-        problem = self.problem
+        shape = len(next(iter(at.values()))), len(numbers)
         if not any(
             row["split"] == last and row["epoch"] == problem.epochs
             for row in sub_run.records
         ):
-            start, order = seed_keys(self.protocol, numbers)
-            replicas = as_replicas(functions.arguments(at), len(numbers), self.protocol)
-            state = start_replicas(self.common, functions, start, replicas)
-            count = state.step.size
-            size = sum(a.size for a in jax.tree.leaves(state.params)) // count
-            fitted = fit(
-                state,
-                functions.train_step,
-                problem.train,
-                key=tile(order, count),
-                epochs=problem.epochs,
-                batch_size=problem.batch_size,
-                evaluators={
-                    "validation": Evaluator(
-                        functions.eval_step,
-                        problem.validation,
-                        args=replicas.args,
-                        mode=replicas.mode,
-                    )
-                },
-                replicas=replicas,
-                evaluate_first=False,
-                chunk_steps=max(
-                    1, int(CHUNK_SECONDS / step_seconds(problem, size) / count)
-                ),
-                log=sub_run,
+            mode = self.protocol.mode
+            replicas = as_replicas(functions.arguments(at), len(numbers), mode)
+            validation = Evaluator(
+                functions.eval_step, problem.validation, args=replicas.args, mode=mode
             )
+            state = fit_replicas(
+                problem, functions, replicas, seed_keys(self.protocol, numbers),
+                evaluators={"validation": validation}, evaluate_first=False,
+                chunk_steps=chunk_length(problem, math.prod(shape)), log=sub_run,
+            ).state  # fmt: skip
             if stage == "report":
-                row = self.measure_test(fitted.state, replicas, sub_run.records[-1])
+                # of the parameters that one would use
+                state = jax.vmap(functions.evaluated)(state)
+                evaluate = make_eval_step(problem.objective)
+                tested = Evaluator(evaluate, problem.test, mode=mode)(
+                    state._replace(opt_state=())
+                )
+                end = {n: sub_run.records[-1][n] for n in ("step", "epoch")}
                 pace = sub_run.timing.train_s / max(sub_run.timing.steps, 1)
-                sub_run.log([row | {"seconds per step": pace}])
+                row = {**end, "split": "test", **tested, "seconds per step": pace}
+                sub_run.log([row])
         sub_run.delete_checkpoints()
         return Trained(
             *(loss_curve(sub_run.records, split, shape) for split in Trained._fields)
         )
-
-    def measure_test(
-        self, state: TrainState, replicas: Replicas, last: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """The row of the test set, of the parameters one would use."""
-        state = jax.vmap(self.functions.evaluated)(state)
-        values = Evaluator(
-            self.common.evaluate,
-            self.problem.test,
-            mode=replicas.mode,
-        )(state._replace(opt_state=()))
-        head = {"step": last["step"], "epoch": last["epoch"], "split": "test"}
-        return {**head, **values}
 
 
 def loss_curve(
@@ -305,28 +282,6 @@ def loss_curve(
             epochs.setdefault(math.ceil(row["epoch"]), []).append(losses)
     out = np.array([np.mean(epochs[e], axis=0) for e in sorted(epochs)])
     return out[-1] if split == "test" and len(out) else out
-
-
-def check_order(problem: Problem, keys: Key) -> None:
-    """Assert that each epoch is a permutation, of its own and of its seed if it is to.
-
-    keys: of the order of the batches for two seeds [2].
-    """
-    first, later, other = (
-        np.asarray(
-            epoch_batches(
-                problem.train, problem.batch_size, key, jnp.int32(epoch)
-            ).indices
-        ).ravel()[: len(problem.train.indices)]
-        for key, epoch in ((keys[0], 0), (keys[0], 1), (keys[1], 0))
-    )
-    for rows in (first, later, other):
-        assert len(np.unique(rows)) == len(rows), "a row came twice in an epoch"
-    shuffle = problem.order.shuffle
-    new = not np.array_equal(first, later)
-    assert new == (shuffle == "each epoch"), "epochs differ where each is shuffled"
-    own = not np.array_equal(first, other)
-    assert own == (shuffle != "never"), "seeds differ where anything is shuffled"
 
 
 def run_cells(
@@ -348,15 +303,13 @@ def run_cells(
     with Bar(2 * len(mine)) as bar:
         for name, pairs in itertools.groupby(mine, lambda pair: pair[1]):
             problem = problems[name]
-            common = make_common(problem)
-            check_order(problem, seed_keys(protocol, [0, 1])[1])
             # of all candidates: each is trained as it would be in any share
             functions = shared_step_functions(problem, candidates, protocol.mode)
             order = list(functions)  # those of one program one after another
             own = sorted(pairs, key=lambda pair: order.index(pair[2]))
             for number, _, candidate_name in own:
                 cell = StudyCell(
-                    name, problem, candidate_name, candidates[candidate_name], common,
+                    name, problem, candidate_name, candidates[candidate_name],
                     functions[candidate_name], protocol, run, number=len(cells),
                 )  # fmt: skip
                 cells[number] = run_cell(cell, bar)
@@ -370,7 +323,6 @@ def run_study(
     run: Run,
 ) -> StudyRecord:
     """All cells of a study, compared; the record is study.json."""
-    problems = with_epochs(problems, protocol)
     cells = run_cells(problems, candidates, protocol, run)
     record = {
         "schema": STUDY_SCHEMA,
@@ -414,8 +366,7 @@ def step_times(record: StudyRecord, run: Run) -> dict[str, dict[str, float]]:
 def run_cell(cell: StudyCell, bar: Bar) -> StudyRecord:
     """Tune, choose, report: what study.json says of one optimizer on one problem."""
     protocol, problem = cell.protocol, cell.problem
-    tuning_seeds = range(protocol.tuning_seeds)
-    seeds = range(protocol.tuning_seeds, protocol.tuning_seeds + protocol.seeds)
+    tuning_seeds, seeds = range(protocol.tuning_seeds), protocol.reported_seeds()
     at = points(cell.candidate, protocol, cell.problem_name)
 
     tuned = cell.train(at, tuning_seeds, "tune", bar)
@@ -467,7 +418,6 @@ def run_share(
     share: Share,
 ) -> dict[str, float]:
     """Train the cells of a share alone, which `join_shares` adds to the others."""
-    problems = with_epochs(problems, protocol)
     cells = run_cells(problems, candidates, protocol, run, share)
     every = len(problems) * len(candidates)
     print(f"share {share.index}/{share.count}: {len(cells)} of {every} cells trained")
@@ -481,26 +431,24 @@ def with_epochs(
     """The problems with the number of epochs that the protocol asks for, if it does."""
     if protocol.epochs is None:
         return dict(problems)
-    changed = {"epochs": protocol.epochs}
-    return {name: replace(problem, **changed) for name, problem in problems.items()}
+    return {n: replace(p, epochs=protocol.epochs) for n, p in problems.items()}
 
 
 def describe(problem: Problem, protocol: Protocol) -> StudyRecord:
     """What study.json says of a problem; "start" is the loss before training."""
     params, extra = problem.model.init(seed_keys(protocol, [0])[0][0])
-    key = jax.random.key(0)
-    state = TrainState(jnp.int32(0), params, extra, (), key)
-    evaluate = make_eval_step(problem.objective)
+    state = TrainState(jnp.int32(0), params, extra, (), jax.random.key(0))
+    start = Evaluator(make_eval_step(problem.objective), problem.test)(state)["loss"]
     return {
         "title": problem.title,
-        "parameters": sum(a.size for a in jax.tree.leaves(params)),
+        "parameters": parameter_count(problem.model),
         "batch_size": problem.batch_size,
         "epochs": problem.epochs,
         "steps_per_epoch": steps_of(problem),
-        "shuffle": problem.order.shuffle,
+        "shuffle": problem.train.order.shuffle,
         "target": problem.target,
         "floors": dict(problem.floors),
-        "start": Evaluator(evaluate, problem.test)(state)["loss"],
+        "start": start,
     }
 
 
@@ -516,19 +464,16 @@ def losses_at(
 
     `name` is what the runs are called; where a run diverged its loss is infinite.
     """
-    begin, out = protocol.tuning_seeds, {}
-    common = make_common(problem)
+    out = {}
     with Bar(2 * len(candidates)) as bar:
         for number, (candidate_name, candidate) in enumerate(candidates.items()):
             cell = StudyCell(
-                name, problem, candidate_name, candidate, common,
+                name, problem, candidate_name, candidate,
                 make_step_functions(problem, candidate), protocol, run, number,
             )  # fmt: skip
             values = {"rate": rate, **candidate.fixed}
             at = {n: np.array([v], np.float32) for n, v in values.items()}
-            trained = cell.train(
-                at, range(begin, begin + protocol.seeds), "report", bar
-            )
+            trained = cell.train(at, protocol.reported_seeds(), "report", bar)
             assert trained.test is not None
             out[candidate_name] = comparison.losses(trained.test[0])
     return out

@@ -1,6 +1,7 @@
 """Arms of a comparison by the number of training examples, and by epoch."""
 
 import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 import optax
 
 from jaxstudy import training
+from jaxstudy.dataset import BatchIndices, Dataset, gather
 from jaxstudy.images.subsets import ImageSubsets
 from jaxstudy.model import Model
 from jaxstudy.runs import plots
@@ -133,6 +135,37 @@ def train_arm(
     return train_sizes(plan, seed=seed, batch_size=batch_size, log=log)
 
 
+def seconds_of_steps(
+    train_step: training.TrainStep,
+    state: TrainState,
+    data: Dataset,
+    *,
+    batch_size: int,
+    arms: int,
+    turns: int = 20,
+) -> np.ndarray:
+    """What a step of each arm takes, [turns, arms].
+
+    The arms take turns: other load slows all of them alike.
+
+    Args:
+        train_step: takes a state, a batch and the number of the arm.
+        state: of one training; every step begins with it.
+        data: its first rows are the batch, repeated where there are too few.
+        batch_size: rows in the batch.
+        arms: how many there are.
+        turns: steps of each arm; one before them warms up.
+    """
+    rows = jnp.resize(data.indices.ravel(), (batch_size,))
+    batch = gather(data.arrays, BatchIndices(rows, jnp.ones(batch_size, bool)))
+    step = jax.jit(train_step).lower(state, batch, jnp.int32(0)).compile()
+    times = [time.perf_counter()]
+    for turn in range((1 + turns) * arms):
+        jax.block_until_ready(step(state, batch, jnp.int32(turn % arms)))
+        times.append(time.perf_counter())
+    return np.diff(times).reshape(-1, arms)[1:]
+
+
 def end_test(
     by_epoch: Mapping[str, Mapping[str, np.ndarray]],
 ) -> dict[str, np.ndarray]:
@@ -177,12 +210,6 @@ def mean_line(
     return x, [mean_over_runs(value, within) for value in values]
 
 
-def size_panel(title: str, ylabel: str, lines: Mapping[str, plots.Line]) -> plots.Panel:
-    """Lines over the number of images to learn from."""
-    scales = ("log", "linear")
-    return plots.Panel(title, "images to learn from", ylabel, dict(lines), scales)
-
-
 def draw_epochs(
     run: Run,
     sizes: Sequence[int],
@@ -218,9 +245,11 @@ def draw_sizes(
     lines = {arm: mean_line(sizes, values) for arm, values in test.items()}
     for name, value in (constants or {}).items():
         lines[name] = sizes, [value] * len(sizes)
-    panels = [size_panel("test", "accuracy", lines)]
+    shown = [("test", "accuracy", lines)]
     if gain is not None:
-        line = mean_line(sizes, gain, SHARE_DIFFERENCE)
-        gained = size_panel("test, paired by seed", "accuracy gained", {"": line})
-        panels.insert(0, gained)
-    plots.save_lines(run, "sizes", panels)
+        line = {"": mean_line(sizes, gain, SHARE_DIFFERENCE)}
+        shown.insert(0, ("test, paired by seed", "accuracy gained", line))
+    plots.save_lines(run, "sizes", [
+        plots.Panel(title, "images to learn from", ylabel, drawn, ("log", "linear"))
+        for title, ylabel, drawn in shown
+    ])  # fmt: skip

@@ -1,7 +1,6 @@
 """How long an optimizer's step is, weight by weight: |change| / |gradient|."""
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -9,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxstudy.parallel import map_replicas
 from jaxstudy.runs.run import SubRun
-from jaxstudy.study.problems import Problem
+from jaxstudy.study.problems import Problem, make_init
 from jaxstudy.training import TrainStep, fit, make_train_step
 from jaxstudy.types import Batch, Mean, Metrics, TrainState
 
@@ -73,11 +71,6 @@ class StepLengths(NamedTuple):
         return self.lengths[group][-1] / self.lengths[group][0]
 
 
-@functools.lru_cache(maxsize=2)  # the same for all optimizers
-def _initialisation(init: Callable) -> Callable:
-    return jax.jit(lambda keys: map_replicas(init, keys))
-
-
 def step_lengths(
     problem: Problem,
     tx: optax.GradientTransformation,
@@ -89,7 +82,7 @@ def step_lengths(
 ) -> StepLengths:
     """Train from so many seeds, and measure every four steps."""
     keys = jax.random.split(jax.random.key(seed), (seeds, 3))
-    params, extra = _initialisation(problem.model.init)(keys[:, 0])
+    params, extra = make_init(problem.model)(keys[:, 0])
     opt_state = jax.vmap(tx.init)(params)
     state = TrainState(
         jnp.zeros(seeds, jnp.int32), params, extra, opt_state, keys[:, 2]
