@@ -10,7 +10,7 @@ import html
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,7 @@ def lesson_page(name: str, lesson: Lesson) -> str:
     for missing in unresolved(text, lesson):  # which fails a strict build
         log.warning(f"docs/lessons/{name}.md: there is no {missing}")
     prose = filled(text, metrics, figure)
+    mistakes = {f"--mistake {key}": fakes for key, fakes in lesson.mistakes.items()}
     unplaced = [figure(key) for key in lesson.figures if key not in placed]
     parts = [
         f"# {lesson.number} {lesson.title}",
@@ -145,8 +146,8 @@ def lesson_page(name: str, lesson: Lesson) -> str:
         prose,
         "\n\n".join(["## Figures", *unplaced]) if unplaced else "",
         metrics_table(lesson, metrics),
-        try_it(name, lesson),
-        mistakes(name, lesson),
+        commands("Try it", name, lesson.try_it),
+        commands("Mistakes", name, mistakes),
         provenance(name, stored),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -207,22 +208,13 @@ def metrics_table(lesson: Lesson, metrics: dict[str, Any]) -> str:
     return f"## Measured\n\n{readme.table(rows)}"
 
 
-def try_it(name: str, lesson: Lesson) -> str:
-    """Changes to make on the command line, and what to expect of them."""
+def commands(title: str, name: str, options: Mapping[str, str]) -> str:
+    """What to try on the command line, and what to expect of it."""
     parts = [
-        f"```sh\npython experiments/{name}.py {options}\n```\n\n{expected}"
-        for options, expected in lesson.try_it.items()
+        f"```sh\npython experiments/{name}.py {words}\n```\n\n{expected}"
+        for words, expected in options.items()
     ]
-    return "\n\n".join(["## Try it", *parts]) if parts else ""
-
-
-def mistakes(name: str, lesson: Lesson) -> str:
-    """What mistakes can be made beside the right way, and what each one fakes."""
-    parts = [
-        f"```sh\npython experiments/{name}.py --mistake {mistake}\n```\n\n{fakes}"
-        for mistake, fakes in lesson.mistakes.items()
-    ]
-    return "\n\n".join(["## Mistakes", *parts]) if parts else ""
+    return "\n\n".join([f"## {title}", *parts]) if parts else ""
 
 
 def provenance(name: str, stored: dict[str, Any] | None) -> str:

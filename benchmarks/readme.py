@@ -132,7 +132,7 @@ def stored_figures(name: str, key: str) -> list[Path]:
 
 
 def stored_result(experiment: str) -> dict[str, Any] | None:
-    """What results/ holds of a lesson's full run, if there was one."""
+    """What results/ holds of a full run of a lesson or benchmark, if there was one."""
     path = ROOT / "results" / f"{experiment}.json"
     return json.loads(path.read_text()) if path.exists() else None
 
@@ -189,15 +189,9 @@ def table(rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
-def optimizers() -> tuple[list[list[str]], dict[str, Any]]:
-    """The table of the benchmark of optimizers, and all that was stored of it."""
-    stored = json.loads((ROOT / "results" / "optimizers.json").read_text())
-    return comparison.summary_table(stored["study"]), stored
-
-
 def optimizers_summary() -> str:
     """A row per problem: who was chosen, and how the others compare with it."""
-    _, stored = optimizers()
+    stored: Any = stored_result("optimizers")
     study = stored["study"]
     others = ("better", "not told apart", "worse")
     loss = f"its test loss (n = {study['protocol']['seeds']} seeds)"
@@ -216,8 +210,9 @@ def optimizers_summary() -> str:
 
 def optimizers_table() -> str:
     """What the benchmark of optimizers found, on each problem and in words."""
-    rows, stored = optimizers()
+    stored: Any = stored_result("optimizers")
     study, result = stored["study"], stored["result"]
+    rows = comparison.summary_table(study)
     protocol, environment = study["protocol"], stored["environment"]
     about = (
         f"`python benchmarks/optimizers.py --preset full`: {len(rows) - 1} optimizers, "
@@ -234,20 +229,17 @@ def optimizers_table() -> str:
 def problems_table() -> str:
     """What a run of each problem takes, as the baselines' studies have measured it."""
     rows = [["problem", "tier", "steps of a run", "seconds of a run, median"]]
-    measured = {}
-    for path in (ROOT / "results" / "baselines").glob("*.json"):
-        measured[path.stem] = json.loads(path.read_text())
+    missing = []
     for name in (n for names in problems.TIERS.values() for n in names):
-        if stored := measured.get(name):
-            steps = [b["step_s"] for b in stored["optimizers"].values() if b["step_s"]]
-            seconds = duration(stored["steps"] * float(np.median(steps)))
-            cells = stored["title"], stored["tier"], f"{stored['steps']:,}", seconds
-            rows.append([*cells])
-    missing = [
-        n for names in problems.TIERS.values() for n in names if n not in measured
-    ]
+        stored = stored_result(f"baselines/{name}")
+        if stored is None:
+            missing.append(name)
+            continue
+        steps = [b["step_s"] for b in stored["optimizers"].values() if b["step_s"]]
+        seconds = duration(stored["steps"] * float(np.median(steps)))
+        rows.append([stored["title"], stored["tier"], f"{stored['steps']:,}", seconds])
     note = f"\n\nNot measured yet: {', '.join(missing)}." if missing else ""
-    return (table(rows) if measured else "") + note
+    return (table(rows) if len(rows) > 1 else "") + note
 
 
 def communication_table() -> str:

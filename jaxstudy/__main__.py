@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
+from tyro.conf import Positional
+from tyro.extras import subcommand_cli_from_dict
 
 from jaxstudy.data.fetch import STEPS, fetch
 from jaxstudy.data.sources import NOTES
@@ -23,83 +23,11 @@ from jaxstudy.runs.report import write_report
 from jaxstudy.study.shares import join_shares
 from jaxstudy.types import UserError
 
-
-@dataclass(frozen=True)
-class StudyCommand:
-    """Run every experiment at one preset, go on with those begun, and report.
-
-    The data sets are fetched before the first lesson that needs any. At full, the
-    benchmark of optimizers is run too.
-    """
-
-    preset: Literal["smoke", "quick", "full"] = "quick"
-    """smoke: seconds each. quick: about a minute each. full: the README's figures."""
-    runs: Path = Path("runs")
-    """Where the run folders are."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """Write report.html over all runs under a folder."""
-
-    runs: tyro.conf.Positional[Path] = Path("runs")
-    """Where the run folders are."""
-
-
-@dataclass(frozen=True)
-class Join:
-    """Join the shares of a study (--share I/N) into the run that one job would make."""
-
-    shares: tyro.conf.Positional[tuple[Path, ...]]
-    """Their run folders, all of them, in any order."""
-    out: Path = Path("runs/joined")
-    """The run folder to write."""
-
-
-def join(command: Join) -> int:
-    """Write the folder, and let the script go on from there; its exit code."""
-    experiment = join_shares(command.shares, command.out)
-    script = [sys.executable, str(script_of(experiment))]
-    return subprocess.call([*script, "--resume", "--run-dir", str(command.out)])
-
-
-def script_of(experiment: str) -> Path:
-    """The script of an experiment. Raises UserError where there is none."""
-    for folder in ("experiments", "benchmarks"):
-        path = ROOT / folder / f"{experiment}.py"
-        if path.is_file():
-            return path
-    raise UserError(f"there is no script {experiment}.py of that run")
-
-
-@dataclass(frozen=True)
-class Export:
-    """Write what a run predicts, weights included, to a file that JAX alone reads.
-
-    It computes on a CPU, an NVIDIA GPU or a TPU.
-    """
-
-    run: tyro.conf.Positional[Path]
-    """The run folder, of a lesson that has a model to export."""
-    out: Path
-    """The file to write; it must not exist."""
-    batch_size: int = 1
-    """How many examples the exported function takes at once."""
-
-
-def export(command: Export) -> None:
-    """Write the file, and print what goes in and what comes out."""
-    load = lambda name: load_script(script_of(name))  # noqa: E731
-    print(export_run(command.run, command.out, command.batch_size, load))
-
-
-@dataclass(frozen=True)
-class Data:
-    """Fetch the data sets and weights that the lessons read, into .data."""
+# The commands: what follows `python -m jaxstudy` are their parameters.
 
 
 def data() -> None:
-    """Fetch what is not there. Raises UserError at the end if something is missing."""
+    """Fetch the data sets and weights that the lessons read, into .data."""
     try:
         missing = fetch(STEPS)
     except KeyboardInterrupt:
@@ -109,6 +37,92 @@ def data() -> None:
         raise UserError(
             f"{len(missing)} of {len(STEPS)} are missing: {', '.join(missing)}"
         )
+
+
+def study(
+    preset: Literal["smoke", "quick", "full"] = "quick", runs: Path = Path("runs")
+) -> None:
+    """Run every experiment at one preset, go on with those begun, and report.
+
+    The data sets are fetched before the first lesson that needs any. At full, the
+    benchmark of optimizers is run too. Those that failed are named at the end, and
+    those that lack data, with the command that brings them.
+
+    Args:
+        preset: smoke: seconds each. quick: about a minute each. full: the README's
+            figures.
+        runs: Where the run folders are.
+    """
+    # raises Refused where another study, or what it left running, is at work there
+    with locked(runs / "study.lock") as lock:
+        run_all(preset, runs, lock)
+
+
+def join(shares: Positional[tuple[Path, ...]], out: Path = Path("runs/joined")) -> None:
+    """Join the shares of a study (--share I/N) into the run that one job would make.
+
+    Args:
+        shares: Their run folders, all of them, in any order.
+        out: The run folder to write.
+    """
+    script = str(script_of(join_shares(shares, out)))
+    command = [sys.executable, script, "--resume", "--run-dir", str(out)]
+    if code := subprocess.call(command):
+        sys.exit(code)
+
+
+def export(run: Positional[Path], out: Path, batch_size: int = 1) -> None:
+    """Write what a run predicts, weights included, to a file that JAX alone reads.
+
+    It computes on a CPU, an NVIDIA GPU or a TPU.
+
+    Args:
+        run: The run folder, of a lesson that has a model to export.
+        out: The file to write; it must not exist.
+        batch_size: How many examples the exported function takes at once.
+    """
+    load = lambda name: load_script(script_of(name))  # noqa: E731
+    print(export_run(run, out, batch_size, load))
+
+
+def make_report(runs: Positional[Path] = Path("runs")) -> None:
+    """Write report.html over all runs under a folder.
+
+    Args:
+        runs: Where the run folders are.
+    """
+    print(write_report(runs))
+
+
+COMMANDS = {"data": data, "study": study, "join": join, "export": export,
+            "report": make_report}  # fmt: skip
+
+
+def main() -> None:
+    """Parse and run."""
+
+    def work() -> None:
+        if "" in sys.argv:
+            raise UserError("a path on the command line is empty")
+        subcommand_cli_from_dict(
+            COMMANDS,
+            prog="jaxstudy",
+            description="A deep-learning course as executable JAX research code.",
+        )
+
+    sys.exit(exit_code(work))
+
+
+# What they do
+
+
+def script_of(experiment: str) -> Path:
+    """The script of an experiment. Raises UserError where there is none."""
+    for folder in ("experiments", "benchmarks"):
+        path = ROOT / folder / f"{experiment}.py"
+        if path.is_file():
+            return path
+    raise UserError(f"there is no script {experiment}.py of that run")
 
 
 def run_to_its_end(script: Path, arguments: list[str], notes: Path, lock: Any) -> int:
@@ -134,42 +148,32 @@ def run_to_its_end(script: Path, arguments: list[str], notes: Path, lock: Any) -
         signal.signal(signal.SIGTERM, previous)
 
 
-def study(command: StudyCommand) -> None:
-    """Run the experiments one after the other; name those that failed at the end.
-
-    One that lacks data has not failed: it is named with the command that brings them.
-    Raises Refused where another study, or what it left running, is at work there.
-    """
-    with locked(command.runs / "study.lock") as lock:
-        run_all(command, lock)
-
-
-def run_all(command: StudyCommand, lock: Any) -> None:
+def run_all(preset: str, runs: Path, lock: Any) -> None:
     """Run the experiments, holding the lock of their folder."""
     failed, lacking = [], {}
-    page = command.runs / "report.html"
+    page = runs / "report.html"
     print(f"the report, written anew after each lesson: {page}", flush=True)
     scripts = sorted((ROOT / "experiments").glob("ch*.py"), key=place_in_course)
-    if command.preset == "full":
+    if preset == "full":
         scripts.append(ROOT / "benchmarks" / "optimizers.py")
     fetched = False
     for script in scripts:
         if script is not scripts[0]:
-            refresh(command.runs)
+            refresh(runs)
         if not fetched and not script.stem.startswith("ch1"):  # which needs none
             fetched = True
             try:
                 data()
             except UserError as error:
                 print(error)
-        folder = command.runs / script.stem / command.preset
-        arguments = ["--preset", command.preset, "--run-dir", str(folder)]
+        folder = runs / script.stem / preset
+        arguments = ["--preset", preset, "--run-dir", str(folder)]
         if (folder / "config.json").exists():
             arguments.append("--resume")
         if (folder / "run.lock").exists():
             with locked(folder / "run.lock"):  # or say who is at work there
                 pass
-        print(f"\n== {script.stem} ({command.preset})", flush=True)
+        print(f"\n== {script.stem} ({preset})", flush=True)
         with tempfile.TemporaryDirectory() as scratch:
             notes = Path(scratch) / "missing"
             code = run_to_its_end(script, arguments, notes, lock)
@@ -185,7 +189,7 @@ def run_all(command: StudyCommand, lock: Any) -> None:
         print("\nmissing data:")
         for name, note in lacking.items():
             print(f"  {name}: {note}")
-    print(f"\nreport: {write_report(command.runs)}")
+    print(f"\nreport: {write_report(runs)}")
     if failed:
         raise UserError(f"{len(failed)} of {len(scripts)} failed: {', '.join(failed)}")
 
@@ -202,36 +206,6 @@ def refresh(runs: Path) -> None:
         write_report(runs)
     except Exception as error:  # whatever it is, the lessons are worth more
         print(f"no report yet: {error!r}")
-
-
-def main() -> None:
-    """Parse and run."""
-
-    def work() -> None:
-        if "" in sys.argv:
-            raise UserError("a path on the command line is empty")
-        choice = tyro.cli(
-            Annotated[Data, tyro.conf.subcommand("data")]
-            | Annotated[StudyCommand, tyro.conf.subcommand("study")]
-            | Annotated[Join, tyro.conf.subcommand("join")]
-            | Annotated[Export, tyro.conf.subcommand("export")]
-            | Annotated[Report, tyro.conf.subcommand("report")],
-            prog="jaxstudy",
-            description="A deep-learning course as executable JAX research code.",
-        )  # type: ignore[call-overload]
-        if isinstance(choice, Data):
-            data()
-        elif isinstance(choice, StudyCommand):
-            study(choice)
-        elif isinstance(choice, Join):
-            if code := join(choice):
-                sys.exit(code)
-        elif isinstance(choice, Export):
-            export(choice)
-        else:
-            print(write_report(choice.runs))
-
-    sys.exit(exit_code(work))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import fcntl
 import gc
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -18,9 +17,24 @@ from unittest import mock
 # killed process may leave a torn entry, which jax would then find for ever.
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("MPLBACKEND", "Agg")
-_own_cache = "JAX_COMPILATION_CACHE_DIR" not in os.environ
-if _own_cache:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxstudy-xla-")
+_own_folders: list[str] = []  # never of a worker: it inherits the environment
+
+
+def _own_folder(variable: str) -> str:
+    """A folder of this session, which processes that it starts share."""
+    _own_folders.append(tempfile.mkdtemp(prefix="jaxstudy-"))
+    os.environ[variable] = _own_folders[-1]
+    return _own_folders[-1]
+
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _own_folder("JAX_COMPILATION_CACHE_DIR")
+# Where Python is to keep no bytecode, every process that a test starts would compile
+# two thousand modules.
+if sys.dont_write_bytecode:
+    sys.pycache_prefix = _own_folder("PYTHONPYCACHEPREFIX")
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Most of the tests' time is compiling, of programs that run once: with the old emitters
 # of loops and none of LLVM's passes, a fifth of it. Nor are there idle cores: a program
@@ -83,9 +97,10 @@ def numpy_kernels() -> Any:
     return mock.patch.object(keras.initializers.VarianceScaling, "__call__", random)
 
 
-def pytest_sessionfinish() -> None:
-    if _own_cache:  # never of a worker: it inherits the environment
-        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+def pytest_unconfigure() -> None:
+    sys.dont_write_bytecode = True  # what is imported yet would make the folder again
+    for folder in _own_folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -117,13 +132,9 @@ Start = Callable[..., Process]
 
 def load(folder: str, name: str) -> ModuleType:
     """A script as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and tyro look types up there
-    spec.loader.exec_module(module)
-    return module
+    from jaxstudy.runs.lesson import load_script
+
+    return load_script(ROOT / folder / f"{name}.py")
 
 
 Smoke = Callable[[str], Path]

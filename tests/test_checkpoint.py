@@ -164,26 +164,22 @@ def test_which_stay(keep: Keep, expected: list[int]) -> None:
     assert sorted(keep.stay(scores)) == expected
 
 
-@pytest.mark.parametrize(
-    ("keep", "expected", "best"),
-    [
+def test_which_stay_on_the_disk(tmp_path: Path) -> None:
+    for keep, expected, best in (
         (Keep("last", 2), [30, 40], None),
         (Keep("best", 2), [20, 40], 20),
         (Keep("best", 2, mode="max"), [10, 30, 40], 30),
-    ],
-)
-def test_which_stay_on_the_disk(
-    tmp_path: Path, keep: Keep, expected: list[int], best: int | None
-) -> None:
-    assert kept(tmp_path, keep, FOUR) == expected
-    assert Checkpoints(tmp_path, keep).best() == best
+    ):
+        folder = tmp_path / f"{keep.which} {keep.mode}"
+        assert kept(folder, keep, FOUR) == expected
+        assert Checkpoints(folder, keep).best() == best
 
 
-@pytest.mark.parametrize("mode", ["min", "max"])
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_never_scores(mode: Any, bad: float) -> None:
-    assert Keep("best", mode=mode).score(bad) == -math.inf
-    assert Keep("best", mode=mode).score(1e300) > -math.inf
+def test_what_is_not_finite_never_scores() -> None:
+    for keep in (Keep("best"), Keep("best", mode="max")):
+        for bad in (None, math.nan, math.inf, -math.inf):
+            assert keep.score(bad) == -math.inf
+        assert keep.score(1e300) > -math.inf
 
 
 def test_what_has_no_finite_value_never_counts_as_best(tmp_path: Path) -> None:
@@ -268,26 +264,25 @@ def test_a_flipped_bit_of_the_description_is_found_wherever_it_is(folder: Path) 
     data = path.read_bytes()
     ours = json.dumps(json.loads(data)["custom_metadata"]).encode()
     start, rng = data.index(ours), random.Random(0)
-    for place in rng.sample(range(start, start + len(ours)), 100):
+    for place in rng.sample(range(start, start + len(ours)), 40):
         put(path, flip(data, 8 * place + rng.randrange(8)))
         with contextlib.suppress(DamagedError):
             assert_is(Checkpoints(folder).load(3, tree(0)), 3)
 
 
-def largest_array_file(folder: Path, step: int, part: str) -> Path:
-    return max((folder / str(step) / part).rglob("d/*"), key=lambda p: p.stat().st_size)
+def change(folder: Path, step: int, name: str, how: Callable[[bytes], bytes]) -> None:
+    path = folder / str(step) / name
+    if path.is_dir():  # the largest of its arrays
+        path = max(path.rglob("d/*"), key=lambda p: p.stat().st_size)
+    put(path, how(path.read_bytes()))
 
 
 def damage_weights(folder: Path, step: int) -> None:
-    path = largest_array_file(folder, step, "weights")
-    data = path.read_bytes()
-    put(path, flip(data, 4 * len(data)))
+    change(folder, step, "weights", lambda data: flip(data, 4 * len(data)))
 
 
 def truncate_training(folder: Path, step: int) -> None:
-    path = largest_array_file(folder, step, "training")
-    data = path.read_bytes()
-    put(path, data[: len(data) // 2])
+    change(folder, step, "training", lambda data: data[: len(data) // 2])
 
 
 def forget_description(folder: Path, step: int) -> None:
@@ -308,13 +303,9 @@ def lose_weights(folder: Path, step: int) -> None:
 
 
 DAMAGES = [
-    damage_weights,
-    truncate_training,
-    forget_description,
-    empty_description,
-    empty_folder,
-    lose_weights,
-]
+    damage_weights, truncate_training, forget_description, empty_description,
+    empty_folder, lose_weights,
+]  # fmt: skip
 Damage = Callable[[Path, int], None]
 
 
@@ -364,7 +355,7 @@ def test_damage_again_at_the_same_step_keeps_both(folder: Path) -> None:
     assert sorted(os.listdir(folder)) == ["1", "2", "3", "damaged-3", "damaged-3-2"]
 
 
-@pytest.mark.parametrize("part", ["", "_CHECKPOINT_METADATA", "weights"])
+@pytest.mark.parametrize("part", ["", "_CHECKPOINT_METADATA"])
 def test_an_old_damaged_step_does_not_stop_saving(three: Path, part: str) -> None:
     """Whatever is wrong with a step one does not need, training goes on.
 
@@ -373,7 +364,7 @@ def test_an_old_damaged_step_does_not_stop_saving(three: Path, part: str) -> Non
     rng, folder = random.Random(1), three.parent / "old"
     damaged = [name for name in files(three, 2) if part in ("", name.parts[1])]
     assert damaged
-    for kind in ("missing", "empty", "half", "a bit flipped"):
+    for kind in ("missing", "half", "a bit flipped"):
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(three, folder)
         for name in damaged:

@@ -15,6 +15,7 @@ import pytest
 import tiny
 from jax.errors import JaxRuntimeError
 
+from jaxstudy import __main__ as program
 from jaxstudy.runs import cli, terminal
 from jaxstudy.runs.locks import locked
 from jaxstudy.runs.run import Stopped
@@ -78,100 +79,55 @@ def test_every_setting_is_an_option(call: Call) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "suggested"),
+    ("arguments", "expected"),
     [
-        ("--epoch", "--epochs"),
-        ("--resum", "--resume"),
-        ("--keepn", "--keep-n"),
-        ("--load-param", "--load-params"),
-        ("--allow-changes", "--allow-change"),
+        ("--epoch 3", "--epochs"),
+        ("--load-param a", "--load-params"),
+        ("--epochs 1.5", "--epochs"),
+        ("--epochs=", "--epochs"),
     ],
 )
-def test_an_unknown_flag_gets_a_suggestion(
-    call: Call, tmp_path: Path, wrong: str, suggested: str
+def test_what_the_parser_refuses_names_the_option(
+    call: Call, tmp_path: Path, arguments: str, expected: str
 ) -> None:
-    answer = call(wrong, "3")
+    answer = call(*arguments.split())
     assert answer.code == 2
-    assert wrong in answer.error
-    assert suggested in answer.error.replace(wrong, "", 1)
+    assert expected in answer.error
     assert contents(tmp_path) == {}
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--preset", "smok"], "did you mean 'smoke'?"),
-        (["--preset=fulll"], "did you mean 'full'?"),
-        (
-            ["--keep", "bets"],
-            "--keep takes last, every, best, not 'bets'; did you mean",
-        ),
-        (["--keep=all"], "--keep takes last, every, best, not 'all'"),
-        (["--save", "param"], "did you mean 'params'?"),
-        (["--mode", "mni"], "did you mean 'min'?"),
-        (
-            ["--kind", "nosy"],
-            "--kind takes plain, noisy, not 'nosy'; did you mean 'noi",
-        ),
-        (["--keep", "--keep-n", "3"], "--keep takes last, every, best, not '--keep-n'"),
+        # an unknown choice: the nearest
+        ("--preset smok", "did you mean 'smoke'?"),
+        ("--preset=fulll", "did you mean 'full'?"),
+        ("--kind nosy", "--kind takes plain, noisy, not 'nosy'; did you mean 'noi"),
+        ("--keep=all", "--keep takes last, every, best, not 'all'"),
+        ("--keep --keep-n 3", "--keep takes last, every, best, not '--keep-n'"),
+        # a value out of range
+        ("--epochs 0", "--epochs 0"),
+        ("--rate nan", "--rate nan"),
+        ("--rate 1e400", "--rate inf"),
+        ("--seed 4294967296", "--seed 4294967296"),
+        ("--keep-n -2", "--keep-n -2"),
+        ("--save-every nan", "--save-every nan"),
+        # what is not there
+        ("--resume", "no run in runs/tiny/quick"),
+        ("--resume --run-dir nowhere", "no run in nowhere"),
+        ("--predict 1 2 --run-dir nowhere", "no run in nowhere"),
+        ("--load-params nowhere", "no run in nowhere"),
+        ("--keep best --monitor validation.los", "--monitor validation.los: not logg"),
+        # a path of a variable that is not set
+        ("--run-dir=", "--run-dir is empty: it takes a path"),
+        ("--load-params= --preset smoke", "--load-params is empty: it takes a path"),
+        (os.fsdecode(b"--run-dir caf\xe9"), r"caf\udce9 has a name that is not UTF-8"),
     ],
 )
-def test_an_unknown_choice_gets_a_suggestion(
-    call: Call, tmp_path: Path, arguments: list[str], expected: str
+def test_what_is_wrong_is_said_and_leaves_nothing(
+    call: Call, tmp_path: Path, arguments: str, expected: str
 ) -> None:
-    assert expected in refused(call(*arguments))
-    assert contents(tmp_path) == {}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "flag", "value"),
-    [
-        (["--epochs", "0"], "--epochs", "0"),
-        (["--epochs", "-3"], "--epochs", "-3"),
-        (["--rate", "0"], "--rate", "0"),
-        (["--rate", "nan"], "--rate", "nan"),
-        (["--rate", "1e400"], "--rate", "inf"),
-        (["--seed", "-1"], "--seed", "-1"),
-        (["--seed", "4294967296"], "--seed", "4294967296"),
-        (["--keep-n", "0"], "--keep-n", "0"),
-        (["--keep-n", "-2"], "--keep-n", "-2"),
-        (["--save-every", "-1"], "--save-every", "-1"),
-        (["--save-every", "nan"], "--save-every", "nan"),
-    ],
-)
-def test_a_value_out_of_range(
-    call: Call, tmp_path: Path, arguments: list[str], flag: str, value: str
-) -> None:
-    sentence = refused(call("--preset", "smoke", *arguments))
-    assert sentence.startswith(f"{flag} {value}")
-    assert contents(tmp_path) == {}
-
-
-@pytest.mark.parametrize("value", ["many", "1.5", "", "1e3"])
-def test_a_value_of_another_type(call: Call, tmp_path: Path, value: str) -> None:
-    answer = call("--epochs", value)
-    assert answer.code == 2
-    assert "--epochs" in answer.error
-    assert contents(tmp_path) == {}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--resume"], "no run in runs/tiny/quick"),
-        (["--resume", "--run-dir", "nowhere"], "no run in nowhere"),
-        (["--predict", "1", "2", "--run-dir", "nowhere"], "no run in nowhere"),
-        (["--load-params", "nowhere"], "no run in nowhere"),
-        (
-            ["--keep", "best", "--monitor", "validation.los"],
-            "--monitor validation.los: not logged here",
-        ),
-    ],
-)
-def test_what_is_not_there(
-    call: Call, tmp_path: Path, arguments: list[str], expected: str
-) -> None:
-    assert expected in refused(call(*arguments))
+    assert expected in refused(call(*arguments.split(" ")))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -181,40 +137,29 @@ def test_a_change_has_to_be_allowed(call: Call, finished: Path, tmp_path: Path) 
     assert "already holds a run of this config" in same
     changed = refused(call(*where, "--resume", "--rate", "0.1", "--keep", "best"))
     assert "rate: 0.05 there, 0.1 here" in changed
-    assert "keep: 'last' there, 'best' here" in changed
     assert "--allow-change" in changed
-    preset = refused(call(*where, "--resume", "--preset", "full"))
-    assert "preset: 'smoke' there, 'full' here" in preset
     assert contents(finished) == before
     shutil.copytree(finished, tmp_path / "run")
     longer = ["--run-dir", "run", "--resume", "--epochs", 4, "--allow-change"]
     assert call(*longer).code == 0
-    config, result = (
-        json.loads((tmp_path / "run" / f"{name}.json").read_text())
-        for name in ("config", "result")
-    )
-    assert (config["config"]["epochs"], result["steps"]) == (4, 12)
+    assert json.loads(Path("run/result.json").read_text())["steps"] == 12
 
 
-def test_without_an_interval_the_values_are_printed(
-    capsys: Said,
-) -> None:
+def test_metrics_as_they_are_printed(capsys: Said) -> None:
+    few = {"low": None, "high": None, "n": 2, "of": "seeds"}
     metrics = {
-        "few": {"mean": 1.5, "low": None, "high": None, "n": 2, "of": "seeds",
-                "values": [1.0, 2.0]},
-        "lost": {"mean": None, "low": None, "high": None, "n": 2, "of": "seeds",
-                 "values": [1.0, None]},
-    }  # fmt: skip
+        "few": {"mean": 1.5, "values": [1.0, 2.0], **few},
+        "lost": {"mean": None, "values": [1.0, None], **few},
+        "class [/x] :bug:": 0.5,  # no markup of rich
+    }
     times = {"wall_s": 1.0, "compile_s": 0.5, "train_s": 0.2, "steps": 3}
     terminal.print_result("tiny", {"metrics": metrics, **times}, Path("run"))
-    lines = capsys.readouterr().out.splitlines()
-    few, lost = (next(x for x in lines if name in x) for name in metrics)
-    assert [c.strip() for c in few.strip("│").split("│")] == [
-        "few", "1.5", "(each: 1, 2)", "2 seeds"
-    ]  # fmt: skip
-    assert [c.strip() for c in lost.strip("│").split("│")] == [
-        "lost", "not finite", "(each: 1, -)", "2 seeds"
-    ]  # fmt: skip
+    rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines()]
+    assert [[cell.strip() for cell in row] for row in rows if row] == [
+        ["few", "1.5", "(each: 1, 2)", "2 seeds"],
+        ["lost", "not finite", "(each: 1, -)", "2 seeds"],
+        ["class [/x] :bug:", "0.5", "", ""],
+    ]
 
 
 def test_a_finished_run_prints_its_result_again(call: Call, finished: Path) -> None:
@@ -224,6 +169,19 @@ def test_a_finished_run_prints_its_result_again(call: Call, finished: Path) -> N
     assert "was finished before" in answer.out
     assert "loss 0" in answer.out
     assert contents(finished) == before
+
+
+def test_a_run_is_not_finished_if_what_it_read_has_changed(
+    call: Call, finished: Path
+) -> None:
+    shutil.copytree(finished, "begun")
+    run = ["--run-dir", "run", "--load-params", "begun", "--preset", "smoke"]
+    assert call(*run).code == 0
+    assert "was finished before" in call("--resume", "--run-dir", "run").out
+    (step,) = Path("begun/checkpoints").iterdir()
+    step.rename(step.with_name("99"))
+    sentence = refused(call("--resume", "--run-dir", "run"))
+    assert "the content of load_params" in sentence
 
 
 def test_a_run_goes_on_knowing_its_folder_alone(call: Call, tmp_path: Path) -> None:
@@ -249,27 +207,10 @@ def test_a_run_goes_on_knowing_its_folder_alone(call: Call, tmp_path: Path) -> N
     assert predictions[0].startswith("predicted ")
 
 
-def test_loaded_parameters_and_those_alone_predict_the_same(
-    call: Call, finished: Path
-) -> None:
-    begin = ["--load-params", finished, "--rate", 1e-30, "--epochs", 1]
-    assert call("--run-dir", "next", *begin).code == 0
-    alone = ["--run-dir", "params", "--preset", "smoke", "--save", "params"]
-    assert call(*alone).code == 0
-    folders = (finished, "next", "params")
-    said = {call("--predict", 1, 2, "--run-dir", folder).out for folder in folders}
-    assert len(said) == 1
-    (Path("params") / "result.json").unlink()
-    assert "--save params" in refused(call("--resume", "--run-dir", "params"))
-
-
-@pytest.mark.parametrize("values", [["1"], ["1", "x"], ["1", "2", "3"]])
-def test_what_cannot_be_predicted_from(
-    call: Call, finished: Path, values: list[str]
-) -> None:
-    answer = call("--run-dir", finished, "--predict", *values)
-    assert answer.code == 2
-    assert answer.out == ""
+def test_what_cannot_be_predicted_from(call: Call, finished: Path) -> None:
+    for values in (["1"], ["1", "x"]):
+        answer = call("--run-dir", finished, "--predict", *values)
+        assert (answer.code, answer.out) == (2, "")
 
 
 @pytest.mark.parametrize(
@@ -303,21 +244,16 @@ def test_exit_codes(capsys: Said, error: Exception, code: int, said: str) -> Non
     assert capsys.readouterr().err == said
 
 
-def test_what_the_system_refuses_is_not_the_users_error(
-    capsys: Said,
-) -> None:
-    def read(code: int) -> Callable[[], None]:
-        def work() -> None:
-            try:
-                raise OSError(code, os.strerror(code), "t.csv")
-            except OSError as error:
-                raise UserError(f"t.csv cannot be read: {error.strerror}") from error
+def test_what_the_system_refuses_is_not_the_users_error(capsys: Said) -> None:
+    for number, code in ((errno.EMFILE, 1), (errno.ENOENT, 2)):
 
-        return work
+        def work(number: int = number) -> None:
+            raise UserError("t.csv cannot be read") from OSError(number, "", "t.csv")
 
-    assert cli.exit_code(read(errno.EMFILE)) == 1
-    assert cli.exit_code(read(errno.ENOENT)) == 2
-    assert capsys.readouterr().err.count("error: t.csv cannot be read") == 2
+        assert cli.exit_code(work) == code
+        assert capsys.readouterr().err == "error: t.csv cannot be read\n"
+    with pytest.raises(ZeroDivisionError):  # what nobody expected is not hidden
+        cli.exit_code(lambda: print(1 / 0))
 
 
 @pytest.mark.parametrize("lines", [1, 100_000])  # more than a pipe and buffers hold
@@ -340,28 +276,6 @@ def test_an_output_that_is_full(capsys: Said, monkeypatch: Patch) -> None:
     assert capsys.readouterr().err == sentence
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--run-dir", ""],
-        ["--run-dir="],
-        ["--load-params", "", "--preset", "smoke"],
-    ],
-)
-def test_a_path_that_is_empty(call: Call, tmp_path: Path, arguments: list[str]) -> None:
-    flag = arguments[0].rstrip("=")
-    assert refused(call(*arguments)) == f"{flag} is empty: it takes a path"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_run_folder_that_is_not_utf8(call: Call, tmp_path: Path) -> None:
-    answer = call("--run-dir", os.fsdecode(b"caf\xe9"), "--preset", "smoke")
-    assert refused(answer) == (
-        r"the run folder caf\udce9 has a name that is not UTF-8: checkpoints need one"
-    )
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_names_that_are_not_utf8_are_printed(
     monkeypatch: Patch, tmp_path: Path
 ) -> None:
@@ -371,34 +285,23 @@ def test_names_that_are_not_utf8_are_printed(
     assert (tmp_path / "out").read_bytes() == rb"caf\udce9  caf\xe9" + b"\n"
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"metrics": {"loss": {"mean": "x"}}}'])
-def test_a_damaged_result_is_made_again(call: Call, finished: Path, text: str) -> None:
+def test_a_damaged_result_is_made_again(call: Call, finished: Path) -> None:
     shutil.copytree(finished, "run")
-    Path("run/result.json").write_text(text)
+    Path("run/result.json").write_text('{"metrics": {"loss": {"mean": "x"}}}')
     answer = call("--run-dir", "run", "--resume")
     assert answer.code == 0
     assert "run/result.json cannot be read: " in answer.error
-    results = [json.loads((f / "result.json").read_text())["metrics"]
-               for f in (Path("run"), finished)]  # fmt: skip
-    assert results[0] == results[1]
-
-
-def test_metrics_are_named_as_they_are(capsys: Said) -> None:
-    times = {"steps": 1, "wall_s": 1.0, "compile_s": 0.5, "train_s": 0.5}
-    terminal.print_result(
-        "tiny", {"metrics": {"class [/x] :bug:": 0.5}, **times}, Path("run")
+    a, b = (
+        json.loads((f / "result.json").read_text()) for f in (Path("run"), finished)
     )
-    assert "class [/x] :bug:" in capsys.readouterr().out  # no markup of rich
+    assert a["metrics"] == b["metrics"]
 
 
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
         ({"HOME": "/h", "XDG_CACHE_HOME": "/c"}, "/c"),
-        ({"HOME": "/h", "XDG_CACHE_HOME": ""}, "/h/.cache"),
         ({"HOME": "/h", "XDG_CACHE_HOME": "c"}, "/h/.cache"),  # as its standard says
-        ({"HOME": "/h"}, "/h/.cache"),
-        ({"HOME": ""}, None),
         ({"HOME": "h"}, None),
         ({}, None),
     ],
@@ -415,14 +318,6 @@ def test_where_compiled_programs_are_kept(
     assert cli._caches() == (Path(expected) if expected else None)
 
 
-def test_what_nobody_expected_is_not_hidden() -> None:
-    def work() -> None:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        cli.exit_code(work)
-
-
 # python -m jaxstudy
 
 
@@ -431,7 +326,7 @@ import sys
 from pathlib import Path
 from jaxstudy import __main__ as program
 program.ROOT = Path(sys.argv[1])
-program.study(program.StudyCommand("smoke", Path(sys.argv[2])))
+program.study("smoke", Path(sys.argv[2]))
 """
 LESSON = """
 import os, pathlib, sys, time
@@ -448,8 +343,6 @@ def test_a_killed_studys_lesson_is_noticed_by_the_next(
     capsys: Said,
     monkeypatch: Patch,
 ) -> None:
-    from jaxstudy import __main__ as program
-
     monkeypatch.setattr(program, "ROOT", tmp_path)
     monkeypatch.setattr(program, "write_report", lambda runs: runs / "report.html")
     runs, lessons = tmp_path / "runs", tmp_path / "experiments"
@@ -458,7 +351,7 @@ def test_a_killed_studys_lesson_is_noticed_by_the_next(
     (tmp_path / "study.py").write_text(STUDY)
 
     def study() -> int:
-        return cli.exit_code(lambda: program.study(program.StudyCommand("smoke", runs)))
+        return cli.exit_code(lambda: program.study("smoke", runs))
 
     first = start(tmp_path / "study.py", [tmp_path, runs])
     lines = [first.stdout.readline() for _ in range(4)]
@@ -491,7 +384,6 @@ def test_a_study_begins_with_what_needs_no_data(
     tmp_path: Path, capfd: Said, monkeypatch: Patch
 ) -> None:
     """In the order of the lessons' numbers; data that is missing stops nothing."""
-    from jaxstudy import __main__ as program
 
     def fetch(steps: object) -> dict[str, str]:
         print("fetching", flush=True)
@@ -504,7 +396,7 @@ def test_a_study_begins_with_what_needs_no_data(
     for name, number in {"ch1_b": "1.1", "ch1_a": "1.2", "ch2_a": "2.1"}.items():
         text = f'print("lesson")\nnumber="{number}"\n'
         (tmp_path / "experiments" / f"{name}.py").write_text(text)
-    program.study(program.StudyCommand("smoke", tmp_path / "runs"))
+    program.study("smoke", tmp_path / "runs")
     lines = capfd.readouterr().out.splitlines()
     kept = [x for x in lines if x.startswith(("== ", "fetching", "1 of"))]
     assert [x.split()[1 if x[0] == "=" else 0] for x in kept] == [
@@ -515,31 +407,22 @@ def test_a_study_begins_with_what_needs_no_data(
 def test_a_report_that_fails_stops_no_study(
     tmp_path: Path, capsys: Said, monkeypatch: Patch
 ) -> None:
-    from jaxstudy import __main__ as program
-
-    def write_report(runs: Path) -> Path:
-        raise ZeroDivisionError("in a chart")
-
     program.refresh(tmp_path)  # where no run is yet
-    monkeypatch.setattr(program, "write_report", write_report)
+    monkeypatch.setattr(program, "write_report", lambda runs: 1 / 0)
     program.refresh(tmp_path)
     assert capsys.readouterr().out.count("no report yet: ") == 2
 
 
-@pytest.mark.parametrize("words", [["report", ""], ["study", "--runs", ""]])
 def test_an_empty_folder_of_runs(
-    words: list[str],
-    capsys: Said,
-    monkeypatch: Patch,
-    tmp_path: Path,
+    capsys: Said, monkeypatch: Patch, tmp_path: Path
 ) -> None:
-    from jaxstudy import __main__ as program
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["jaxstudy", *words])
-    with pytest.raises(SystemExit, match="2"):
-        program.main()
-    assert capsys.readouterr().err == "error: a path on the command line is empty\n"
+    for words in (["report", ""], ["study", "--runs", ""]):
+        monkeypatch.setattr(sys, "argv", ["jaxstudy", *words])
+        with pytest.raises(SystemExit, match="2"):
+            program.main()
+        said = capsys.readouterr().err
+        assert said == "error: a path on the command line is empty\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -555,49 +438,28 @@ TABLE = "admit,gre,gpa,rank\n" + "1,500,3.1,2\n0,600,2.9,3\n" * 6
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),  # of more, in test_tabular.py
+    ("text", "arguments", "expected"),  # of more, in test_tabular.py
     [
-        ("", "t.csv is empty"),
-        (TABLE.replace("gpa", "gap"), "t.csv: column 'gpa' is missing"),
+        ("", "", "t.csv is empty"),
         (
             TABLE + "1,abc,3,1\n",
-            "t.csv, row 13 (line 14), column 'gre': 'abc' is not a number",
+            "",
+            "t.csv, row 13 (line 14), column 'gre': 'abc' is no",
         ),
-        (TABLE.replace("\n0", "\n1"), "t.csv: column 'admit' is 1 in every row"),
-        (None, "t.csv cannot be read: No such file or directory"),
+        (TABLE.replace("\n0", "\n1"), "", "t.csv: column 'admit' is 1 in every row"),
+        (None, "", "t.csv cannot be read: No such file or directory"),
+        (TABLE, "--folds 1", "--folds 1"),
+        (TABLE, "--folds 13", "--folds 13"),
+        (TABLE, "--hidden 0", "--hidden 0"),
     ],
 )
-def test_a_bad_table(
-    admission: Call, tmp_path: Path, text: str | None, expected: str
+def test_a_bad_table_and_folds_and_layers_that_cannot_be(
+    admission: Call, tmp_path: Path, text: str | None, arguments: str, expected: str
 ) -> None:
     if text is not None:
         (tmp_path / "t.csv").write_text(text)
     before = contents(tmp_path)
-    sentence = refused(admission("--csv", "t.csv", "--preset", "smoke"))
-    assert sentence.startswith(expected)
+    how = ["--csv", "t.csv", "--preset", "smoke", *arguments.split()]
+    assert refused(admission(*how)).startswith(expected)
     assert contents(tmp_path) == before
     assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--folds", "1"], "--folds 1"),
-        (["--folds", "13"], "--folds 13"),
-        (["--folds", "500"], "--folds 500"),
-        (["--hidden", "0"], "--hidden 0"),
-    ],
-)
-def test_folds_and_layers_that_cannot_be(
-    admission: Call, tmp_path: Path, arguments: list[str], expected: str
-) -> None:
-    (tmp_path / "t.csv").write_text(TABLE)
-    before = contents(tmp_path)
-    sentence = refused(admission("--csv", "t.csv", "--preset", "smoke", *arguments))
-    assert sentence.startswith(expected)
-    assert contents(tmp_path) == before
-
-
-def test_a_command_line_may_be_empty() -> None:
-    assert cli._given([]) == {}
-    assert cli._given(["--epochs=3", "--resume"]) == {"epochs": "3", "resume": ""}

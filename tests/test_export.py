@@ -43,7 +43,7 @@ def test_an_exported_run_computes_what_its_models_do(
     name: str, smoke: Smoke, tmp_path: Path, capsys: Said
 ) -> None:
     run, out = smoke(name), tmp_path / "model"
-    program.export(program.Export(run, out, BATCH))
+    program.export(run, out, BATCH)
     script, saved = saved_run(name, run)
     told = capsys.readouterr().out
     assert script.predictor.__doc__.splitlines()[0] in told
@@ -99,7 +99,7 @@ def test_the_six_lines_of_the_guide_read_it(smoke: Smoke, tmp_path: Path) -> Non
     assert len(code.split("\n")) - code.count("\n\n") - 1 == 6
     assert set(re.findall(r"^(?:from|import) (\w+)", code, re.M)) == {"jax", "pathlib"}
     run = smoke("ch1_admission")
-    program.export(program.Export(run, tmp_path / "admission.jax"))
+    program.export(run, tmp_path / "admission.jax")
     blocked = "import sys; sys.modules.update(jaxstudy=None, flax=None, orbax=None)\n"
     answer = subprocess.run(
         [sys.executable, "-c", blocked + code], cwd=tmp_path, text=True,
@@ -117,8 +117,7 @@ def test_what_cannot_be_exported_is_said(
     run, out = smoke("ch1_admission"), tmp_path / "out"
 
     def said(folder: Path, out: Path, batch_size: int = 1) -> tuple[int, str]:
-        command = program.Export(folder, out, batch_size)
-        code = exit_code(lambda: program.export(command))
+        code = exit_code(lambda: program.export(folder, out, batch_size))
         return code, capsys.readouterr().err
 
     unfinished, other, lost = (tmp_path / name for name in ("begun", "other", "lost"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxstudy.runs import terminal
-from jaxstudy.runs.lesson import Claim, Lesson, caption_of, difference, judge_claim
+from jaxstudy.runs.lesson import Claim, Lesson, difference, judge_claim, shows
 from jaxstudy.runs.statistics import (
     REAL,
     SHARE,
@@ -133,11 +133,10 @@ def test_a_claim_that_says_nothing_is_refused(
         Claim("It is so.", metrics, relation, margin)
 
 
-def test_captions_are_found_by_name_and_by_sequence() -> None:
-    figures = {"curves": "of all", "samples/epoch*": "one an epoch"}
-    assert caption_of(figures, "figures/curves.png") == "of all"
-    assert caption_of(figures, "samples/epoch_07.png") == "one an epoch"
-    assert caption_of(figures, "samples/curves.png") == ""
+def test_figures_are_found_by_name_and_by_sequence() -> None:
+    assert shows("curves", "figures/curves.png")
+    assert shows("samples/epoch*", "samples/epoch_07.png")
+    assert not shows("curves", "samples/curves.png")
 
 
 def test_the_terminal_tells_the_lesson(

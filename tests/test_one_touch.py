@@ -33,7 +33,7 @@ def test_an_optimizer_is_one_entry(
     script: Any = load("benchmarks", "optimizers")
     assert "toy" in script.Config().optimizers
     config = dataclasses.replace(
-        script.PRESETS["smoke"], optimizers=("sgd", "toy"), problems=("digits",),
+        script.PRESETS["smoke"], optimizers=("sgd", "toy"), problems=("quadratic",),
         epochs=1,
     )  # fmt: skip
     folder = tmp_path / "optimizers" / "quick"

@@ -45,7 +45,7 @@ def test_joined_shares_are_the_bytes_of_one_run(
         return run_script(SCRIPT, *arguments[2:])
 
     monkeypatch.setattr(command.subprocess, "call", call)
-    assert command.join(command.Join((shares[1], shares[0]), joined)) == 0
+    command.join((shares[1], shares[0]), joined)
     assert (joined / "study.json").read_bytes() == (whole / "study.json").read_bytes()
     metrics = [json.loads((f / "result.json").read_text()) for f in (joined, whole)]
     assert metrics[0]["metrics"] == metrics[1]["metrics"]

@@ -1,6 +1,7 @@
 """Charts of the report: SVG images for light and dark pages, always of the same bytes.
 
-A chart is {"source": a data URI, "alt": what it shows, in words}.
+A chart is {"source": a data URI, "alt": what it shows, in words}; of curves, "shared"
+is whether all panels have one vertical scale.
 """
 
 import base64
@@ -22,8 +23,7 @@ from matplotlib.ticker import NullLocator
 from jaxstudy.runs import plots
 from jaxstudy.runs.statistics import Estimate
 
-Chart = dict[str, str]
-_COLUMNS = 3  # of panels
+Chart = dict[str, Any]
 # Each colour on a light page, and on a dark one.
 INK = "#5b6570"
 DARK = {
@@ -81,7 +81,7 @@ def _grid(
     count: int, size: tuple[float, float], **how: Any
 ) -> tuple[Figure, list[Axes]]:
     """A figure of so many axes, each of this size in inches, in rows."""
-    columns = min(_COLUMNS, count)
+    columns = min(3, count)
     rows = -(-count // columns)
     figure, axes = plots.subplots(
         rows, columns, figsize=(size[0] * columns, size[1] * rows), squeeze=False, **how
@@ -95,7 +95,7 @@ def curves(panels: Sequence[ChartPanel]) -> Chart:
     """Panels side by side, with one vertical scale unless that flattens some."""
     with _style():
         shared = have_one_scale(panels)
-        everything = [curve for panel in panels for curve in panel.curves]
+        every = [curve for panel in panels for curve in panel.curves]
         figure, axes = _grid(len(panels), (3.6, 2.4), sharey=shared)
         for axis, panel in zip(axes, panels, strict=True):
             for curve in panel.curves:
@@ -111,7 +111,7 @@ def curves(panels: Sequence[ChartPanel]) -> Chart:
             axis.set_title(label(panel.title), loc="left")
             axis.set_xlabel(panel.xlabel)
             axis.locator_params("x", nbins=5)
-            if is_log(values_of(everything if shared else panel.curves)):
+            if is_log(values_of(every if shared else panel.curves)):
                 axis.set_yscale("log")
                 _plain_numbers(axis.yaxis)
             else:
@@ -126,7 +126,7 @@ def curves(panels: Sequence[ChartPanel]) -> Chart:
             for panel in panels
             for curve in panel.curves
         )
-        return {"source": _svg(figure), "alt": alt}
+        return {"source": _svg(figure), "alt": alt, "shared": shared}
 
 
 def values_of(curves: Sequence[Curve]) -> np.ndarray:
@@ -160,10 +160,8 @@ def intervals(tables: Mapping[str, Mapping[str, Estimate]]) -> Chart:
         height = 0.6 + 0.2 * max(map(len, tables.values()))
         figure, axes = _grid(len(tables), (3.6, height))
         for axis, (title, estimates) in zip(axes, tables.items(), strict=True):
-            for y, estimate in enumerate(estimates.values()):
-                plots.draw_estimate(axis, estimate, y, LINE_COLOURS[0])
-            axis.set_yticks(range(len(estimates)), map(label, estimates))
-            axis.set_ylim(len(estimates) - 0.4, -0.6)
+            plots.draw_estimates(axis, estimates, LINE_COLOURS[0])
+            axis.set(yticklabels=[*map(label, estimates)])
             axis.grid(False, axis="y")
             axis.set_title(label(title), loc="left")
             ends = [v for e in estimates.values() for v in e[:3] if v is not None]

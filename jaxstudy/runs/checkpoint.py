@@ -17,7 +17,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
@@ -45,9 +45,9 @@ class Keep:
     monitor: str = "validation.loss"
     mode: Literal["min", "max"] = "min"
 
-    def score(self, value: float) -> float:
-        """The monitored value so that larger is better; not finite is the worst."""
-        if not math.isfinite(value):
+    def score(self, value: float | None) -> float:
+        """The monitored value so that larger is better; None and inf are the worst."""
+        if value is None or not math.isfinite(value):
             return -math.inf
         return value if self.mode == "max" else -value
 
@@ -222,10 +222,7 @@ class Checkpoints:
             flush_to_disk(path)
         scores = self._scores()
         for old in scores.keys() - self.keep.stay(scores):
-            # renamed first, so that a kill leaves no half of a step
-            doomed = self.folder / f".dropped-{old}"
-            (self.folder / str(old)).rename(doomed)
-            shutil.rmtree(doomed)
+            delete_whole(self.folder / str(old))
 
     def load(self, step: int, like: dict[str, PyTree]) -> Restored:
         """Read the parts named in `like` (arrays or their shapes) of one step.
@@ -257,7 +254,8 @@ class Checkpoints:
         """The arrays of one step, proved. Raises DamagedError."""
         try:
             with _silent.silence():
-                host = ocp.load_checkpointables(folder, _numpy_like(plain))
+                like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), plain)
+                host = ocp.load_checkpointables(folder, like)
         except Exception as error:
             raise DamagedError(
                 f"its arrays cannot be read ({_brief(error)})"
@@ -291,15 +289,11 @@ class Checkpoints:
     def _scores(self) -> dict[int, float]:
         """The score of every step: -inf where it has none, or is damaged."""
         scores = dict.fromkeys(self._steps(), -math.inf)
-        if self.keep.which == "best":
-            for step in scores:
-                with contextlib.suppress(DamagedError):
-                    monitored = self._describe_step(step)["facts"].get("monitored")
-                    if monitored and monitored["name"] == self.keep.monitor:
-                        value = monitored["value"]
-                        scores[step] = self.keep.score(
-                            math.nan if value is None else value
-                        )
+        for step in scores if self.keep.which == "best" else ():
+            with contextlib.suppress(DamagedError):
+                monitored = self._describe_step(step)["facts"].get("monitored")
+                if monitored and monitored["name"] == self.keep.monitor:
+                    scores[step] = self.keep.score(monitored["value"])
         return scores
 
     def newest(
@@ -310,31 +304,39 @@ class Checkpoints:
         Damaged ones that are newer are named through `warn` and moved aside to
         `damaged-STEP`. Raises UserError when there are some and none is good.
         """
-        problems = []
-        for step in reversed(self.steps()):
-            try:
-                restored = self.load(step, like)
-            except DamagedError as error:
-                problems.append(
-                    (step, f"checkpoint {self.folder / str(step)}: {error}")
+        restored, problems = self.first_good(self.steps()[::-1], like)
+        if restored is None:
+            if problems:
+                raise UserError(
+                    "no checkpoint is good, so nothing was started: "
+                    + "; ".join(problems.values())
                 )
-                continue
-            for bad, problem in problems if processes.is_first() else ():
-                self._set_aside(bad)
-                warn(f"{problem}; going on from step {step}")
-            return restored
-        if problems:
-            listed = "; ".join(problem for _, problem in problems)
-            raise UserError(f"no checkpoint is good, so nothing was started: {listed}")
-        return None
+            return None
+        for step, problem in problems.items() if processes.is_first() else ():
+            self._set_aside(step)
+            warn(f"{problem}; going on from step {restored.step}")
+        return restored
+
+    def first_good(
+        self, steps: Iterable[int], like: dict[str, PyTree]
+    ) -> tuple[Restored | None, dict[int, str]]:
+        """The first good one of some steps, and what is wrong before it, by step."""
+        problems = {}
+        for step in steps:
+            try:
+                return self.load(step, like), problems
+            except DamagedError as error:
+                problems[step] = f"checkpoint {self.folder / str(step)}: {error}"
+        return None, problems
 
     def best(self) -> int | None:
         """The step with the best monitored value, or None where none has one."""
-        return processes.told(self._best)
 
-    def _best(self) -> int | None:
-        scores = {s: x for s, x in self._scores().items() if x > -math.inf}
-        return max(scores, key=lambda step: (scores[step], step)) if scores else None
+        def find() -> int | None:
+            scores = {s: x for s, x in self._scores().items() if x > -math.inf}
+            return max(scores, key=lambda s: (scores[s], s)) if scores else None
+
+        return processes.told(find)
 
     def _set_aside(self, step: int) -> None:
         target, i = self.folder / f"damaged-{step}", 1
@@ -344,8 +346,12 @@ class Checkpoints:
         (self.folder / str(step)).rename(target)
 
 
-def _numpy_like(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: np.empty(x.shape, x.dtype), tree)
+def delete_whole(folder: Path) -> None:
+    """Delete a folder, renamed first, so that a kill leaves all of it or none."""
+    doomed = folder.with_name(f".dropped-{folder.name}")
+    shutil.rmtree(doomed, ignore_errors=True)  # left by a kill
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _brief(error: Exception) -> str:

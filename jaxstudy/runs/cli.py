@@ -28,7 +28,7 @@ from jaxstudy.runs import terminal
 from jaxstudy.runs.files import Result, read_json
 from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run, Stopped, open_run
-from jaxstudy.runs.saved import Options, Saved, changed_files, file_hashes, read_saved
+from jaxstudy.runs.saved import Options, Saved, file_hashes, read_saved
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.types import UserError
 
@@ -219,12 +219,9 @@ def _already_finished(folder: Path, name: str, asked: Any) -> bool:
     """Print the result of a run that has one and was asked for nothing else."""
     saved: Saved[Any] = read_saved(folder, type(asked.settings), name)
     path = folder / "result.json"
-    there = saved.preset, saved.config, saved.options
-    if there != (asked.preset, asked.settings, asked.saving):
-        return False
-    if not path.exists() or changed_files(
-        saved.files, file_hashes(asked.settings, asked.saving)
-    ):
+    files = file_hashes(asked.settings, asked.saving)
+    changed = saved.changes(asked.preset, asked.settings, asked.saving, files)
+    if changed or not path.exists():
         return False
     try:
         result = read_json(path, Result)

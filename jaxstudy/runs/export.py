@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.export import Exported, export
+from jax.export import export
 
 from jaxstudy.model import Model
 from jaxstudy.runs.files import write_atomically
@@ -71,17 +71,6 @@ def seeds_predictor(
     return Predictor(mean_probabilities(model, weights), (example,))
 
 
-def export_predictor(predictor: Predictor, batch_size: int) -> Exported:
-    """The function of inputs [batch_size, ...] as StableHLO for all PLATFORMS."""
-
-    def batch(one: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((batch_size, *one.shape), one.dtype)
-
-    function = jax.jit(predictor.function)
-    inputs = jax.tree.map(batch, predictor.inputs)
-    return export(function, platforms=PLATFORMS)(*inputs)
-
-
 def export_run(
     folder: Path, out: Path, batch_size: int, load: Callable[[str], ModuleType]
 ) -> str:
@@ -104,7 +93,12 @@ def export_run(
     if not hasattr(script, "predictor"):
         raise UserError(f"{name} has no model to export: it defines no predictor()")
     saved = read_saved(folder, type(script.PRESETS["quick"]), name)
-    exported = export_predictor(script.predictor(saved), batch_size)
+    predictor = script.predictor(saved)
+    examples = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((batch_size, *a.shape), a.dtype),
+        predictor.inputs,
+    )
+    exported = export(jax.jit(predictor.function), platforms=PLATFORMS)(*examples)
     write_atomically(out, bytes(exported.serialize()))
     inputs, _ = jax.tree.unflatten(exported.in_tree, map(str, exported.in_avals))
     lines = (

@@ -23,17 +23,23 @@ from jaxstudy.types import UserError
 
 _T = TypeVar("_T")
 
-STRICT = pydantic.ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
 Step = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, pydantic.Field(ge=0)]
 Object = dict[str, pydantic.JsonValue]
 StepTimes = dict[str, dict[str, float]]  # timing.json of a study: problem, optimizer
 
 
-class Description(TypedDict):
+class Checked(TypedDict):
+    """What pydantic checks field by field; fields of other names may be there."""
+
+    __pydantic_config__ = pydantic.ConfigDict(  # type: ignore[misc]
+        strict=True, allow_inf_nan=False, extra="allow"
+    )
+
+
+class Description(Checked):
     """config.json of a run."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     schema: Literal[2]
     experiment: str
     run: str
@@ -43,20 +49,18 @@ class Description(TypedDict):
     files: dict[str, str | None]
 
 
-class Sealed(TypedDict):
+class Sealed(Checked):
     """What a run has learned beside its weights; `content` is of any type."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     experiment: str
     run: str
     content: pydantic.JsonValue
     sha256: str
 
 
-class Interval(TypedDict):
+class Interval(Checked):
     """An estimate among the metrics of a run; null is a value that is not finite."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     mean: float | None
     low: float | None
     high: float | None
@@ -65,19 +69,17 @@ class Interval(TypedDict):
     values: NotRequired[list[float | None]]
 
 
-class JudgedClaim(TypedDict):
+class JudgedClaim(Checked):
     """What a run says of a claim of its lesson."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     sentence: str
     verdict: Literal["holds", "fails", "undetermined"]
     evidence: str
 
 
-class LessonText(TypedDict):
+class LessonText(Checked):
     """What a run's lesson says of itself; figures have captions by name."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     number: str
     title: str
     question: str
@@ -87,10 +89,9 @@ class LessonText(TypedDict):
     mistakes: dict[str, str]
 
 
-class Result(TypedDict):
+class Result(Checked):
     """result.json of a run."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     metrics: dict[str, Interval | bool | int | float | str | list[Any] | None]
     steps: Step
     compile_s: Seconds
@@ -100,46 +101,41 @@ class Result(TypedDict):
     claims: NotRequired[list[JudgedClaim]]
 
 
-class Holder(TypedDict):
+class Holder(Checked):
     """A lock file: the processes that hold it, by what they are."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     host: str
     processes: dict[str, Annotated[int, pydantic.Field(gt=0, lt=2**31)]]
 
 
-class StudyProtocol(TypedDict):
+class StudyProtocol(Checked):
     """How a study was made."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     trials: int
     tuning_seeds: int
     seeds: int
 
 
-class StudyComparison(TypedDict):
+class StudyComparison(Checked):
     """What a study found."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     sentences: list[str]
     problems: Object
     overall: Object
 
 
-class Study(TypedDict):
+class Study(Checked):
     """study.json of a run, as far as every study has the same."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     schema: int
     protocol: StudyProtocol
     problems: dict[str, Object]
     comparison: StudyComparison
 
 
-class LoggedRecord(TypedDict):
+class LoggedRecord(Checked):
     """A line of metrics.jsonl: the metrics of one split after one step."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     step: Step
     split: str
     part: NotRequired[str]
@@ -238,6 +234,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def to_json(value: Any, indent: int | None = None) -> str:
     """Strict JSON, one line unless indented; what is not finite becomes null."""
     return json.dumps(_finite(value), allow_nan=False, indent=indent)
+
+
+def plain_json(value: Any) -> Any:
+    """What JSON can hold of a dataclass, or of another value that pydantic knows."""
+    return pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
 
 
 def _finite(value: Any) -> Any:

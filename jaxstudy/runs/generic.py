@@ -161,10 +161,9 @@ def _group(
     name: str, panels: Sequence[charts.ChartPanel], notes: Iterable[str]
 ) -> Drawn:
     chart = charts.curves(panels)
-    alt = f"{name}: {chart['alt']}" if name else chart["alt"]
-    shared = charts.have_one_scale(panels)
+    alt = ": ".join(filter(None, (name, chart["alt"])))
     return {"name": name, "chart": {**chart, "alt": alt}, "count": len(panels),
-            "notes": dict.fromkeys(filter(None, notes)), "shared": shared}  # fmt: skip
+            "notes": dict.fromkeys(filter(None, notes))}  # fmt: skip
 
 
 def tabulate(metrics: Mapping[str, Value]) -> dict[str, dict[str, Value]]:

@@ -9,6 +9,7 @@ import dataclasses
 import fnmatch
 import importlib.util
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,13 +121,9 @@ class Judgement(NamedTuple):
     evidence: str
 
 
-def caption_of(figures: Mapping[str, str], path: str) -> str:
-    """The caption of a file of a run, "figures/curves.png", by a lesson's `figures`."""
-    name = path.removeprefix("figures/")
-    for key, text in figures.items():
-        if fnmatch.fnmatchcase(name, f"{key}.*"):
-            return text
-    return ""
+def shows(key: str, path: str) -> bool:
+    """Whether a key of a lesson's `figures` is that of a file, "figures/curves.png"."""
+    return fnmatch.fnmatchcase(path.removeprefix("figures/"), f"{key}.*")
 
 
 def judge_claim(claim: Claim, metrics: Mapping[str, Any]) -> Judgement:
@@ -247,6 +244,7 @@ def load_script(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses and tyro look types up there
     spec.loader.exec_module(module)
     return module
 

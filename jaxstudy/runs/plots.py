@@ -117,6 +117,16 @@ def draw_estimate(
         axis.plot(estimate.values, np.full(len(estimate.values), y), "|", color=colour)
 
 
+def draw_estimates(
+    axis: Axes, estimates: Mapping[str, Estimate], colour: str = COLOURS[0]
+) -> None:
+    """Estimates one below the other, named at the left."""
+    for y, estimate in enumerate(estimates.values()):
+        draw_estimate(axis, estimate, y, colour)
+    axis.set(yticks=range(len(estimates)), yticklabels=estimates)
+    axis.set_ylim(len(estimates) - 0.4, -0.6)
+
+
 def save_intervals(
     run: Run,
     result: Mapping[str, Any],
@@ -128,10 +138,8 @@ def save_intervals(
         1, len(metrics), figsize=(5 * len(metrics), 0.6 + 0.5 * len(names)), sharey=True
     )
     for axis, metric in zip(np.atleast_1d(axes), metrics, strict=True):
-        for y, name in enumerate(names):
-            draw_estimate(axis, result[f"{name}: {metric}"], y)
-        axis.set(yticks=range(len(names)), yticklabels=names, xlabel=metric)
-        axis.set_ylim(len(names) - 0.4, -0.6)
+        draw_estimates(axis, {n: result[f"{n}: {metric}"] for n in names})
+        axis.set(xlabel=metric)
         axis.grid(alpha=0.3)
     save(figure, run, "intervals")
 
@@ -148,15 +156,13 @@ def save_differences(
     Within the margin, a grey band, differences do not matter.
     """
     figure, axis = subplots(figsize=(6, 0.9 + 0.33 * len(estimates)))
-    for y, estimate in enumerate(estimates.values()):
-        draw_estimate(axis, estimate, y)
+    draw_estimates(axis, estimates)
     axis.axvline(0, color="0.5", linewidth=1, zorder=0)
     if margin:
         axis.axvspan(-margin, margin, color="0.9", zorder=-1)
     # names of a user's columns: of any length, and their $ is no mathematics
     names = [shortened(label).replace("$", r"\$") for label in estimates]
-    axis.set(yticks=range(len(estimates)), yticklabels=names, xlabel=xlabel)
-    axis.set_ylim(len(estimates) - 0.4, -0.6)
+    axis.set(yticklabels=names, xlabel=xlabel)
     axis.grid(alpha=0.3)
     save(figure, run, name)
 

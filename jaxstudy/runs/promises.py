@@ -11,6 +11,7 @@ import numpy as np
 from jaxstudy import processes
 from jaxstudy.records import Record
 from jaxstudy.runs import plots
+from jaxstudy.runs.checkpoint import Checkpoints
 from jaxstudy.runs.lesson import Claim
 from jaxstudy.runs.run import Run, SubRun, open_run
 from jaxstudy.runs.saved import C, Options, Saved, read_saved
@@ -64,8 +65,7 @@ class Trainings(Generic[C]):
 
     def kept(self, name: str) -> list[int]:
         """The steps whose checkpoints a folder has."""
-        folder = self.folder / name / "checkpoints"
-        return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
+        return Checkpoints(self.folder / name / "checkpoints").steps()
 
     def size(self, name: str) -> int:
         """Bytes of the checkpoints in a folder."""

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image
 
@@ -21,18 +21,15 @@ from jaxstudy.runs.files import (
     Result,
     StepTimes,
     Study,
-    from_json,
     json_lines,
     read_file,
-    reason,
+    read_json,
 )
-from jaxstudy.runs.lesson import caption_of
 from jaxstudy.runs.values import Value, value_of
 from jaxstudy.study import comparison
 from jaxstudy.types import UserError
 
 TableRow = Mapping[str, Any]  # of metrics.jsonl
-_T = TypeVar("_T")
 Drawn = dict[str, Any]  # what the template has to draw
 
 MARKERS = ("config.json", "metrics.jsonl", "result.json")  # any of them makes a run
@@ -111,6 +108,7 @@ class ReportedRun:
     """What was read of one run; `problems` says what could not be."""
 
     path: str
+    folder: Path
     experiment: str = ""
     preset: str = ""
     seed: Any = None
@@ -140,10 +138,6 @@ class ReportedRun:
         """What the result says of the lesson; empty for what is none."""
         return self.result.get("lesson", {})
 
-    def caption(self, attachment: Attachment) -> str:
-        """What the lesson says to see in a figure or sample."""
-        return caption_of(self.lesson.get("figures", {}), attachment.path)
-
 
 def find_runs(root: Path) -> list[ReportedRun]:
     """Every run under a folder, which may itself be one."""
@@ -158,20 +152,20 @@ def find_runs(root: Path) -> list[ReportedRun]:
 def read_run(folder: Path, root: Path) -> ReportedRun:
     """Read a run folder as far as it can be read."""
     relative = folder.relative_to(root).as_posix()
-    run = ReportedRun(folder.resolve().name if relative == "." else relative)
-    described: Drawn = dict(_read(folder, "config.json", Description, run.problems))
+    run = ReportedRun(folder.resolve().name if relative == "." else relative, folder)
+    described = _read(run, "config.json", Description)
     run.config, run.options = described.get("config", {}), described.get("options", {})
-    run.environment = _read(folder, "environment.json", Object, run.problems)
+    run.environment = _read(run, "environment.json", Object)
     if os.path.lexists(folder / "result.json"):
         run.status = "finished"
-        run.result = dict(_read(folder, "result.json", Result, run.problems))
+        run.result = _read(run, "result.json", Result)
     if os.path.lexists(folder / "study.json"):
-        run.study = _read_study(folder, run.problems)
+        run.study = _read_study(run)
     torn = False
     if os.path.lexists(folder / "metrics.jsonl"):
-        run.records, torn = _read_records(folder, run.problems)
-    run.figures = _attachments(folder, "figures", run.problems)
-    run.samples = _attachments(folder, "samples", run.problems)
+        run.records, torn = _read_records(run)
+    run.figures = _attachments(run, "figures")
+    run.samples = _attachments(run, "samples")
     facts = {**run.result, **described}
     run.experiment = str(facts.get("experiment", folder.resolve().parent.name))
     run.preset = str(facts.get("preset", ""))
@@ -184,46 +178,42 @@ def read_run(folder: Path, root: Path) -> ReportedRun:
     return run
 
 
-def _leads_out(path: Path, folder: Path) -> bool:
+def _leads_out(run: ReportedRun, name: str) -> bool:
     """Whether a link leads out of the run folder: the page has nothing from there."""
-    inside = Path(os.path.realpath(path))
-    return not inside.is_relative_to(os.path.realpath(folder))
+    inside = Path(os.path.realpath(run.folder / name))
+    return not inside.is_relative_to(os.path.realpath(run.folder))
 
 
-def _content(folder: Path, name: str) -> bytes:
-    """A file of a run. Raises UserError where it cannot be read."""
-    if _leads_out(folder / name, folder):
+def _inside(run: ReportedRun, name: str) -> Path:
+    """The path of a file of a run. Raises UserError where it is none of the run's."""
+    if _leads_out(run, name):
         raise UserError(f"{name} is a link out of the run folder and left out")
-    return read_file(folder / name)
+    return run.folder / name
 
 
 @contextlib.contextmanager
-def _noting(folder: Path, problems: list[str]) -> Iterator[None]:
+def _noting(run: ReportedRun) -> Iterator[None]:
     """Note a UserError among the problems of a run, with paths within its folder."""
     try:
         yield
     except UserError as error:
-        problems.append(str(error).removeprefix(f"{folder}/"))
+        run.problems.append(str(error).removeprefix(f"{run.folder}/"))
 
 
-def _read(folder: Path, name: str, kind: type[_T], problems: list[str]) -> _T | Drawn:
+def _read(run: ReportedRun, name: str, kind: Any) -> Drawn:
     """What a JSON file of a run holds; empty where it is damaged."""
-    with _noting(folder, problems):
-        try:
-            return from_json(_content(folder, name), kind)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{name} cannot be read: {reason(error)}") from error
+    with _noting(run):
+        return read_json(_inside(run, name), kind)
     return {}
 
 
-def _read_study(folder: Path, problems: list[str]) -> Drawn:
+def _read_study(run: ReportedRun) -> Drawn:
     """The conclusions and the tables of a study."""
-    record: Drawn = dict(_read(folder, "study.json", Study, problems))
+    record, step_times = _read(run, "study.json", Study), {}
     if not record:
         return {}
-    step_times: Drawn = {}
-    if os.path.lexists(folder / "timing.json"):
-        step_times = dict(_read(folder, "timing.json", StepTimes, problems))
+    if os.path.lexists(run.folder / "timing.json"):
+        step_times = _read(run, "timing.json", StepTimes)
     try:
         if record["schema"] != comparison.STUDY_SCHEMA:
             raise ValueError(
@@ -242,51 +232,52 @@ def _read_study(folder: Path, problems: list[str]) -> Drawn:
             "protocol": record["protocol"],
         }
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        problems.append(f"study.json cannot be read: {error!r}")
+        run.problems.append(f"study.json cannot be read: {error!r}")
         return {}
 
 
-def _read_records(folder: Path, problems: list[str]) -> tuple[list[TableRow], bool]:
+def _read_records(run: ReportedRun) -> tuple[list[TableRow], bool]:
     """The good records of metrics.jsonl, and whether its last line is torn."""
-    with _noting(folder, problems):
-        rows, bad, torn = json_lines(_content(folder, "metrics.jsonl"), LoggedRecord)
+    with _noting(run):
+        content = read_file(_inside(run, "metrics.jsonl"))
+        rows, bad, torn = json_lines(content, LoggedRecord)
         if bad:
             where = ", ".join(map(str, [*bad][:5])) + (", ..." if len(bad) > 5 else "")
             first = next(iter(bad.values()))
-            problems.append(
+            run.problems.append(
                 f"metrics.jsonl is damaged and left out in line {where} ({first})"
             )
         return [{"part": "", **row} for row in rows], torn
     return [], False
 
 
-def _attachments(folder: Path, kind: str, problems: list[str]) -> list[Attachment]:
+def _attachments(run: ReportedRun, kind: str) -> list[Attachment]:
     """Images and texts of this kind in order; of other files only the name."""
-    where, out = folder / kind, []
-    files = [] if _leads_out(where, folder) else where.rglob("*")
+    where, out = run.folder / kind, []
+    files = [] if _leads_out(run, kind) else where.rglob("*")
     if where.is_symlink() and not files:
-        problems.append(f"{kind} is a link out of the run folder and left out")
-    names = [path.relative_to(folder).as_posix() for path in files]
+        run.problems.append(f"{kind} is a link out of the run folder and left out")
+    names = [path.relative_to(run.folder).as_posix() for path in files]
     for name in sorted(names, key=natural):
-        path = folder / name
-        if not path.is_file() or path.name.startswith("."):
-            continue
-        with _noting(folder, problems):
-            out.append(_attachment(folder, name, problems))
+        path = run.folder / name
+        if path.is_file() and not path.name.startswith("."):
+            with _noting(run):
+                out.append(_attachment(run, name))
     return out
 
 
-def _attachment(folder: Path, name: str, problems: list[str]) -> Attachment:
-    suffix = Path(name).suffix.lower()
-    if _leads_out(folder / name, folder):
+def _attachment(run: ReportedRun, name: str) -> Attachment:
+    path = run.folder / name
+    suffix = path.suffix.lower()
+    if _leads_out(run, name):
         return Attachment(f"{name} (a link out of the run folder)")
     if suffix in IMAGES:
-        data, (magic, mime) = _content(folder, name), IMAGES[suffix]
+        data, (magic, mime) = read_file(path), IMAGES[suffix]
         if data.startswith(magic):
             return Attachment(name, data, mime)
-        problems.append(f"{name} is no {suffix[1:].upper()} image")
+        run.problems.append(f"{name} is no {suffix[1:].upper()} image")
     elif suffix in TEXTS:
-        text = _content(folder, name).decode("utf-8", "replace")
+        text = read_file(path).decode("utf-8", "replace")
         text = text if len(text) < 4000 else f"{text[:4000]}\n..."
         return Attachment(name, text=text)
     return Attachment(name)

@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from jaxstudy.runs import generic, pages
 from jaxstudy.runs.files import write_atomically
-from jaxstudy.runs.lesson import caption_of
+from jaxstudy.runs.lesson import shows
 from jaxstudy.runs.reading import Attachment, Drawn, ReportedRun, find_runs, natural
 from jaxstudy.runs.values import duration, flat, plain
 from jaxstudy.types import UserError
@@ -133,12 +133,12 @@ class Section:
         """The files that the lesson has captions for, by key in its order."""
         found: dict[str, list[Attachment]] = {}
         files = [*self.run.figures, *self.run.samples]
-        for key, caption in self.lesson["figures"].items():
+        for key in self.lesson["figures"]:
             taken = [file for group in found.values() for file in group]
             found[key] = [
                 file
                 for file in files
-                if caption_of({key: caption}, file.path)
+                if shows(key, file.path)
                 and file not in taken
                 and (file.mime or file.text)
             ]

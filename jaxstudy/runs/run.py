@@ -10,7 +10,6 @@
 import contextlib
 import hashlib
 import json
-import math
 import os
 import shutil
 import signal
@@ -25,13 +24,12 @@ from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
-import pydantic
 
 from jaxstudy import processes
 from jaxstudy.messages import warn
 from jaxstudy.parallel import localized
 from jaxstudy.records import Advance, Log, Timing
-from jaxstudy.runs.checkpoint import Restored
+from jaxstudy.runs.checkpoint import Restored, delete_whole
 from jaxstudy.runs.environment import (
     compare_environment,
     environment,
@@ -42,6 +40,7 @@ from jaxstudy.runs.files import (
     LoggedRecord,
     flush_to_disk,
     json_lines,
+    plain_json,
     read_file,
     read_json,
     sha256_of_json,
@@ -53,9 +52,7 @@ from jaxstudy.runs.locks import locked
 from jaxstudy.runs.progress import Bar
 from jaxstudy.runs.saved import (
     Options,
-    changed_files,
     checkpoints_of,
-    differences,
     file_hashes,
     load_weights,
     read_saved,
@@ -113,15 +110,20 @@ class SubRun(Log):
     def begin(self, state: TrainState) -> tuple[TrainState, list[dict[str, Any]]]:
         """Go on from the newest checkpoint, or with loaded weights, or afresh.
 
-        Raises Stopped where a signal came before.
+        Raises Stopped where a signal came before, UserError where the checkpoints hold
+        no training state or none is good.
         """
         self.run.stop_if_asked()
-        restored = self.restore(*_trees(state))
+        tree = _as_saved(state)
+        restored = self._restore(tree) if self.run.resumed else None
         if restored is not None:
             fields = restored.tree["weights"] | restored.tree["training"]
             return TrainState(**fields), self.records
-        loaded = self.initial_weights(_trees(state)[0])
-        return (state._replace(**loaded) if loaded else state), []
+        folder = self.run.options.load_params
+        if folder is not None:
+            weights = load_weights(folder, tree["weights"], self.name)
+            state = state._replace(**weights)
+        return state, []
 
     def compiled(self, seconds: float, metrics: Mapping[str, list[str]]) -> None:
         """Say before training, not after, that there is no metric to monitor."""
@@ -159,7 +161,7 @@ class SubRun(Log):
             due = not within
         signum, due = self.run.agree(due)
         if signum or due or (ended and self.checkpoint_at_end):
-            self.save(chunk.step, *_trees(state))
+            self._save(chunk.step, state)
             self.saved_at = time.monotonic()
         if signum:
             raise Stopped(signum)
@@ -175,7 +177,7 @@ class SubRun(Log):
             name = "  ".join(filter(None, (self.run.place, self.name)))
             self.shown = self.bar.enter_context(Bar(chunk.total, name))
         losses = [r["loss"] for r in records if r["split"] == "train"][-1]
-        finite = [v for v in np.ravel(losses) if v is not None]
+        finite = _finite(losses)
         loss = np.median(finite) if finite else np.nan
         epoch, speed = chunk.step / chunk.per_epoch, chunk.steps / chunk.seconds
         text = (
@@ -189,72 +191,56 @@ class SubRun(Log):
         return [r for r in self.run.records if r.get("part", "") == self.name]
 
     def delete_checkpoints(self) -> None:
-        """Delete the checkpoints: what they were for is in the metrics.
-
-        They are renamed first, so that a kill leaves all of them or none.
-        """
-        if not processes.is_first():
-            return
-        folder = self.checkpoints.folder
-        doomed = folder.with_name(f".deleted-{folder.name}")
-        shutil.rmtree(doomed, ignore_errors=True)  # left by a kill
-        with contextlib.suppress(FileNotFoundError):
-            folder.rename(doomed)
-            shutil.rmtree(doomed)
+        """Delete the checkpoints: what they were for is in the metrics."""
+        if processes.is_first():
+            with contextlib.suppress(FileNotFoundError):
+                delete_whole(self.checkpoints.folder)
 
     def log(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Append {"step", "epoch", "split", names...: values} each to metrics.jsonl."""
         tag = {"part": self.name} if self.name else {}
         self.run.append([{**tag, **record} for record in records])
 
-    def save(self, step: int, weights: PyTree, training: PyTree) -> None:
+    def _save(self, step: int, state: TrainState) -> None:
         """Write a checkpoint, unless this step has one."""
         if step in self.checkpoints.steps():
             return
-        tree = {"weights": weights}
-        if self.run.options.save == "state":
-            tree["training"] = training
+        tree, keep = _as_saved(state), self.checkpoints.keep
+        if self.run.options.save == "params":
+            del tree["training"]
         facts: dict[str, Any] = {
             "timing": asdict(self.timing), "metrics": self._logged(len(self.records))
         }  # fmt: skip
-        if self.checkpoints.keep.which == "best":
-            name, value = self.checkpoints.keep.monitor, self._monitored(step)
-            finite = value if math.isfinite(value) else None
-            facts["monitored"] = {"name": name, "value": finite}
+        if keep.which == "best":
+            facts["monitored"] = {"name": keep.monitor, "value": self._monitored(step)}
         # a checkpoint that survives a power cut needs the records before it
         with contextlib.suppress(FileNotFoundError):
             flush_to_disk(self.run.folder / "metrics.jsonl")
         self.checkpoints.save(step, tree, facts)
         self.run.save_attempts()
 
-    def restore(self, weights: PyTree, training: PyTree) -> Restored | None:
-        """The newest good state to go on from; later metrics are dropped.
-
-        Only a resumed run has one. Raises UserError when the checkpoints hold no
-        training state, or none is good.
-        """
-        if not self.run.resumed:
-            return None
+    def _restore(self, like: dict[str, PyTree]) -> Restored | None:
+        """The newest good state to go on from; later metrics are dropped."""
         if self.checkpoints.steps() and self.run.options.save == "params":
             raise UserError(
                 f"{self.run.folder} was run with --save params, so it cannot go on; "
                 f"start another run with --load-params {self.run.folder}"
             )
-        tree = {"weights": weights, "training": training}
-        restored = self.checkpoints.newest(tree, warn)
+        restored = self.checkpoints.newest(like, warn)
         reached = -1 if restored is None else restored.step
         self.run.drop_records(
             lambda r: r.get("part", "") == self.name and r["step"] > reached
         )
-        timing = {} if restored is None else restored.facts["timing"]
-        self.timing = Timing(**timing)
-        if restored is not None:
-            logged = restored.facts["metrics"]
-            if self._logged(logged["rows"]) != logged:
-                raise UserError(
-                    f"{self.run.folder / 'metrics.jsonl'} is damaged: its records "
-                    f"up to step {restored.step} are not those that were logged"
-                )
+        if restored is None:
+            self.timing = Timing()
+            return None
+        self.timing = Timing(**restored.facts["timing"])
+        logged = restored.facts["metrics"]
+        if self._logged(logged["rows"]) != logged:
+            raise UserError(
+                f"{self.run.folder / 'metrics.jsonl'} is damaged: its records "
+                f"up to step {restored.step} are not those that were logged"
+            )
         return restored
 
     def _logged(self, count: int) -> dict[str, Any]:
@@ -262,28 +248,22 @@ class SubRun(Log):
         text = "".join(to_json(record) for record in self.records[:count])
         return {"rows": count, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
-    def initial_weights(self, like: PyTree) -> PyTree | None:
-        """The weights that --load-params names, in the structure of `like`."""
-        folder = self.run.options.load_params
-        return None if folder is None else load_weights(folder, like, self.name)
-
-    def _monitored(self, step: int) -> float:
+    def _monitored(self, step: int) -> float | None:
+        """The monitored metric after a step, of replicas the mean, where finite."""
         split, _, name = self.run.options.monitor.partition(".")
         for record in reversed(self.records):
-            if record["step"] == step and record["split"] == split:
+            if (record["step"], record["split"]) == (step, split):
                 value = record.get(name)
-                values = value if isinstance(value, list) else [value]
-                finite = [v for v in values if v is not None]
-                whole = len(finite) == len(values)
-                return sum(finite) / len(finite) if whole else math.nan
-        return math.nan
+                values: list[Any] = value if isinstance(value, list) else [value]
+                return None if None in values else sum(values) / len(values)
+        return None
 
 
-def _trees(state: TrainState) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
-    """A state as a checkpoint has it: its weights, and the rest."""
-    fields = state._asdict()
-    weights = {name: fields.pop(name) for name in ("params", "extra")}
-    return weights, fields
+def _as_saved(state: TrainState) -> dict[str, PyTree]:
+    """A state as a checkpoint has it: its weights, and what training needs beside."""
+    training = state._asdict()
+    weights = {name: training.pop(name) for name in ("params", "extra")}
+    return {"weights": weights, "training": training}
 
 
 @dataclass(frozen=True)
@@ -325,10 +305,7 @@ class Run:
     def figures(self) -> Path:
         """The folder for PNG figures. Raises Stopped after a signal."""
         self.stop_if_asked()
-        return self._made("figures")
-
-    def _made(self, name: str) -> Path:
-        path = self.folder / name
+        path = self.folder / "figures"
         path.mkdir(exist_ok=True)
         return path
 
@@ -380,20 +357,15 @@ class Run:
         if self._board is None:
             import tensorboardX  # only with --tensorboard
 
-            self._board = tensorboardX.SummaryWriter(str(self._made("tensorboard")))
+            self._board = tensorboardX.SummaryWriter(str(self.folder / "tensorboard"))
         for record in records:
             for name, value in record.items():
                 if name in ("part", "split", "step", "epoch"):
                     continue
-                values = value if isinstance(value, list) else [value]
-                finite = [v for v in values if v is not None]
-                tag = "/".join(
-                    filter(None, (record.get("part"), record["split"], name))
-                )
-                if finite:
-                    self._board.add_scalar(
-                        tag, sum(finite) / len(finite), record["step"]
-                    )
+                tags = filter(None, (record.get("part"), record["split"], name))
+                if finite := _finite(value):
+                    mean = sum(finite) / len(finite)
+                    self._board.add_scalar("/".join(tags), mean, record["step"])
         self._board.flush()
 
     def on_signal(self, signum: int, frame: FrameType | None) -> None:
@@ -420,11 +392,6 @@ class Run:
         signum, any_due = processes.largest(self.signum or 0, int(due))
         return signum, bool(any_due)
 
-    @property
-    def wall_s(self) -> float:
-        """Seconds that all attempts at this run took, this one included."""
-        return sum(self.attempts.wall_s) + time.monotonic() - self.started
-
     def save_attempts(self) -> None:
         """Write attempts.json: what a resumed run cannot measure."""
         self._attempts_saved = time.monotonic()
@@ -438,7 +405,8 @@ class Run:
     ) -> dict[str, Any]:
         """Write result.json, the last file of a run, and return what it holds."""
         timings = [sub_run.timing for sub_run in self.sub_runs.values()]
-        train_s, wall_s = sum(t.train_s for t in timings), self.wall_s
+        train_s = sum(t.train_s for t in timings)
+        wall_s = sum(self.attempts.wall_s) + time.monotonic() - self.started
         examples = sum(t.examples for t in timings)
         result = {
             "schema": CONFIG_SCHEMA,
@@ -463,8 +431,8 @@ class Run:
 
     def write_sealed(self, name: str, value: Any) -> None:
         """Write JSON that `read_sealed` proves to be this run's, and unchanged."""
-        content = pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
-        sealed = {"experiment": self.experiment, "run": self.id, "content": content}
+        content = {"content": plain_json(value)}
+        sealed = {"experiment": self.experiment, "run": self.id, **content}
         text = json.dumps(
             {**sealed, "sha256": sha256_of_json(sealed)}, indent=1, ensure_ascii=False
         )
@@ -493,21 +461,9 @@ def _read_attempts(path: Path) -> Attempts:
         return Attempts()
 
 
-def _plain_json(value: Any) -> Any:
-    return pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
-
-
-def _describe_config(run: Run) -> str:
-    fields = {
-        "schema": CONFIG_SCHEMA,
-        "experiment": run.experiment,
-        "run": run.id,
-        "preset": run.preset,
-        "config": _plain_json(run.config),
-        "options": _plain_json(run.options),
-        "files": dict(run.files),
-    }
-    return json.dumps(fields, indent=1) + "\n"
+def _finite(value: Any) -> list[float]:
+    """The values of a logged metric, of one replica or of each, that are finite."""
+    return [v for v in (value if isinstance(value, list) else [value]) if v is not None]
 
 
 @contextlib.contextmanager
@@ -530,40 +486,38 @@ def open_run(
     Of several processes the first one holds it, and each other has a folder for the
     time being, with what is there and the same checkpoints.
     """
-    options = options or Options()
-    hold = _hold(folder, experiment, preset, config, options, resume, allow_change)
+    run = Run(folder, experiment, preset, config, options or Options(), resume)
     if not processes.are_several():
-        with hold as run:
+        with _hold(run, allow_change):
             yield run
         return
-    _check_processes(experiment, preset, config, options)
+    _check_processes(run)
     with contextlib.ExitStack() as stack:
-        held = []
 
         def begin() -> list[str]:
-            held.append(stack.enter_context(hold))
-            return [str(folder.absolute()), held[0].id]
+            stack.enter_context(_hold(run, allow_change))
+            return [str(folder.absolute()), run.id]
 
-        home, run_id = processes.told(begin)
-        if not held:
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            run = Run(scratch, experiment, preset, config, options, resume, run_id)
+        home, run.id = processes.told(begin)
+        if not processes.is_first():
+            run.folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             stack.enter_context(_signals_noted(run))
-            held.append(run)
-        processes.together(lambda: _follow(held[0], Path(home)))
-        yield held[0]
+        processes.together(lambda: _follow(run, Path(home)))
+        yield run
         if not processes.is_first():  # which asks for itself
-            held[0].stop_if_asked()
+            run.stop_if_asked()
 
 
-def _check_processes(experiment: str, preset: str, config: Any, options: Any) -> None:
+def _check_processes(run: Run) -> None:
     """Raise UserError where another process was started as something else."""
+    hashes = file_hashes(run.config, run.options)
+    settings = [plain_json(run.config), plain_json(run.options)]
     processes.check_same(
         {
             "source code": source_hash(),
-            "experiment": (experiment, preset),
-            "configuration": json.dumps([_plain_json(config), _plain_json(options)]),
-            "content of a file it is given": json.dumps(file_hashes(config, options)),
+            "experiment": (run.experiment, run.preset),
+            "configuration": json.dumps(settings),
+            "content of a file it is given": json.dumps(hashes),
         }
     )
 
@@ -605,60 +559,80 @@ def _signals_noted(run: Run) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _hold(
-    folder: Path,
-    experiment: str,
-    preset: str,
-    config: Any,
-    options: Options,
-    resume: bool,
-    allow_change: bool,
-) -> Iterator[Run]:
+def _hold(run: Run, allow_change: bool) -> Iterator[None]:
     """`open_run` of one process, or the first."""
-    path = folder / "config.json"
-    if resume and not os.path.isfile(path):
+    folder, path = run.folder, run.folder / "config.json"
+    if run.resumed and not os.path.isfile(path):
         raise UserError(f"there is nothing to resume in {folder}: no config.json")
-    files = file_hashes(config, options)  # may take long: before the lock
-    created = _make_folder(folder)
-    lock = contextlib.ExitStack()
-    lock.enter_context(locked(folder / "run.lock"))
-    run = Run(folder, experiment, preset, config, options, resumed=resume, files=files)
-    fresh, before = False, None
     try:
+        str(folder.absolute()).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the run folder {folder} has a name that is not UTF-8: checkpoints need "
+            "one"
+        ) from error
+    run.files = file_hashes(run.config, run.options)  # may take long: before the lock
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_no_empty_folders(folder))
+        stack.enter_context(locked(folder / "run.lock"))
+        stack.enter_context(_signals_noted(run))
         _check_contents(run, allow_change)
-        fresh = not resume
-        for leftover in folder.glob(".*.json*.[0-9]*"):  # of a kill while writing
-            leftover.unlink()
-        lock.enter_context(_signals_noted(run))
-        if resume:
-            run.records = _read_records(folder / "metrics.jsonl")
-            run.attempts = _read_attempts(folder / "attempts.json")
-            compare_environment(folder)
-            before = path.read_text(encoding="utf-8")
-        else:
-            text = json.dumps(environment(), indent=1) + "\n"
-            write_atomically(folder / "environment.json", text)
-        write_atomically(path, _describe_config(run))
-        yield run
-        run.stop_if_asked()  # all is done, but whoever asked may have more to stop
-    except (UserError, OSError) as error:
-        if not os.path.isdir(folder):
-            raise Refused(f"{folder} was removed while it was in use") from error
-        with contextlib.suppress(OSError):
-            if fresh and not run.records:
-                for name in ("config.json", "environment.json", "attempts.json"):
-                    (folder / name).unlink(missing_ok=True)
-            if before is not None and not run.changed:
-                write_atomically(path, before)
-        raise
+        before = path.read_text(encoding="utf-8") if run.resumed else None
+        try:
+            _begin(run)
+            yield
+            run.stop_if_asked()  # all is done, but whoever asked may have more to stop
+        except (UserError, OSError) as error:
+            if not os.path.isdir(folder):
+                raise Refused(f"{folder} was removed while it was in use") from error
+            with contextlib.suppress(OSError):
+                if before is None and not run.records:
+                    for name in ("config.json", "environment.json", "attempts.json"):
+                        (folder / name).unlink(missing_ok=True)
+                if before is not None and not run.changed:
+                    write_atomically(path, before)
+            raise
+        finally:
+            if run.changed:
+                with contextlib.suppress(OSError):  # so that an earlier error is told
+                    run.save_attempts()
+            if run._board is not None:
+                run._board.close()  # its flush does not wait for what is in the queue
+
+
+def _begin(run: Run) -> None:
+    """Read what an earlier attempt left, and write what this one is."""
+    for leftover in run.folder.glob(".*.json*.[0-9]*"):  # of a kill while writing
+        leftover.unlink()
+    if run.resumed:
+        run.records = _read_records(run.folder / "metrics.jsonl")
+        run.attempts = _read_attempts(run.folder / "attempts.json")
+        compare_environment(run.folder)
+    else:
+        text = json.dumps(environment(), indent=1) + "\n"
+        write_atomically(run.folder / "environment.json", text)
+    config = {
+        "schema": CONFIG_SCHEMA,
+        "experiment": run.experiment,
+        "run": run.id,
+        "preset": run.preset,
+        "config": plain_json(run.config),
+        "options": plain_json(run.options),
+        "files": dict(run.files),
+    }
+    text = json.dumps(config, indent=1) + "\n"
+    write_atomically(run.folder / "config.json", text)
+
+
+@contextlib.contextmanager
+def _no_empty_folders(folder: Path) -> Iterator[None]:
+    """In the end, remove a folder and its parents that were created and are empty."""
+    # not Path.exists, which raises where a parent may not be searched
+    missing = [p for p in (folder, *folder.parents) if not os.path.exists(p)]
+    try:
+        yield
     finally:
-        if run.changed:
-            with contextlib.suppress(OSError):  # so that an earlier error is told
-                run.save_attempts()
-        if run._board is not None:
-            run._board.close()  # its flush does not wait for what is in the queue
-        lock.close()
-        for path in created:  # only those that stayed empty go
+        for path in missing:
             with contextlib.suppress(OSError):
                 path.rmdir()
 
@@ -673,12 +647,8 @@ def _check_contents(run: Run, allow_change: bool) -> None:
                 )
         return
     saved = read_saved(run.folder, type(run.config), run.experiment)
-    changed = differences(saved.config, run.config)
-    changed += differences(saved.options, run.options)
-    changed += changed_files(saved.files, run.files)
+    changed = saved.changes(run.preset, run.config, run.options, run.files)
     run.id = saved.id
-    if saved.preset != run.preset:
-        changed.append(f"preset: {saved.preset!r} there, {run.preset!r} here")
     if not run.resumed:
         what = f"another config ({'; '.join(changed)})" if changed else "this config"
         raise UserError(
@@ -690,26 +660,3 @@ def _check_contents(run: Run, allow_change: bool) -> None:
             f"{run.folder} holds a run of another config ({'; '.join(changed)}); "
             "--allow-change goes on with the new one, --run-dir starts another"
         )
-
-
-def _make_folder(folder: Path) -> list[Path]:
-    """Create a folder; returns it and the parents that did not exist, deepest first."""
-    try:
-        str(folder.absolute()).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"the run folder {folder} has a name that is not UTF-8: checkpoints need "
-            "one"
-        ) from error
-    # not Path.exists, which raises where a parent may not be searched
-    missing = [p for p in (folder, *folder.parents) if not os.path.exists(p)]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "run.lock", "a"):
-            pass
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"the run folder {folder} cannot be written: {reason}"
-        ) from error
-    return missing

@@ -13,7 +13,7 @@ import pydantic
 from jaxstudy.messages import warn
 from jaxstudy.model import Model
 from jaxstudy.parallel import Layout
-from jaxstudy.runs.checkpoint import Checkpoints, DamagedError, Keep
+from jaxstudy.runs.checkpoint import Checkpoints, Keep
 from jaxstudy.runs.files import Description, Sealed, read_json, reason, sha256_of_json
 from jaxstudy.types import PyTree, UserError
 
@@ -57,6 +57,28 @@ class Saved(Generic[C]):
     id: str
     files: Mapping[str, str | None]
 
+    def changes(
+        self, preset: str, config: C, options: Options, files: Mapping[str, str | None]
+    ) -> list[str]:
+        """Where what is asked for differs: "epochs: 50 there, 60 here"."""
+
+        def sha256(text: str | None) -> str:
+            return "not readable" if text is None else f"SHA-256 {text[:12]}..."
+
+        pairs = [
+            (name, repr(value), repr(getattr(asked, name)))
+            for there, asked in ((self.config, config), (self.options, options))
+            for name, value in vars(there).items()
+            if value != getattr(asked, name)
+        ] + [
+            (f"the content of {name}", sha256(self.files[name]), sha256(files[name]))
+            for name in self.files.keys() & files.keys()
+            if self.files[name] != files[name]
+        ]
+        if preset != self.preset:
+            pairs.append(("preset", repr(self.preset), repr(preset)))
+        return [f"{name}: {there} there, {here} here" for name, there, here in pairs]
+
     def weights(self, like: PyTree, part: str = "", step: int | None = None) -> PyTree:
         """The weights of one training; see `load_weights`."""
         return load_weights(self.folder, like, part, step)
@@ -87,8 +109,8 @@ def read_saved(folder: Path, config_type: type[C], experiment: str) -> Saved[C]:
         raise UserError(
             f"{folder} holds a run of {fields['experiment']}, not of {experiment}"
         )
-    config = _record(config_type, "config", folder)
-    options = _record(Options, "options", folder)
+    config = _record(config_type, "config", folder, fields)
+    options = _record(Options, "options", folder, fields)
     return Saved(
         folder, experiment, fields["preset"], config, options,
         fields["run"], fields["files"],
@@ -100,9 +122,11 @@ def read_experiment(folder: Path) -> str:
     return _read_config(folder)["experiment"]
 
 
-def _record(kind: type[C], name: Literal["config", "options"], folder: Path) -> C:
+def _record(
+    kind: type[C], name: Literal["config", "options"], folder: Path, fields: Description
+) -> C:
     """The dataclass that one field of config.json describes."""
-    stored = _read_config(folder)[name]
+    stored = fields[name]
     try:
         unknown = set(stored) - set(kind.__dataclass_fields__)  # type: ignore[attr-defined]
         if unknown:
@@ -151,27 +175,22 @@ def load_weights(
     unless given. `like` holds arrays or their shapes. Raises UserError where no good
     checkpoint fits.
     """
-    options, fields = _record(Options, "options", folder), _read_config(folder)
+    fields = _read_config(folder)
+    options = _record(Options, "options", folder, fields)
     checkpoints = checkpoints_of(
         folder, options, fields["experiment"], fields["run"], part
     )
-    keep = checkpoints.keep
-    steps = list(reversed(checkpoints.steps())) if step is None else [step]
-    if step is None and keep.which == "best":
-        best = checkpoints.best()
-        steps = [best, *(s for s in steps if s != best)] if best is not None else steps
-    problems = []
-    for candidate in steps:
-        try:
-            weights = checkpoints.load(candidate, {"weights": like}).tree["weights"]
-        except DamagedError as error:
-            problems.append(f"{checkpoints.folder / str(candidate)}: {error}")
-            continue
-        if problems:
-            warn(f"{'; '.join(problems)}; step {candidate} is used")
-        return weights
-    detail = f": {'; '.join(problems)}" if problems else ""
-    raise UserError(f"no checkpoint that fits in {checkpoints.folder}{detail}")
+    steps = checkpoints.steps()[::-1] if step is None else [step]
+    if step is None and (best := checkpoints.best()) is not None:
+        steps = [best, *(s for s in steps if s != best)]
+    restored, problems = checkpoints.first_good(steps, {"weights": like})
+    listed = "; ".join(problems.values())
+    if restored is None:
+        detail = f": {listed}" if listed else ""
+        raise UserError(f"no checkpoint that fits in {checkpoints.folder}{detail}")
+    if problems:
+        warn(f"{listed}; step {restored.step} is used")
+    return restored.tree["weights"]
 
 
 def checkpoints_of(
@@ -220,26 +239,3 @@ def _sha256_of_path(path: Path) -> str | None:
         return digest.hexdigest()
     except OSError:
         return None
-
-
-def changed_files(
-    there: Mapping[str, str | None], here: Mapping[str, str | None]
-) -> list[str]:
-    """Where the files of two runs of the same settings differ."""
-
-    def shown(sha256: str | None) -> str:
-        return "not readable" if sha256 is None else f"SHA-256 {sha256[:12]}..."
-
-    return [
-        f"the content of {name}: {shown(there[name])} there, {shown(here[name])} here"
-        for name in there.keys() & here.keys()
-        if there[name] != here[name]
-    ]
-
-
-def differences(stored: Any, asked: Any) -> list[str]:
-    """Where two dataclasses of one type differ: "epochs: 50 there, 60 here"."""
-    pairs = [
-        (name, value, getattr(asked, name)) for name, value in vars(stored).items()
-    ]
-    return [f"{n}: {old!r} there, {new!r} here" for n, old, new in pairs if old != new]

@@ -54,12 +54,6 @@ class Estimate(NamedTuple):
         return fields
 
 
-def values_text(estimate: Mapping[str, Any]) -> str:
-    """What is shown of an estimate in result.json that has no interval: its values."""
-    values = estimate.get("values") or ()
-    return "each: " + ", ".join("-" if v is None else f"{v:.4g}" for v in values)
-
-
 def estimate_texts(estimate: Mapping[str, Any]) -> tuple[str, str]:
     """An estimate in result.json as it is shown: ("0.693", "[0.650, 0.733]").
 
@@ -71,8 +65,10 @@ def estimate_texts(estimate: Mapping[str, Any]) -> tuple[str, str]:
         for v in (estimate[name] for name in ("mean", "low", "high"))
     )
     if mean is None or low is None or high is None:
-        each = f"({values_text(estimate)})" if estimate.get("values") else ""
-        return "not finite" if mean is None else f"{mean:.4g}", each
+        values = estimate.get("values") or ()
+        each = ", ".join("-" if v is None else f"{v:.4g}" for v in values)
+        shown = "not finite" if mean is None else f"{mean:.4g}"
+        return shown, f"(each: {each})" if each else ""
     half = (high - low) / 2
     digits = max(0, 1 - math.floor(math.log10(half))) if half > 0 else math.inf
     form = f",.{digits}f" if digits <= 6 else ".4g"
@@ -211,13 +207,6 @@ def interquartile_mean_over_seeds(
     return Estimate(interquartile_mean(values), low, high, n, "seeds", _kept(values))
 
 
-def _losses(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if np.isnan(a).any() or np.isnan(b).any():
-        raise ValueError("a loss is NaN; a run that diverged counts as inf")
-    return a, b
-
-
 class PairedTest(NamedTuple):
     """A two-sided p value, and the smallest that its n pairs could have given.
 
@@ -244,7 +233,9 @@ def paired_test(a: np.ndarray, b: np.ndarray) -> PairedTest:
     (1 + count) / (1 + 99,999). Raises ValueError for other shapes, n < 2, or NaN.
     Source: Wilcoxon 1945; zeros as in Pratt 1959.
     """
-    a, b = _losses(a, b)
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if np.isnan(a).any() or np.isnan(b).any():
+        raise ValueError("a loss is NaN; a run that diverged counts as inf")
     if a.ndim != 1 or a.shape != b.shape or len(a) < 2:
         raise ValueError(f"two pairs or more, [n] and [n], not {a.shape} and {b.shape}")
     n, flips = len(a), 99_999

@@ -9,7 +9,7 @@ import rich.padding
 import rich.table
 import rich.text
 
-from jaxstudy.runs.lesson import Lesson, caption_of
+from jaxstudy.runs.lesson import Lesson, shows
 from jaxstudy.runs.statistics import estimate_texts
 
 MAX_ROWS = 12  # of the table of metrics
@@ -92,7 +92,7 @@ def _print_next(
     ]
     figures = {}
     for key, caption in lesson["figures"].items():
-        found = [p for p in paths if caption_of({key: caption}, p)]
+        found = [path for path in paths if shows(key, path)]
         figures |= {folder / path: caption for path in found[-1:]}
     if figures:
         console.print("\nlook at", style="bold")
