@@ -106,7 +106,7 @@ def over_replicas(
 
     own: a tree of the structure of the inputs or of the beginning of it, true where
     each replica has its own part of an array [L, ...] and false where all share it; the
-    first input is each one's own. mode: see `vectorises`. A mesh shares out the replicas
+    first input is each one's own. mode: see `vectorises`. A mesh shares replicas out
     among its devices.
     """
 

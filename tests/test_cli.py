@@ -463,3 +463,13 @@ def test_a_bad_table_and_folds_and_layers_that_cannot_be(
     assert refused(admission(*how)).startswith(expected)
     assert contents(tmp_path) == before
     assert not (tmp_path / "runs").exists()
+
+
+def test_sums_in_a_fixed_order_are_a_flag_of_xla(monkeypatch: Patch) -> None:
+    """Beside the flags that the user set, which stay."""
+    for asked in (False, True):
+        monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+        cli._prepare_jax(asked)
+        first, *others = os.environ["XLA_FLAGS"].split()
+        assert first == "--xla_backend_optimization_level=0"
+        assert others == ["--xla_gpu_deterministic_ops=true"] * asked

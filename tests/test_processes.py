@@ -127,7 +127,7 @@ def test_jax_is_prepared_before_processes_join(
 
     for name, value in KUBEFLOW.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(cli, "_prepare_jax", lambda: calls.append("prepare"))
+    monkeypatch.setattr(cli, "_prepare_jax", lambda _: calls.append("prepare"))
     monkeypatch.setattr(processes, "join_processes", join)
     assert ask(tiny, "--run-dir", tmp_path / "run", "--heartbeat", 7).code == 2
     assert calls == ["prepare", "join 7"]

@@ -82,8 +82,9 @@ def experiment(
 
     def work() -> None:
         if processes.find_launch(os.environ):
-            _prepare_jax()  # joining looks at the devices, which starts JAX
-            heartbeat = _given(sys.argv[1:]).get("heartbeat", "")
+            given = _given(sys.argv[1:])
+            _prepare_jax("deterministic" in given)  # joining starts JAX
+            heartbeat = given.get("heartbeat", "")
             processes.join_processes(int(heartbeat) if heartbeat.isdecimal() else 60)
         _experiment(main, presets, lesson, actions)
 
@@ -201,7 +202,7 @@ def _experiment(
         return None
     if lesson:
         terminal.print_question(lesson)
-    _prepare_jax()
+    _prepare_jax(asked.saving.deterministic)
     with open_run(
         folder, name, asked.preset, asked.settings, asked.saving,
         resume=asked.resume, allow_change=asked.allow_change,
@@ -323,20 +324,24 @@ def _validate(*records: Any) -> None:
             ) from error
 
 
-def _prepare_jax() -> None:
+def _prepare_jax(deterministic: bool) -> None:
     """Keep compiled programs between processes, unless the user set a cache.
 
     And let each core be a device, so that replicas are shared among them: a small step
     keeps one core busy at most. On a GPU or TPU this changes nothing. LLVM's last level
     of optimisation takes a third of a lesson's compiling, and gains nothing measurable.
+    deterministic: a GPU adds in a fixed order.
     """
     import jax
 
     with contextlib.suppress(RuntimeError):  # JAX has started, with what it has
         flags = os.environ.get("XLA_FLAGS", "")
-        if "xla_backend_optimization_level" not in flags:
-            level = "--xla_backend_optimization_level=2"
-            os.environ["XLA_FLAGS"] = f"{flags} {level}".strip()
+        own = {"xla_backend_optimization_level": "2"}
+        own |= {"xla_gpu_deterministic_ops": "true"} if deterministic else {}
+        missing = [
+            f"--{name}={value}" for name, value in own.items() if name not in flags
+        ]
+        os.environ["XLA_FLAGS"] = " ".join([*flags.split(), *missing])
         if "xla_force_host_platform_device_count" not in flags:
             jax.config.update("jax_num_cpu_devices", usable_cores())
     if jax.config.values["jax_compilation_cache_dir"] is None:

@@ -41,6 +41,8 @@ class Options:
     """Begin with the weights of this run folder instead of fresh ones."""
     devices: Layout = "replicas"
     """replicas: each device trains some. data: devices share every batch, too."""
+    deterministic: bool = False
+    """On a GPU, sums in a fixed order: the same bits again, more slowly."""
     tensorboard: bool = False
     """Also write TensorBoard event files, to RUN_DIR/tensorboard."""
 
