@@ -73,9 +73,9 @@ LESSON = Lesson(
     ),
     figures={
         "paths": "Each optimizer's way down a ravine at its own best rate, from the "
-        "dot to the star. Look at the zigzag across the walls, and at how far each "
-        "gets along the floor in the same number of steps: the title says how far from "
-        "the minimum it ends.",
+        "large dot to the star, in the same number of steps. A small dot is a step: "
+        "where they are dense, the optimizer creeps. The title says how far from the "
+        "minimum it ends.",
         "steps": "Length of a step for a gradient of 1, by epoch, for pixels that are "
         "seldom and mostly inked, with the 95 % interval of the seeds. A line that "
         "falls is a step that shrinks, whatever the gradient does.",

@@ -96,8 +96,8 @@ LESSON = Lesson(
         "maps_1": "First layer of the trained network with max pooling. A column is "
         "one filter: the image, its weights (red above 0, blue below), the map it "
         "makes, that map pooled; maps from 0 (black) to their largest value (white). "
-        "Of the half with the most contrast, the first filter has the most, and each "
-        "next one correlates least with those before.",
+        "The filters are chosen: of the half with the most contrast, those whose maps "
+        "differ most.",
         "maps_2": "The second layer alike. A filter looks at all pooled maps of the "
         "first at once; the upper rows show the one it gives the largest weights.",
     },

@@ -68,7 +68,7 @@ LESSON = Lesson(
         "intervals: left of the line is better. To compare two remedies, pair them.",
         "map": "Mean test loss and accuracy by remedy and number of images, after the "
         "same number of gradient steps; dark is good, the best of a column is bold. "
-        "Rows show what data are worth, columns what remedies are; grey is untrained.",
+        "Along a row: what data are worth; down a column: what remedies are.",
     },
     try_it={
         "--decay 0.01": "A common default, too weak for so few steps: weight decay "

@@ -71,10 +71,10 @@ LESSON = Lesson(
     ),
     figures={
         "perplexity": "Perplexity, lower is better: mean over the seeds. Left, on the "
-        "test set, of all words (beside the dashed line) and of known ones (dotted): "
-        "left of its line a network beats the n-gram model. Right, from n words: if it "
-        "was trained in order, the distance of the colours mixes lost order and "
-        "unfamiliar input. Order is worth the distance of the two controls.",
+        "test set, of all words and of known ones: left of the dashed or dotted line a "
+        "network beats the n-gram model. Right, from n words alone: order is worth the "
+        "distance between the two controls, the lowest rows. Within a network trained "
+        "in order, the distance of the colours also contains unfamiliar input.",
         "learning": "Loss by epoch, median of the seeds; exp(loss) is the perplexity. "
         "A validation curve that turns up shows overfitting; one that still falls "
         "would gain from more epochs. Training losses include dropout.",

@@ -101,9 +101,9 @@ LESSON = Lesson(
     figures={
         "columns": "Held-out log-loss of both models as kinds of columns are added "
         "from left to right, with 95 % intervals over tickets. Where a line falls, the "
-        "kind helps the model; where the lines are closer than their steps, the "
-        "network does as well without a kind as the regression with it. The last "
-        "step, 'all columns', adds hashed tickets.",
+        "kind helps the model. Where the regression's falls and the network's stays "
+        "level, the network did without the kind. The last step, 'all columns', adds "
+        "hashed tickets.",
         "differences": "What each added kind changes in the log-loss, row by row, with "
         "its 95 % interval over tickets. Left of the line it helps. An interval that "
         "crosses the line means: these folds cannot tell; one within the grey band of "
@@ -115,13 +115,13 @@ LESSON = Lesson(
         "importance": "By how much the network's log-loss grows when one column of the "
         "table is shuffled among the held-out rows, with all that is made of it. "
         "Columns at 0 are not used, or others carry the same.",
-        "embedding": "The two numbers that the network learned for each title, "
+        "embedding": "The two numbers that one of the networks learned for each title, "
         "coloured by the share that survived. If titles of one colour lie together, "
         "the network has ordered words by what they say of the label.",
     },
     try_it={
-        "--columns age sex": "Two columns and what is made of them. The scores should "
-        "fall by little: sex matters most in the figure of importance.",
+        "--columns age sex": "Two columns and what is made of them. Expect a higher "
+        "log-loss than with all: pclass comes second in the figure of importance.",
         "--hidden 128 64": "A larger network. With 1,309 rows the log-loss should "
         "not fall, and may rise: it learns the training rows.",
         "--epochs 60": "Four times the training. If the log-loss rises while the "
