@@ -122,9 +122,9 @@ WEIGHTS = Options(save="params", keep="last", keep_n=1)
 
 
 def load(config: Config) -> ImageSplits:
-    """The images, the validation set cut to 1000."""
+    """The images, the validation set cut to as many, at most 1000."""
     data = image_splits(read_images(config.data), limit=config.images)
-    few = np.asarray(data.validation.indices)[:1000]
+    few = np.asarray(data.validation.indices)[: min(1000, config.images)]
     return data._replace(validation=subset(data.validation, few))
 
 

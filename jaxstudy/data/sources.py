@@ -180,13 +180,13 @@ LIBREOFFICE_KO = Source(  # MODULE.mo, messages of English with their Korean
 )
 
 
-def _installed(package: str) -> Path:
+def installed(package: str) -> Path:
     """The folder of an installed package, which is not imported: that takes long."""
     found = importlib.util.find_spec(package)
     return Path(found.origin).parent if found and found.origin else Path(package)
 
 
-_MUSIC21 = _installed("music21") / "corpus"
+_MUSIC21 = installed("music21") / "corpus"
 TUNES = tuple(
     Source(
         path=_MUSIC21 / name,
@@ -213,7 +213,7 @@ TUNES = tuple(
     )
 )
 SUNSPOTS = Source(
-    path=_installed("statsmodels") / "datasets" / "sunspots" / "sunspots.csv",
+    path=installed("statsmodels") / "datasets" / "sunspots" / "sunspots.csv",
     sha256="f67889b1d9002cd5227f0e0ef54e35b419cdd85a31279adef6f73fb41e5c0a9b",
     origin=(
         "PyPI package statsmodels 0.15.0: yearly sunspots 1700-2008, public domain, "

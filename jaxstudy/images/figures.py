@@ -13,8 +13,10 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
 
 from jaxstudy import ops
+from jaxstudy.data.sources import installed
 from jaxstudy.images import augment
 from jaxstudy.images.augment import Flip, Layer, Rotation, Translation, Zoom
+from jaxstudy.images.decoding import decode
 from jaxstudy.model import Model
 from jaxstudy.runs import plots
 from jaxstudy.runs.run import Run
@@ -68,10 +70,16 @@ def draw_versions(
             f"{f:+.0%}": Translation((f, f), (f, f)) for f in (-0.2, -0.1, 0.1, 0.2)
         },
     }
-    singles = [alone(layer) for row in examples.values() for layer in row.values()]
-    every = jnp.concatenate([maps(*layers), jnp.stack(singles)])
-    copies = jnp.broadcast_to(jnp.asarray(image), (len(every), *image.shape))
-    versions = iter(np.asarray(augment.warp_batch(copies, every, fill)) / 255)
+
+    @jax.jit  # not operation by operation
+    def warped(copies: Array) -> Array:
+        singles = [alone(layer) for row in examples.values() for layer in row.values()]
+        every = jnp.concatenate([maps(*layers), jnp.stack(singles)])
+        return augment.warp_batch(copies, every, fill)
+
+    count = len(keys) + sum(map(len, examples.values()))
+    copies = np.broadcast_to(image, (count, *image.shape))
+    versions = iter(np.asarray(warped(copies)) / 255)
     grid = [image / 255, *(next(versions) for _ in keys)]
     plots.save_images(
         run,
@@ -145,9 +153,9 @@ def draw_pixels(run: Run, image: np.ndarray) -> None:
 
 def draw_planes(run: Run) -> None:
     """A colour photograph of scikit-learn's and its three planes, as planes.png."""
-    from sklearn.datasets import load_sample_image  # slow to import
-
-    image = np.asarray(load_sample_image("flower.jpg"))[60:380:2, 120:440:2]
+    # read from its file, for scikit-learn takes seconds to import
+    photograph = installed("sklearn") / "datasets/images/flower.jpg"
+    image = np.asarray(decode(photograph.read_bytes()))[60:380:2, 120:440:2]
     part = slice(74, 80), slice(44, 50)
     figure, axes = plots.subplots(2, 4, figsize=(11, 5.8))
     _show(axes[0, 0], image, f"colour, {_size(image)} x 3", part)

@@ -4,12 +4,12 @@ import dataclasses
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
 
-from jaxstudy.data.sources import ADMISSIONS, TITANIC, read_bytes
+from jaxstudy.data.sources import ADMISSIONS, TITANIC, installed, read_bytes
 from jaxstudy.dataset import Dataset, Order, dataset, subset
 from jaxstudy.messages import ValidationErrors
 from jaxstudy.tabular.columns import check_columns
@@ -153,12 +153,12 @@ def read_digits() -> dict[str, np.ndarray]:
     of which a few are missing. Nothing else says who wrote what. Source: Alpaydin and
     Kaynak 1998, the UCI optical digits' test set, by 13 people.
     """
-    from sklearn.datasets import load_digits  # slow to import, and only needed here
-
-    digits: Any = load_digits()
+    # read from its file, for scikit-learn takes seconds to import
+    path = installed("sklearn") / "datasets/data/digits.csv.gz"
+    rows = np.loadtxt(path, delimiter=",")  # 64 pixels of 0 to 16, and the digit
     return {
-        "x": (digits.data / 16).astype(np.float32),
-        "y": digits.target.astype(np.int32),
+        "x": (rows[:, :-1] / 16).astype(np.float32),
+        "y": rows[:, -1].astype(np.int32),
     }
 
 
