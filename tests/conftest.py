@@ -35,7 +35,7 @@ if sys.dont_write_bytecode:
     sys.pycache_prefix = _own_folder("PYTHONPYCACHEPREFIX")
     sys.dont_write_bytecode = False
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 # Most of the tests' time is compiling, of programs that run once: with the old emitters
 # of loops and none of LLVM's passes, a fifth of it. Nor are there idle cores: a program
 # cut for more threads costs a quarter more here. Set XLA_FLAGS to have it all.
@@ -48,6 +48,16 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # Programs stay cached, and are looked through again by every full collection.
 gc.set_threshold(50_000, 20, 100)
+_collect = gc.collect
+
+
+def _collect_unless_for_statsmodels(generation: int = 2) -> int:
+    """Each of its corrections for many tests begins with one, which takes seconds."""
+    caller = sys._getframe(1).f_globals.get("__name__", "")
+    return 0 if caller.startswith("statsmodels") else _collect(generation)
+
+
+gc.collect = _collect_unless_for_statsmodels
 
 import pytest  # noqa: E402
 

@@ -1,13 +1,11 @@
 """Baselines: stored, read again, and compared with in pairs; what was published."""
 
-import gc
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -35,13 +33,6 @@ SEEDS = 10
 PROTOCOL = Protocol(trials=2, seeds=SEEDS)
 RNG = np.random.default_rng(0)
 ADAM = RNG.normal(1.0, 0.05, SEEDS)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick() -> Iterator[None]:
-    """statsmodels collects garbage at each correction: seconds, with many programs."""
-    with mock.patch.object(gc, "collect"):
-        yield
 
 
 def record(**tests: Any) -> dict[str, Any]:

@@ -1,11 +1,8 @@
 """What a study says, from records made by hand."""
 
-import gc
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -38,13 +35,6 @@ from tests.tiny import Config
 
 SEEDS = 6
 HILLS = "On hills, "
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick() -> Iterator[None]:
-    """statsmodels collects garbage at each correction: seconds, with many programs."""
-    with mock.patch.object(gc, "collect"):
-        yield
 
 
 def cell(

@@ -231,7 +231,11 @@ def test_a_stop_outside_training_has_its_exit_code_too(tmp_path: Path) -> None:
     """
     folder, cache = tmp_path / "run", tmp_path / "cache"
     command = [sys.executable, "tests/tiny.py", "--run-dir", str(folder)]
-    own = {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": PYTHONPATH}
+    own = {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": PYTHONPATH,
+    }
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | own)
     try:
         deadline = time.monotonic() + 120

@@ -156,6 +156,7 @@ def test_long_lists_of_names_come_in_pieces(small: keras.Model, tmp_path: Path) 
     same(arrays(read_keras_layers(edited(split)(path))), before)
 
 
+@pytest.mark.torture
 @pytest.mark.usefixtures("in_its_own_process")
 def test_the_network_is_found_inside_another(tmp_path: Path) -> None:
     """What people make of InceptionV3: some of its last layers are trained, too.
