@@ -89,6 +89,7 @@ def replicas(quick: bool) -> Found:
     from jaxstudy.dataset import dataset
     from jaxstudy.models.mlp import mlp
     from jaxstudy.objectives import binary_cross_entropy
+    from jaxstudy.parallel import Mode
     from jaxstudy.records import Log
     from jaxstudy.training import Replicas, fit, init_replicas, make_train_step
 
@@ -97,8 +98,10 @@ def replicas(quick: bool) -> Found:
     data = dataset({"x": x, "y": (x[:, 0] > 0).astype(np.float32)})
     model, tx = mlp(6, (64, 128), 1), optax.adam(1e-3)
     step = make_train_step(binary_cross_entropy(model), tx)
-    rates: Found = {"map": {}, "vmap": {}}
-    for mode, of_mode in rates.items():
+    rates: Found = {}
+    modes: tuple[Mode, ...] = ("map", "vmap")
+    for mode in modes:
+        of_mode = rates[mode] = {}
         for count in REPLICAS[: 2 if quick else None]:
             keys, log = jax.random.split(jax.random.key(0), (count, 2)), Log()
             state = init_replicas(model, tx, keys[:, 0])

@@ -230,8 +230,7 @@ def predict(saved: Saved[Config], applicant: tuple[float, float, int]) -> None:
     table = sets.read_admissions(config.csv, config.separator, config.decimal)
     x = jnp.asarray(sets.applicant_row(person, table, warn))
     networks = learners(config)["network"].models
-    logits = logits_of_chosen(saved, "network", networks, CHOSEN)
-    p = np.asarray(jax.nn.sigmoid(logits(x)))
+    p = jax.nn.sigmoid(logits_of_chosen(saved, "network", networks, CHOSEN)(x))
     print(
         f"probability of admission {p.mean():.3f} (the {len(p)} models of "
         f"{config.repeats} x {config.folds} folds: sd {p.std(ddof=1):.3f}, "

@@ -2,8 +2,7 @@
 
 Dates, as CLDR writes them in six forms, have one right answer each; messages of a
 program have many. Without attention all of the source must go through the encoder's
-last states. With it every step of the decoder attends to all of the source.
-
+last states. With it every step of the decoder attends to all of it.
 Then: ch3_translate.py --translate "2024년 3월 5일 화요일"
 """
 
@@ -81,7 +80,7 @@ LESSON = Lesson(
 )  # fmt: skip
 
 Task = Literal["dates", "messages"]
-NETWORKS = ("attention", "no attention")
+NETWORKS: tuple[str, ...] = ("attention", "no attention")
 
 
 @dataclass(frozen=True)
@@ -180,13 +179,13 @@ def train(
 
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     """Train every network on every task, translate the test pairs, draw."""
-    result: dict[str, Estimate | float] = {}
+    result: dict[str, Any] = {}
     for task in config.tasks:
         parts, alphabets = load(task, config)
         run.write_sealed(f"{task}-ko.json", alphabets.source)
         run.write_sealed(f"{task}-en.json", alphabets.target)
-        result[f"{task}: training pairs"] = float(len(parts.train))
-        result[f"{task}: test pairs"] = float(len(parts.test))
+        counts = {"training": len(parts.train), "test": len(parts.test)}
+        result |= {f"{task}: {name} pairs": float(n) for name, n in counts.items()}
         if task == "messages":
             shares = pairs.noise(parts.test).items()
             result |= {f"{task}, noise: {name}": share for name, share in shares}
@@ -204,7 +203,8 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
                 save_attention(run, figure, network, seed, alphabets, parts.test)
         if task == "dates":
             logs = (run.sub_runs[sub_run(task, name)].records for name in NETWORKS)
-            result[TIMES], result[LEVEL] = translation.compare_epochs(*logs, 0.99)
+            compared = translation.compare_epochs(*logs, enough=0.99)
+            result[TIMES], result[LEVEL] = compared
     draw(run, {task: result[f"{task}: training pairs"] for task in config.tasks})
     return result
 

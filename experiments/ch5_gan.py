@@ -198,7 +198,8 @@ def main(config: Config, run: Run) -> Result:
     d, g, *_ = networks(config)  # a bad size stops here
     data = settings.load(config)
     config = settings.fit_to(config, data)
-    judge, result = settings.train_judge(config, data, run)
+    judge, accuracy = settings.train_judge(config, data, run)
+    result: Result = {**accuracy}
     state, records = train(config, data, judge, run)
     few = {"x": jnp.asarray(gan_pixels(data.train)[:2]), "mask": jnp.ones(2)}
     first = jax.tree.map(lambda a: a[0], state)

@@ -11,7 +11,7 @@ that are not reported.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -152,16 +152,15 @@ def train_variant(
     steps = steps_per_epoch(len(data.train.indices), config.batch_size)
     orders: dict[str, BatchOrder] = {"real first": real_first(steps), "mixed": mixed}
 
-    def optimizers(factor: float | Array) -> tuple[optax.GradientTransformation, ...]:
-        rates = factor * config.rate_d, factor * config.rate
-        return tuple(optax.adam(rate, b1=0.5) for rate in rates)
+    def adam(rate: Any) -> optax.GradientTransformation:
+        return optax.adam(rate, b1=0.5)
 
     def gan_step(
         state: TrainState, batch: Batch, factor: Array
     ) -> tuple[TrainState, Metrics]:
         step = make_gan_step(
-            d, g, *optimizers(factor), orders.get(name, alternating),
-            use_running_stats="predicted" in name,
+            d, g, adam(factor * config.rate_d), adam(factor * config.rate),
+            orders.get(name, alternating), use_running_stats="predicted" in name,
         )  # fmt: skip
         return step(state, batch)
 
@@ -170,7 +169,7 @@ def train_variant(
     eval_step = make_gan_eval_step(d, g, key_for(config.seed, "evaluation"))
     tuned = "" if len({*factors}) == 1 else ", tuning"
     state, records = fit(
-        init_gan_replicas(d, g, *optimizers(1.0), keys[:, 0]),
+        init_gan_replicas(d, g, adam(0.0), adam(0.0), keys[:, 0]),
         gan_step,
         data.train,
         key=keys[:, 1],

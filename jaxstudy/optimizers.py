@@ -612,9 +612,9 @@ def with_averaged_weights(
         return AveragedWeights(tx.init(params), copied)
 
     def update(
-        grads: PyTree, state: AveragedWeights, params: PyTree, **extra: Any
+        updates: PyTree, state: Any, params: Any = None, **extra: Any
     ) -> tuple[PyTree, AveragedWeights]:
-        updates, inner = tx.update(grads, state.inner, params, **extra)
+        updates, inner = tx.update(updates, state.inner, params, **extra)
         after = optax.apply_updates(params, updates)
         average = optax.incremental_update(after, state.average, 1 - decay)
         return updates, AveragedWeights(inner, average)

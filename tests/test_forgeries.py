@@ -92,13 +92,17 @@ def test_what_the_cnn_says_of_several_sets(run: Any) -> None:
     real = classifier_features(params, x[45:])
     judge = Judge(params, real, ("dark", "grey", "bright"))
     only, every = x[y == 1][:15], x[:15]
-    found = judge_images(judge, {"all": [every, only, every, only], "one": [only]}, run)
+    sets = {"all": [every, only, every, only], "one": [only]}
+    found: dict[str, Any] = judge_images(judge, sets, run)
     assert (run.figures / "classes.png").exists()
     assert found["one: classes with over 2 %"] == 1
-    several = {name: found[f"all: {name}"] for name in (FRECHET, "precision", "recall")}
+    several: dict[str, Any] = {
+        name: found[f"all: {name}"] for name in (FRECHET, "precision", "recall")
+    }
     for name, metric in several.items():  # of trainings, in turns
         assert isinstance(metric, Estimate)
-        assert metric.values[1] == metric.values[3] == found[f"one: {name}"]
+        values: Any = metric.values
+        assert values[1] == values[3] == found[f"one: {name}"]
     distances = several[FRECHET].values
     assert distances[0] == judge.distance(every)
     assert distances[1] > 2 * distances[0] > 0

@@ -92,8 +92,8 @@ def test_how_many_times_as_many_pairs_are_needed() -> None:
 
     attending = logged([0.5, 0.99, 0.0], [1.0, 1.0, 0.99])
     without = logged([0.0] * 3, [0.0] * 3, [0.4, 0.0, 1.0], [0.8, 0.3, 1.0])
-    times, rise = compare_epochs(attending, without, 0.99)
+    times, rise = compare_epochs(attending, without, enough=0.99)
     assert times.values == (2.0, 4.0, 1.5)  # seeds 0 and 1 never, of 4 epochs
-    np.testing.assert_allclose(rise.values, (0.4, 0.3, 0.0))
-    never = compare_epochs(logged([0.5] * 3), without, 0.99)[0]
+    assert rise.values == pytest.approx((0.4, 0.3, 0.0))
+    never = compare_epochs(logged([0.5] * 3), without, enough=0.99)[0]
     assert np.isnan(never.mean)

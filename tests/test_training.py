@@ -29,7 +29,7 @@ from jaxstudy.model import Model, from_linen
 from jaxstudy.models.mlp import mlp
 from jaxstudy.objectives import binary_cross_entropy, squared_error
 from jaxstudy.optimizers import OPTIMIZERS, with_averaged_weights
-from jaxstudy.parallel import over_replicas
+from jaxstudy.parallel import Mode, over_replicas
 from jaxstudy.records import Advance, Log
 from jaxstudy.runs.cli import Settings
 from jaxstudy.runs.run import open_run
@@ -387,7 +387,8 @@ def test_replicas_are_vectorised_on_accelerators_unless_asked(
     """A loop over replicas is a scan; vectorised there is none."""
     for backend, looped in (("cpu", True), ("gpu", False), ("tpu", False)):
         monkeypatch.setattr(jax, "default_backend", lambda b=backend: b)
-        for mode, loops in (("auto", looped), ("map", True), ("vmap", False)):
+        expected: dict[Mode, bool] = {"auto": looped, "map": True, "vmap": False}
+        for mode, loops in expected.items():
             program = over_replicas(jnp.sin, (True,), mode)
             assert ("scan" in str(jax.make_jaxpr(program)(jnp.ones(3)))) == loops
     assert Replicas().mode == Evaluator(lambda *_: {}, dataset({"x": np.ones(1)})).mode

@@ -107,7 +107,7 @@ def score_translations(
 
 
 def compare_epochs(
-    attending: Records, without: Records, enough: float
+    attending: Records, without: Records, *, enough: float
 ) -> tuple[Estimate, Estimate]:
     """How many times as many epochs a network without attention needs, and its end.
 
