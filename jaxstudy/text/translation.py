@@ -16,6 +16,7 @@ from jaxstudy.runs.statistics import (
     Estimate,
     mean_over_runs,
 )
+from jaxstudy.study.sizes import last_rise
 from jaxstudy.text.decoding import Beams, beam_search
 from jaxstudy.text.pairs import END, Pair, encode_pairs, text_before_end
 from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary
@@ -121,9 +122,7 @@ def compare_epochs(
     times = mean_over_runs(
         needed / _epochs_until(right, enough), NONNEGATIVE, "seeds, paired"
     )
-    n = max(1, len(other) // 8)
-    before = other[-2 * n : -n] if len(other) > 1 else np.nan * other
-    rise = other[-n:].mean(0) - before.mean(0)
+    rise = last_rise(other) if len(other) > 1 else np.full(other.shape[1], np.nan)
     return times, mean_over_runs(rise, SHARE_DIFFERENCE)
 
 
