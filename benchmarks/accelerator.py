@@ -130,6 +130,11 @@ def tests(quick: bool) -> Found:
     return {**{what: int(n) for n, what in counts}, "failures": failed[:20]}
 
 
+def _last_line(text: str) -> str:
+    """What an error ends with."""
+    return (text.splitlines() or ["?"])[-1]
+
+
 def steps(workload: str, quick: bool) -> Found:
     """Milliseconds of a step of ours and of PyTorch, in float32 and bfloat16."""
     script, many, few = WORKLOADS[workload]
@@ -148,7 +153,7 @@ def steps(workload: str, quick: bool) -> Found:
             )  # fmt: skip
             name = f"{who}, {'bfloat16' if words else 'float32'}"
             if done.returncode:
-                found[name] = {"failed": (done.stderr.splitlines() or ["?"])[-1]}
+                found[name] = {"failed": _last_line(done.stderr)}
             else:
                 figures = json.loads(done.stdout.splitlines()[-1])
                 found[name] = {k: v for k, v in figures.items() if k != "environment"}
@@ -177,7 +182,7 @@ def lesson(name: str, quick: bool) -> Found:
         text=True, capture_output=True,
     )  # fmt: skip
     if done.returncode:
-        return {"failed": (done.stderr.splitlines() or ["?"])[-1]}
+        return {"failed": _last_line(done.stderr)}
     result = json.loads((folder / "result.json").read_text())
     claims = [(claim["sentence"], claim["verdict"]) for claim in result["claims"]]
     times = {k: result[k] for k in ("wall_s", "train_s", "compile_s", "steps")}
@@ -207,7 +212,7 @@ def run_part(name: str, command: Command, seconds: float) -> Found:
         return {"failed": f"not done within {seconds:.0f} s"}
     taken = {"took_s": round(time.monotonic() - began, 1)}
     if done.returncode:
-        return {"failed": (done.stderr.splitlines() or ["?"])[-1], **taken}
+        return {"failed": _last_line(done.stderr), **taken}
     return {**json.loads(done.stdout.splitlines()[-1]), **taken}
 
 
