@@ -221,10 +221,10 @@ def draw_epochs(
     arms: of each the accuracy by set, [epochs, sizes, seeds].
     """
     panels = []
-    for split in ("train", "validation"):
+    for split, name in (("train", "training"), ("validation", "validation")):
         values = {arm: of_arm[split][:, shown] for arm, of_arm in arms.items()}
         lines = {arm: mean_line(range(1, len(v) + 1), v) for arm, v in values.items()}
-        title = f"{sizes[shown]} images, {split}"
+        title = f"{sizes[shown]:,} images, {name}"
         panels.append(plots.Panel(title, "epoch", "accuracy", lines))
     plots.save_lines(run, "curves", panels)
 
@@ -246,7 +246,7 @@ def draw_sizes(
     arms = {arm: mean_line(sizes, values) for arm, values in test.items()}
     paired = {n: mean_line(sizes, v, SHARE_DIFFERENCE) for n, v in gains.items()}
     plots.save_lines(run, "sizes", [
-        plots.Panel("test", label, "accuracy", arms, scales, "", levels),
-        plots.Panel("test, paired by seed", label, "accuracy gained", paired, scales,
+        plots.Panel("", label, "test accuracy", arms, scales, "", levels),
+        plots.Panel("paired by seed", label, "test accuracy gained", paired, scales,
                     "", gain_levels),
     ])  # fmt: skip
