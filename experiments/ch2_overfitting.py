@@ -61,7 +61,7 @@ LESSON = Lesson(
     figures={
         "memorising": "The base network by gradient step, mean and 95 % interval over "
         "the seeds. Does blue reach the dashed accuracy of 0.99? Does orange end above "
-        "the dashed loss? Meanwhile the validation accuracy hardly changes.",
+        "the dotted loss? Meanwhile the validation accuracy hardly changes.",
         "curves": "Loss on the training set (blue, in evaluation mode) and validation "
         "set (orange), mean over the seeds, on one scale. Where orange rises after its "
         "circle while blue falls, it overfits; early stopping takes that epoch.",
