@@ -182,6 +182,20 @@ def save_intervals(
     save(figure, run, "intervals")
 
 
+def save_differences(
+    run: Run,
+    name: str,
+    estimates: Mapping[str, Estimate],
+    xlabel: str,
+    margin: float = 0.0,
+) -> None:
+    """Estimates of differences with their intervals as NAME.png, beside a line at 0.
+
+    Within the margin, a grey band, differences do not matter.
+    """
+    save_estimates(run, name, [EstimatePanel("", xlabel, estimates, margin=margin)])
+
+
 def save_estimates(
     run: Run, name: str, panels: Sequence[EstimatePanel], *, sharex: bool = False
 ) -> None:
@@ -216,20 +230,6 @@ def save_estimates(
         axis.set_title(panel.title, fontsize=10, pad=16 if panel.levels else None)
         axis.grid(alpha=0.3)
     save(figure, run, name)
-
-
-def save_differences(
-    run: Run,
-    name: str,
-    estimates: Mapping[str, Estimate],
-    xlabel: str,
-    margin: float = 0.0,
-) -> None:
-    """Estimates of differences with their intervals as NAME.png, beside a line at 0.
-
-    Within the margin, a grey band, differences do not matter.
-    """
-    save_estimates(run, name, [EstimatePanel("", xlabel, estimates, margin=margin)])
 
 
 def save_network(
@@ -304,16 +304,18 @@ def save_lines(
             estimates = [v for v in y if isinstance(v, Estimate)]
             middle = [v.mean for v in estimates] or y
             colour = colours.setdefault(label, COLOURS[len(colours) % len(COLOURS)])
-            axis.plot(x, middle, "o-", markersize=3, color=colour, label=label)
+            (line,) = axis.plot(
+                x, middle, "o-", markersize=3, color=colour, label=label
+            )
             if estimates:
                 ends = np.array([(v.low, v.high) for v in estimates], float)
-                axis.fill_between(x, *ends.T, color=colour, alpha=0.15)
+                axis.fill_between(x, *ends.T, color=line.get_color(), alpha=0.15)
                 if len(x) == 1:  # where a band has no width
-                    axis.vlines(x, *ends.T, color=colour)
+                    axis.vlines(x, *ends.T, color=line.get_color())
             for at, estimate in zip(x, estimates, strict=False):
                 if (panel.seeds or estimate.low is None) and estimate.values:
                     places = np.full(len(estimate.values), at)
-                    axis.plot(places, estimate.values, "_", color=colour)
+                    axis.plot(places, estimate.values, "_", color=line.get_color())
         for label, level in panel.levels.items():
             style = dashes.setdefault(label, LEVEL_DASHES[len(dashes) % 3])
             axis.axhline(level, color="0.3", linestyle=style, linewidth=1, label=label)
