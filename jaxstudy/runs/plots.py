@@ -1,6 +1,6 @@
 """Figures, as PNG files in the run folder."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,23 +35,6 @@ class Panel(NamedTuple):
     note: str = ""
     levels: Mapping[str, float] = {}
     seeds: bool = False
-
-
-class EstimatePanel(NamedTuple):
-    """One set of axes: estimates, or words in their place, one below the other.
-
-    A line stands at 0 if they are differences; within the margin, a grey band, these do
-    not matter. levels: values that estimates are compared with, dashed. hollow: of
-    which estimates the marker is hollow.
-    """
-
-    title: str
-    xlabel: str
-    estimates: Mapping[str, Estimate | str]
-    differences: bool = True
-    margin: float = 0.0
-    levels: Sequence[float] = ()
-    hollow: Sequence[str] = ()
 
 
 COLOURS = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
@@ -125,6 +108,23 @@ def save_curves(
     axes[0][0].set_ylabel(label)
     axes[0][0].legend(frameon=False)
     save(figure, run, "curves")
+
+
+class EstimatePanel(NamedTuple):
+    """One set of axes: estimates, or words in their place, one below the other.
+
+    A line stands at 0 if they are differences; within the margin, a grey band, these do
+    not matter. levels: values that estimates are compared with, dashed. hollow: of
+    which estimates the marker is hollow.
+    """
+
+    title: str
+    xlabel: str
+    estimates: Mapping[str, Estimate | str]
+    differences: bool = True
+    margin: float = 0.0
+    levels: Sequence[float] = ()
+    hollow: Sequence[str] = ()
 
 
 def draw_estimate(
@@ -356,7 +356,7 @@ def draw_table(
     limits: tuple[float | None, float | None] = (None, None),
     digits: int = 2,
     missing: str = "",
-    bold: Collection[tuple[int, int]] = (),
+    bold: Sequence[tuple[int, int]] = (),
 ) -> QuadMesh:
     """Numbers [rows, columns] in coloured cells, of which some are bold.
 

@@ -229,7 +229,7 @@ def save_map(
         best = np.nanargmin if metric == "loss" else np.nanargmax
         plots.draw_table(
             axis, means, "Blues" if metric == "loss" else "Blues_r", digits=3,
-            bold={(int(best(column)), j) for j, column in enumerate(means.T)},
+            bold=[(int(best(column)), j) for j, column in enumerate(means.T)],
         )  # fmt: skip
         unit = " [nats]" if metric == "loss" else ""
         axis.set(title=f"test {metric}{unit}", xlabel="images to learn from")
