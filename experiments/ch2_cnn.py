@@ -229,7 +229,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     title = f"{count:,} test images, shifted"
     panel = plots.Panel(title, "shift [pixels]", "test accuracy", lines)
     plots.save_lines(run, "shifts", [panel])
-    claimed = [c.metrics[1] for c in LESSON.claims[3:] if c.metrics[0] in result]
+    claimed = [float(c.metrics[1]) for c in LESSON.claims[3:] if c.metrics[0] in result]
     whole = {name: result[f"{name}: test accuracy"] for name in curves}
     gaps = paired_differences(result, PAIRS, SHIFTED)
     plots.save_estimates(run, "compared", [

@@ -119,7 +119,8 @@ def test_panels_of_estimates_say_words_levels_and_what_is_hollow(
 ) -> None:
     run: Any = None
     plots.save_estimates(run, "compared", [
-        plots.EstimatePanel("left", "loss", {"a": MANY, "b": "diverged"}, levels=[2.0]),
+        plots.EstimatePanel("left", "loss", {"a": MANY, "b": "diverged", "c": 7.0},
+                            levels=[2.0]),
         plots.EstimatePanel("none", "loss", {}),
         plots.EstimatePanel("right", "accuracy", {"a": FEW, "b": MANY}, False,
                             hollow=["b"]),
@@ -127,6 +128,7 @@ def test_panels_of_estimates_say_words_levels_and_what_is_hollow(
     left, right = drawn[0].axes
     assert [text.get_text() for text in left.texts] == ["diverged", "2"]
     assert ([2.0, 2.0], [0, 1]) in lines(drawn[0])
+    assert ([7.0], [2]) in lines(drawn[0])
     assert ([0.0, 0.0], [0, 1]) in lines(drawn[0])
     assert ([0.0, 0.0], [0, 1]) not in lines(drawn[0], 1)  # no difference
     markers = [line for line in right.lines if line.get_marker() == "o"]
@@ -157,5 +159,7 @@ def test_lines_have_levels_one_colour_a_label_and_one_legend(
         if line.get_label() == "b"
     }
     assert len(colours) == 1
-    texts = [text.get_text() for text in right.get_legend().get_texts()]
+    legend = right.get_legend()
+    assert legend is not None
+    texts = [text.get_text() for text in legend.get_texts()]
     assert texts == ["a", "b", "0.5"]

@@ -111,7 +111,7 @@ def save_curves(
 
 
 class EstimatePanel(NamedTuple):
-    """One set of axes: estimates, or words in their place, one below the other.
+    """One set of axes: estimates, numbers or words, one below the other.
 
     A line stands at 0 if they are differences; within the margin, a grey band, these do
     not matter. levels: values that estimates are compared with, dashed. hollow: of
@@ -120,7 +120,7 @@ class EstimatePanel(NamedTuple):
 
     title: str
     xlabel: str
-    estimates: Mapping[str, Estimate | str]
+    estimates: Mapping[str, Estimate | float | str]
     differences: bool = True
     margin: float = 0.0
     levels: Sequence[float] = ()
@@ -146,19 +146,21 @@ def draw_estimate(
 
 def draw_estimates(
     axis: Axes,
-    estimates: Mapping[str, Estimate | str],
+    estimates: Mapping[str, Estimate | float | str],
     colour: str = COLOURS[0],
     hollow: Sequence[str] = (),
 ) -> None:
-    """Estimates one below the other, named at the left, or words in their place."""
+    """Estimates, numbers or words, one below the other and named at the left."""
     for y, (name, estimate) in enumerate(estimates.items()):
         if isinstance(estimate, str):
             axis.text(
                 0.98, y, estimate, ha="right", va="center", fontsize=8, color="0.4",
                 transform=axis.get_yaxis_transform(),
             )  # fmt: skip
-        else:
-            draw_estimate(axis, estimate, y, colour, hollow=name in hollow)
+            continue
+        if not isinstance(estimate, Estimate):
+            estimate = Estimate(estimate, None, None, 1, "")
+        draw_estimate(axis, estimate, y, colour, hollow=name in hollow)
     # names of a user's columns: of any length, and their $ is no mathematics
     names = [shortened(name).replace("$", r"\$") for name in estimates]
     axis.set_yticks(range(len(names)), names)

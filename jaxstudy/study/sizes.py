@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -204,7 +204,7 @@ def size_metrics(
 
 
 def mean_line(
-    x: Sequence[float], values: np.ndarray, within: Range = SHARE
+    x: Sequence[float], values: Iterable[np.ndarray], within: Range = SHARE
 ) -> plots.Line:
     """A line through the means of values [x, seeds], with their intervals."""
     return x, [mean_over_runs(value, within) for value in values]
