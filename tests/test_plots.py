@@ -55,6 +55,24 @@ def test_a_line_of_few_runs_has_no_band(drawn: list[Figure]) -> None:
     assert ([2.0, 2.0], [1.0, 3.0]) in lines(few)
 
 
+def test_an_interval_at_a_single_place_is_a_line_beside_a_level(
+    drawn: list[Figure],
+) -> None:
+    """A band would have no width there; `seeds` adds each value to its mean."""
+    run: Any = None
+    line: dict[str, plots.Line] = {"a": ([1.0], [MANY])}
+    panel = plots.Panel("", "x", "y", line, levels={"chance": 0.5}, seeds=True)
+    plots.save_lines(run, "lines", [panel])
+    axis = drawn[0].axes[0]
+    segments = axis.collections[-1].get_segments()  # type: ignore[attr-defined]
+    assert [s.tolist() for s in segments] == [[[1.0, MANY.low], [1.0, MANY.high]]]
+    assert any(np.ravel(x).tolist() == [0.5, 0.5] for _, x in lines(drawn[0]))
+    assert any(tuple(y) == MANY.values for _, y in lines(drawn[0]))
+    legend = axis.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "chance"]
+
+
 def test_panels_in_rows_share_an_axis_and_leave_no_empty_one(
     drawn: list[Figure],
 ) -> None:

@@ -1,5 +1,6 @@
 """Figures, as PNG files in the run folder."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,11 @@ Line = tuple[  # x, y
 
 
 class Panel(NamedTuple):
-    """One set of axes: lines by label, each y a number or an estimate, and a note."""
+    """One set of axes: lines by label, each y a number or an estimate.
+
+    `levels` are horizontal lines by label, such as baselines. With `seeds` each value
+    of an estimate is drawn beside its mean, which hides that some seeds failed.
+    """
 
     title: str
     xlabel: str
@@ -28,6 +33,8 @@ class Panel(NamedTuple):
     lines: Mapping[str, Line]
     scales: tuple[str, str] = ("linear", "linear")
     note: str = ""
+    levels: Mapping[str, float] = {}
+    seeds: bool = False
 
 
 COLOURS = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
@@ -239,10 +246,15 @@ def save_lines(
             if estimates:
                 ends = np.array([(v.low, v.high) for v in estimates], float)
                 axis.fill_between(x, *ends.T, color=line.get_color(), alpha=0.15)
+                if len(x) == 1:  # where a band has no width
+                    axis.vlines(x, *ends.T, color=line.get_color())
             for at, estimate in zip(x, estimates, strict=False):
-                if estimate.low is None and estimate.values:
+                if (panel.seeds or estimate.low is None) and estimate.values:
                     places = np.full(len(estimate.values), at)
                     axis.plot(places, estimate.values, "_", color=line.get_color())
+        styles = itertools.cycle(("--", ":", "-."))
+        for (label, y), style in zip(panel.levels.items(), styles, strict=False):
+            axis.axhline(y, color="0.3", linestyle=style, label=label)
         xscale, yscale = panel.scales
         ylabel = "" if repeated else panel.ylabel
         axis.set(title=panel.title, xlabel=panel.xlabel, ylabel=ylabel)
@@ -257,7 +269,7 @@ def save_lines(
             axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
             continue
         ticks = sorted(v for v in along if not isinstance(v, str))
-        if xscale == "linear" and all(isinstance(v, int) for v in ticks):
+        if xscale == "linear" and all(v == round(v) for v in ticks):
             axis.xaxis.get_major_locator().set_params(integer=True)
         if xscale == "log":
             axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
