@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.ticker import LogLocator, NullLocator
 
 from jaxstudy.models.seq2seq import Seq2Seq
 from jaxstudy.runs import plots
@@ -14,6 +15,7 @@ from jaxstudy.runs.run import Run
 from jaxstudy.text.pairs import Pair
 from jaxstudy.text.translation import Alphabets, decoder
 from jaxstudy.text.tune_evaluation import notes_of
+from jaxstudy.text.word_sets import KNOWN, ORDERS, TEST, VALIDATION
 from jaxstudy.types import Array, PyTree
 
 
@@ -23,6 +25,7 @@ class Comparison(NamedTuple):
     xlabel: str
     metrics: Sequence[str]
     baselines: Mapping[str, float] = {}
+    bands: Mapping[str, tuple[float, float]] = {}  # from, to: drawn in grey
 
 
 def save_comparison(
@@ -31,24 +34,33 @@ def save_comparison(
     result: Mapping[str, Any],
     names: Sequence[str],
     panels: Sequence[Comparison],
+    *,
+    shared_log: bool = False,
 ) -> None:
     """Estimates "NAME: METRIC" of several networks, a row each, as NAME.png.
 
-    A network may lack some of the metrics; the first one has all.
+    A network may lack some of the metrics; the first one has all. With `shared_log` all
+    panels are of one quantity, on one logarithmic axis.
     """
     figure, axes = plots.subplots(
         1,
         len(panels),
         figsize=(5.5 * len(panels), 0.9 + 0.55 * len(names)),
+        sharex=shared_log,
         sharey=True,
         squeeze=False,
     )
     for axis, panel in zip(axes[0], panels, strict=True):
-        for metric, colour in zip(panel.metrics, plots.COLOURS, strict=False):
+        offsets = 0.16 * (np.arange(len(panel.metrics)) - (len(panel.metrics) - 1) / 2)
+        for metric, colour, offset in zip(
+            panel.metrics, plots.COLOURS, offsets, strict=False
+        ):
             for y, network in enumerate(names):
                 if (estimate := result.get(f"{network}: {metric}")) is not None:
                     label = None if y else metric
-                    plots.draw_estimate(axis, estimate, y, colour, label)
+                    plots.draw_estimate(axis, estimate, y + offset, colour, label)
+        for label, (low, high) in panel.bands.items():
+            axis.axvspan(low, high, color="0.9", zorder=-1, label=label)
         for (label, x), style in zip(
             panel.baselines.items(), ("--", ":"), strict=False
         ):
@@ -57,8 +69,38 @@ def save_comparison(
         axis.margins(y=0.2)
         axis.grid(alpha=0.3)
         axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
+        if shared_log:
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6)))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_locator(NullLocator())
     axes[0, 0].invert_yaxis()
     plots.save(figure, run, name)
+
+
+def save_perplexities(
+    run: Run,
+    result: Mapping[str, Any],
+    networks: Sequence[str],
+    *,
+    context: int,
+    bag: str,
+) -> None:
+    """Perplexities of `word_sets` and of the n-gram model, as perplexity.png.
+
+    On the right, from `context` words alone, the band is where a network is within 5 %
+    of the bag of words of this name, if that was trained.
+    """
+    sets = {"n-gram model": TEST, "n-gram model, known words": KNOWN}
+    ngrams = {label: result[f"n-gram: {split}"] for label, split in sets.items()}
+    whole = Comparison("perplexity", [TEST, KNOWN], ngrams)
+    bands = {}
+    if (estimate := result.get(f"{bag}: {ORDERS[0]}")) is not None:
+        bands[f"{bag} ± 5 %"] = 0.95 * estimate.mean, 1.05 * estimate.mean
+    alone = Comparison(f"perplexity from {context} words alone", ORDERS, bands=bands)
+    save_comparison(
+        run, "perplexity", result, networks, [whole, alone], shared_log=True
+    )
 
 
 def save_forecasts(
@@ -97,12 +139,25 @@ def learning_lines(
     return lines
 
 
-def save_learning(run: Run, names: Sequence[str], metric: str, label: str) -> None:
-    """A logged metric of all sub-runs by epoch as learning.png, a panel a split."""
+def save_learning(
+    run: Run,
+    names: Sequence[str],
+    metric: str,
+    label: str,
+    baselines: Mapping[str, float],
+) -> None:
+    """A logged metric of networks on `word_sets` by epoch as learning.png.
+
+    A panel a split; `baselines` are values on the validation set by label.
+    """
+    splits = {"training": ("train", {}), "validation": (VALIDATION, baselines)}
     panels = [
-        plots.Panel(title, "epoch", label, learning_lines(run, names, split, metric))
-        for title, split in (("training", "train"), ("validation", "validation"))
-    ]
+        plots.Panel(
+            title, "epoch", label, learning_lines(run, names, split, metric),
+            levels=levels,
+        )
+        for title, (split, levels) in splits.items()
+    ]  # fmt: skip
     plots.save_lines(run, "learning", panels)
 
 
@@ -116,13 +171,13 @@ def save_bits(run: Run, metrics: Mapping[str, Any]) -> None:
         label: learning_lines(run, [""], split, "bits")[""]
         for label, split in splits.items()
     }
-    ends = [0.0, max(lines["training"][0])]
     ngram = metrics["n-gram: validation bits per character"].mean
-    lines[f"{metrics['n-gram: n']:.0f}-gram, validation"] = ends, [ngram, ngram]
-    ppmd = metrics["PPMd: validation bits per character"]
-    lines["PPMd, validation"] = ends, [ppmd, ppmd]
+    levels = {
+        f"{metrics['n-gram: n']:.0f}-gram, validation": ngram,
+        "PPMd, validation": metrics["PPMd: validation bits per character"],
+    }
     panel = plots.Panel(
-        "cost of a character", "epoch", "loss [bits per character]", lines
+        "LSTM", "epoch", "loss [bits per character]", lines, levels=levels
     )
     plots.save_lines(run, "bits", [panel])
 
