@@ -1,5 +1,6 @@
 """Networks that others trained, to build on: their layers, weights and pixels."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -136,30 +137,38 @@ def with_stored_statistics(
 
 
 def untrained(network: Backbone, images: np.ndarray, seed: int) -> Backbone:
-    """The same network with random weights, as it would begin to be trained.
+    """The same network with random weights, as it might begin to be trained.
 
-    Its statistics are those of 64 of the images [N, H, W, 3], layer by layer: with the
-    ones it begins with, its outputs would hardly depend on the image.
+    Kernels are normal with variance 1 / fan-in; BatchNorm after each makes the scale
+    indifferent. Its statistics are those of 64 of the images [N, H, W, 3], layer by
+    layer: with the ones it begins with, its outputs would hardly depend on the image.
     """
     shown = np.linspace(0, len(images) - 1, 64).astype(int)
     x = network.preprocess(jnp.asarray(images[shown]))
     model = sequential(network.stages, x)
+    rng = np.random.default_rng(seed)
+
+    def drawn(path: tuple[Any, ...], a: jax.ShapeDtypeStruct) -> np.ndarray:
+        """By numpy: compiling all of JAX's random numbers would take seconds."""
+        if path[-1].key != "kernel":
+            return np.full(a.shape, {"scale": 1, "bias": 0}[path[-1].key], a.dtype)
+        deviation = math.prod(a.shape[:-1]) ** -0.5
+        return rng.normal(0, deviation, a.shape).astype(a.dtype)
+
+    params, extra = jax.eval_shape(model.init, jax.random.key(0))
+    params = jax.tree_util.tree_map_with_path(drawn, params)
 
     @jax.jit
-    def init(key: Key, x: Array) -> PyTree:
-        params, extra = model.init(key)
+    def statistics(params: PyTree, x: Array) -> PyTree:
         # m old + (1 - m) new for old = 0 and 1, of which XLA computes `new` once
-        zero, one = (
-            model.apply(
-                params, jax.tree.map(lambda a, old=old: jnp.full_like(a, old), extra),
-                x, train=True, key=None,
-            )[1]
-            for old in (0, 1)
-        )  # fmt: skip
-        new = jax.tree.map(lambda a, b: a / (1 - (b - a)), zero, one)
-        return {"params": params, "extra": new}
+        def after(old: float) -> PyTree:
+            before = jax.tree.map(lambda a: jnp.full(a.shape, old, a.dtype), extra)
+            return model.apply(params, before, x, train=True, key=None)[1]
 
-    return network._replace(weights=init(jax.random.key(seed), x))
+        return jax.tree.map(lambda a, b: a / (1 - (b - a)), after(0), after(1))
+
+    weights = {"params": params, "extra": statistics(params, x)}
+    return network._replace(weights=weights)
 
 
 def at_resolution(network: Backbone, size: int) -> Backbone:

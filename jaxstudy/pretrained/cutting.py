@@ -32,19 +32,21 @@ class Versions(NamedTuple):
 
 
 class CutBackbone(NamedTuple):
-    """The layers before a stage, and the rest up to features; see `cut_backbone`."""
+    """The layers before a stage, and the rest up to features; see `cut_backbone`.
+
+    `image` and `between` are what the two parts are given, as shapes.
+    """
 
     network: Backbone
     stage: str
     image: jax.ShapeDtypeStruct
+    between: jax.ShapeDtypeStruct
     before: Model
     rest: Model
 
     def show_summary(self, run: Run, classes: int) -> None:
         """Print, and write as summary.txt, its layers with a regression on top."""
-        inputs = backbones.output_shapes(
-            with_frozen_backbone(self.before, self.rest), self.image
-        )
+        inputs = backbones.output_shapes(self.rest, self.between)
         trained = compose(self.rest, regression(inputs.shape[1], classes))
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
@@ -90,7 +92,7 @@ def cut_backbone(network: Backbone, stage: str, size: int) -> CutBackbone:
     first = backbones.with_stored_statistics(before, image)
     between = backbones.output_shapes(first, image)
     second = backbones.with_stored_statistics(rest, between)
-    return CutBackbone(network, stage, image, first, second)
+    return CutBackbone(network, stage, image, between, first, second)
 
 
 def _of_versions(
