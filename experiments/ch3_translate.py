@@ -54,9 +54,10 @@ LESSON = Lesson(
               (ATTENTION, NONE), ">"),
         Claim("With attention more than 0.99 of the test dates are exactly right.",
               (ATTENTION, 0.99), ">"),
-        Claim("Without it a network needs more pairs to get 0.99 of the validation "
-              "dates right, if it ever does.", (TIMES, 1.0), ">"),
-        Claim("With attention a beam of 4 changes that share by less than 0.01.",
+        Claim("Without attention a network needs more pairs to get 0.99 of the "
+              "validation dates right, if it ever does.", (TIMES, 1.0), ">"),
+        Claim("With attention a beam of 4 changes the share of test dates that are "
+              "exactly right by less than 0.01.",
               (ATTENTION_BEAM, ATTENTION), "within", 0.01),
     ),
     figures={

@@ -86,7 +86,7 @@ LESSON = Lesson(
     claims=(
         Claim("Crossed columns lower the log-loss of logistic regression.",
               (step(REGRESSION, *CROSSED), 0), "<"),
-        Claim("They change that of the network by less than 0.02 nats.",
+        Claim("Crossed columns change the network's log-loss by less than 0.02 nats.",
               (step(NETWORK, *CROSSED), 0), "within", MARGIN),
         Claim("On all columns a network and a logistic regression have the same "
               "log-loss to within 0.02 nats.",
