@@ -34,7 +34,7 @@ OUTDATED = " \N{DOUBLE DAGGER}"
 # Pictures that a network made; others are published where they hold no image at all,
 # which might be one of a data set.
 GENERATED = ("ch5_gan/interpolation.png", "ch5_gan/samples/epoch*.png")
-OF_OPTIMIZERS = ("sensitivity.png", "reached.png")
+OF_OPTIMIZERS = ("ranks.png", "sensitivity.png", "reached.png")
 COLUMNS, THUMBNAIL, MARGIN = 5, (300, 200), 10  # of the contact sheet
 
 
@@ -201,7 +201,8 @@ def optimizers_summary() -> str:
         loss = comparison.test_text(found["optimizers"][best])
         groups = comparison.against_best(found)
         counts = [str(len(names)) for names in groups.values()]
-        rows.append([study["problems"][problem]["title"], best, loss, *counts])
+        title = f"`{problem}`: {study['problems'][problem]['title']}"
+        rows.append([title, best, loss, *counts])
     note = (
         f"\n\n{OUTDATED.strip()} {stored['outdated']}" if "outdated" in stored else ""
     )

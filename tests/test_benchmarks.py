@@ -293,8 +293,10 @@ def test_targets_are_those_that_the_full_benchmark_measured() -> None:
     stored = json.loads((ROOT / "results" / "optimizers.json").read_text())
     if "outdated" in stored:
         pytest.skip("the benchmark was run before a problem changed")
+    easier = {"digits_autoencoder"}  # set from fewer trials, which reached less
     for name, target in stored["targets of AlgoPerf"].items():
-        assert pytest.approx(target, rel=5e-4) == problems.TARGETS[name]
+        same = pytest.approx(target, rel=5e-4) == problems.TARGETS[name]
+        assert target < problems.TARGETS[name] if name in easier else same
         assert stored["study"]["problems"][name]["target"] == problems.TARGETS[name]
 
 

@@ -157,7 +157,7 @@ def test_sentences_say_what_the_numbers_say(three: Any) -> None:
         "On hills, fast cannot be told apart from slow and wild (p >= 0.062).",
         "2 of 6 runs of wild diverged",
         "smallest or largest value tried of: wild (rate)",
-        "1 was reached by only so many runs: 0 of 6 of slow, 4 of 6 of wild.",
+        "1 was reached by only so many runs: 4 of 6 of wild; 0 of 6 of slow.",
     ):
         assert part in text
     # with one comparison six seeds can
@@ -344,7 +344,7 @@ def test_a_study_that_diverged_is_drawn_and_listed(tmp_path: Path) -> None:
     with open_run(tmp_path / "run", "tiny", "", Config()) as run:
         save_study(study, run)
     assert {path.stem for path in (tmp_path / "run" / "figures").iterdir()} == {
-        "sensitivity", "bands", "reached", "budgets",
+        "ranks", "ranks", "sensitivity", "bands", "reached", "budgets",
     }  # fmt: skip
     assert len(problem_table(study, "hills", {})) == 3
     assert summary_table(study)[-1][1:3] == ["diverged in 6 of 6"] * 2

@@ -179,10 +179,15 @@ def compare(record: StudyRecord) -> dict[str, Any]:
     return {**comparison, "sentences": sentences(record, comparison)}
 
 
-def mean_ranks(record: StudyRecord) -> np.ndarray:
-    """The rank of each optimizer's median test loss, the mean over the problems."""
+def problem_ranks(record: StudyRecord) -> np.ndarray:
+    """The rank of each optimizer's median test loss on each problem [K, N]."""
     medians = np.median(tested_losses(record), axis=2)
-    return scipy.stats.rankdata(medians, axis=0).mean(axis=1)
+    return scipy.stats.rankdata(medians, axis=0)
+
+
+def mean_ranks(record: StudyRecord) -> np.ndarray:
+    """Those ranks, the mean over the problems [K]."""
+    return problem_ranks(record).mean(axis=1)
 
 
 def critical_difference(methods: int, problems: int) -> float:
@@ -339,19 +344,24 @@ def verdicts(problem: str, found: Mapping[str, Any]) -> list[str]:
         f"for {found['comparisons']}); the smallest p possible is "
         f"{found['smallest_p']:.2g}."
     ]
+
+    def named(names: Sequence[str]) -> str:
+        many = len(names) == found["comparisons"] > LEADERS
+        return f"all {len(names)} others" if many else listing(names)
+
     for kind in ("worse", "better"):
         if groups[kind]:
             p = max(table[n]["p_holm"] for n in groups[kind])
             verb = "is" if len(groups[kind]) == 1 else "are"
             out.append(
-                f"On {problem}, {listing(groups[kind])} {verb} {kind} than {reference} "
+                f"On {problem}, {named(groups[kind])} {verb} {kind} than {reference} "
                 f"in test loss (p <= {p:.2g})."
             )
     if groups["apart"]:
         p = min(table[n]["p_holm"] for n in groups["apart"])
         out.append(
             f"On {problem}, {reference} cannot be told apart from "
-            f"{listing(groups['apart'])} (p >= {p:.2g})."
+            f"{named(groups['apart'])} (p >= {p:.2g})."
         )
     needed = {n: table[n].get("seeds_needed") for n in groups["apart"]}
     countable = {n: count for n, count in needed.items() if count}
@@ -454,15 +464,15 @@ def remarks(record: StudyRecord, problem: str, found: Mapping[str, Any]) -> list
     if loss is None:
         return [*out, f"On {problem}, no target is set: no time to it is compared."]
     target = f"On {problem}, the validation loss {loss:g}"
-    missed = [
-        f"{row['reached']} of {row['runs']} of {name}"
-        for name, row in table.items()
-        if row["reached"] < row["runs"]
-    ]
+    missed: dict[str, list[str]] = {}
+    for name, row in sorted(table.items(), key=lambda item: -item[1]["reached"]):
+        if row["reached"] < row["runs"]:
+            missed.setdefault(f"{row['reached']} of {row['runs']}", []).append(name)
     if not any(row["reached"] for row in table.values()):
         out.append(f"{target} was reached by no run.")
     elif missed:
-        out.append(f"{target} was reached by only so many runs: {', '.join(missed)}.")
+        counts = "; ".join(f"{n} of {listing(names)}" for n, names in missed.items())
+        out.append(f"{target} was reached by only so many runs: {counts}.")
     return out
 
 

@@ -21,9 +21,11 @@ from jaxstudy.study.comparison import (
     against_best,
     budgets,
     cell_of,
+    critical_difference,
     mean_ranks,
     optimizers,
     outcome,
+    problem_ranks,
     times_to_target,
     trial_medians,
     with_target,
@@ -31,6 +33,7 @@ from jaxstudy.study.comparison import (
 
 MANY_COLUMNS = 14  # optimizers, of which each has a column or a line of its own
 LINES = 10  # of the best of more than that
+COLUMNS = 4  # of panels
 FALL = "fall of the validation loss / that of the best trial"
 STYLES = ("-", "--", ":", "-.")
 
@@ -43,19 +46,29 @@ def look(names: Sequence[str], name: str) -> dict[str, str]:
     return {"color": colours[i % len(colours)], "linestyle": style}
 
 
-def panels(count: int, rows: int = 1) -> tuple[Figure, np.ndarray]:
-    """A figure with rows of axes: [rows, count]."""
-    size = (4.4 * count + 1.2, 3.5 * rows + 0.3)
-    return plots.subplots(rows, count, figsize=size, squeeze=False)
+def panels(
+    count: int,
+    columns: int = COLUMNS,
+    size: tuple[float, float] = (4.4, 3.5),
+    **how: Any,
+) -> tuple[Figure, list[Axes]]:
+    """A figure with so many axes, of a width and height, in rows of some columns."""
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    figsize = (size[0] * columns + 1.2, size[1] * rows + 0.3)
+    figure, axes = plots.subplots(rows, columns, figsize=figsize, squeeze=False, **how)
+    for axis in axes.flat[count:]:
+        axis.remove()
+    return figure, list(axes.flat[:count])
 
 
 def finish(
-    figure: Figure, axes: np.ndarray, run: Run, name: str, record: StudyRecord
+    figure: Figure, axes: Sequence[Axes], run: Run, name: str, record: StudyRecord
 ) -> None:
     """One legend for all panels, which says if it leaves any out, then NAME.png."""
-    for axis in axes.flat:
+    for axis in axes:
         axis.grid(alpha=0.3)
-    handles, labels = axes[0][0].get_legend_handles_labels()
+    handles, labels = axes[0].get_legend_handles_labels()
     figure.tight_layout()
     some = len(optimizers(record)) > MANY_COLUMNS
     figure.legend(
@@ -65,8 +78,34 @@ def finish(
     plots.save(figure, run, name)
 
 
+def save_ranks(record: StudyRecord, run: Run) -> None:
+    """Ranks by test loss, the mean over problems and each: ranks.png.
+
+    Behind the grey band, which begins at the lowest mean rank, those are whose mean
+    rank is larger by more than Nemenyi's critical difference.
+    """
+    names, ranks = optimizers(record), problem_ranks(record)
+    mean = ranks.mean(axis=1)
+    order = np.argsort(mean, kind="stable")
+    figure, axis = plots.subplots(figsize=(7.5, 0.17 * len(names) + 1))
+    for y, i in enumerate(order):
+        axis.plot(ranks[i], np.full(ranks.shape[1], y), "|", color="0.6")
+        axis.plot(mean[i], y, "o", markersize=5, color=plots.COLOURS[0])
+    length = critical_difference(*ranks.shape)
+    axis.axvspan(mean.min(), mean.min() + length, color="0.93", zorder=-1)
+    axis.set_yticks(range(len(names)), [names[i] for i in order], fontsize=8)
+    axis.set(
+        xlabel="rank of the median test loss: mean (dot), and each problem (dash)",
+        ylim=(len(names) - 0.4, -0.6), xlim=(0.5, len(names) + 0.5),
+    )  # fmt: skip
+    axis.grid(alpha=0.3)
+    plots.save(figure, run, "ranks")
+
+
 def save_study(record: StudyRecord, run: Run) -> None:
     """All figures of a study."""
+    if len(record["problems"]) > 1 and len(optimizers(record)) > 1:
+        save_ranks(record, run)
     if len(optimizers(record)) > MANY_COLUMNS:
         save_sensitivity_of_many(record, run)
     else:
@@ -201,12 +240,12 @@ def save_sensitivity_of_many(record: StudyRecord, run: Run) -> None:
     of all trials; crosses: diverged.
     """
     problems, names = list(record["problems"]), optimizers(record)
-    size = (2.6 * len(problems) + 2.2, 0.16 * len(names) + 1.2)
-    figure, axes = plots.subplots(
-        1, len(problems), squeeze=False, sharey=True, figsize=size, layout="constrained"
-    )
+    figure, axes = panels(
+        len(problems), size=(2.9, 0.16 * len(names) + 0.8), sharey=True,
+        layout="constrained",
+    )  # fmt: skip
     shown = None
-    for axis, problem in zip(axes[0], problems, strict=True):
+    for axis, problem in zip(axes, problems, strict=True):
         medians = {name: trial_medians(record, problem, name) for name in names}
         start = record["problems"][problem]["start"]
         best = min(float(m.min()) for m in medians.values())
@@ -223,12 +262,12 @@ def save_sensitivity_of_many(record: StudyRecord, run: Run) -> None:
                 markersize=3,
             )  # fmt: skip
         axis.set(xscale="log", title=problem.replace("_", " "))
-        axis.set_xlabel("learning rate, or what is tuned in its place")
         axis.set_yticks(range(len(names)), names, fontsize=7)
         axis.grid(alpha=0.2)
-    axes[0][0].invert_yaxis()
+    axes[0].invert_yaxis()
+    figure.supxlabel("learning rate, or what is tuned in its place", fontsize=10)
     if shown is not None:
-        figure.colorbar(shown, ax=axes[0][-1], label=FALL)
+        figure.colorbar(shown, ax=axes, label=FALL, shrink=0.5)
     plots.save(figure, run, "sensitivity")
 
 
@@ -249,9 +288,11 @@ def first_tuned(points: Mapping[str, Any]) -> str:
 def save_bands(record: StudyRecord, run: Run) -> None:
     """Losses by epoch with the chosen trial: the median and 80 % of the seeds."""
     problems, names = list(record["problems"]), leaders(record)
-    figure, axes = panels(len(problems), rows=2)
-    for row, split in zip(axes, ("train", "validation"), strict=True):
-        for axis, problem in zip(row, problems, strict=True):
+    splits = "train", "validation"
+    figure, axes = panels(2 * len(problems), columns=2)
+    rows = zip(axes[::2], axes[1::2], strict=True)
+    for row, problem in zip(rows, problems, strict=True):
+        for axis, split in zip(row, splits, strict=True):
             above = _above_floor(record, problem, split)
             lowest = start = float(above(record["problems"][problem]["start"]))
             for name in names:
@@ -267,8 +308,8 @@ def save_bands(record: StudyRecord, run: Run) -> None:
                 )
                 lowest = min(lowest, float(np.min(low, where=low > 0, initial=lowest)))
             _limits(axis, lowest, start)
-            axis.set(title=_title(record, problem, split), xlabel="epoch")
-        row[0].set_ylabel(f"{split} loss")
+            title = _title(record, problem, split)
+            axis.set(title=title, xlabel="epoch", ylabel=f"{split} loss")
     finish(figure, axes, run, "bands", record)
 
 
@@ -279,7 +320,7 @@ def save_reached(record: StudyRecord, run: Run) -> None:
         return
     several = len(problems) > 1
     figure, axes = panels(len(problems) + several)
-    for axis, problem in zip(axes[0], problems, strict=False):
+    for axis, problem in zip(axes, problems, strict=False):
         facts = record["problems"][problem]
         last = facts["epochs"] * facts["steps_per_epoch"]
         for name in names:
@@ -293,16 +334,15 @@ def save_reached(record: StudyRecord, run: Run) -> None:
                       **look(names, name))  # fmt: skip
         axis.set(
             title=f"{problem.replace('_', ' ')}: loss {facts['target']:.3g}",
-            xlabel="steps", ylim=(-0.03, 1.03),
+            xlabel="steps", ylabel="share of seeds at the target", ylim=(-0.03, 1.03),
         )  # fmt: skip
-    axes[0][0].set_ylabel("share of seeds at the target")
     if several:
         taus = np.linspace(1, TAU_MAX, 301)
         profile = performance_profile(times_to_target(record), taus)
         of = dict(zip(optimizers(record), profile, strict=True))
         for name in names:
-            axes[0][-1].plot(taus, of[name], **look(names, name))
-        axes[0][-1].set(
+            axes[-1].plot(taus, of[name], **look(names, name))
+        axes[-1].set(
             title="performance profile", xlabel="times the best one's steps",
             ylabel="share of problems", ylim=(-0.03, 1.03),
         )  # fmt: skip
@@ -313,7 +353,7 @@ def save_budgets(record: StudyRecord, run: Run) -> None:
     """Test loss by the number of trials that could be tried: budgets.png."""
     problems, names = list(record["problems"]), leaders(record)
     figure, axes = panels(len(problems))
-    for axis, problem in zip(axes[0], problems, strict=True):
+    for axis, problem in zip(axes, problems, strict=True):
         above = _above_floor(record, problem, "test")
         lowest = start = float(above(record["problems"][problem]["start"]))
         for name in names:
@@ -326,8 +366,9 @@ def save_budgets(record: StudyRecord, run: Run) -> None:
             lowest = min(lowest, *middle)
         _limits(axis, lowest, start)
         title = _title(record, problem, "test")
-        axis.set(title=title, xlabel="trials", xscale="log")
+        axis.set(
+            title=title, xlabel="trials", ylabel="test loss (median)", xscale="log"
+        )
         axis.set_xticks(budgets(record), [str(k) for k in budgets(record)])
         axis.minorticks_off()
-    axes[0][0].set_ylabel("test loss (median)")
     finish(figure, axes, run, "budgets", record)
