@@ -202,11 +202,18 @@ def images(side: int, quick: bool) -> Point:
     return training("cnn", dataset({"x": x, "y": y.astype(np.int32)}), IMAGES)
 
 
+@functools.cache  # they fit any side, and drawn by JAX they take long to compile
+def backbone_weights() -> tuple[Any, Any]:
+    """Random parameters and statistics of EfficientNet-Lite0."""
+    arrays = harness.random_weights(efficientnet_lite0(include_top=False))
+    return harness.tree(arrays, "params"), harness.tree(arrays, "extra")
+
+
 def features(side: int, quick: bool) -> Point:
     """Features of batches of images; the same in all else."""
     times = repeated(side, quick)
     model = efficientnet_lite0((side, side), include_top=False)
-    weights = jax.jit(model.init)(jax.random.key(0))
+    weights = backbone_weights()
     x = jax.random.normal(jax.random.key(1), (IMAGES, side, side, 3))
     apply = jax.jit(lambda w, x: model.apply(*w, x, train=False, key=None)[0])
 

@@ -138,10 +138,10 @@ def section(root: Path) -> str:
 
 def figure(result: Mapping[str, Any]) -> Any:
     """A panel for each curve: medians with ranges, the law, and what limits."""
-    from matplotlib.ticker import EngFormatter, NullFormatter
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     best = best_rates(result)
-    drawn, axes = plots.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    drawn, axes = plots.subplots(2, 2, figsize=(11, 9), layout="constrained")
     for axis in axes.flat[len(result["curves"]) :]:
         axis.remove()
     for axis, curve in zip(axes.flat, result["curves"].values(), strict=False):
@@ -149,7 +149,7 @@ def figure(result: Mapping[str, Any]) -> Any:
         for i, (label, found) in enumerate(curve["lines"].items()):
             colour, seconds = plots.COLOURS[i], np.array(found["seconds"])
             middle = np.median(seconds, 1)
-            law = power_law(sizes, middle)
+            law = power_law(curve["sizes"], middle)
             ends = middle - seconds.min(1), seconds.max(1) - middle
             axis.errorbar(sizes, middle, ends, fmt="o", ms=4, capsize=3, color=colour,
                           label=f"{label}: exponent {interval(law)}")  # fmt: skip
@@ -158,14 +158,17 @@ def figure(result: Mapping[str, Any]) -> Any:
                 ("--", ":"), limits(curve, label, best).items(), strict=False
             ):
                 axis.plot(sizes, least, style, color=colour, lw=1,
-                          label=f"limit: rate of a {what}")  # fmt: skip
+                          label=f"limit by the rate of a {what}")  # fmt: skip
         axis.set(title=curve["title"], xlabel=curve["size"], xscale="log", yscale="log",
                  ylabel=f"time of {curve['unit']}")  # fmt: skip
-        axis.set_xticks(sizes, [f"{n:,.0f}" for n in sizes])
+        axis.set_xticks(sizes, [f"{n:,.0f}" for n in sizes], fontsize=8)
         axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter(EngFormatter("s"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
-        axis.legend(frameon=False, fontsize=7)
+        axis.legend(frameon=False, fontsize=8, ncols=2, loc="upper center",
+                    bbox_to_anchor=(0.5, -0.15))  # fmt: skip
     return drawn
 
 
