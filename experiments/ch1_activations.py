@@ -68,13 +68,17 @@ LESSON = Lesson(
         "Glorot's (blue) and He's (orange) initialisation, and after (green, red). A "
         "line that falls to the left is a vanishing gradient; the factor per layer is "
         "its slope at the start.",
+        "relu": "Left: ReLU's test log-loss by depth from both initialisations, with "
+        "95 % intervals. Right: at the largest depth, the share of what Glorot's loses "
+        "by depth that He's regains, with its 95 % interval and a dash for each seed. "
+        "Above the dotted line, initialisation explains more than half.",
         "depth": "Mean test log-loss by depth, each cell at its own learning rate: "
         "pale is good, and 2.30 is guessing. Compare a row of the left with the same "
         "row of the right: the scale of the first weights differs, and the rate chosen "
         "for it.",
         "dead": "Share of hidden units of the trained networks that no digit can teach "
-        "any more: their slope is below 0.001 on every validation digit. Compare a "
-        "row with the next: darker cells have more dead units.",
+        "any more: their slope is below 0.001 on every validation digit. Pale is good: "
+        "compare a row with the next, darker cells have more dead units.",
     },
     try_it={
         "--depths 1 4 --rates 0.03 0.1 0.3": "On a short grid more of the chosen rates "
@@ -175,6 +179,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float | str]:
         studies[d].affine_difference(o.reported, rows) for d, o in outcomes.items()
     )
     draw(run, outcomes, result)
+    draw_relu(run, list(outcomes), result)
     return result
 
 
@@ -203,9 +208,31 @@ def draw(run: Run, outcomes: dict[int, TunedNetworks], result: dict) -> None:
             lines[f"{INITS[j]}, {time}"] = layers, middle
         fall = {init: result.get(FACTOR.format(name, init)) for init in INITS}
         note = "\n".join(f"{k}: x {v.mean:.2f} per layer" for k, v in fall.items() if v)
-        panels.append(plots.Panel(name, f"layer of {deepest}", "norm of the gradient",
-                                  lines, ("linear", "log"), note))  # fmt: skip
+        label = "norm of the weight gradient"
+        panels.append(plots.Panel(name, f"layer of {deepest}", label, lines,
+                                  ("linear", "log"), note))  # fmt: skip
     plots.save_lines(run, "gradients", panels, columns=3)
+
+
+def draw_relu(run: Run, depths: list[int], result: dict) -> None:
+    """ReLU's loss by depth, and the share of it that initialisation explains."""
+    lines: dict[str, plots.Line] = {}
+    for init in INITS:
+        losses = {depth: result[LOSS.format("relu", depth, init)] for depth in depths}
+        drawn = {d: v for d, v in losses.items() if isinstance(v, Estimate)}
+        lines[f"{init}'s initialisation"] = list(drawn), list(drawn.values())
+    label, scales = "test log-loss [nats]", ("log", "linear")
+    levels = {"guessing": GUESSING}
+    panels = [plots.Panel("relu", "hidden layers", label, lines, scales, "", levels)]
+    deepest = max(depths)
+    share = result.get(SHARE_OF_INIT.format(deepest))
+    if isinstance(share, Estimate):
+        label, line = "share of the loss by depth", ([f"{deepest} layers"], [share])
+        panels.append(plots.Panel(
+            "relu: regained by He's initialisation", "", label, {"share": line},
+            levels={"half": 0.5}, seeds=True,
+        ))  # fmt: skip
+    plots.save_lines(run, "relu", panels)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from jaxstudy.models.mlp import mlp
 from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.export import Predictor
-from jaxstudy.runs.lesson import Claim, Lesson
+from jaxstudy.runs.lesson import Claim, Lesson, paired_differences
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.saved import Saved
 from jaxstudy.runs.statistics import Estimate
@@ -35,7 +35,7 @@ from jaxstudy.types import UserError
 from jaxstudy.wrappers import standardized
 
 REGRESSION, MAJORITY = "logistic regression", "majority class"
-UNSTOPPED = "without early stopping"
+UNSTOPPED, UNSCALED = "without early stopping", "unscaled network"
 MARGIN = 0.02  # nats: probabilities of what happened within 2 %, in geometric mean
 
 LESSON = Lesson(
@@ -48,12 +48,10 @@ LESSON = Lesson(
         "unscaled network - network: log-loss",
         "logistic regression - majority class: log-loss",
         "network - majority class: accuracy",
-        "network: log-loss", "logistic regression: log-loss",
-        "majority class: log-loss", "network: accuracy",
-        "logistic regression: accuracy", "majority class: accuracy",
-        "network: epochs chosen", "logistic regression: epochs chosen",
-        "unscaled network: epochs chosen", "unscaled network: log-loss",
-        "without early stopping: log-loss",
+        *(f"{name}: {score}" for score in ("log-loss", "accuracy")
+          for name in ("network", REGRESSION, MAJORITY)),
+        *(f"{name}: epochs chosen" for name in ("network", REGRESSION, UNSCALED)),
+        f"{UNSCALED}: log-loss", f"{UNSTOPPED}: log-loss",
     ),
     claims=(
         Claim("Early-stopped network and regression differ by under 0.02 nats.",
@@ -72,9 +70,9 @@ LESSON = Lesson(
         "beside the held-out loss of logistic regression and of the majority class. "
         "Where the held-out loss turns up while the training loss falls, the network "
         "overfits. Vertical: where the folds that chose these layers stopped (median).",
-        "differences": "Paired differences in log-loss with 95 % intervals: left of 0, "
-        "the model named first is better. An interval within the grey band says that "
-        "they differ by under 0.02 nats; compare that with what the regression gains.",
+        "differences": "Paired differences with 95 % intervals. Left of 0 in log-loss, "
+        "right of 0 in accuracy, the model named first is better. An interval within "
+        "the grey band says that log-losses differ by under 0.02 nats.",
     },
     try_it={
         "--hidden 256 256 256": "A larger network overfits sooner: look at how many "
@@ -211,17 +209,19 @@ def draw(run: Run, config: Config, choice: Choice, result: Mapping) -> None:
         rows = [r for r in run.sub_run(part).records if r["split"] == split]
         losses = [float(np.mean(r["loss"])) for r in rows]
         lines[f"network, {label} rows"] = [r["epoch"] for r in rows], losses
-    for name in (REGRESSION, MAJORITY):
-        level = result[f"{name}: log-loss"].mean
-        lines[f"{name}, held-out rows"] = (1, config.epochs), (level, level)
+    levels = {n: result[f"{n}: log-loss"].mean for n in (REGRESSION, MAJORITY)}
     stops = choice.epochs[choice.candidate == len(config.hidden) - 1]
     if len(stops):
         ends = [f(v for _, y in lines.values() for v in y) for f in (min, max)]
         lines["early stopping, median"] = [float(np.median(stops))] * 2, ends
-    panel = plots.Panel("without early stopping", "epoch", "log-loss [nats]", lines)
+    panel = plots.Panel(UNSTOPPED, "epoch", "log-loss [nats]", lines, levels=levels)
     plots.save_lines(run, "curves", [panel])
-    gaps = {f"{a} - {b}": result[f"{a} - {b}: log-loss"] for a, b in PAIRS}
-    plots.save_differences(run, "differences", gaps, "log-loss [nats]", MARGIN)
+    gaps = paired_differences(result, PAIRS, "log-loss")
+    right = paired_differences(result, PAIRS, "accuracy")
+    plots.save_estimates(run, "differences", [
+        plots.EstimatePanel("", "difference in log-loss [nats]", gaps, margin=MARGIN),
+        plots.EstimatePanel("", "difference in accuracy", right),
+    ])  # fmt: skip
 
 
 def predict(saved: Saved[Config], applicant: tuple[float, float, int]) -> None:

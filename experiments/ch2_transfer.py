@@ -37,8 +37,9 @@ from jaxstudy.study.sizes import Begin, Plan
 
 ARMS = ("scratch", "random weights", "equal resolution", "frozen", "fine-tuned")
 ALONE = "regression alone, tuned alike"
+BY_WEIGHTS = "gained by weights"  # far more than by the others: not drawn with them
 GAINS = {  # of one arm over another, from the same images and seeds
-    "gained by weights": ("frozen", "random weights"),
+    BY_WEIGHTS: ("frozen", "random weights"),
     "gained by resolution": ("frozen", "equal resolution"),
     "gained by fine-tuning": ("fine-tuned", ALONE),
 }
@@ -85,9 +86,10 @@ LESSON = Lesson(
         ),
     ),
     figures={
-        "sizes": "Test accuracy by the number of images to learn from, with 95 % "
-        "intervals over seeds. The gaps between lines are what pretrained weights, "
-        "more pixels and fine-tuning are worth; paired claims tell them apart.",
+        "sizes": "Left: test accuracy by the number of images to learn from, with 95 % "
+        "intervals; weights are worth the gap from random weights to frozen. Right: "
+        "what more pixels and fine-tuning gain, paired by seed: a band across 0 leaves "
+        "it open, one above -0.01 says that fine-tuning costs less than that.",
         "predictions": "Test images with the most probable class and its probability "
         "by the regression on frozen features; where it is wrong, the true one.",
         "curves": "Accuracy by epoch with all images, on what is trained on (left) and "
@@ -227,7 +229,9 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     by_epoch = {arm: of_arm.accuracy for arm, of_arm in trained.items()}
     test, counts = sizes.end_test(by_epoch), images.sizes
     sizes.draw_epochs(run, counts, counts.index(max(counts)), by_epoch)
-    sizes.draw_sizes(run, counts, test)
+    near = {n: test[a] - test[b] for n, (a, b) in GAINS.items() if n != BY_WEIGHTS}
+    levels = {"majority class": images.majority_accuracy}, {"0": 0.0, "-0.01": -0.01}
+    sizes.draw_sizes(run, counts, test, near, *levels)
     result = sizes.size_metrics(counts, test, GAINS)
     tuned = [result[f"{n} images: gained by fine-tuning"] for n in counts]
     result[LEAST] = min(tuned, key=lambda gain: -1 if gain.low is None else gain.low)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from jaxstudy.runs import plots
 from jaxstudy.runs.run import open_run
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.study import comparison
@@ -30,7 +31,11 @@ from jaxstudy.study.comparison import (
     telling,
     times_to_target,
 )
-from jaxstudy.study.plots import save_sensitivity_of_many, save_study
+from jaxstudy.study.plots import (
+    save_sensitivity_of_many,
+    save_study,
+    save_test_differences,
+)
 from tests.tiny import Config
 
 SEEDS = 6
@@ -179,6 +184,29 @@ def test_what_a_study_can_tell() -> None:
     lost = record(FAST, WILD)  # nobody is significantly better, and no spread is known
     found = telling(lost | {"comparison": compare(lost)})
     assert found == {TOLD.format("hills"): 0, BETTER.format("hills"): 0, WORST: 0}
+
+
+def test_differences_are_drawn_from_the_one_tuned_best(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beside fast, slow is 1 and more above in each seed, and wild diverged."""
+    drawn: list[Any] = []
+    monkeypatch.setattr(plots, "save_estimates", lambda *a: drawn.append(a[-1]))
+    run: Any = None
+    for study in (THREE, record(FAST, SLOW)):
+        compared = study | {"comparison": compare(study)}
+        save_test_differences(compared, run, {"hills": 0.5})
+    lost = record(*(never(name, [[None] * 3] * 2) for name in ("sgd", "adam")))
+    save_test_differences(lost | {"comparison": compare(lost)}, run, {})
+    (three,), (two,) = drawn  # and nothing of one where all diverged in tuning
+    assert three.margin == 0.5
+    assert three.estimates["fast"] == "tuned best"
+    assert three.estimates["slow"].values == pytest.approx([1, 1.1, 1.2, 1.3, 1.4, 1.5])
+    assert "diverged" in three.estimates["wild"]
+    assert "diverged" in three.estimates["largest - smallest"]
+    assert list(three.hollow) == ["slow", "wild"]  # six seeds: as the sentences say
+    assert list(two.hollow) == []
+    assert two.estimates["largest - smallest"] == two.estimates["slow"]
 
 
 def test_seeds_that_change_nothing_are_one_run() -> None:

@@ -219,7 +219,7 @@ def test_step_lengths_of_sgd_stay_and_adagrads_shrink(smoke: Smoke) -> None:
         assert np.all(steps > 0)
     assert (folder / "study.json").exists()
     assert {p.stem for p in (folder / "figures").iterdir()} == {
-        "paths", "sensitivity", "steps",
+        "differences", "paths", "sensitivity", "steps",
     }  # fmt: skip
 
 

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from jaxstudy.runs import terminal
-from jaxstudy.runs.lesson import Claim, Lesson, difference, judge_claim, shows
+from jaxstudy.runs.lesson import (
+    Claim,
+    Lesson,
+    difference,
+    judge_claim,
+    paired_differences,
+    shows,
+)
 from jaxstudy.runs.statistics import (
     REAL,
     SHARE,
@@ -113,6 +120,14 @@ def toy(**fields: Any) -> Lesson:
     given = {"number": "9", "title": "A toy", "question": "Is it?",
              "metrics": ("loss",), "claims": (), "figures": {}}  # fmt: skip
     return Lesson(**(given | fields))
+
+
+def test_paired_differences_are_those_of_the_claims() -> None:
+    found = {"a: x": runs(SEEDS), "b: x": runs(SEEDS[::-1]), "c - b: x": runs(SEEDS)}
+    gaps = paired_differences(found, [("a", "b"), ("c", "b"), ("a", "d")], "x")
+    assert gaps == {
+        "a - b": difference(found["a: x"], found["b: x"]), "c - b": found["c - b: x"],
+    }  # fmt: skip
 
 
 def test_a_claim_names_metrics_of_its_lesson() -> None:

@@ -12,9 +12,13 @@ from jaxstudy.dataset import dataset
 from jaxstudy.images import splits
 from jaxstudy.model import parameter_count
 from jaxstudy.models.cnn import cnn
+from jaxstudy.runs import plots
 from jaxstudy.study.remedies import (
     TrainedRemedy,
+    differences_from,
     remedy_metrics,
+    save_memorising,
+    save_remedy_differences,
     trained,
     tuned_on_test,
     with_stopped,
@@ -68,14 +72,43 @@ def test_more_data_is_compared_with_the_best_of_each_seed() -> None:
         name: {"loss": np.array(v), "accuracy": 1 - np.array(v)}
         for name, v in losses.items()
     }
-    found: Any = remedy_metrics(ended, "base", "more")
-    result, differences = found
+    result: Any = remedy_metrics(ended, "base", "more")
+    differences = differences_from(ended, "base")
     best = result["more - best of the others: test loss"]
     assert best.values == pytest.approx([-0.1, 0.1])
     assert set(differences) == {"a", "b", "more"}
     assert differences["a"].values == pytest.approx([-0.3, 0.0])
     assert result["a - base: test loss"] == differences["a"]
     assert result["b: test accuracy"].values == pytest.approx([0.3, 0.4])
+
+
+def test_figures_compare_in_pairs_and_with_what_claims_ask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: dict[str, Any] = {}
+    for save in ("save_estimates", "save_lines"):
+        monkeypatch.setattr(
+            plots, save, lambda _, name, p, **__: drawn.update({name: p})
+        )
+    run: Any = None
+    losses = {"base": [0.8, 0.9], "a": [0.5, 0.7], "more": [0.4, 0.3]}
+    ended = {name: {"loss": np.array(values)} for name, values in losses.items()}
+    save_remedy_differences(run, "gaps", ended, "base", "more")
+    left, right = (panel.estimates for panel in drawn["gaps"])
+    assert left["a"].values == pytest.approx([-0.3, -0.2])
+    assert right["base"].values == pytest.approx([-0.4, -0.6])
+    assert right["lowest of these, by seed"].values == pytest.approx([-0.1, -0.4])
+
+    of_base = base()
+    for metric in ("loss", "accuracy"):
+        of_base.by_epoch["training set", metric] = TEST
+    save_memorising(run, "base", of_base, accuracy=0.99, rise=0.5)
+    accuracy, loss = drawn["base"]
+    assert list(accuracy.levels.values()) == [0.99]
+    assert list(loss.levels.values()) == pytest.approx([1.5 * (0.5 + 0.4) / 2])
+    steps, means = loss.lines["validation"]
+    assert steps == [0, 1, 2, 3]
+    assert [m.mean for m in means] == pytest.approx(VALIDATION.mean(1))
 
 
 def test_what_tuning_on_the_test_set_reports() -> None:

@@ -657,6 +657,8 @@ def test_the_result_counts_every_attempt(
     crash(Checkpoints, "save", 3, True, lambda: work(resume=False))
     killed = json.loads((folder / "attempts.json").read_text())
     assert killed["parts"]["part0"]["steps"] == 6
+    assert 0.05 < killed["peak_memory_gib"] < 64
+    (folder / "attempts.json").write_text(json.dumps(killed | {"peak_memory_gib": 99}))
     assert len(killed["wall_s"]) == 1
     work(resume=True)
     result = json.loads((folder / "result.json").read_text())
@@ -666,6 +668,7 @@ def test_the_result_counts_every_attempt(
     assert len(walls) == 2
     assert max(walls) < result["wall_s"] <= sum(walls)
     assert result["goodput"] == round(result["train_s"] / result["wall_s"], 4)
+    assert result["peak_memory_gib"] == 99  # of both attempts
 
 
 # signals

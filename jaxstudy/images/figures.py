@@ -32,9 +32,9 @@ def draw_predictions(
 
     def title(i: int) -> str:
         predicted = int(p[i].argmax())
-        text = f"{classes[predicted]} {p[i, predicted]:.2f}"
+        text = f"{classes[predicted]}\n{p[i, predicted]:.2f}"
         wrong = predicted != test["y"][i]
-        return f"{text}\ntrue: {classes[test['y'][i]]}" if wrong else f"{text}\n"
+        return f"{text}, true:\n{classes[test['y'][i]]}" if wrong else f"{text}\n"
 
     grid = [shown[i : i + columns] for i in range(0, len(shown), columns)]
     plots.save_images(
@@ -118,7 +118,7 @@ def _show(axis: Axes, image: np.ndarray, title: str, box: tuple[slice, slice]) -
     rows, columns = box
     corner = columns.start - 0.5, rows.start - 0.5
     sides = columns.stop - columns.start, rows.stop - rows.start
-    axis.add_patch(Rectangle(corner, *sides, fill=False, edgecolor="red", linewidth=2))
+    axis.add_patch(Rectangle(corner, *sides, fill=False, edgecolor="cyan", linewidth=2))
     axis.set_title(title, fontsize=9)
     axis.set(xticks=[], yticks=[])
 
@@ -138,6 +138,13 @@ def _with_edges(image: np.ndarray, side: int) -> tuple[slice, slice]:
 def _grey(image: np.ndarray) -> np.ndarray:
     """An image [H, W, C] as [H, W]: the mean of its planes."""
     return image.mean(-1).round()
+
+
+def draw_what_pixels_are(run: Run, image: np.ndarray) -> None:
+    """Pixels, the planes of a colour image, and what a filter makes of pixels."""
+    draw_pixels(run, image)
+    draw_planes(run)
+    draw_convolution(run, image)
 
 
 def draw_pixels(run: Run, image: np.ndarray) -> None:

@@ -54,6 +54,17 @@ def source_hash() -> str:
     return digest.hexdigest()
 
 
+def peak_memory_gib() -> float | None:
+    """The most memory that this process had, in GiB, where the system says so."""
+    if sys.platform == "win32":
+        return None
+    import resource  # there is none on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(most * unit / 2**30, 3)
+
+
 def _processor() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

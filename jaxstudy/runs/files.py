@@ -97,6 +97,7 @@ class Result(Checked):
     compile_s: Seconds
     train_s: Seconds
     wall_s: Seconds
+    peak_memory_gib: NotRequired[Annotated[float, pydantic.Field(gt=0)] | None]
     lesson: NotRequired[LessonText]
     claims: NotRequired[list[JudgedClaim]]
 

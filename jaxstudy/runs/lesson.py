@@ -220,6 +220,23 @@ def difference(a: Estimate | float, b: Estimate | float) -> Estimate:
     return Estimate(middle, low, high, n, of)
 
 
+def paired_differences(
+    metrics: Mapping[str, Any], pairs: Sequence[tuple[str, str]], of: str
+) -> dict[str, Estimate]:
+    """The metric "A - B: of" by "A - B", or else the difference of "A: of" and "B: of".
+
+    Pairs that were not measured are left out.
+    """
+    result = {}
+    for a, b in pairs:
+        name, ends = f"{a} - {b}", (f"{a}: {of}", f"{b}: {of}")
+        if f"{name}: {of}" in metrics:
+            result[name] = metrics[f"{name}: {of}"]
+        elif set(ends) <= set(metrics):
+            result[name] = difference(*(metrics[end] for end in ends))
+    return result
+
+
 def _value(stored: Any) -> Any:
     """A metric of a run, or of result.json: an estimate, a number, or words."""
     if not isinstance(stored, Mapping):

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image, ImageDraw
 
 from jaxstudy.messages import shortened
@@ -20,7 +22,11 @@ Line = tuple[  # x, y
 
 
 class Panel(NamedTuple):
-    """One set of axes: lines by label, each y a number or an estimate, and a note."""
+    """One set of axes: lines by label, each y a number or an estimate.
+
+    `levels` are horizontal lines by label, such as baselines. With `seeds` each value
+    of an estimate is drawn beside its mean, which hides that some seeds failed.
+    """
 
     title: str
     xlabel: str
@@ -28,9 +34,12 @@ class Panel(NamedTuple):
     lines: Mapping[str, Line]
     scales: tuple[str, str] = ("linear", "linear")
     note: str = ""
+    levels: Mapping[str, float] = {}
+    seeds: bool = False
 
 
 COLOURS = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
+LEVEL_DASHES = ("--", ":", "-.")
 
 
 def subplots(
@@ -102,15 +111,34 @@ def save_curves(
     save(figure, run, "curves")
 
 
+class EstimatePanel(NamedTuple):
+    """One set of axes: estimates, numbers or words, one below the other.
+
+    A line stands at 0 if they are differences; within the margin, a grey band, these do
+    not matter. levels: values that estimates are compared with, dashed. hollow: of
+    which estimates the marker is hollow.
+    """
+
+    title: str
+    xlabel: str
+    estimates: Mapping[str, Estimate | float | str]
+    differences: bool = True
+    margin: float = 0.0
+    levels: Sequence[float] = ()
+    hollow: Sequence[str] = ()
+
+
 def draw_estimate(
     axis: Axes,
     estimate: Estimate,
     y: float,
     colour: str = COLOURS[0],
     label: str | None = None,
+    hollow: bool = False,
 ) -> None:
     """A mean at height y, with its interval; where there is none, with its values."""
-    axis.plot(estimate.mean, y, "o", color=colour, label=label)
+    face = "white" if hollow else colour
+    axis.plot(estimate.mean, y, "o", color=colour, mfc=face, label=label, zorder=3)
     if estimate.low is not None and estimate.high is not None:
         axis.plot([estimate.low, estimate.high], [y, y], color=colour)
     elif estimate.values:
@@ -118,30 +146,86 @@ def draw_estimate(
 
 
 def draw_estimates(
-    axis: Axes, estimates: Mapping[str, Estimate], colour: str = COLOURS[0]
+    axis: Axes,
+    estimates: Mapping[str, Estimate | float | str],
+    colour: str = COLOURS[0],
+    hollow: Sequence[str] = (),
 ) -> None:
-    """Estimates one below the other, named at the left."""
-    for y, estimate in enumerate(estimates.values()):
-        draw_estimate(axis, estimate, y, colour)
-    axis.set(yticks=range(len(estimates)), yticklabels=estimates)
+    """Estimates, numbers or words, one below the other and named at the left."""
+    for y, (name, estimate) in enumerate(estimates.items()):
+        if isinstance(estimate, str):
+            axis.text(
+                0.98, y, estimate, ha="right", va="center", fontsize=8, color="0.4",
+                transform=axis.get_yaxis_transform(),
+            )  # fmt: skip
+            continue
+        if not isinstance(estimate, Estimate):
+            estimate = Estimate(estimate, None, None, 1, "")
+        draw_estimate(axis, estimate, y, colour, hollow=name in hollow)
+    # names of a user's columns: of any length, and their $ is no mathematics
+    names = [shortened(name).replace("$", r"\$") for name in estimates]
+    axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(estimates) - 0.4, -0.6)
 
 
-def save_intervals(
+class Comparison(NamedTuple):
+    """A panel of estimates: metrics as colours, baselines as vertical lines."""
+
+    xlabel: str
+    metrics: Sequence[str]
+    baselines: Mapping[str, float] = {}
+    bands: Mapping[str, tuple[float, float]] = {}  # from, to: drawn in grey
+
+
+def save_comparison(
     run: Run,
+    name: str,
     result: Mapping[str, Any],
     names: Sequence[str],
-    metrics: Sequence[str],
+    panels: Sequence[Comparison],
+    *,
+    shared_log: bool = False,
 ) -> None:
-    """Estimates "NAME: METRIC" with their intervals, a panel a metric."""
+    """Estimates "NAME: METRIC" of several networks, a row each, as NAME.png.
+
+    A network may lack some of the metrics; the first one has all. With `shared_log` all
+    panels are of one quantity, on one logarithmic axis.
+    """
     figure, axes = subplots(
-        1, len(metrics), figsize=(5 * len(metrics), 0.6 + 0.5 * len(names)), sharey=True
+        1,
+        len(panels),
+        figsize=(5.5 * len(panels), 0.9 + 0.55 * len(names)),
+        sharex=shared_log,
+        sharey=True,
+        squeeze=False,
     )
-    for axis, metric in zip(np.atleast_1d(axes), metrics, strict=True):
-        draw_estimates(axis, {n: result[f"{n}: {metric}"] for n in names})
-        axis.set(xlabel=metric)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        offsets = 0.16 * (np.arange(len(panel.metrics)) - (len(panel.metrics) - 1) / 2)
+        for metric, colour, offset in zip(
+            panel.metrics, COLOURS, offsets, strict=False
+        ):
+            for y, network in enumerate(names):
+                if (estimate := result.get(f"{network}: {metric}")) is not None:
+                    label = None if y else metric
+                    draw_estimate(axis, estimate, y + offset, colour, label)
+        for label, (low, high) in panel.bands.items():
+            axis.axvspan(low, high, color="0.9", zorder=-1, label=label)
+        for (label, x), style in zip(
+            panel.baselines.items(), ("--", ":"), strict=False
+        ):
+            axis.axvline(x, color="0.3", linestyle=style, label=label)
+        axis.set(yticks=range(len(names)), yticklabels=names, xlabel=panel.xlabel)
+        axis.margins(y=0.2)
         axis.grid(alpha=0.3)
-    save(figure, run, "intervals")
+        if len(axis.get_legend_handles_labels()[1]) > 1:  # else the x label says it
+            axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
+        if shared_log:
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6)))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_locator(NullLocator())
+    axes[0, 0].invert_yaxis()
+    save(figure, run, name)
 
 
 def save_differences(
@@ -155,15 +239,42 @@ def save_differences(
 
     Within the margin, a grey band, differences do not matter.
     """
-    figure, axis = subplots(figsize=(6, 0.9 + 0.33 * len(estimates)))
-    draw_estimates(axis, estimates)
-    axis.axvline(0, color="0.5", linewidth=1, zorder=0)
-    if margin:
-        axis.axvspan(-margin, margin, color="0.9", zorder=-1)
-    # names of a user's columns: of any length, and their $ is no mathematics
-    names = [shortened(label).replace("$", r"\$") for label in estimates]
-    axis.set(yticklabels=names, xlabel=xlabel)
-    axis.grid(alpha=0.3)
+    save_estimates(run, name, [EstimatePanel("", xlabel, estimates, margin=margin)])
+
+
+def save_estimates(
+    run: Run, name: str, panels: Sequence[EstimatePanel], *, sharex: bool = False
+) -> None:
+    """Panels of estimates with their intervals as NAME.png, side by side.
+
+    Those with the same names from top to bottom are named once; one without estimates
+    is left out.
+    """
+    panels = [panel for panel in panels if panel.estimates]
+    rows = max(len(panel.estimates) for panel in panels)
+    once = len({tuple(panel.estimates) for panel in panels}) == 1
+    size = (1.5 + 4.5 * len(panels), 0.9 + 0.33 * rows)
+    figure, axes = subplots(
+        1, len(panels), figsize=size, squeeze=False, sharex=sharex, sharey=once,
+        layout="constrained" if len(panels) > 1 else None,
+    )  # fmt: skip
+    for axis, panel in zip(axes[0], panels, strict=True):
+        draw_estimates(axis, panel.estimates, hollow=panel.hollow)
+        if panel.differences:
+            axis.axvline(0, color="0.5", linewidth=1, zorder=0)
+        if panel.margin:
+            axis.axvspan(-panel.margin, panel.margin, color="0.9", zorder=-1)
+        for level in panel.levels:
+            axis.axvline(level, color="0.3", linestyle="--", linewidth=1, zorder=0)
+            side = "right" if level == min(panel.levels) else "left"
+            axis.text(
+                level, 1.01, f"{level:g}", ha=side, va="bottom", fontsize=8,
+                transform=axis.get_xaxis_transform(),
+            )  # fmt: skip
+        axis.set(xlabel=panel.xlabel)
+        axis.xaxis.get_major_locator().set_params(nbins=6)
+        axis.set_title(panel.title, fontsize=10, pad=16 if panel.levels else None)
+        axis.grid(alpha=0.3)
     save(figure, run, name)
 
 
@@ -217,7 +328,8 @@ def save_lines(
     """Panels of lines as NAME.png, in rows of so many columns, or side by side.
 
     Estimates get a band of their intervals; where there is none, their values. Panels
-    with the same y label share its axis, labelled once in a row.
+    with the same y label share its axis, labelled once in a row. A label has the same
+    colour, or dashes, in all panels, and stands in their legend once.
     """
     columns = columns or len(panels)
     rows = -(-len(panels) // columns)
@@ -227,6 +339,8 @@ def save_lines(
     for axis in axes.flat[len(panels) :]:
         axis.remove()
     first: dict[tuple[str, str], Axes] = {}
+    colours: dict[str, str] = {}
+    dashes: dict[str, str] = {}
     for i, (axis, panel) in enumerate(zip(axes.flat, panels, strict=False)):
         leader = first.setdefault((panel.ylabel, panel.scales[1]), axis)
         if leader is not axis:
@@ -235,14 +349,22 @@ def save_lines(
         for label, (x, y) in panel.lines.items():
             estimates = [v for v in y if isinstance(v, Estimate)]
             middle = [v.mean for v in estimates] or y
-            (line,) = axis.plot(x, middle, "o-", markersize=3, label=label)
+            colour = colours.setdefault(label, COLOURS[len(colours) % len(COLOURS)])
+            (line,) = axis.plot(
+                x, middle, "o-", markersize=3, color=colour, label=label
+            )
             if estimates:
                 ends = np.array([(v.low, v.high) for v in estimates], float)
                 axis.fill_between(x, *ends.T, color=line.get_color(), alpha=0.15)
+                if len(x) == 1:  # where a band has no width
+                    axis.vlines(x, *ends.T, color=line.get_color())
             for at, estimate in zip(x, estimates, strict=False):
-                if estimate.low is None and estimate.values:
+                if (panel.seeds or estimate.low is None) and estimate.values:
                     places = np.full(len(estimate.values), at)
                     axis.plot(places, estimate.values, "_", color=line.get_color())
+        for label, level in panel.levels.items():
+            style = dashes.setdefault(label, LEVEL_DASHES[len(dashes) % 3])
+            axis.axhline(level, color="0.3", linestyle=style, linewidth=1, label=label)
         xscale, yscale = panel.scales
         ylabel = "" if repeated else panel.ylabel
         axis.set(title=panel.title, xlabel=panel.xlabel, ylabel=ylabel)
@@ -254,16 +376,52 @@ def save_lines(
         along = dict.fromkeys(v for x, _ in panel.lines.values() for v in x)
         names = [v for v in along if isinstance(v, str)]
         if names:  # which the scale has taken from the axis
-            axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
+            turn = {"rotation": 30, "ha": "right"} if len(names) > 1 else {}
+            axis.set_xticks(range(len(names)), names, **turn)
             continue
         ticks = sorted(v for v in along if not isinstance(v, str))
-        if xscale == "linear" and all(isinstance(v, int) for v in ticks):
+        if xscale == "linear" and all(v == round(v) for v in ticks):
             axis.xaxis.get_major_locator().set_params(integer=True)
         if xscale == "log":
             axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
-    axes[0, -1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    drawn = [axis.get_legend_handles_labels() for axis in axes.flat[: len(panels)]]
+    handles = {k: h for each in drawn for h, k in zip(*each, strict=True)}
+    axes[0, -1].legend(
+        handles.values(), handles, frameon=False, loc="center left",
+        bbox_to_anchor=(1, 0.5),
+    )  # fmt: skip
     figure.tight_layout()
     save(figure, run, name)
+
+
+def draw_table(
+    axis: Axes,
+    table: np.ndarray,
+    cmap: str,
+    *,
+    limits: tuple[float | None, float | None] = (None, None),
+    digits: int = 2,
+    missing: str = "",
+    bold: Sequence[tuple[int, int]] = (),
+) -> QuadMesh:
+    """Numbers [rows, columns] in coloured cells, of which some are bold.
+
+    What is not finite is grey, and says so with the word `missing`.
+    """
+    # no image, which might be one of a data set: see `save`
+    low, high = limits
+    cells = np.ma.masked_invalid(table)
+    mesh = axis.pcolormesh(cells, cmap=cmap, alpha=0.6, vmin=low, vmax=high)
+    axis.set_facecolor("0.9")
+    axis.tick_params(length=0)
+    for (row, column), value in np.ndenumerate(table):
+        finite = np.isfinite(value)
+        axis.text(
+            column + 0.5, row + 0.5, f"{value:.{digits}f}" if finite else missing,
+            ha="center", va="center", fontsize=9 if finite else 7,
+            fontweight="bold" if (row, column) in bold else "normal",
+        )  # fmt: skip
+    return mesh
 
 
 def save_heat_maps(
@@ -288,21 +446,11 @@ def save_heat_maps(
         squeeze=False, sharey=True, layout="constrained",
     )  # fmt: skip
     for axis, (title, table) in zip(axes[0], tables.items(), strict=True):
-        # no image, which might be one of a data set: see `save`
-        mesh = axis.pcolormesh(
-            np.ma.masked_invalid(table), cmap="Blues", alpha=0.6,
-            vmin=every.min(initial=0), vmax=every.max(initial=1e-9),
-        )  # fmt: skip
-        axis.set_facecolor("0.9")
-        for (row, column), value in np.ndenumerate(table):
-            text = f"{value:.2f}" if np.isfinite(value) else "diverged"
-            size = 9 if np.isfinite(value) else 7
-            axis.text(column + 0.5, row + 0.5, text, ha="center", va="center",
-                      fontsize=size)  # fmt: skip
+        limits = every.min(initial=0), every.max(initial=1e-9)
+        mesh = draw_table(axis, table, "Blues", limits=limits, missing="diverged")
         axis.set(title=title, xlabel=xlabel)
         axis.set_xticks(np.arange(len(columns)) + 0.5, columns)
         axis.set_yticks(np.arange(len(rows)) + 0.5, rows)
-        axis.tick_params(length=0)
     axes[0, 0].invert_yaxis()
     figure.colorbar(mesh, ax=axes[0].tolist(), label=label)
     save(figure, run, name)
@@ -350,7 +498,12 @@ def save_images(
 
 
 def image_grid(images: np.ndarray, columns: int, caption: str = "") -> Image.Image:
-    """Images uint8 [N, H, W, C] in rows, pixel by pixel, with a caption above."""
+    """Images uint8 [N, H, W, C] in rows, with a caption above.
+
+    Pixel by pixel; small images enlarged by a whole number, to about 64 pixels a side.
+    """
+    factor = max(1, round(64 / images.shape[2]))
+    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
     n, height, width, channels = images.shape
     gap, top = 2, 16 if caption else 0
     rows = -(-n // columns)

@@ -33,6 +33,7 @@ from jaxstudy.runs.checkpoint import Restored, delete_whole
 from jaxstudy.runs.environment import (
     compare_environment,
     environment,
+    peak_memory_gib,
     source_hash,
 )
 from jaxstudy.runs.files import (
@@ -268,9 +269,13 @@ def _as_saved(state: TrainState) -> dict[str, PyTree]:
 
 @dataclass(frozen=True)
 class Attempts:
-    """attempts.json: how long each process worked on a run, and on which training."""
+    """attempts.json: how long each process worked on a run, and on which training.
+
+    And what memory the largest of them took, in GiB, where the system says so.
+    """
 
     wall_s: list[float] = field(default_factory=list)
+    peak_memory_gib: float | None = None
     parts: dict[str, Timing] = field(default_factory=dict)
 
 
@@ -392,12 +397,18 @@ class Run:
         signum, any_due = processes.largest(self.signum or 0, int(due))
         return signum, bool(any_due)
 
+    def peak_memory_gib(self) -> float | None:
+        """The most memory that one of the processes so far had, in GiB."""
+        peaks = self.attempts.peak_memory_gib, peak_memory_gib()
+        return max((peak for peak in peaks if peak is not None), default=None)
+
     def save_attempts(self) -> None:
         """Write attempts.json: what a resumed run cannot measure."""
         self._attempts_saved = time.monotonic()
         walls = [*self.attempts.wall_s, time.monotonic() - self.started]
         timings = {name: sub_run.timing for name, sub_run in self.sub_runs.items()}
-        fields = asdict(Attempts(walls, {**self.attempts.parts, **timings}))
+        parts = {**self.attempts.parts, **timings}
+        fields = asdict(Attempts(walls, self.peak_memory_gib(), parts))
         write_atomically(self.folder / "attempts.json", to_json(fields) + "\n")
 
     def finish(
@@ -422,6 +433,7 @@ class Run:
             "attempts": len(self.attempts.wall_s) + 1,
             "goodput": round(train_s / wall_s, 4),
             "examples_per_s": round(examples / train_s, 1) if train_s else None,
+            "peak_memory_gib": self.peak_memory_gib(),
         }
         write_atomically(self.folder / "result.json", to_json(result, indent=1) + "\n")
         for sub_run in self.sub_runs.values():

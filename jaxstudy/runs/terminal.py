@@ -49,9 +49,10 @@ def print_result(
     if left_out:
         console.print(f"and {left_out} more metrics: --resume --all prints them")
     times = f"{result['wall_s']:.1f} s, of which compiling {result['compile_s']:.1f} s"
-    console.print(
-        f"{result['steps']:,} steps; {times}, training {result['train_s']:.1f} s"
-    )
+    times += f", training {result['train_s']:.1f} s"
+    peak = result.get("peak_memory_gib")
+    memory = f"; {peak:.1f} GiB of memory at most" if peak else ""
+    console.print(f"{result['steps']:,} steps; {times}{memory}")
     if result.get("claims"):
         console.print("\nclaims", style="bold")
     for claim in result.get("claims", ()):

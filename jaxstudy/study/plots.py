@@ -9,10 +9,16 @@ from matplotlib.figure import Figure
 
 from jaxstudy.runs import plots
 from jaxstudy.runs.run import Run
-from jaxstudy.runs.statistics import performance_profile
+from jaxstudy.runs.statistics import (
+    REAL,
+    Estimate,
+    mean_over_runs,
+    performance_profile,
+)
 from jaxstudy.study.comparison import (
     TAU_MAX,
     StudyRecord,
+    against_best,
     budgets,
     cell_of,
     mean_ranks,
@@ -148,6 +154,43 @@ def save_sensitivity(record: StudyRecord, run: Run) -> None:
     figure.suptitle("validation loss, median of the tuning seeds", fontsize=10)
     figure.tight_layout()
     plots.save(figure, run, "sensitivity")
+
+
+def save_test_differences(
+    record: StudyRecord, run: Run, margins: Mapping[str, float]
+) -> None:
+    """Test losses less that of the optimizer tuned best, by problem: differences.png.
+
+    Paired by seed, with intervals; hollow where the test with Holm's correction does
+    not tell the two apart. The last row is the largest less the smallest test loss of a
+    seed. margins: by problem, within which differences do not matter.
+    """
+    panels = []
+    for problem, found in record["comparison"]["problems"].items():
+        if not found["best_tuned"]:
+            continue
+        best = found["best_tuned"][0]
+        tests = {n: outcome(record, problem, n).test for n in optimizers(record)}
+        gaps: dict[str, Estimate | str] = {
+            name: paired_gap(test, tests[best]) for name, test in tests.items()
+        }
+        gaps[best] = "tuned best"
+        each = np.stack([*tests.values()])
+        gaps["largest - smallest"] = paired_gap(each.max(0), each.min(0))
+        apart = against_best(found)["apart"] if found["comparisons"] else list(tests)
+        panels.append(plots.EstimatePanel(
+            problem.replace("_", " "), f"test loss - that of {best}", gaps,
+            margin=margins.get(problem, 0.0), hollow=apart,
+        ))  # fmt: skip
+    if panels:
+        plots.save_estimates(run, "differences", panels)
+
+
+def paired_gap(a: np.ndarray, b: np.ndarray) -> Estimate | str:
+    """The mean of a - b [S], or words where a run diverged."""
+    if np.isfinite([a, b]).all():
+        return mean_over_runs(a - b, REAL, "seeds, paired")
+    return "diverged in some seeds"
 
 
 def save_sensitivity_of_many(record: StudyRecord, run: Run) -> None:

@@ -72,7 +72,7 @@ def with_stopped(
 
 def remedy_metrics(
     ended: Mapping[str, Mapping[str, np.ndarray]], base: str, most: str
-) -> tuple[dict[str, Estimate | float], dict[str, Estimate]]:
+) -> dict[str, Estimate | float]:
     """What each remedy ends with, and its loss less the base's, paired by seed.
 
     Of `most` also its loss less the lowest of all others, of each seed its own lowest.
@@ -81,17 +81,52 @@ def remedy_metrics(
     for name, end in ended.items():
         result[f"{name}: test loss"] = mean_over_runs(end["loss"], NONNEGATIVE)
         result[f"{name}: test accuracy"] = mean_over_runs(end["accuracy"], SHARE)
-    differences = {
-        name: paired(end["loss"], ended[base]["loss"])
-        for name, end in ended.items()
-        if name != base
-    }
-    for name, difference in differences.items():
-        result[f"{name} - {base}: test loss"] = difference
-    others = [end["loss"] for name, end in ended.items() if name != most]
+    for name, gap in differences_from(ended, base).items():
+        result[f"{name} - {base}: test loss"] = gap
+    lowest = lowest_of_others(ended, most)
     best = f"{most} - best of the others: test loss"
-    result[best] = paired(ended[most]["loss"], np.min(others, axis=0))
-    return result, differences
+    result[best] = paired(ended[most]["loss"], lowest)
+    return result
+
+
+def differences_from(
+    ended: Mapping[str, Mapping[str, np.ndarray]], base: str
+) -> dict[str, Estimate]:
+    """The test loss of every remedy less the base's, paired by seed."""
+    reference = ended[base]["loss"]
+    others = {name: end["loss"] for name, end in ended.items() if name != base}
+    return {name: paired(loss, reference) for name, loss in others.items()}
+
+
+def lowest_of_others(
+    ended: Mapping[str, Mapping[str, np.ndarray]], name: str
+) -> np.ndarray:
+    """The lowest test loss [seeds] of all remedies but one."""
+    return np.min([e["loss"] for other, e in ended.items() if other != name], axis=0)
+
+
+def save_remedy_differences(
+    run: Run,
+    name: str,
+    ended: Mapping[str, Mapping[str, np.ndarray]],
+    base: str,
+    most: str,
+) -> None:
+    """Test losses less the base's, and of `most` less each other's, as NAME.png."""
+    loss = ended[most]["loss"]
+    others = {other: e["loss"] for other, e in ended.items() if other != most}
+    others["lowest of these, by seed"] = lowest_of_others(ended, most)
+    plots.save_estimates(run, name, [
+        plots.EstimatePanel(
+            f"each remedy against the {base} network",
+            f"test loss - the {base} network's [nats]", differences_from(ended, base),
+        ),
+        plots.EstimatePanel(
+            f"{most} against each of the others",
+            f"test loss with {most} - the other's [nats]",
+            {other: paired(loss, values) for other, values in others.items()},
+        ),
+    ], sharex=True)  # fmt: skip
 
 
 def tuned_on_test(base: TrainedRemedy) -> dict[str, Estimate]:
@@ -111,6 +146,32 @@ def tuned_on_test(base: TrainedRemedy) -> dict[str, Estimate]:
 def paired(a: np.ndarray, b: np.ndarray) -> Estimate:
     """The mean of a - b, [seeds]."""
     return mean_over_runs(a - b, REAL, "seeds, paired")
+
+
+def save_memorising(
+    run: Run, name: str, remedy: TrainedRemedy, *, accuracy: float, rise: float
+) -> None:
+    """Accuracy and loss by gradient step on both sets as NAME.png, with two levels.
+
+    One is an accuracy; the other lies above the lowest validation loss, the mean of
+    each seed's, by `rise` as a share of it.
+    """
+    lowest = float(remedy.by_epoch[HELD_OUT, "loss"].min(0).mean())
+    levels = {
+        "accuracy": {f"accuracy of {accuracy:g}": accuracy},
+        "loss": {f"{1 + rise:g} x lowest validation loss": (1 + rise) * lowest},
+    }
+    steps, panels = remedy.steps.tolist(), []
+    for metric, within, unit in (
+        ("accuracy", SHARE, ""), ("loss", NONNEGATIVE, " [nats]")
+    ):  # fmt: skip
+        lines: dict[str, plots.Line] = {}
+        for split in (LEARNED, HELD_OUT):
+            values = remedy.by_epoch[split, metric]
+            lines[split] = steps, [mean_over_runs(each, within) for each in values]
+        panels.append(plots.Panel(metric, "gradient step", f"{metric}{unit}", lines,
+                                  levels=levels[metric]))  # fmt: skip
+    plots.save_lines(run, name, panels)
 
 
 def save_losses(run: Run, name: str, trained: Mapping[str, TrainedRemedy]) -> None:
@@ -153,7 +214,8 @@ def save_map(
 ) -> None:
     """Mean test loss and accuracy by remedy (rows) and images (columns) as NAME.png.
 
-    A combination that is missing stays empty. The best of each column is bold.
+    A combination that is missing stays empty. Pale is good; the best of each column is
+    bold.
     """
     remedies = list(dict.fromkeys(remedy for remedy, _ in ended))
     sizes = sorted({size for _, size in ended})
@@ -164,18 +226,15 @@ def save_map(
         means = np.full((len(remedies), len(sizes)), np.nan)
         for (remedy, size), end in ended.items():
             means[remedies.index(remedy), sizes.index(size)] = end[metric].mean()
-        worse = means if metric == "loss" else -means
-        axis.imshow(worse, cmap="Blues_r", aspect="auto", alpha=0.5)
-        axis.set_facecolor("0.93")  # of what was not trained
-        for row, column in np.argwhere(np.isfinite(means)):
-            best = worse[row, column] == np.nanmin(worse[:, column])
-            axis.text(
-                column, row, f"{means[row, column]:.3f}", ha="center", va="center",
-                fontsize=9, fontweight="bold" if best else "normal",
-            )  # fmt: skip
+        best = np.nanargmin if metric == "loss" else np.nanargmax
+        plots.draw_table(
+            axis, means, "Blues" if metric == "loss" else "Blues_r", digits=3,
+            bold=[(int(best(column)), j) for j, column in enumerate(means.T)],
+        )  # fmt: skip
         unit = " [nats]" if metric == "loss" else ""
         axis.set(title=f"test {metric}{unit}", xlabel="images to learn from")
-        axis.set_xticks(range(len(sizes)), [f"{n:,}" for n in sizes])
-        axis.set_yticks(range(len(remedies)), remedies)
+        axis.set_xticks(np.arange(len(sizes)) + 0.5, [f"{n:,}" for n in sizes])
+        axis.set_yticks(np.arange(len(remedies)) + 0.5, remedies)
+    axes[0].invert_yaxis()
     figure.tight_layout()
     plots.save(figure, run, name)

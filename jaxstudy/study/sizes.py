@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -204,7 +204,7 @@ def size_metrics(
 
 
 def mean_line(
-    x: Sequence[float], values: np.ndarray, within: Range = SHARE
+    x: Sequence[float], values: Iterable[np.ndarray], within: Range = SHARE
 ) -> plots.Line:
     """A line through the means of values [x, seeds], with their intervals."""
     return x, [mean_over_runs(value, within) for value in values]
@@ -221,10 +221,10 @@ def draw_epochs(
     arms: of each the accuracy by set, [epochs, sizes, seeds].
     """
     panels = []
-    for split in ("train", "validation"):
+    for split, name in (("train", "training"), ("validation", "validation")):
         values = {arm: of_arm[split][:, shown] for arm, of_arm in arms.items()}
         lines = {arm: mean_line(range(1, len(v) + 1), v) for arm, v in values.items()}
-        title = f"{sizes[shown]} images, {split}"
+        title = f"{sizes[shown]:,} images, {name}"
         panels.append(plots.Panel(title, "epoch", "accuracy", lines))
     plots.save_lines(run, "curves", panels)
 
@@ -233,23 +233,20 @@ def draw_sizes(
     run: Run,
     sizes: Sequence[int],
     test: Mapping[str, np.ndarray],
-    *,
-    gain: np.ndarray | None = None,
-    constants: Mapping[str, float] | None = None,
+    gains: Mapping[str, np.ndarray],
+    levels: Mapping[str, float],
+    gain_levels: Mapping[str, float],
 ) -> None:
-    """Test accuracy [sizes, seeds] of every arm, as sizes.png.
+    """Test accuracy [sizes, seeds] of every arm and, beside it, gains, as sizes.png.
 
-    gain: of one arm over another, paired by seed, in a panel of its own; constants:
-    accuracies that do not depend on the size.
+    gains: of one arm over another, paired by seed; levels and gain_levels: what
+    accuracies and gains are compared with.
     """
-    lines = {arm: mean_line(sizes, values) for arm, values in test.items()}
-    for name, value in (constants or {}).items():
-        lines[name] = sizes, [value] * len(sizes)
-    shown = [("test", "accuracy", lines)]
-    if gain is not None:
-        line = {"": mean_line(sizes, gain, SHARE_DIFFERENCE)}
-        shown.insert(0, ("test, paired by seed", "accuracy gained", line))
+    label, scales = "images to learn from", ("log", "linear")
+    arms = {arm: mean_line(sizes, values) for arm, values in test.items()}
+    paired = {n: mean_line(sizes, v, SHARE_DIFFERENCE) for n, v in gains.items()}
     plots.save_lines(run, "sizes", [
-        plots.Panel(title, "images to learn from", ylabel, drawn, ("log", "linear"))
-        for title, ylabel, drawn in shown
+        plots.Panel("", label, "test accuracy", arms, scales, "", levels),
+        plots.Panel("paired by seed", label, "test accuracy gained", paired, scales,
+                    "", gain_levels),
     ])  # fmt: skip

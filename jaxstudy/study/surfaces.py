@@ -103,14 +103,18 @@ def save_paths(
     Returns how far from the minimum each optimizer ends.
     """
     rows, result = -(-len(names) // 4), {}
-    figure, axes = plots.subplots(rows, 4, figsize=(14, 3.2 * rows), squeeze=False)
+    figure, axes = plots.subplots(
+        rows, 4, figsize=(13, 3.2 * rows), squeeze=False, layout="constrained"
+    )
     on = SURFACES[surface]
     for name, axis in zip(names, axes.flat, strict=False):
         points = path(on, OPTIMIZERS[name], rates, steps)
         distance = float(np.linalg.norm(points[-1] - np.array(on.minimum)))
         result[f"{name}: distance to the minimum of {surface}"] = distance
         draw_path(axis, on, points)
-        axis.set(title=f"{name}: ends {distance:.2g} away")
+        axis.set(title=f"{name}: ends {distance:.2g} away", xlabel="weight 1")
+    for axis in axes[:, 0]:
+        axis.set(ylabel="weight 2")
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
     plots.save(figure, run, "paths")
