@@ -37,7 +37,7 @@ def operations(jaxpr: Any) -> int:
     """
     total = 0
     for eqn in jaxpr.eqns:
-        kind, inner = eqn.primitive.name, [operations(j) for j in _inner(eqn.params)]
+        kind, inner = eqn.primitive.name, [operations(j) for j in programs_within(eqn)]
         if kind == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
             sizes = [eqn.invars[0].aval.shape[axis] for axis in contracted]
@@ -55,9 +55,9 @@ def operations(jaxpr: Any) -> int:
     return total
 
 
-def _inner(params: Any) -> list[Any]:
+def programs_within(eqn: Any) -> list[Any]:
     """The programs within an operation."""
-    leaves = jax.tree.leaves(params, is_leaf=lambda p: hasattr(p, "eqns"))
+    leaves = jax.tree.leaves(eqn.params, is_leaf=lambda p: hasattr(p, "eqns"))
     programs = [getattr(leaf, "jaxpr", leaf) for leaf in leaves]
     return [program for program in programs if hasattr(program, "eqns")]
 

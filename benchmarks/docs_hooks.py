@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+import laws
 import readme
 
 from jaxstudy.runs.lesson import Lesson, find_lessons
@@ -102,6 +103,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         "<!-- communication -->": readme.communication_table,
         "<!-- problems -->": readme.problems_table,
         "<!-- speed -->": readme.speed_tables,
+        "<!-- curves -->": lambda: laws.section(ROOT),
     }
     for marker, make in tables.items():
         if marker in markdown:

@@ -285,7 +285,9 @@ def study_on_paper() -> str:
 def speed_results() -> Iterator[dict[str, Any]]:
     """What `make bench` measured, by workload."""
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
-        yield json.loads(path.read_text())
+        result = json.loads(path.read_text())
+        if "candidates" in result:  # curves.json has none
+            yield result
 
 
 def speed_summary() -> str:

@@ -37,9 +37,12 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import accelerator  # noqa: E402
 import admission_speed as admission  # noqa: E402
 import communication  # noqa: E402
+import curves  # noqa: E402
+import docs_hooks  # noqa: E402
 import gan_speed as gan  # noqa: E402
 import harness  # noqa: E402
 import images_speed as images  # noqa: E402
+import laws  # noqa: E402
 import readme  # noqa: E402
 import sequences_speed as sequences  # noqa: E402
 import study_speed as study  # noqa: E402
@@ -642,3 +645,89 @@ def test_models_are_rounded_where_bfloat16_is_asked_for() -> None:
         m.apply(params, extra, x, train=False, key=None)[0] for m in (low, model)
     )
     assert 0 < np.abs(found - want).max() < 0.1 * np.abs(want).max()
+
+
+# How time grows: benchmarks/curves.py and laws.py
+
+
+def test_a_power_law_is_found_with_its_interval() -> None:
+    sizes = [32, 64, 96, 150, 224, 299]
+    law = laws.power_law(sizes, [3e-6 * n**1.5 for n in sizes])
+    assert law[:4] == pytest.approx((1.5, 1.5, 1.5, 3e-6))
+    assert law.departure < 1e-9
+    noise = np.random.default_rng(0).normal(0, 0.1, (2000, len(sizes)))
+    found = [laws.power_law(sizes, np.exp(e) * np.array(sizes)) for e in noise]
+    held = [law.low < 1 < law.high for law in found]
+    assert np.mean(held) == pytest.approx(0.95, abs=0.02)
+    off = laws.power_law([1, 10, 100], [1, 10 * 1.3, 100])  # 30 % over, at the middle
+    assert off.exponent == pytest.approx(1)
+    assert off.departure == pytest.approx(1.3 ** (2 / 3) - 1)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [([2.0, 16.0, 200.0], "not flat, the largest is 1.25 times the smallest; the law"),
+     ([2.0, 21.0, 200.0], "per character is flat within 5 %; the law is off by 3 %")],
+)  # fmt: skip
+def test_flat_is_within_a_tenth(seconds: list[float], words: str) -> None:
+    curve = {"per": "character", "power": 1, "sizes": [1, 10, 100]}
+    assert words in laws.in_words(curve, np.array(seconds))
+
+
+def test_products_are_counted_with_what_they_move() -> None:
+    x, w = jnp.ones((6, 4)), jnp.ones((4, 4))
+    arrays = 4 * (6 * 4 + 4 * 4 + 6 * 4)
+    assert curves.costs(jnp.matmul, x, w) == (2 * 6 * 4 * 4, arrays)
+
+    def loop(x: Any, w: Any) -> Any:
+        return jax.lax.scan(lambda h, _: (h @ w, h), x, length=5)
+
+    given, gives = 4 * (4 * 4 + 6 * 4), 4 * (6 * 4 + 5 * 6 * 4)
+    assert curves.costs(jax.jit(loop), x, w) == (5 * 2 * 6 * 4 * 4, given + gives)
+
+
+def test_curves_are_measured_written_and_shown(
+    tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two curves, tiny; on the page when the JSON is there, and the page without."""
+    text = (ROOT / "docs" / "guides" / "speed.md").read_text()
+    page: Any = Mock(file=Mock(src_uri="guides/speed.md"))
+    monkeypatch.setattr(docs_hooks, "ROOT", tmp_path)
+
+    def shown() -> str:
+        whole = docs_hooks.on_page_markdown(text, page, None, None)
+        return whole.partition("## How time grows")[2]
+
+    assert "Not measured yet" in shown()
+    monkeypatch.setattr(
+        curves, "CURVES", {name: curves.CURVES[name] for name in ("examples", "texts")}
+    )
+    monkeypatch.setattr(sequences, "UNITS", 4)
+    monkeypatch.setattr(study, "use_all_cores", lambda: None)  # JAX runs already
+    command = curves.Command(quick=True, rounds=2, root=tmp_path)
+    assert curves.main(command) == 0
+    result = json.loads((tmp_path / laws.RESULT).read_text())
+    assert list(result["curves"]) == ["examples", "texts"]
+    for name, curve in result["curves"].items():
+        assert curve["sizes"] == list(curves.CURVES[name].sizes[0])
+        assert len(curve["rates"]) == 2
+        assert min(laws.best_rates(result).values()) > 0
+        for line in curve["lines"].values():
+            assert np.shape(line["seconds"]) == (3, 2)
+            assert np.min(line["seconds"]) > 0
+            assert all(n > 0 for n in line["operations"])
+    lstm = result["curves"]["texts"]["lines"]["LSTM, training"]["operations"]
+    assert lstm[2] / lstm[0] == pytest.approx(4, rel=0.1)  # T of 4 and 16
+    assert laws.table(result) in shown()
+    assert laws.table(result) in capsys.readouterr().out
+    assert "![Time by size](../figures/curves.png)" in shown()
+    assert (tmp_path / laws.FIGURE).stat().st_size > 10_000
+    assert result not in list(readme.speed_results())
+
+
+def test_a_slowed_product_is_no_limit(
+    monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    assert curves.main(curves.Command()) == 2
+    assert "unset OPENBLAS_NUM_THREADS" in capsys.readouterr().out
