@@ -19,7 +19,7 @@ from jaxstudy.types import UserError
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device, cores, flags and git revision: what the numbers depend on."""
+    """Versions, device, cores, flags and source: what the numbers depend on."""
     packages = (
         "jax",
         "jaxlib",
@@ -41,6 +41,7 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "git": _git_revision(),
+        "source": source_hash()[:16],
     } | ({"processes": jax.process_count()} if jax.process_count() > 1 else {})
 
 
@@ -97,6 +98,7 @@ def compare_environment(folder: Path) -> None:
         there = read_json(folder / "environment.json", Object)
     except UserError as error:
         return warn(str(error))
+    there.setdefault("source", here["source"])  # earlier versions did not write it
     names = [k for k in here if k != "cores" and there.get(k) != here[k]]
     if names:
         warn(
