@@ -98,8 +98,8 @@ def compare_environment(folder: Path) -> None:
         there = read_json(folder / "environment.json", Object)
     except UserError as error:
         return warn(str(error))
-    there.setdefault("source", here["source"])  # earlier versions did not write it
-    names = [k for k in here if k != "cores" and there.get(k) != here[k]]
+    unsaid = ("cores", "source")  # of which git tells
+    names = [k for k in here if k not in unsaid and there.get(k) != here[k]]
     if names:
         warn(
             f"{folder} was begun with another {', '.join(names)}: "
