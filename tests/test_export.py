@@ -137,9 +137,9 @@ def test_the_six_lines_of_the_guide_read_it(smoke: Smoke, tmp_path: Path) -> Non
     run = smoke("ch1_admission")
     program.export(run, tmp_path / "admission.jax")
     blocked = "import sys; sys.modules.update(jaxstudy=None, flax=None, orbax=None)\n"
-    (line,) = re.findall(r"(?<=array\().*?(?=\)\))", code)
     student = [700, 3.7, 0, 0, 0]
-    assert line == str([student])
+    line = str([student])
+    assert code.count(line) == 1
     script, saved = saved_run("ch1_admission", run)
     for rows in (1, 7):
         batch = [[student[0] - 20 * i, *student[1:]] for i in range(rows)]
