@@ -55,7 +55,7 @@ LESSON = Lesson(
     claims=(
         Claim("The network needs fewer bits for new tunes than PPMd does.",
               (f"network: {BITS}", f"PPMd: {BITS}"), "<"),
-        Claim("It needs fewer than the best n-gram model.",
+        Claim("The network needs fewer bits than the best n-gram model does.",
               (f"network - n-gram: {BITS}", 0), "<"),
         Claim("An ABC parser accepts more than 0.8 of the composed tunes.",
               ("composed: accepted by music21", 0.8), ">"),

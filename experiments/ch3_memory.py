@@ -13,7 +13,7 @@ LSTM four times the weights.
 
 import itertools
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple, get_args
+from typing import Annotated, Literal, get_args
 
 import jax
 import numpy as np
@@ -60,33 +60,38 @@ LESSON = Lesson(
     claims=(
         Claim("At the longest T, the GRU's squared error is below 0.01.",
               (ERROR.format(GRU), 0.01), "<"),
-        Claim("At the longest T, that of the LSTM with open gates is below 0.01.",
-              (ERROR.format(OPEN), 0.01), "<"),
-        Claim("At the longest T, the SimpleRNN's is within 0.01 of always saying 1.",
+        Claim("At the longest T, the squared error of the LSTM with open gates is "
+              "below 0.01.", (ERROR.format(OPEN), 0.01), "<"),
+        Claim("At the longest T, the SimpleRNN's squared error is within 0.01 of that "
+              "of always predicting 1.",
               (ERROR.format(SIMPLE), CONSTANT), "within", 0.01),
-        Claim("Before training, the Jacobian decays fastest in the GRU, then the LSTM, "
-              "then the SimpleRNN, and slowest with open gates.",
+        Claim("Before training, at the longest T, the input Jacobian of the GRU decays "
+              "fastest per step back, then that of the LSTM, then that of the "
+              "SimpleRNN, and that of the LSTM with open gates slowest.",
               tuple(BEFORE.format(name) for name in (GRU, LSTM, SIMPLE, OPEN)), ">"),
-        Claim("Training slows the decay of the GRU's Jacobian.",
+        Claim("At the longest T, the input Jacobian of the trained GRU decays more "
+              "slowly per step back than before training.",
               (AFTER.format(GRU), BEFORE.format(GRU)), "<"),
     ),
     figures={
         "errors":
-            "Squared error on new sequences by their length T, both axes logarithmic: "
-            "mean over the seeds, with interval or values. The line at 1/6 is the "
-            "error of always predicting 1: a network on it has learned nothing about "
-            "the marked numbers, one below 0.01 knows their sum to about 0.1.",
+            "Squared error on test sequences by their length T, or by network if there "
+            "is one T: mean over the seeds with its 95 % interval, and a dash for each "
+            "seed, on a logarithmic axis. A network on the line 'always predicting 1', "
+            "measured on the same sequences, has learned nothing about the marked "
+            "numbers. One below the dashed line at 0.01 knows their sum to about 0.1.",
         "jacobian":
-            "Norm of the derivative of the output with respect to the input at each "
-            "step of the longest sequences, divided by that at the last step: left "
-            "before training, right after it. A straight line that falls to the left "
-            "is exponential decay with the distance to the end; it stops where float32 "
-            "cannot tell the norm from 0.",
+            "Norm of the derivative of the output y with respect to the input x_t at "
+            "each step of the longest sequences, divided by that at the last step: "
+            "left before training, right after it; geometric mean over the seeds. A "
+            "straight line that falls to the left is exponential decay with the "
+            "distance to the end. A line stops where the norm of a seed is below "
+            "1e-30, where float32 ends.",
         "positions":
             "Squared error of the trained networks by the step of the first marked "
-            "number, at the longest T: mean over seeds and sequences, beside that of "
-            "always predicting 1. A line that is higher on the left "
-            "belongs to a network that forgets early numbers.",
+            "number, at the longest T: mean over seeds and sequences, on a logarithmic "
+            "axis, with the same two baselines as in the figure of errors. A line that "
+            "is higher on the left belongs to a network that forgets early numbers.",
     },
     try_it={
         "--lengths 10 20":
@@ -99,7 +104,6 @@ LESSON = Lesson(
     },
 )  # fmt: skip
 
-SOLVED = 0.01  # a squared error below it: the sum is known to 0.1
 SHOWN = 200  # sequences whose Jacobians are averaged
 BINS = 20  # of the step of the first marked number
 
@@ -142,16 +146,7 @@ PRESETS = {
 }
 
 
-class Trained(NamedTuple):
-    """What one network came to."""
-
-    errors: np.ndarray  # [seeds]
-    constant: float  # that of always predicting 1 on the same sequences
-    by_position: np.ndarray  # of the first mark [bins, seeds]
-    jacobians: dict[str, np.ndarray]  # norms [seeds, T], before training and after
-
-
-def train(name: Name, length: int, config: Config, run: Run) -> Trained:
+def train(name: Name, length: int, config: Config, run: Run) -> memory.AddingResult:
     """Train one network with every seed; what it learned, and what it keeps."""
     kind = KINDS[name]
     model = sequence_to_vector(2, kind, (config.units,), 1)
@@ -189,50 +184,39 @@ def train(name: Name, length: int, config: Config, run: Run) -> Trained:
     found = Evaluator(memory.error_by_first_mark(model, bins), test, 500)(state)
     by_position = np.array([found[f"bin {i}"] for i in range(bins)])
     constant = float(np.mean(np.square(1 - np.asarray(test.arrays["y"]))))
-    return Trained(np.array(found["loss"]), constant, by_position, jacobians)
+    errors = np.array(found["loss"])
+    return memory.AddingResult(errors, constant, by_position, jacobians)
 
 
-def draw(run: Run, lengths: tuple[int, ...], errors: dict, longest: dict) -> None:
-    """Errors by length; of the longest sequences, Jacobians and errors by step."""
-    length = max(lengths)
+def draw_errors(
+    run: Run, lengths: tuple[int, ...], errors: dict, constants: list[float]
+) -> None:
+    """Squared error by length, or by network of one length, beside two baselines."""
+    baseline = "always predicting 1"
     lines: dict[str, plots.Line] = {name: (lengths, e) for name, e in errors.items()}
-    lines["constant prediction"] = lengths, [1 / 6] * len(lengths)
-    scales = "log", "log"
-    panel = plots.Panel("test", "length T [steps]", "squared error", lines, scales)
+    lines[baseline] = lengths, constants
+    title, xlabel, scale, levels = "test set", "length T [steps]", "log", memory.LEVELS
+    if len(lengths) == 1:
+        lines = {name: ([name], e) for name, e in errors.items()}
+        title, xlabel, scale = f"test set, T = {lengths[0]}", "network", "linear"
+        levels = {**levels, baseline: constants[0]}
+    panel = plots.Panel(title, xlabel, "squared error", lines, (scale, "log"),
+                        levels=levels, seeds=True)  # fmt: skip
     plots.save_lines(run, "errors", [panel])
-    shown = np.unique(np.linspace(1, length, 50).astype(int))
-    panels = []
-    for when in ("before training", "trained"):
-        lines = {}
-        for name, trained in longest.items():  # geometric mean over the seeds
-            norm = 10 ** memory.log_jacobians(trained.jacobians[when]).mean(0)
-            lines[name] = shown.tolist(), norm[shown - 1].tolist()
-        panel = plots.Panel(f"T = {length}, {when}", "step t",
-                            "norm of d output / d x_t, relative to t = T", lines,
-                            ("linear", "log"))  # fmt: skip
-        panels.append(panel)
-    plots.save_lines(run, "jacobian", panels)
-    lines = {}
-    for name, trained in longest.items():
-        bins = len(trained.by_position)
-        middle = (np.arange(bins) + 0.5) * (length // 2) / bins
-        lines[name] = middle.tolist(), trained.by_position.mean(1).tolist()
-    lines["constant prediction"] = (1, length // 2), [trained.constant] * 2
-    label = "step of the first marked number"
-    panel = plots.Panel(f"T = {length}, trained", label, "squared error", lines)
-    plots.save_lines(run, "positions", [panel])
 
 
 def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     """Train every network on every length; errors, and Jacobians by step."""
     result: dict[str, Estimate | float] = {}
     errors: dict[Name, list[Estimate]] = {name: [] for name in config.networks}
-    longest: dict[Name, Trained] = {}
+    longest: dict[str, memory.AddingResult] = {}
+    constants: dict[int, float] = {}
     for length, name in run.each(itertools.product(config.lengths, config.networks)):
         trained = train(name, length, config, run)
+        constants[length] = trained.constant
         errors[name].append(mean_over_runs(trained.errors, NONNEGATIVE))
         result[f"{name}, T = {length}: squared error"] = errors[name][-1]
-        solved = float(np.sum(trained.errors < SOLVED))
+        solved = float(np.sum(trained.errors < memory.SOLVED))
         result[f"{name}, T = {length}: seeds that solve it"] = solved
         if length == max(config.lengths):
             longest[name] = trained
@@ -242,7 +226,9 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         for when, metric in (("before training", BEFORE), ("trained", AFTER)):
             found = memory.decay_per_step(trained.jacobians[when])
             result[metric.format(name)] = mean_over_runs(found, REAL)
-    draw(run, config.lengths, errors, longest)
+    draw_errors(run, config.lengths, errors, [constants[t] for t in config.lengths])
+    memory.draw_jacobians(run, longest, max(config.lengths))
+    memory.draw_error_by_position(run, longest, max(config.lengths))
     return result
 
 

@@ -18,11 +18,12 @@ from jaxstudy.data.sources import SUNSPOTS, read_bytes
 from jaxstudy.dataset import dataset, steps_per_epoch, subset
 from jaxstudy.models.recurrent import KERAS_NAMES, Kind, sequence_to_vector
 from jaxstudy.objectives import squared_error
+from jaxstudy.runs import plots
 from jaxstudy.runs.cli import Count, Positive, Settings, experiment
 from jaxstudy.runs.lesson import Claim, Lesson
 from jaxstudy.runs.run import Run, SubRun
 from jaxstudy.runs.statistics import NONNEGATIVE, Estimate, mean_over_runs
-from jaxstudy.text.plots import Comparison, save_comparison, save_forecasts
+from jaxstudy.text.plots import save_forecasts
 from jaxstudy.training import (
     Evaluator,
     FitResult,
@@ -70,9 +71,9 @@ LESSON = Lesson(
         ),
         "errors": (
             "RMSE on the test years: the mean over the seeds with its interval, or "
-            "with the value of each seed where there are fewer than four. A network "
-            "left of the dashed line beats persistence, one left of the dotted line "
-            "beats the linear regression."
+            "with the value of each seed where there are fewer than four; the last row "
+            "takes the worst network of each seed. A network left of the dashed line "
+            "beats persistence, one left of the dotted line the linear regression."
         ),
     },
     try_it={
@@ -236,13 +237,11 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     }
     for name, of_seeds in errors.items():
         result[f"{name}: test RMSE"] = mean_over_runs(of_seeds, NONNEGATIVE)
-    means = {
-        name: series.sunspots(of_seeds.mean(0)) for name, of_seeds in forecasts.items()
-    }
+    means = {name: series.sunspots(f.mean(0)) for name, f in forecasts.items()}
     measured, regression = map(series.sunspots, (series.y[test], regression))
     save_forecasts(run, "sunspots", series.year[test], measured, means, regression)
-    panel = Comparison("RMSE [sunspots]", ["test RMSE"], baselines)
-    save_comparison(run, "errors", result, [*forecasts], [panel])
+    panel = plots.Comparison("RMSE [sunspots]", ["test RMSE"], baselines)
+    plots.save_comparison(run, "errors", result, [*errors], [panel])
     return result
 
 

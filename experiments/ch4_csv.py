@@ -27,12 +27,12 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from jaxstudy.runs import plots
 from jaxstudy.runs.cli import experiment
 from jaxstudy.runs.lesson import Claim, Lesson
 from jaxstudy.runs.run import Run
 from jaxstudy.runs.saved import Saved
 from jaxstudy.runs.statistics import Estimate
+from jaxstudy.tabular import figures
 from jaxstudy.tabular.columns import (
     Bucketized,
     Category,
@@ -50,7 +50,6 @@ from jaxstudy.tabular.comparison import (
 )
 from jaxstudy.tabular.cross_validation import stratified_splits
 from jaxstudy.tabular.encoding import Features, cumulative, select_columns
-from jaxstudy.tabular.figures import draw_build_up, draw_embedding, draw_scores
 from jaxstudy.tabular.inference import class_numbers
 from jaxstudy.tabular.prediction import predict_file, save_columns
 from jaxstudy.tabular.sets import read_titanic, with_titles_and_decks
@@ -87,7 +86,7 @@ LESSON = Lesson(
     claims=(
         Claim("Crossed columns lower the log-loss of logistic regression.",
               (step(REGRESSION, *CROSSED), 0), "<"),
-        Claim("They change that of the network by less than 0.02 nats.",
+        Claim("Crossed columns change the network's log-loss by less than 0.02 nats.",
               (step(NETWORK, *CROSSED), 0), "within", MARGIN),
         Claim("On all columns a network and a logistic regression have the same "
               "log-loss to within 0.02 nats.",
@@ -116,8 +115,9 @@ LESSON = Lesson(
         "table is shuffled among the held-out rows, with all that is made of it. "
         "Columns at 0 are not used, or others carry the same.",
         "embedding": "The two numbers that one of the networks learned for each title, "
-        "coloured by the share that survived. If titles of one colour lie together, "
-        "the network has ordered words by what they say of the label.",
+        "coloured by the share that survived, with a line to its name. If titles of "
+        "one colour lie together, the network has ordered words by what they say of "
+        "the label.",
     },
     try_it={
         "--columns age sex": "Two columns and what is made of them. Expect a higher "
@@ -220,7 +220,7 @@ def main(config: Config, run: Run) -> dict[str, Estimate]:
             vectors = state.params["embedding of title"]["embedding"][0]
             words = column.of.words or ()
             rates = [float(y[table["title"] == word].mean()) for word in words]
-            draw_embedding(
+            figures.draw_embedding(
                 run, np.asarray(vectors), words, rates, title="embedding of the title",
                 label="share that survived",
             )  # fmt: skip
@@ -231,12 +231,11 @@ def draw_comparison(
     run: Run, result: Mapping[str, Any], kinds: Sequence[str], pairs: Sequence
 ) -> None:
     """Both models by kinds of columns, the steps between these, and the leak."""
-    draw_build_up(run, result, MODELS, kinds)
+    figures.draw_build_up(run, result, MODELS, kinds)
     shown = (*pairs, (FULL, f"{REGRESSION}, {ALL}"))
-    gaps = {f"{a} - {b}": result[f"{a} - {b}: log-loss"] for a, b in shown}
-    plots.save_differences(run, "differences", gaps, "log-loss [nats]", MARGIN)
+    figures.draw_differences(run, result, shown, MARGIN)
     mistakes = ["mistake"] if "mistake: accuracy" in result else []
-    draw_scores(run, "leakage", result, [FULL, LEAK, *mistakes, "class prior"])
+    figures.draw_scores(run, "leakage", result, [FULL, LEAK, *mistakes, "class prior"])
 
 
 def predict(saved: Saved[Config], path: Path) -> None:

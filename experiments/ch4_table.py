@@ -206,7 +206,7 @@ def hold_out(
 
 def draw(run: Run, result: Mapping[str, Estimate]) -> None:
     """The three models, and what the network differs by from the other two."""
-    draw_differences(run, result, NAMES[0], NAMES[1:])
+    draw_differences(run, result, [(NAMES[0], other) for other in NAMES[1:]])
     draw_scores(run, "scores", result, NAMES)
 
 

@@ -81,8 +81,8 @@ LESSON = Lesson(
         "(0: untrained). Follow one place: does it become a thing one can name, and "
         "does it stay that thing?",
         "distance": "Frechet distance of the generated to the test images after each "
-        "epoch (median of seeds). The ends of its scale are an untrained generator and "
-        "noise, and new real images. No loss asks it to fall in every epoch.",
+        "epoch (median of seeds; logarithmic axis). The ends of its scale are an "
+        "untrained generator and noise, and new real images. It may rise in between.",
         "accuracy": "Share of held-out real and of generated images that D gets right. "
         "Both near 1: D is ahead. Both near 1/2: D cannot tell. One high, one low: D "
         "gives nearly all images the same label.",
@@ -225,8 +225,8 @@ def main(config: Config, run: Run) -> Result:
     result |= evaluation.judge_images(judge, images, run)
     logged = [r[FRECHET] for r in run.sub_runs["gan"].records if FRECHET in r]
     result[FIRST] = over_seeds(logged[0])
-    constants = {name: result[f"{name}: {FRECHET}"] for name in [*images][1:]}
-    evaluation.draw_distances(run, constants)
+    scale = {name: result[f"{name}: {FRECHET}"] for name in [*images][1:]}
+    evaluation.draw_distances(run, scale)
     return result
 
 

@@ -79,14 +79,15 @@ LESSON = Lesson(
     figures={
         "variants": "What the first seed's generator makes of the same ten draws of "
         "noise at the end, a row for each order. Compare rows, not single images: "
-        "every order has as many updates, of as many images.",
+        "every order has as many updates, of as many images. If no row shows garments, "
+        "as at quick, the distances are those of generators that have just begun.",
         "differences": "The Frechet distance of each order less that of alternating "
         "batches, paired by seed: right of the line the order is worse. With fewer "
         "than four seeds there is no interval, and each seed is a tick.",
-        "intervals": "D's accuracy on held-out real and on generated images, and the "
-        "Frechet distance to the test images, by order: means over seeds with 95 % "
-        "intervals, or each seed as a tick where there are fewer than four. Real near "
-        "0 and fake near 1 is a D that calls everything generated.",
+        "intervals": "Left, D's accuracy on held-out real and on generated images "
+        "(fake), right, the Frechet distance to the test images, by order: means over "
+        "seeds with 95 % intervals, or each seed as a tick where there are fewer than "
+        "four. Real near 0 and fake near 1 is a D that calls everything generated.",
     },
     try_it={
         "--variants alternating mixed": "The course's advice.",
@@ -229,12 +230,14 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
         if name != "alternating" and "alternating" in distances
     }
     result |= {f"{name}: Frechet distance": gap for name, gap in gaps.items()}
+    xlabel = "Frechet distance to test images"
     if gaps:
-        xlabel = "difference in Frechet distance"
-        plots.save_differences(run, "differences", gaps, xlabel)
+        plots.save_differences(run, "differences", gaps, f"difference in {xlabel}")
     plots.save_images(run, "variants", shown, rows=config.variants)
-    metrics += ["Frechet distance"] if judge else []
-    plots.save_intervals(run, result, config.variants, metrics)
+    panels = [plots.Comparison("accuracy of D [share]", metrics, {"chance": 0.5})]
+    if judge is not None:
+        panels.append(plots.Comparison(xlabel, ["Frechet distance"]))
+    plots.save_comparison(run, "intervals", result, config.variants, panels)
     return result
 
 

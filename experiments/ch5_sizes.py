@@ -136,7 +136,7 @@ def draw_overlap(size: int, run: Run) -> None:
         counts = np.convolve(spread, np.ones(kernel))
         axis.bar(np.arange(len(counts)), counts)
         axis.set(title=f"kernel {kernel}, stride 2", xlabel="row of the result")
-    axes[0].set_ylabel("terms added")
+    axes[0].set(ylabel="terms added", yticks=range(3))
     plots.save(figure, run, "overlap")
 
 
@@ -160,18 +160,17 @@ def main(config: Config, run: Run) -> dict[str, float]:
             ):
                 apart = int(np.abs(np.subtract(a, b)).max())
                 largest[name] = max(largest[name], apart)
-            axis.plot(
-                kernels, formula, color=colour, label=f"formula, padding {padding}"
-            )
-            axis.plot(kernels, made, "o", color=colour, label="made by JAX")
+            name = f"padding {padding}"
+            axis.plot(kernels, formula, color=colour, label=f"{name}: formula")
+            axis.plot(kernels, made, "o", color=colour, label=f"{name}: JAX")
         kernels = range(stride, 8)
         same = [jax_rows(config.size, k, stride, "SAME") for k in kernels]
         apart = int(np.abs(np.subtract(same, stride * config.size)).max())
         largest[SAME] = max(largest[SAME], apart)
-        axis.plot(kernels, same, "kx", label='made with "SAME"')
+        axis.plot(kernels, same, "kx", label='"SAME": JAX')
         axis.set(title=f"stride {stride}", xlabel="size of the kernel [rows]")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel(f"rows made of {config.size}")
+    axes[0].set_ylabel(f"rows of the output (input: {config.size})")
     axes[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     plots.save(figure, run, "sizes")
     draw_overlap(config.size, run)

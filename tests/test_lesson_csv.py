@@ -11,16 +11,25 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
 
 from jaxstudy.messages import MAX_CHARACTERS
 from jaxstudy.runs import plots
 from jaxstudy.runs.run import open_run
 from jaxstudy.runs.statistics import Estimate
 from jaxstudy.tabular import prediction
-from jaxstudy.tabular.columns import Category, Embedding, Indicator, Numeric
+from jaxstudy.tabular.columns import (
+    UNKNOWN,
+    Category,
+    Embedding,
+    Indicator,
+    Numeric,
+)
 from jaxstudy.tabular.comparison import as_indicator, class_prior, compare_on_folds
 from jaxstudy.tabular.cross_validation import held_out_split, stratified_splits
 from jaxstudy.tabular.encoding import Features, cumulative
+from jaxstudy.tabular.figures import draw_embedding
 from jaxstudy.tabular.fitting import fit_columns
 from jaxstudy.tabular.prediction import read_columns, save_columns
 from jaxstudy.tabular.sets import read_titanic, with_titles_and_decks
@@ -405,6 +414,25 @@ def test_a_column_may_have_any_name(monkeypatch: Patch) -> None:
     plots.save_differences(cast(Any, None), "d", estimates, "x")
     assert drawn[:2] == [r"\$\frac\$", "[/b]"]
     assert len(drawn[2]) == MAX_CHARACTERS
+
+
+def test_words_of_an_embedding_can_be_read_where_their_dots_lie_together(
+    monkeypatch: Patch,
+) -> None:
+    """No word covers another, and each has a line to its dot."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "save", lambda figure, *_: figures.append(figure))
+    words = ["Miss", "Dr", "Mrs", "Col", "Master", "Mr", "Rev"]
+    places = np.array([[0.0, 0.0]] * 4 + [[0.1, 0.0], [-2, 1.5], [-1, 1.5]])
+    vectors = np.concatenate([np.zeros((UNKNOWN + 1, 2)), places])
+    draw_embedding(cast(Any, None), vectors, words, [0.5] * 7, title="", label="share")
+    figures[0].draw_without_rendering()
+    notes = [t for t in figures[0].axes[0].texts if isinstance(t, Annotation)]
+    assert {note.get_text(): tuple(note.xy) for note in notes} == dict(
+        zip(words, map(tuple, places.tolist()), strict=True)
+    )
+    boxes = [Text.get_window_extent(note) for note in notes]  # without the arrows
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def stored(folder: Path, fitted: Features, classes: tuple[str, ...]) -> Any:

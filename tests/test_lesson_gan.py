@@ -76,7 +76,7 @@ def test_a_run_shows_all_that_the_lesson_promises(smoke_run: Path) -> None:
     epochs = [f"epoch_00{i}.png" for i in range(3)]
     assert names_in(samples) == {*epochs, "training.gif"}
     grids = [pixels_of(samples / name) for name in epochs]
-    assert {grid.shape for grid in grids} == {(5 * 18 - 2 + 16, 10 * 18 - 2)}
+    assert {grid.shape for grid in grids} == {(5 * 66 - 2 + 16, 10 * 66 - 2)}
     assert not np.array_equal(grids[0][16:], grids[2][16:])  # without the caption
     with Image.open(samples / "training.gif") as animation:
         assert animation.n_frames == 3  # type: ignore[attr-defined]
@@ -226,7 +226,7 @@ def test_samples_from_the_saved_run(smoke_run: Path, capsys: Said) -> None:
     path = smoke_run / "samples" / "sample_of_5_by_seed_0.png"
     assert capsys.readouterr().out == f"written to {path}\n"
     picture = path.read_bytes()
-    assert pixels_of(path).shape == (2 * 18 - 2, 3 * 18 - 2)
+    assert pixels_of(path).shape == (2 * 66 - 2, 3 * 66 - 2)
     saved = read_saved(smoke_run, lesson.Config, "ch5_gan")
     for seed in (0, 1):  # the same again, and others
         config = dataclasses.replace(saved.config, seed=seed)

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from jaxstudy.models.recurrent import sequence_to_vector
+from jaxstudy.runs import plots
 from jaxstudy.study import memory
 from jaxstudy.training import init_replicas
 from tests.conftest import Smoke, load
@@ -72,6 +73,8 @@ def test_a_jacobian_shrinks_by_the_size_of_the_recurrent_matrix() -> None:
     norms = 10.0 ** -np.outer([0.5, 2.0], np.arange(40)[::-1])
     np.testing.assert_allclose(memory.decay_per_step(norms), [0.5, 2.0])
     assert np.isnan(memory.log_jacobians(norms)[1, :24]).all()  # below 1e-30
+    diverged = memory.decay_per_step(np.full((1, 40), np.nan))
+    assert np.isnan(diverged).all()  # and no error after hours of training
     assert np.all(bits_lost(0.5) >= 1)
     assert np.all(bits_lost(1.0) < 0.5)
 
@@ -102,6 +105,27 @@ def test_open_gates_keep_more_and_the_error_is_split_by_position() -> None:
     first = np.asarray(x)[:30, :, 1].argmax(1) // 4
     assert [int(part.count) for part in parts] == np.bincount(first).tolist()
     assert sum(p.total for p in parts) == pytest.approx(float(whole.total), rel=1e-5)
+
+
+def test_errors_are_drawn_beside_those_of_the_same_test_sequences(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not beside 1/6, from which 100 sequences may be far; steps count from 1."""
+    panels: dict[str, plots.Panel] = {}
+    monkeypatch.setattr(
+        plots, "save_lines", lambda run, name, some: panels.update({name: some[0]})
+    )
+    run: Any = None
+    trained = memory.AddingResult(np.ones(2), 0.15, np.ones((2, 2)), {})
+    lesson.draw_errors(run, (4, 8), {"GRU": [0.1, 0.2]}, [0.15, 0.17])
+    memory.draw_error_by_position(run, {"GRU": trained}, 8)
+    assert panels["errors"].lines["always predicting 1"] == ((4, 8), [0.15, 0.17])
+    lesson.draw_errors(run, (4,), {"GRU": [0.1]}, [0.15])  # a line would be a point
+    assert panels["errors"].lines == {"GRU": (["GRU"], [0.1])}
+    assert panels["errors"].levels["always predicting 1"] == 0.15
+    assert panels["positions"].levels["always predicting 1"] == 0.15
+    steps, _ = panels["positions"].lines["GRU"]
+    assert steps == [1.5, 3.5]  # the means of steps 1 and 2, of 3 and 4
 
 
 def test_the_longest_sequences_have_a_name_of_their_own(smoke: Smoke) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jaxstudy.runs import plots
 from jaxstudy.runs.saved import read_saved, read_sealed
 from jaxstudy.text.pairs import Pair
-from jaxstudy.text.plots import learning_lines, romanised
-from jaxstudy.text.translation import Alphabets, compare_epochs
+from jaxstudy.text.plots import learning_lines, romanised, save_scores
+from jaxstudy.text.translation import Alphabets, compare_epochs, score_nearest
 from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary
 from jaxstudy.types import UserError
 from tests.conftest import Smoke, load
@@ -80,6 +81,30 @@ def test_learning_is_drawn_by_pairs_seen() -> None:
     run: Any = SimpleNamespace(sub_runs={"no_attention": sub_run})
     lines = learning_lines(run, ["no attention"], "validation", "loss", 400)
     assert lines == {"no attention": ([400.0, 800.0], [2.0, 2.0])}
+
+
+def test_the_baseline_looks_up_the_most_similar_training_text() -> None:
+    """It is right where the source was seen; of equals it takes the first."""
+    train = [Pair("가나다", "abc"), Pair("다나가", "cba"), Pair("나", "b")]
+    assert score_nearest(train, train) == {"exact match": 1.0, "chrF": 100.0}
+    near = score_nearest(train, [Pair("가나라", "abd"), Pair("라", "abc")])
+    assert near["exact match"] == 0.5  # abc twice: nothing is like the second
+    assert 0 < near["chrF"] < 100
+
+
+def test_both_scores_are_drawn_beside_the_baseline(
+    smoke: Smoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (smoke("ch3_translate") / "result.json").read_text()
+    result = json.loads(text)["metrics"]
+    panels: list[Any] = []
+    monkeypatch.setattr(plots, "save_comparison", lambda *args: panels.extend(args[4]))
+    run: Any = None
+    save_scores(run, "messages", result, ["attention"], 4)
+    drawn = [(panel.metrics, [*panel.baselines.values()]) for panel in panels]
+    for score, (metrics, levels) in zip(("exact match", "chrF"), drawn, strict=True):
+        assert levels == [result[f"messages, nearest training text: {score}"]]
+        assert all(f"messages, attention: {metric}" in result for metric in metrics)
 
 
 def test_how_many_times_as_many_pairs_are_needed() -> None:

@@ -4,19 +4,31 @@ import itertools
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from jaxstudy.objectives import token_cross_entropy
+from jaxstudy.runs import plots
 from jaxstudy.runs.saved import read_sealed
+from jaxstudy.runs.statistics import NONNEGATIVE, mean_over_runs
 from jaxstudy.text.ngram import bits, fit_ngram
+from jaxstudy.text.plots import save_learning, save_perplexities
 from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary
 from jaxstudy.text.windows import passage_windows, with_shuffled_contexts
-from jaxstudy.text.word_sets import KNOWN, TEST, ngram_baseline, word_sets
+from jaxstudy.text.word_sets import (
+    KNOWN,
+    ORDERS,
+    TEST,
+    VALIDATION,
+    ngram_baseline,
+    word_sets,
+)
 from tests.conftest import Ask, Smoke, load
 
 lesson: Any = load("experiments", "ch3_next_word")
@@ -36,6 +48,49 @@ def test_only_the_bag_answers_the_same_to_shuffled_words(smoke: Smoke) -> None:
     assert metrics[lesson.RATIO]["values"] == pytest.approx(np.divide(shuffled, bag))
     verdicts = [claim.verdict for claim in lesson.LESSON.judge(metrics)]
     assert verdicts == ["undetermined"] * 4 + ["holds"]  # of two seeds
+
+
+def test_the_learning_figure_has_validation_curves_and_the_ngram(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The validation set's records are named by what is measured on it."""
+    records = [
+        {"split": split, "epoch": epoch, "loss": loss}
+        for split, loss in (("train", 5.0), (VALIDATION, 4.0))
+        for epoch in (1, 2)
+    ]
+    sub_run: Any = SimpleNamespace(records=records)
+    run: Any = SimpleNamespace(sub_runs={"LSTM": sub_run})
+    panels: list[plots.Panel] = []
+    monkeypatch.setattr(
+        plots, "save_lines", lambda run, name, some: panels.extend(some)
+    )
+    save_learning(run, ["LSTM"], "loss", "loss", {"n-gram model": 4.5})
+    training, validation = panels
+    assert training.lines["LSTM"] == ([1, 2], [5, 5])
+    assert validation.lines["LSTM"] == ([1, 2], [4, 4])
+    assert (training.levels, validation.levels) == ({}, {"n-gram model": 4.5})
+
+
+def test_all_perplexities_are_drawn_on_one_axis(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that the right panel is compared with the left; equal values lie apart."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "save", lambda figure, *_: figures.append(figure))
+    estimate = mean_over_runs(np.array([200.0, 210.0]), NONNEGATIVE)
+    result: dict[str, Any] = {f"n-gram: {split}": 150.0 for split in (TEST, KNOWN)}
+    result |= {f"bag: {metric}": estimate for metric in (TEST, KNOWN, *ORDERS)}
+    run: Any = None
+    save_perplexities(run, result, ["bag"], context=4, bag="bag")
+    whole, alone = figures[0].axes
+    assert whole.get_xlim() == alone.get_xlim()
+    assert whole.get_xscale() == "log"
+    heights = {float(np.ravel(line.get_ydata())[0]) for line in alone.lines}
+    assert len(heights) == 2
+    legend = alone.get_legend()
+    assert legend is not None
+    assert legend.get_texts()[-1].get_text() == "bag ± 5 %"
 
 
 def test_predict_names_what_may_follow(smoke: Smoke, ask: Ask) -> None:

@@ -31,7 +31,9 @@ def lines(figure: Figure, axis: int = 0) -> list[tuple[list[float], list[float]]
 
 def test_an_interval_is_a_line_and_few_values_are_points(drawn: list[Figure]) -> None:
     run: Any = None
-    plots.save_intervals(run, {"a: loss": MANY, "b: loss": FEW}, ["a", "b"], ["loss"])
+    result = {"a: loss": MANY, "b: loss": FEW}
+    panel = plots.Comparison("loss", ["loss"])
+    plots.save_comparison(run, "losses", result, ["a", "b"], [panel])
     plots.save_differences(run, "gaps", {"a": MANY, "b": FEW}, "loss")
     for figure in drawn:
         found = lines(figure)
@@ -54,6 +56,26 @@ def test_a_line_of_few_runs_has_no_band(drawn: list[Figure]) -> None:
     assert not few.axes[0].collections or not few.axes[0].collections[0].get_paths()
     assert ([1.0, 1.0], [1.0, 3.0]) in lines(few)
     assert ([2.0, 2.0], [1.0, 3.0]) in lines(few)
+
+
+def test_an_interval_at_a_single_place_is_a_line_beside_a_level(
+    drawn: list[Figure],
+) -> None:
+    """A band would have no width there; `seeds` adds each value to its mean."""
+    run: Any = None
+    line: dict[str, plots.Line] = {"a": ([1.0], [MANY])}
+    levels = {"chance": 0.5, "noise": 5.0, "new": 0.1}
+    panel = plots.Panel("", "x", "y", line, levels=levels, seeds=True)
+    plots.save_lines(run, "lines", [panel])
+    axis = drawn[0].axes[0]
+    segments = axis.collections[-1].get_segments()  # type: ignore[attr-defined]
+    assert [s.tolist() for s in segments] == [[[1.0, MANY.low], [1.0, MANY.high]]]
+    heights = [y for _, y in lines(drawn[0])]
+    assert all([level, level] in heights for level in levels.values())
+    assert [*(MANY.values or ())] in heights
+    legend = axis.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["a", *levels]
 
 
 def test_panels_in_rows_share_an_axis_and_leave_no_empty_one(

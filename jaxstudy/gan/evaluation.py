@@ -5,6 +5,7 @@ like the generated ones: theirs are the values to reach.
 """
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -273,16 +274,17 @@ def nearest_metrics(
 def draw_training(run: Run) -> None:
     """The three losses, and D's accuracy on images that it does not learn from."""
     losses = {"loss1": "D, real", "loss2": "D, generated", "loss3": "G"}
-    _draw(run, "losses", "train", "loss [nats]", losses)
+    unsure = {"a D that always says 1/2": math.log(2)}
+    _draw(run, "losses", "train", "loss [nats]", losses, unsure)
     accuracies = {"accuracy on real": "real", "accuracy on fake": "generated"}
-    _draw(run, "accuracy", "validation", "accuracy of D, held-out images", accuracies)
+    chance = {"chance": 0.5}
+    _draw(run, "accuracy", "validation", "accuracy of D [share]", accuracies, chance)
 
 
-def draw_distances(run: Run, constants: Mapping[str, Any]) -> None:
+def draw_distances(run: Run, levels: Mapping[str, Any]) -> None:
     """The Frechet distance after each epoch, and what does not depend on the epoch."""
-    names = {FRECHET: "generated images"}
-    _draw(run, "distance", "generated", "Frechet distance to test images", names,
-          constants)  # fmt: skip
+    names, label = {FRECHET: "generated images"}, "Frechet distance to test images"
+    _draw(run, "distance", "generated", label, names, levels, "log")
 
 
 def _draw(
@@ -291,13 +293,12 @@ def _draw(
     split: str,
     label: str,
     names: Mapping[str, str],
-    constants: Mapping[str, Any] | None = None,
+    levels: Mapping[str, float],
+    scale: str = "linear",
 ) -> None:
     lines: dict[str, plots.Line] = {}
     for name, what in names.items():
         table = plots.curve(run.sub_runs["gan"].records, split, name)
         lines[what] = table[:, 0].tolist(), table[:, 1].tolist()
-    epochs, _ = next(iter(lines.values()))
-    for name, value in (constants or {}).items():
-        lines[name] = epochs, [value] * len(epochs)
-    plots.save_lines(run, figure, [plots.Panel("", "epoch", label, lines)])
+    panel = plots.Panel("", "epoch", label, lines, ("linear", scale), levels=levels)
+    plots.save_lines(run, figure, [panel])

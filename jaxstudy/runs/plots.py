@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image, ImageDraw
 
 from jaxstudy.messages import shortened
@@ -167,21 +168,64 @@ def draw_estimates(
     axis.set_ylim(len(estimates) - 0.4, -0.6)
 
 
-def save_intervals(
+class Comparison(NamedTuple):
+    """A panel of estimates: metrics as colours, baselines as vertical lines."""
+
+    xlabel: str
+    metrics: Sequence[str]
+    baselines: Mapping[str, float] = {}
+    bands: Mapping[str, tuple[float, float]] = {}  # from, to: drawn in grey
+
+
+def save_comparison(
     run: Run,
+    name: str,
     result: Mapping[str, Any],
     names: Sequence[str],
-    metrics: Sequence[str],
+    panels: Sequence[Comparison],
+    *,
+    shared_log: bool = False,
 ) -> None:
-    """Estimates "NAME: METRIC" with their intervals, a panel a metric."""
+    """Estimates "NAME: METRIC" of several networks, a row each, as NAME.png.
+
+    A network may lack some of the metrics; the first one has all. With `shared_log` all
+    panels are of one quantity, on one logarithmic axis.
+    """
     figure, axes = subplots(
-        1, len(metrics), figsize=(5 * len(metrics), 0.6 + 0.5 * len(names)), sharey=True
+        1,
+        len(panels),
+        figsize=(5.5 * len(panels), 0.9 + 0.55 * len(names)),
+        sharex=shared_log,
+        sharey=True,
+        squeeze=False,
     )
-    for axis, metric in zip(np.atleast_1d(axes), metrics, strict=True):
-        draw_estimates(axis, {n: result[f"{n}: {metric}"] for n in names})
-        axis.set(xlabel=metric)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        offsets = 0.16 * (np.arange(len(panel.metrics)) - (len(panel.metrics) - 1) / 2)
+        for metric, colour, offset in zip(
+            panel.metrics, COLOURS, offsets, strict=False
+        ):
+            for y, network in enumerate(names):
+                if (estimate := result.get(f"{network}: {metric}")) is not None:
+                    label = None if y else metric
+                    draw_estimate(axis, estimate, y + offset, colour, label)
+        for label, (low, high) in panel.bands.items():
+            axis.axvspan(low, high, color="0.9", zorder=-1, label=label)
+        for (label, x), style in zip(
+            panel.baselines.items(), ("--", ":"), strict=False
+        ):
+            axis.axvline(x, color="0.3", linestyle=style, label=label)
+        axis.set(yticks=range(len(names)), yticklabels=names, xlabel=panel.xlabel)
+        axis.margins(y=0.2)
         axis.grid(alpha=0.3)
-    save(figure, run, "intervals")
+        if len(axis.get_legend_handles_labels()[1]) > 1:  # else the x label says it
+            axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
+        if shared_log:
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6)))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_locator(NullLocator())
+    axes[0, 0].invert_yaxis()
+    save(figure, run, name)
 
 
 def save_differences(
@@ -454,7 +498,12 @@ def save_images(
 
 
 def image_grid(images: np.ndarray, columns: int, caption: str = "") -> Image.Image:
-    """Images uint8 [N, H, W, C] in rows, pixel by pixel, with a caption above."""
+    """Images uint8 [N, H, W, C] in rows, with a caption above.
+
+    Pixel by pixel; small images enlarged by a whole number, to about 64 pixels a side.
+    """
+    factor = max(1, round(64 / images.shape[2]))
+    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
     n, height, width, channels = images.shape
     gap, top = 2, 16 if caption else 0
     rows = -(-n // columns)

@@ -1,5 +1,8 @@
 """The adding problem, and what recurrent networks keep of its first marked number."""
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +10,23 @@ import numpy as np
 from jaxstudy.dataset import Dataset, dataset
 from jaxstudy.model import Model
 from jaxstudy.objectives import masked_mean
+from jaxstudy.runs import plots
+from jaxstudy.runs.run import Run
 from jaxstudy.training import EvalStep
 from jaxstudy.types import Array, Batch, Metrics, PyTree, TrainState
 
 FLOOR = 1e-30  # of a norm in float32
+SOLVED = 0.01  # a squared error below it: the sum is known to 0.1
+LEVELS = {"solved: 0.01": SOLVED}
+
+
+class AddingResult(NamedTuple):
+    """What the trainings of one network came to."""
+
+    errors: np.ndarray  # [seeds]
+    constant: float  # the error of always predicting 1 on the same sequences
+    by_position: np.ndarray  # of the first mark [bins, seeds]
+    jacobians: dict[str, np.ndarray]  # norms [seeds, T], before training and after
 
 
 def adding_problem(count: int, length: int, seed: int) -> Dataset:
@@ -79,12 +95,14 @@ def log_jacobians(norms: np.ndarray) -> np.ndarray:
 def decay_per_step(norms: np.ndarray) -> np.ndarray:
     """By how much log10 of the Jacobian's norm falls per step back [L], least squares.
 
-    norms [L, T]; steps below FLOOR are left out.
+    norms [L, T]; steps below FLOOR are left out. NaN where fewer than two are above,
+    or the norms are NaN, as those of a network that diverged.
     """
     slopes = []
     for logs in log_jacobians(norms):
         above = np.flatnonzero(np.isfinite(logs))
-        slopes.append(np.polyfit(above, logs[above], 1)[0])
+        line = np.polyfit(above, logs[above], 1) if len(above) > 1 else [np.nan]
+        slopes.append(line[0])
     return np.array(slopes)
 
 
@@ -102,3 +120,41 @@ def with_forget_bias(state: TrainState, value: float) -> TrainState:
 
     layers = {name: changed(layer) for name, layer in state.params["layers"].items()}
     return state._replace(params={**state.params, "layers": layers})
+
+
+def draw_jacobians(run: Run, trained: Mapping[str, AddingResult], length: int) -> None:
+    """Norm of the input Jacobian by step, geometric mean over seeds, as jacobian.png.
+
+    Before training and after it, each relative to its last step.
+    """
+    shown = np.unique(np.linspace(1, length, 50).astype(int))
+    panels = []
+    for when in ("before training", "trained"):
+        lines: dict[str, plots.Line] = {}
+        for name, network in trained.items():
+            norm = 10 ** log_jacobians(network.jacobians[when]).mean(0)
+            lines[name] = shown.tolist(), norm[shown - 1].tolist()
+        label = r"$\|\partial y\,/\,\partial x_t\|$ relative to that at $t = T$"
+        panel = plots.Panel(
+            f"T = {length}, {when}", "step t", label, lines, ("linear", "log")
+        )
+        panels.append(panel)
+    plots.save_lines(run, "jacobian", panels)
+
+
+def draw_error_by_position(
+    run: Run, trained: Mapping[str, AddingResult], length: int
+) -> None:
+    """Squared error by the step of the first mark, mean over seeds: positions.png."""
+    lines: dict[str, plots.Line] = {}
+    levels = LEVELS
+    for name, network in trained.items():
+        bins = len(network.by_position)
+        middle = (np.arange(bins) + 0.5) * (length // 2) / bins + 0.5  # steps from 1
+        lines[name] = middle.tolist(), network.by_position.mean(1).tolist()
+        levels = {**LEVELS, "always predicting 1": network.constant}
+    panel = plots.Panel(
+        f"T = {length}, trained", "step of the first marked number", "squared error",
+        lines, ("linear", "log"), levels=levels,
+    )  # fmt: skip
+    plots.save_lines(run, "positions", [panel])

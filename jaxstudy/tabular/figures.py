@@ -35,17 +35,25 @@ def draw_build_up(
         model: (kinds, [result[f"{model}, {kind}: log-loss"] for kind in kinds])
         for model in models
     }
-    panel = plots.Panel("", "columns", "held-out log-loss [nats]", lines)
+    panel = plots.Panel(
+        "", "columns, one kind more at each step", "held-out log-loss [nats]", lines
+    )
     plots.save_lines(run, "columns", [panel])
 
 
 def draw_differences(
-    run: Run, result: Mapping[str, Any], first: str, others: Sequence[str]
+    run: Run,
+    result: Mapping[str, Any],
+    pairs: Sequence[tuple[str, str]],
+    margin: float = 0.0,
 ) -> None:
-    """The log-loss of one model less that of others, paired by row: differences.png."""
-    names = [f"{first} - {name}" for name in others]
-    gaps = {name: result[f"{name}: log-loss"] for name in names}
-    plots.save_differences(run, "differences", gaps, "difference in log-loss [nats]")
+    """The log-loss of one model less that of another, paired by row: differences.png.
+
+    Within the margin, a grey band, differences do not matter.
+    """
+    gaps = {f"{a} - {b}": result[f"{a} - {b}: log-loss"] for a, b in pairs}
+    label = "difference in held-out log-loss, first - second [nats]"
+    plots.save_differences(run, "differences", gaps, label, margin)
 
 
 def draw_embedding(
@@ -57,18 +65,37 @@ def draw_embedding(
     title: str,
     label: str,
 ) -> None:
-    """Vectors [words + 2, 2] of a vocabulary, each word coloured by its rate."""
-    figure, axis = plots.subplots(figsize=(6, 4.6))
+    """Vectors [words + 2, 2] of a vocabulary, each word coloured by its rate.
+
+    Words stand at both sides, with a line to their dots, which may lie together.
+    """
+    figure, axis = plots.subplots(figsize=(7, 4.6))
     of_words = vectors[UNKNOWN + 1 :]
-    dots = axis.scatter(*of_words.T, c=rates, cmap="coolwarm_r", s=80, vmin=0, vmax=1)
-    ranks = of_words[:, 1].argsort().argsort()  # neighbours are named on both sides
-    for word, place, rank in zip(words, of_words, ranks, strict=True):
-        axis.annotate(
-            word, place, textcoords="offset points", va="center",
-            xytext=(8, 0) if rank % 2 else (-8, 0), ha="left" if rank % 2 else "right",
-        )  # fmt: skip
+    dots = axis.scatter(
+        *of_words.T, c=rates, cmap="coolwarm_r", s=80, vmin=0, vmax=1, edgecolors="0.3"
+    )
+    axis.margins(0.35, 0.15)  # on both sides, for the words
+    bottom, top = axis.get_ylim()
+    right = of_words[:, 0] > np.median(of_words[:, 0])
+    for side, x, alignment in ((~right, 0.02, "left"), (right, 0.98, "right")):
+        heights = _apart(of_words[side, 1], 0.07 * (top - bottom))
+        for i, height in zip(np.flatnonzero(side).tolist(), heights, strict=True):
+            axis.annotate(
+                words[i], of_words[i], (x, height), va="center", ha=alignment,
+                textcoords=axis.get_yaxis_transform(),
+                arrowprops={"arrowstyle": "-", "color": "0.6", "shrinkB": 5},
+            )  # fmt: skip
     figure.colorbar(dots, label=label)
     axis.set(title=title, xlabel="first component", ylabel="second component")
-    axis.margins(0.15)
     axis.grid(alpha=0.3)
     plots.save(figure, run, "embedding")
+
+
+def _apart(heights: np.ndarray, gap: float) -> np.ndarray:
+    """Heights [N] moved until they are a gap apart; order and mean stay the same."""
+    order = heights.argsort(kind="stable")
+    steps = gap * np.arange(len(heights))
+    moved = np.maximum.accumulate(heights[order] - steps) + steps
+    apart = np.empty(len(heights))
+    apart[order] = moved - moved.mean() + heights.mean() if len(heights) else moved
+    return apart

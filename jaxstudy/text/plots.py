@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,53 +12,37 @@ from jaxstudy.models.seq2seq import Seq2Seq
 from jaxstudy.runs import plots
 from jaxstudy.runs.run import Run
 from jaxstudy.text.pairs import Pair
-from jaxstudy.text.translation import Alphabets, decoder
+from jaxstudy.text.translation import NEAREST, Alphabets, decoder
 from jaxstudy.text.tune_evaluation import notes_of
+from jaxstudy.text.word_sets import KNOWN, ORDERS, TEST, VALIDATION
 from jaxstudy.types import Array, PyTree
 
 
-class Comparison(NamedTuple):
-    """A panel of estimates: metrics as colours, baselines as vertical lines."""
-
-    xlabel: str
-    metrics: Sequence[str]
-    baselines: Mapping[str, float] = {}
-
-
-def save_comparison(
+def save_perplexities(
     run: Run,
-    name: str,
     result: Mapping[str, Any],
-    names: Sequence[str],
-    panels: Sequence[Comparison],
+    networks: Sequence[str],
+    *,
+    context: int,
+    bag: str,
 ) -> None:
-    """Estimates "NAME: METRIC" of several networks, a row each, as NAME.png.
+    """Perplexities of `word_sets` and of the n-gram model, as perplexity.png.
 
-    A network may lack some of the metrics; the first one has all.
+    On the right, from `context` words alone, the band is where a network is within 5 %
+    of the bag of words of this name, if that was trained.
     """
-    figure, axes = plots.subplots(
-        1,
-        len(panels),
-        figsize=(5.5 * len(panels), 0.9 + 0.55 * len(names)),
-        sharey=True,
-        squeeze=False,
+    sets = {"n-gram model": TEST, "n-gram model, known words": KNOWN}
+    ngrams = {label: result[f"n-gram: {split}"] for label, split in sets.items()}
+    whole = plots.Comparison("perplexity", [TEST, KNOWN], ngrams)
+    bands = {}
+    if (estimate := result.get(f"{bag}: {ORDERS[0]}")) is not None:
+        bands[f"{bag} ± 5 %"] = 0.95 * estimate.mean, 1.05 * estimate.mean
+    alone = plots.Comparison(
+        f"perplexity from {context} words alone", ORDERS, bands=bands
     )
-    for axis, panel in zip(axes[0], panels, strict=True):
-        for metric, colour in zip(panel.metrics, plots.COLOURS, strict=False):
-            for y, network in enumerate(names):
-                if (estimate := result.get(f"{network}: {metric}")) is not None:
-                    label = None if y else metric
-                    plots.draw_estimate(axis, estimate, y, colour, label)
-        for (label, x), style in zip(
-            panel.baselines.items(), ("--", ":"), strict=False
-        ):
-            axis.axvline(x, color="0.3", linestyle=style, label=label)
-        axis.set(yticks=range(len(names)), yticklabels=names, xlabel=panel.xlabel)
-        axis.margins(y=0.2)
-        axis.grid(alpha=0.3)
-        axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
-    axes[0, 0].invert_yaxis()
-    plots.save(figure, run, name)
+    plots.save_comparison(
+        run, "perplexity", result, networks, [whole, alone], shared_log=True
+    )
 
 
 def save_forecasts(
@@ -97,13 +81,64 @@ def learning_lines(
     return lines
 
 
-def save_learning(run: Run, names: Sequence[str], metric: str, label: str) -> None:
-    """A logged metric of all sub-runs by epoch as learning.png, a panel a split."""
+def save_learning(
+    run: Run,
+    names: Sequence[str],
+    metric: str,
+    label: str,
+    baselines: Mapping[str, float],
+) -> None:
+    """A logged metric of networks on `word_sets` by epoch as learning.png.
+
+    A panel a split; `baselines` are values on the validation set by label.
+    """
+    splits = {"training": ("train", {}), "validation": (VALIDATION, baselines)}
     panels = [
-        plots.Panel(title, "epoch", label, learning_lines(run, names, split, metric))
-        for title, split in (("training", "train"), ("validation", "validation"))
-    ]
+        plots.Panel(
+            title, "epoch", label, learning_lines(run, names, split, metric),
+            levels=levels,
+        )
+        for title, (split, levels) in splits.items()
+    ]  # fmt: skip
     plots.save_lines(run, "learning", panels)
+
+
+def save_exact_match(
+    run: Run, pairs: Mapping[str, float], networks: Sequence[str], enough: float
+) -> None:
+    """Validation exact match by pairs seen as learning.png, a panel a task.
+
+    `pairs` are those of an epoch by task; sub-runs are named "TASK NETWORK".
+    """
+    label, level = "validation exact match [share]", {f"{enough:g}": enough}
+    panels = []
+    for task, per_epoch in pairs.items():
+        names = [f"{task} {network}" for network in networks]
+        curves = learning_lines(run, names, "validation", "exact match", per_epoch)
+        lines = dict(zip(networks, curves.values(), strict=True))
+        panels.append(
+            plots.Panel(task, "training pairs seen", label, lines, levels=level)
+        )
+    plots.save_lines(run, "learning", panels)
+
+
+def save_scores(
+    run: Run, task: str, result: Mapping[str, Any], networks: Sequence[str], beam: int
+) -> None:
+    """Exact match and chrF of a task's test pairs, and of the baseline NEAREST.
+
+    As scores_TASK.png; from result["TASK, NETWORK: SCORE"].
+    """
+    panels = [
+        plots.Comparison(
+            f"{score} {unit}",
+            [f"{score}, greedy", f"{score}, beam of {beam}"],
+            {NEAREST: result[f"{task}, {NEAREST}: {score}"]},
+        )
+        for score, unit in (("exact match", "[share]"), ("chrF", "[0 to 100]"))
+    ]
+    names = [f"{task}, {network}" for network in networks]
+    plots.save_comparison(run, f"scores_{task}", result, names, panels)
 
 
 def save_bits(run: Run, metrics: Mapping[str, Any]) -> None:
@@ -116,14 +151,13 @@ def save_bits(run: Run, metrics: Mapping[str, Any]) -> None:
         label: learning_lines(run, [""], split, "bits")[""]
         for label, split in splits.items()
     }
-    ends = [0.0, max(lines["training"][0])]
     ngram = metrics["n-gram: validation bits per character"].mean
-    lines[f"{metrics['n-gram: n']:.0f}-gram, validation"] = ends, [ngram, ngram]
-    ppmd = metrics["PPMd: validation bits per character"]
-    lines["PPMd, validation"] = ends, [ppmd, ppmd]
-    panel = plots.Panel(
-        "cost of a character", "epoch", "loss [bits per character]", lines
-    )
+    levels = {
+        f"{metrics['n-gram: n']:.0f}-gram, validation": ngram,
+        "PPMd, validation": metrics["PPMd: validation bits per character"],
+    }
+    label = "loss [bits per character]"
+    panel = plots.Panel("", "epoch", label, lines, levels=levels)
     plots.save_lines(run, "bits", [panel])
 
 
@@ -183,7 +217,7 @@ def save_attention(
         memory = network.encode(params, x, lengths)
         return network.decode(params, memory, before)[2]
 
-    figure, axes = plots.subplots(2, 2, figsize=(13, 11))
+    figure, axes = plots.subplots(2, 2, figsize=(13, 11), layout="constrained")
     for axis, pair in zip(axes.ravel(), examples, strict=True):
         arrays = alphabets.arrays([pair])
         x, lengths = map(jnp.asarray, (arrays["x"], arrays["x_length"]))
@@ -194,13 +228,15 @@ def save_attention(
         weights = weights[0, : len(text) + 1, : len(pair.source)]
         axis.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         sounds = [romanised(character) for character in pair.source]
-        axis.set_xticks(range(len(sounds)), sounds, rotation=90, fontsize=8)
+        axis.set_xticks(range(len(sounds)), sounds, fontsize=8)
+        for label in axis.get_xticklabels():  # a full stop would look like another sign
+            label.set_rotation(90 if len(label.get_text()) > 1 else 0)
         written = [*text.replace(" ", "_"), "(end)"]
         axis.set_yticks(range(len(written)), written, fontsize=8)
         axis.set(xlabel="character read", ylabel="character written")
         title = text if text == pair.target else f"{text}\nright: {pair.target}"
         axis.set_title(title, fontsize=9)
-    figure.tight_layout()
+    figure.colorbar(axes[0, 0].images[0], ax=axes, label="attention weight")
     plots.save(figure, run, name)
 
 

@@ -1,5 +1,6 @@
 """Translations by an encoder-decoder: decoded, and scored."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from jaxstudy.text.vocabulary import Vocabulary, fit_vocabulary
 from jaxstudy.types import Array, PyTree
 
 CHRF = (0.0, 100.0)  # an F-score of n-grams of characters, n to 6 (Popovic 2015)
+NEAREST = "nearest training text"  # a baseline
 PAIRS_AT_ONCE = 200  # pairs that are translated at once
 
 Records = Sequence[Mapping[str, Any]]  # of one training, as it logged them
@@ -99,12 +101,43 @@ def score_translations(
         for seed in range(len(jax.tree.leaves(params)[0])):
             of_seed = jax.tree.map(lambda a, seed=seed: a[seed], params)
             texts = translate_pairs(decode, of_seed, alphabets, pairs)
-            matches = [a == b for a, b in zip(texts, references, strict=True)]
-            exact.append(float(np.mean(matches)))
+            exact.append(exact_match(texts, references))
             chrf.append(sacrebleu.corpus_chrf(texts, [references]).score)
         scores[f"exact match, {name}"] = mean_over_runs(np.array(exact), SHARE)
         scores[f"chrF, {name}"] = mean_over_runs(np.array(chrf), CHRF)
     return scores
+
+
+def exact_match(texts: Sequence[str], references: Sequence[str]) -> float:
+    """The share of texts that are right as a whole."""
+    return float(np.mean([a == b for a, b in zip(texts, references, strict=True)]))
+
+
+def score_nearest(train: Sequence[Pair], test: Sequence[Pair]) -> dict[str, float]:
+    """Exact match and chrF of the targets of the most similar training sources.
+
+    A baseline that learns nothing of the language: it looks up what it knows. Texts are
+    as similar as the Dice coefficient of their sets of character bigrams.
+    """
+    rows: dict[tuple[str, str], list[int]] = {}
+    for row, pair in enumerate(train):
+        for bigram in _bigrams(pair.source):
+            rows.setdefault(bigram, []).append(row)
+    sizes = np.array([len(_bigrams(pair.source)) for pair in train])
+    texts = []
+    for pair in test:
+        own, shared = _bigrams(pair.source), np.zeros(len(train))
+        for bigram in own:
+            shared[rows.get(bigram, [])] += 1
+        texts.append(train[int(np.argmax(2 * shared / (sizes + len(own))))].target)
+    references = [pair.target for pair in test]
+    chrf = sacrebleu.corpus_chrf(texts, [references]).score
+    return {"exact match": exact_match(texts, references), "chrF": chrf}
+
+
+def _bigrams(text: str) -> set[tuple[str, str]]:
+    """Pairs of neighbouring characters, the ends of the text included."""
+    return {*itertools.pairwise(f"{END}{text}{END}")}
 
 
 def compare_epochs(
