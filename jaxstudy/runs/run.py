@@ -280,7 +280,8 @@ class Attempts:
 
     def joined(self, other: Self) -> Self:
         """These and others, which worked on other trainings."""
-        peaks = {self.peak_memory_gib, other.peak_memory_gib} - {None}
+        both = self.peak_memory_gib, other.peak_memory_gib
+        peaks = [peak for peak in both if peak is not None]
         return type(self)(
             self.wall_s + other.wall_s,
             max(peaks, default=None),
