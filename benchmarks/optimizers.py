@@ -172,7 +172,7 @@ def main(config: Config, run: Run) -> dict[str, Any]:
         stored: Any = next(iter(baselines.values()))["protocol"]
         protocol = replace(protocol, **stored)
     problems = with_epochs(problems, protocol)
-    if config.share:
+    if config.share is not None:
         share = parse_share(config.share)
         return run_share(problems, competitors, protocol, run, share)
     record = run_study(problems, competitors, protocol, run)

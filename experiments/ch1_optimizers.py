@@ -217,7 +217,7 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     builders = {name: look_up("problem", name, PROBLEMS) for name in config.problems}
     built = {name: build() for name, build in builders.items()}
     problems = with_epochs(built, protocol)
-    if config.share:
+    if config.share is not None:
         share = parse_share(config.share)
         return run_share(problems, candidates, protocol, run, share)
     record = run_study(problems, candidates, protocol, run)

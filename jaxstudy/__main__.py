@@ -71,7 +71,7 @@ def join(shares: Positional[tuple[Path, ...]], out: Path = Path("runs/joined")) 
         sys.exit(code)
 
 
-def export(run: Positional[Path], out: Path, batch_size: int = 1) -> None:
+def export(run: Positional[Path], out: Path, batch_size: int | None = None) -> None:
     """Write what a run predicts, weights included, to a file that JAX alone reads.
 
     It computes on a CPU, an NVIDIA GPU or a TPU.
@@ -79,7 +79,8 @@ def export(run: Positional[Path], out: Path, batch_size: int = 1) -> None:
     Args:
         run: The run folder, of a lesson that has a model to export.
         out: The file to write; it must not exist.
-        batch_size: How many examples the exported function takes at once.
+        batch_size: How many examples the exported function takes at once; any number
+            unless set.
     """
     load = lambda name: load_script(script_of(name))  # noqa: E731
     print(export_run(run, out, batch_size, load))

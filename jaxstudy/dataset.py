@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxstudy.processes import hash_once
 from jaxstudy.types import Array, Batch, Key, PyTree
 
 
@@ -112,7 +113,7 @@ def dataset(arrays: Mapping[str, np.ndarray | Array]) -> Dataset:
 
 def on_device(a: np.ndarray | Array) -> Array:
     """A copy of an array, by no program: `jnp.asarray` compiles one for each shape."""
-    return a if isinstance(a, Array) else jax.device_put(np.array(a))
+    return a if isinstance(a, Array) else hash_once(jax.device_put(np.array(a)))
 
 
 def take(data: AnyDataset, rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -149,7 +150,8 @@ def _by_patches(
     """Convolution as patches [B, H', W', h w C] times the kernel [h w C, O].
 
     The patches are made anew for the gradient. Where those of all images would take
-    more than PATCH_BYTES, those of SLICE_BYTES (or of one image) exist at a time.
+    more than PATCH_BYTES, those of SLICE_BYTES (or of one image) exist at a time; of
+    one, too, where an exported program takes any number of images.
     """
     matrix = kernel.reshape(-1, kernel.shape[-1])
 
@@ -168,9 +170,12 @@ def _by_patches(
     product = jax.checkpoint(product)
     shape = jax.eval_shape(product, x).shape
     image = math.prod(shape[1:3]) * matrix.shape[0] * x.dtype.itemsize
-    if image * len(x) <= PATCH_BYTES:
+    if jax.export.is_symbolic_dim(x.shape[0]):
+        together = 1
+    elif image * x.shape[0] <= PATCH_BYTES:
         return product(x)
-    together = max(1, SLICE_BYTES // image)
+    else:
+        together = max(1, SLICE_BYTES // image)
     return lax.map(lambda one: product(one[None])[0], x, batch_size=together)
 
 
@@ -307,7 +312,7 @@ def _overlapped(
         return None if other else shift
 
     def phase(r: int, q: int) -> Array:
-        total = jnp.zeros((len(products), *per_phase, outputs), products.dtype)
+        total = jnp.zeros((products.shape[0], *per_phase, outputs), products.dtype)
         for i, j in itertools.product(range(h), range(w)):
             down, right = sources(i, pads[0][0], r), sources(j, pads[1][0], q)
             if down is None or right is None:
@@ -328,7 +333,7 @@ def _overlapped(
     ]
     whole = jnp.stack(rows, axis=2)  # [B, M, s, N, s, O]
     m, n = (stride * size for size in per_phase)
-    whole = whole.reshape(len(products), m, n, outputs)
+    whole = whole.reshape(products.shape[0], m, n, outputs)
     return whole[:, : sizes[0], : sizes[1]]
 
 

@@ -10,9 +10,11 @@ import contextlib
 import hashlib
 import json
 import os
+import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,6 +28,7 @@ from jaxstudy.types import PyTree, UserError
 _T = TypeVar("_T")
 MESSAGE_BYTES = 2048
 MAX_CHARACTERS = 400  # of an error that is told to the others
+MEETING_SECONDS = 300  # in which all processes have to be started
 LEAVE_SECONDS = 10.0  # others may be where they cannot hear that one leaves
 
 
@@ -91,11 +94,18 @@ def find_launch(variables: Mapping[str, str]) -> Launch | None:
         if launcher.own:
             return Launch(name, count, {})
         address = variables[names[2]]
-        if name == "Kubeflow" and ":" not in address:
-            raise UserError(f"{names[2]}={address} has no port: it takes HOST:PORT")
+        if name == "Kubeflow":
+            host, _, port = address.rpartition(":")
+            if not host or not _is_port(port):
+                raise UserError(
+                    f"{names[2]}={address}: it takes HOST:PORT, with a port from 1 to "
+                    "65535"
+                )
         if name == "torchrun":  # which listens on that port itself
-            port = _number(names[3], variables[names[3]])
-            address = f"{address}:{port + 1}"
+            next_port = _number(names[3], variables[names[3]]) + 1
+            if not _is_port(str(next_port)):
+                raise UserError(f"{names[3]}={next_port - 1}: it takes 1 to 65534")
+            address = f"{address}:{next_port}"
         arguments: dict[str, Any] = {
             "coordinator_address": address, "num_processes": count, "process_id": rank
         }  # fmt: skip
@@ -107,6 +117,10 @@ def find_launch(variables: Mapping[str, str]) -> Launch | None:
         raise UserError("; ".join(half))
     hosts = variables.get("TPU_WORKER_HOSTNAMES", "").split(",")
     return Launch("TPU", len(hosts), {}) if len(hosts) > 1 else None
+
+
+def _is_port(text: str) -> bool:
+    return text.isdecimal() and 0 < int(text) < 2**16
 
 
 def _number(name: str, value: str) -> int:
@@ -127,16 +141,47 @@ def join_processes(heartbeat_s: int) -> None:
     if heartbeat_s < 1:
         raise UserError(f"--heartbeat {heartbeat_s}: it takes 1 second or more")
     who = f"{launch.count} processes by {launch.name}"
+    if launch.arguments.get("process_id") == 0:
+        _check_port(launch.arguments["coordinator_address"])
     print(f"waiting for {who}", file=sys.stderr, flush=True)
+
+    def give_up() -> None:  # before JAX does, which ends with a trace of its C++
+        where = launch.arguments.get("coordinator_address", "the first one's host")
+        print(
+            f"error: {who} did not meet within {MEETING_SECONDS} s: each has to be "
+            f"started, and to reach {where}",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)
+
+    waiting = threading.Timer(MEETING_SECONDS, give_up)
+    waiting.daemon = True
+    waiting.start()
     try:
         jax.distributed.initialize(
-            **launch.arguments, heartbeat_timeout_seconds=heartbeat_s
+            **launch.arguments,
+            heartbeat_timeout_seconds=heartbeat_s,
+            initialization_timeout=MEETING_SECONDS + 60,
         )
     except Exception as error:
         detail = (str(error).splitlines() or [""])[0][:MAX_CHARACTERS]
         raise UserError(f"{who} did not meet: {detail}") from error
+    finally:
+        waiting.cancel()
     if not is_first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def _check_port(address: str) -> None:
+    """Raise UserError where this host's port is taken: JAX would crash."""
+    port = int(address.rpartition(":")[2])
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise UserError(
+            f"process 0 cannot listen at {address}: {os.strerror(error.errno or 0)}"
+        ) from error
 
 
 # ------------------------------------------------------------------ agreement
@@ -245,15 +290,49 @@ def check_same(what: Mapping[str, PyTree]) -> None:
 
 
 def _digest(tree: PyTree) -> str:
+    """A hash of all leaves: where they are, and their types, shapes and values."""
     digest = hashlib.sha256()
-    for a in jax.tree.leaves(tree):
-        if isinstance(a, jax.Array) and jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            a = jax.random.key_data(a)
-        is_array = isinstance(a, np.ndarray | jax.Array)
-        digest.update(
-            np.ascontiguousarray(a).tobytes() if is_array else repr(a).encode()
-        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        digest.update(jax.tree_util.keystr(path).encode())
+        if isinstance(leaf, jax.Array):
+            digest.update(_jax_digest(leaf))
+        elif isinstance(leaf, np.ndarray):
+            digest.update(_array_digest(leaf))
+        else:
+            digest.update(repr(leaf).encode())
     return digest.hexdigest()[:16]
+
+
+_digests: dict[int, bytes | None] = {}  # by the id of an array, as long as it lives
+
+
+def hash_once(a: jax.Array) -> jax.Array:
+    """The same array, whose digest this process remembers: a study trains on it often.
+
+    Only for an array whose memory is its own. JAX changes none, but one that
+    `jax.device_put` makes of a NumPy array may share its memory, and be changed in
+    place by it. Whoever is not known here is hashed at every comparison; and every
+    process takes part in each, whether it remembers or not.
+    """
+    _digests[id(a)] = None
+    weakref.finalize(a, _digests.pop, id(a), None).atexit = False
+    return a
+
+
+def _jax_digest(a: jax.Array) -> bytes:
+    digest = _digests.get(id(a))
+    if digest is None:
+        is_key = jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+        digest = _array_digest(np.asarray(jax.random.key_data(a) if is_key else a))
+        if id(a) in _digests:
+            _digests[id(a)] = digest
+    return digest
+
+
+def _array_digest(a: np.ndarray) -> bytes:
+    digest = hashlib.sha256(f"{a.dtype} {a.shape} ".encode())
+    digest.update(np.ascontiguousarray(a).tobytes())
+    return digest.digest()
 
 
 def leave(code: int) -> None:

@@ -19,7 +19,9 @@ import pytest
 from jaxstudy import __main__ as program
 from jaxstudy.runs import files
 from jaxstudy.runs.cli import exit_code
+from jaxstudy.runs.export import Predictor, export_function
 from jaxstudy.runs.saved import Saved, read_saved
+from jaxstudy.types import UserError
 from tests.conftest import ROOT, Patch, Said, Smoke, load
 
 # What is drawn for one example of each input: within what the lesson's model is for.
@@ -30,7 +32,18 @@ INPUTS = {
     "ch3_next_word": lambda r, a: r.integers(0, 100, a.shape),
     "ch4_table": lambda r, a: r.integers(0, 2, a.shape),
 }
-BATCH = 2
+
+
+def draw(
+    name: str, predictor: Predictor, rows: int, random: np.random.Generator
+) -> tuple[Any, ...]:
+    """A batch of so many examples of each input."""
+
+    def one(a: jax.ShapeDtypeStruct) -> jax.Array:
+        batch = jax.ShapeDtypeStruct((rows, *a.shape), a.dtype)
+        return jnp.asarray(INPUTS[name](random, batch), a.dtype)
+
+    return jax.tree.map(one, predictor.inputs)
 
 
 def saved_run(name: str, folder: Path) -> tuple[Any, Saved[Any]]:
@@ -43,27 +56,50 @@ def test_an_exported_run_computes_what_its_models_do(
     name: str, smoke: Smoke, tmp_path: Path, capsys: Said
 ) -> None:
     run, out = smoke(name), tmp_path / "model"
-    program.export(run, out, BATCH)
+    program.export(run, out)
     script, saved = saved_run(name, run)
     told = capsys.readouterr().out
     assert script.predictor.__doc__.splitlines()[0] in told
     assert f"written to {out}, for cpu, cuda, tpu" in told
     read = jax.export.deserialize(bytearray(out.read_bytes()))
     assert read.platforms == ("cpu", "cuda", "tpu")
-    shapes, _ = jax.tree.unflatten(read.in_tree, read.in_avals)
-    random = np.random.default_rng(0)
-    inputs = jax.tree.map(
-        lambda a: jnp.asarray(INPUTS[name](random, a), a.dtype), shapes
-    )
-    found = np.asarray(read.call(*inputs))
-    predictor = script.predictor(saved)
-    assert len(found) == BATCH
-    want = np.asarray(jax.jit(predictor.function)(*inputs))
-    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-7)
+    assert {str(a.shape[0]) for a in read.in_avals} == {"batch"}
+    random, predictor = np.random.default_rng(0), script.predictor(saved)
+    for rows in (1, 7):  # each of another program: the direct one knows its size
+        inputs = draw(name, predictor, rows, random)
+        found = np.asarray(read.call(*inputs))
+        want = np.asarray(jax.jit(predictor.function)(*inputs))
+        assert len(found) == rows
+        np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-7)
     # rows are of their own inputs, and probabilities
-    assert not np.array_equal(found[0], found[1])
+    assert np.ptp(found, axis=0).any()
     if found.ndim > 1:
         np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-5)
+
+
+def test_a_batch_of_one_size_is_exported_where_it_is_named(
+    smoke: Smoke, tmp_path: Path, capsys: Said
+) -> None:
+    program.export(smoke("ch1_admission"), tmp_path / "model", 3)
+    assert "inputs: float32[3,5]" in capsys.readouterr().out
+    read = jax.export.deserialize(bytearray((tmp_path / "model").read_bytes()))
+    with pytest.raises(ValueError, match="shape"):
+        read.call(jnp.zeros((2, 5)))
+
+
+def test_a_model_that_depends_on_the_batch_size_asks_for_one() -> None:
+    example = jax.ShapeDtypeStruct((2,), jnp.float32)
+    for function in (lambda x: x[: len(x) // 2], lambda x: x if x.shape[0] > 1 else -x):
+        predictor = Predictor(function, (example,))
+        with pytest.raises(UserError, match="name a number by --batch-size"):
+            export_function(predictor, None)
+        assert len(export_function(predictor, 2).out_avals) == 1
+
+    def broken(x: jax.Array) -> jax.Array:  # whatever the size: an error of its own
+        return len(5) * x  # type: ignore[arg-type]
+
+    with pytest.raises(TypeError, match="has no len"):
+        export_function(Predictor(broken, (example,)), 2)
 
 
 def test_the_admissions_are_those_of_predict(smoke: Smoke, capsys: Said) -> None:
@@ -101,14 +137,21 @@ def test_the_six_lines_of_the_guide_read_it(smoke: Smoke, tmp_path: Path) -> Non
     run = smoke("ch1_admission")
     program.export(run, tmp_path / "admission.jax")
     blocked = "import sys; sys.modules.update(jaxstudy=None, flax=None, orbax=None)\n"
-    answer = subprocess.run(
-        [sys.executable, "-c", blocked + code], cwd=tmp_path, text=True,
-        capture_output=True, check=True,
-    )  # fmt: skip
+    student = [700, 3.7, 0, 0, 0]
+    line = str([student])
+    assert code.count(line) == 1
     script, saved = saved_run("ch1_admission", run)
-    want = script.predictor(saved).function(jnp.array([[700, 3.7, 0, 0, 0]]))
-    (found,) = map(float, re.findall(r"\[(0\.\d+)\]", answer.stdout))
-    assert found == pytest.approx(float(want[0]), rel=1e-5)
+    for rows in (1, 7):
+        batch = [[student[0] - 20 * i, *student[1:]] for i in range(rows)]
+        answer = subprocess.run(
+            [sys.executable, "-c", blocked + code.replace(line, str(batch))],
+            cwd=tmp_path, text=True, capture_output=True, check=True,
+        )  # fmt: skip
+        shapes, _, found = answer.stdout.rpartition("\n[")
+        assert "float32[batch,5]" in shapes
+        found = [float(word) for word in found.strip("]\n").split()]
+        want = script.predictor(saved).function(jnp.array(batch))
+        np.testing.assert_allclose(found, want, rtol=1e-5)
 
 
 def test_what_cannot_be_exported_is_said(

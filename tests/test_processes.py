@@ -1,5 +1,6 @@
 """Several processes as one training: launchers, agreement, and what is left of it."""
 
+import gc
 import json
 import os
 import re
@@ -12,12 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 import yaml
 
 from jaxstudy import processes
+from jaxstudy.dataset import dataset, subset
 from jaxstudy.processes import Launch, find_launch
 from jaxstudy.runs import cli
 from jaxstudy.runs import run as runs
@@ -105,8 +109,16 @@ def test_launchers_are_known_by_their_variables(
         (TORCHRUN | {"RANK": "4"}, "RANK=4 is not one of WORLD_SIZE=4"),
         (TORCHRUN | {"MASTER_PORT": "x"}, "MASTER_PORT=x is not a number"),
         (
-            KUBEFLOW | {"JAX_COORDINATOR_ADDRESS": "a"},
-            "JAX_COORDINATOR_ADDRESS=a has no port: it takes HOST:PORT",
+            TORCHRUN | {"MASTER_PORT": "65535"},
+            "MASTER_PORT=65535: it takes 1 to 65534",
+        ),
+        *(
+            (
+                KUBEFLOW | {"JAX_COORDINATOR_ADDRESS": address},
+                f"JAX_COORDINATOR_ADDRESS={address}: it takes HOST:PORT, with a port "
+                "from 1 to 65535",
+            )
+            for address in ("a", ":", ":1", "a:", "a:x", "a:0", "a:65536")
         ),
     ],
 )
@@ -144,6 +156,52 @@ def test_an_experiment_names_what_its_launcher_has_not_set(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("seconds", [0, -5])
+def test_a_heartbeat_takes_a_second_at_least(
+    ask: Ask, tmp_path: Path, seconds: int
+) -> None:
+    answer = ask(tiny, "--run-dir", tmp_path / "run", "--heartbeat", seconds)
+    assert answer.code == 2
+    assert answer.error == f"error: --heartbeat {seconds}: it takes 1 second or more\n"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_that_wait_in_vain_say_so(rank: int) -> None:
+    """The first one, and one that does not reach it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    join = "from jaxstudy import processes as p; p.MEETING_SECONDS = 2"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{join}; p.join_processes(10)"],
+        env={
+            **os.environ, **KUBEFLOW, "JAX_PROCESS_ID": str(rank),
+            "JAX_COORDINATOR_ADDRESS": address, "PYTHONPATH": PYTHONPATH,
+        },
+        text=True, capture_output=True, timeout=SECONDS,
+    )  # fmt: skip
+    assert done.returncode == 2
+    waited, error = done.stderr.splitlines()
+    assert waited == "waiting for 2 processes by Kubeflow"
+    assert error == (
+        "error: 2 processes by Kubeflow did not meet within 2 s: each has to be "
+        f"started, and to reach {address}"
+    )
+
+
+def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whoever: JAX crashes there."""
+    with socket.create_server(("", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for name, value in KUBEFLOW.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("JAX_PROCESS_ID", "0")
+        monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", address)
+        sentence = f"process 0 cannot listen at {address}: Address already in use"
+        with pytest.raises(UserError, match=sentence):
+            processes.join_processes(60)
+
+
 def test_the_examples_of_the_guide_are_whole() -> None:
     """The manifest sets what is looked for, and the script of a job is one."""
     text = (ROOT / "docs" / "guides" / "scaling.md").read_text()
@@ -175,6 +233,57 @@ def test_a_run_folder_that_another_process_does_not_see(
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with pytest.raises(UserError, match=r"process 0 does not see .*/elsewhere: it has"):
         runs._follow(run, tmp_path / "elsewhere")
+
+
+def test_the_same_data_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And anew where it may have changed, or is other data."""
+    hashed: list[int] = []
+    array_digest = processes._array_digest
+
+    def counted(a: np.ndarray) -> bytes:
+        hashed.append(a.size)
+        return array_digest(a)
+
+    monkeypatch.setattr(processes, "_array_digest", counted)
+    before = set(processes._digests)
+    rows = np.arange(40.0, dtype=np.float32).reshape(8, 5)
+    data = dataset({"x": rows})
+    first = processes._digest(data)
+    assert sorted(hashed) == [8, 8, 40]
+    assert processes._digest(data) == first
+    assert sorted(hashed) == [8, 8, 40]
+    half = subset(data, range(4))  # whose rows are those arrays
+    assert processes._digest(half) != first
+    assert sorted(hashed) == [4, 4, 8, 8, 40]
+    rows[3, 2] = -1  # in place: not what the set holds, but what the next one will
+    assert processes._digest(data) == first
+    assert processes._digest(dataset({"x": rows})) != first
+    # what is NumPy's, or may share its memory, is never remembered
+    held = processes._digest({"x": rows})
+    rows[3, 2] += 1
+    assert processes._digest({"x": rows}) != held
+    shared = dataset({"x": jax.device_put(rows)})
+    processes._digest(shared)
+    hashed.clear()
+    processes._digest(shared)
+    assert hashed == [40]
+    del data, half, shared
+    gc.collect()  # and nothing is kept of the dead
+    assert processes._digests.keys() <= before
+
+
+@pytest.mark.parametrize("kind", [np.array, jnp.array])
+def test_a_digest_is_of_names_types_and_shapes_too(kind: Callable[..., Any]) -> None:
+    a = np.arange(6, dtype=np.int32)
+    others = [
+        {"x": a}, {"y": a}, {"x": a.reshape(2, 3)}, {"x": a.reshape(3, 2)},
+        {"x": a.view(np.float32)}, {"x": a[:3], "y": a[3:]}, {"x": a + 1},
+    ]  # fmt: skip
+    digests = [processes._digest(jax.tree.map(kind, tree)) for tree in others]
+    assert len({*digests}) == len(others)
+    assert processes._digest({"x": kind(a)}) == digests[0]
+    keys = [processes._digest(jax.random.key(n)) for n in (0, 1, 0)]
+    assert keys[0] == keys[2] != keys[1]
 
 
 Launched = Callable[..., list[Process]]

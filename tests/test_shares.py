@@ -10,7 +10,7 @@ import pytest
 from jaxstudy import __main__ as command
 from jaxstudy.study.shares import join_shares, parse_share
 from jaxstudy.types import UserError
-from tests.conftest import Smoke, load, run_script
+from tests.conftest import Ask, Smoke, load, run_script
 
 SCRIPT = load("benchmarks", "optimizers")
 SETTINGS = (
@@ -51,10 +51,12 @@ def test_joined_shares_are_the_bytes_of_one_run(
     assert metrics[0]["metrics"] == metrics[1]["metrics"]
     # nothing was trained anew
     attempts = [
-        json.loads((folder / "attempts.json").read_text())["parts"]
+        json.loads((folder / "attempts.json").read_text())
         for folder in (*shares, joined)
     ]
-    assert attempts[2] == attempts[0] | attempts[1]
+    first, second, both = (fields["parts"] for fields in attempts)
+    assert both == first | second
+    assert attempts[2]["wall_s"][:2] == [f["wall_s"][0] for f in attempts[:2]]
     with pytest.raises(UserError, match="already holds a run; --out names another"):
         join_shares(shares, joined)
 
@@ -91,6 +93,10 @@ def test_a_share_of_a_lesson_has_its_cells_and_is_joined_by_the_lesson(
         ("seed", r"of different studies: seed 0 there, 1 here"),
         ("whole", r"share1 is no share of a study: it was run without --share"),
         ("other code", r"of different studies: git .* there, 'other' here"),
+        ("changed code", r"of different studies: source .* there, 'other' here"),
+        ("many missing", r"missing shares: 1/5000, .*, 20/5000 and 4979 more$"),
+        ("no attempts", r"attempts.json cannot be read: No such file"),
+        ("bad attempts", r"attempts.json cannot be read: .*wall_s"),
         ("nothing", r"join needs the run folders"),
     ],
 )
@@ -102,7 +108,7 @@ def test_shares_that_do_not_belong_together(
         shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("checkpoints"))
 
     def edit(name: str, key: str, value: Any) -> None:
-        path = folders[1] / name
+        path = folders[-1] / name
         fields = json.loads(path.read_text())
         (fields["config"] if name == "config.json" else fields)[key] = value
         path.write_text(json.dumps(fields))
@@ -120,11 +126,44 @@ def test_shares_that_do_not_belong_together(
         edit("config.json", "share", None)
     elif change == "other code":
         edit("environment.json", "git", "other")
+    elif change == "changed code":  # which git does not tell, or there is none
+        edit("environment.json", "source", "other")
+    elif change == "many missing":
+        del folders[0]
+        edit("config.json", "share", "0/5000")
+    elif change == "no attempts":
+        (folders[1] / "attempts.json").unlink()
+    elif change == "bad attempts":
+        edit("attempts.json", "wall_s", "long")
     else:
         folders = []
     with pytest.raises(UserError, match=says):
         join_shares(folders, tmp_path / "joined")
     assert not (tmp_path / "joined").exists()
+
+
+def test_shares_are_joined_into_a_folder(shares: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "joined").touch()
+    with pytest.raises(UserError, match=r"/joined is no folder; --out names one"):
+        join_shares(shares, tmp_path / "joined")
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("benchmarks", "optimizers"), ("experiments", "ch1_optimizers")],
+)
+def test_a_share_that_an_unset_variable_names_trains_nothing(
+    ask: Ask, tmp_path: Path, folder: str, name: str
+) -> None:
+    """An empty one is not the whole study."""
+    run = ("--preset", "smoke", "--run-dir", tmp_path / "run")
+    for share in ("", "/7", "8/7"):
+        answer = ask(load(folder, name), *run, "--share", share)
+        assert answer.code == 2
+        sentence = f"error: --share {share}: I/N is expected, with I from 0 to N - 1"
+        assert answer.error.startswith(sentence)
+        assert answer.error.count("\n") == 1
+        assert not (tmp_path / "run").exists()
 
 
 def test_shares_are_counted_from_0_or_1() -> None:

@@ -59,7 +59,7 @@ class CNN(nn.Module):
             elif self.pool != "none":
                 x = POOLS[self.pool](x)
                 self.sow("intermediates", f"pooling {i}", x)
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.hidden, 1):
             x = nn.relu(nn.Dense(width, kernel_init=init, name=f"hidden_{i}")(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -177,7 +177,7 @@ class TwoConvolutions(nn.Module):
                 filters, (5, 5), conv_general_dilated=convolve, name=f"conv_{i}", **how
             )(x)
             x = ops.max_pool(nn.relu(x))
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(1024, name="hidden", **how)(x))
         return nn.Dense(10, name="output", **how)(x)
 

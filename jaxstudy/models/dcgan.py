@@ -35,7 +35,7 @@ class Discriminator(nn.Module):
             x = nn.leaky_relu(convolution(x), SLOPE)
             if train:
                 x = ops.dropout(x, DROPOUT_RATE, self.make_rng("dropout"))
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         return nn.Dense(1, kernel_init=_init, name="output")(x)[:, 0]
 
 

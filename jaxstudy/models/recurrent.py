@@ -186,7 +186,7 @@ class RecurrentLayer(nn.Module):
         arrays = x, kernel, recurrent_kernel, bias, recurrent_bias
         x, kernel, recurrent_kernel, bias, recurrent_bias = promote_dtype(*arrays)
         if begin is None:
-            zeros = jnp.zeros((len(x), self.units), x.dtype)
+            zeros = jnp.zeros((x.shape[0], self.units), x.dtype)
             begin = (zeros,) * cell.states
         steps = x.swapaxes(0, 1)
         real = None

@@ -187,6 +187,8 @@ def _experiment(
     name = Path(module.__file__).stem
     description = module.__doc__ or ""
     asked = processes.together(lambda: _parse(name, description, presets, actions))
+    if asked.heartbeat < 1:
+        raise UserError(f"--heartbeat {asked.heartbeat}: it takes 1 second or more")
     processes.check_same({"command line": repr(asked)})
     folder = asked.run_dir or _default_folder(name, asked.preset, asked.settings.seed)
     for action_name, action in actions.items():

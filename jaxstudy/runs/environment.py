@@ -19,7 +19,7 @@ from jaxstudy.types import UserError
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device, cores, flags and git revision: what the numbers depend on."""
+    """Versions, device, cores, flags and source: what the numbers depend on."""
     packages = (
         "jax",
         "jaxlib",
@@ -41,6 +41,7 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "git": _git_revision(),
+        "source": source_hash()[:16],
     } | ({"processes": jax.process_count()} if jax.process_count() > 1 else {})
 
 
@@ -97,7 +98,8 @@ def compare_environment(folder: Path) -> None:
         there = read_json(folder / "environment.json", Object)
     except UserError as error:
         return warn(str(error))
-    names = [k for k in here if k != "cores" and there.get(k) != here[k]]
+    unsaid = ("cores", "source")  # of which git tells
+    names = [k for k in here if k not in unsaid and there.get(k) != here[k]]
     if names:
         warn(
             f"{folder} was begun with another {', '.join(names)}: "

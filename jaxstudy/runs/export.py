@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.export import export
+from jax.errors import InconclusiveDimensionOperation
+from jax.export import Exported, export, symbolic_shape
 
 from jaxstudy.model import Model
 from jaxstudy.runs.files import write_atomically
@@ -71,16 +72,37 @@ def seeds_predictor(
     return Predictor(mean_probabilities(model, weights), (example,))
 
 
+def export_function(predictor: Predictor, batch_size: int | None) -> Exported:
+    """The exported function, of batches of that size, or of any where it is None."""
+    size = symbolic_shape("batch")[0] if batch_size is None else batch_size
+    examples = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((size, *a.shape), a.dtype), predictor.inputs
+    )
+    try:
+        return export(jax.jit(predictor.function), platforms=PLATFORMS)(*examples)
+    except (TypeError, InconclusiveDimensionOperation) as error:
+        if batch_size is not None:
+            raise
+        raise UserError(
+            "this model depends on how many examples a batch has: name a number by "
+            "--batch-size"
+        ) from error
+
+
 def export_run(
-    folder: Path, out: Path, batch_size: int, load: Callable[[str], ModuleType]
+    folder: Path,
+    out: Path,
+    batch_size: int | None,
+    load: Callable[[str], ModuleType],
 ) -> str:
     """Write what a finished run predicts to a file, and describe it.
 
     The script of its experiment says what that is: `predictor(saved) -> Predictor`,
     whose docstring describes inputs and outputs. `load` imports a script by its name.
-    Raises UserError where there is no such run or function, or the file cannot be.
+    Without a batch size the exported function takes any. Raises UserError where there
+    is no such run or function, or the file cannot be.
     """
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: it must be 1 or more")
     if out.exists():
         raise UserError(f"{out} exists: --out takes the name of a new file")
@@ -94,11 +116,7 @@ def export_run(
         raise UserError(f"{name} has no model to export: it defines no predictor()")
     saved = read_saved(folder, type(script.PRESETS["quick"]), name)
     predictor = script.predictor(saved)
-    examples = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct((batch_size, *a.shape), a.dtype),
-        predictor.inputs,
-    )
-    exported = export(jax.jit(predictor.function), platforms=PLATFORMS)(*examples)
+    exported = export_function(predictor, batch_size)
     write_atomically(out, bytes(exported.serialize()))
     inputs, _ = jax.tree.unflatten(exported.in_tree, map(str, exported.in_avals))
     lines = (

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import jax
 import numpy as np
@@ -277,6 +277,16 @@ class Attempts:
     wall_s: list[float] = field(default_factory=list)
     peak_memory_gib: float | None = None
     parts: dict[str, Timing] = field(default_factory=dict)
+
+    def joined(self, other: Self) -> Self:
+        """These and others, which worked on other trainings."""
+        both = self.peak_memory_gib, other.peak_memory_gib
+        peaks = [peak for peak in both if peak is not None]
+        return type(self)(
+            self.wall_s + other.wall_s,
+            max(peaks, default=None),
+            self.parts | other.parts,
+        )
 
 
 ATTEMPTS_SECONDS = 5.0  # at most so much of a killed attempt is not counted

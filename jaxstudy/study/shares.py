@@ -8,6 +8,7 @@ import json
 import re
 import uuid
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from jaxstudy.runs.files import (
     to_json,
     write_atomically,
 )
+from jaxstudy.runs.run import Attempts
 from jaxstudy.types import UserError
 
 
@@ -36,6 +38,7 @@ class Share(NamedTuple):
 
 
 WHOLE = Share(0, 1)
+NAMED = 20  # shares that an error names one by one
 
 
 def parse_share(text: str) -> Share:
@@ -60,6 +63,8 @@ def join_shares(folders: Sequence[Path], out: Path) -> str:
     """
     if not folders:
         raise UserError("join needs the run folders of all shares")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is no folder; --out names one")
     if (out / "config.json").exists():
         raise UserError(f"{out} already holds a run; --out names another folder")
     configs = {folder: _description(folder) for folder in folders}
@@ -77,7 +82,8 @@ def join_shares(folders: Sequence[Path], out: Path) -> str:
         by_index[share.index] = folder
     count = shares[first].count
     if missing := [f"{i}/{count}" for i in range(count) if i not in by_index]:
-        raise UserError(f"missing shares: {', '.join(missing)}")
+        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+        raise UserError(f"missing shares: {', '.join(missing[:NAMED])}{more}")
     ordered = [by_index[i] for i in range(count)]
     _write(out, configs[first], ordered)
     return configs[first]["experiment"]
@@ -112,8 +118,10 @@ def _refuse_another_study(
             if name != "share"
         },
         "files": (there["files"], here["files"]),
-        "git": (environments[0].get("git"), environments[1].get("git")),
-        "packages": (environments[0].get("packages"), environments[1].get("packages")),
+        **{
+            name: (environments[0].get(name), environments[1].get(name))
+            for name in ("git", "source", "packages")
+        },
     }
     for name, (a, b) in pairs.items():
         if a != b:
@@ -125,20 +133,19 @@ def _refuse_another_study(
 
 def _write(out: Path, description: Description, shares: Sequence[Path]) -> None:
     """The run folder of the union, ready to be resumed."""
-    out.mkdir(parents=True, exist_ok=True)
-    records, walls, parts = [], [], {}
+    records, joined_attempts = [], Attempts()
     for folder in shares:
         logged, bad, _ = json_lines(read_file(folder / "metrics.jsonl"), LoggedRecord)
         for number, what in bad.items():
             raise UserError(f"{folder / 'metrics.jsonl'}, line {number}: {what}")
         records += logged
-        attempts: Any = read_json(folder / "attempts.json", Object)
-        walls += attempts["wall_s"]
-        parts |= attempts["parts"]
+        attempts = read_json(folder / "attempts.json", Attempts)
+        joined_attempts = joined_attempts.joined(attempts)
+    out.mkdir(parents=True, exist_ok=True)
     text = "".join(to_json(record) + "\n" for record in records)
     write_atomically(out / "metrics.jsonl", text)
-    attempts = {"wall_s": walls, "parts": parts}
-    write_atomically(out / "attempts.json", to_json(attempts) + "\n")
+    fields = asdict(joined_attempts)
+    write_atomically(out / "attempts.json", to_json(fields) + "\n")
     environment = (shares[0] / "environment.json").read_text(encoding="utf-8")
     write_atomically(out / "environment.json", environment)
     config = {**description["config"], "share": None}

@@ -136,7 +136,7 @@ class Features:
 
         Each row's are its own alone.
         """
-        rows = len(next(iter(numbers.values())))
+        rows = next(iter(numbers.values())).shape[0]
         dense = [d for c in self.columns if (d := _dense(c, numbers)) is not None]
         ids = [_ids(c.of, numbers) for c in self.columns if isinstance(c, Embedding)]
         nothing = jnp.zeros((rows, 0))
