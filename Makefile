@@ -7,7 +7,7 @@ VENV := $(PYTHON) -m venv --upgrade-deps
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile \
 	-c constraints.txt
 
-.PHONY: study full test check lint docs torture bench accelerator readme data clean
+.PHONY: study full test check lint docs torture bench curves accelerator readme data clean
 .DEFAULT_GOAL := study
 
 .venv/installed: pyproject.toml constraints.txt
@@ -66,6 +66,9 @@ torture: .venv/installed-test  ## the longest tests; kill a study twice, a run a
 
 bench: .venv-bench/installed  ## speed beside Keras and PyTorch
 	for script in benchmarks/*_speed.py; do .venv-bench/bin/python $$script || exit 1; done
+
+curves: .venv/installed  ## how time grows with examples, replicas, length and image size, 7 minutes
+	$(BIN)/python benchmarks/curves.py
 
 accelerator: .venv/installed-test  ## tests, steps, studies and lessons on the device that JAX finds, 8 minutes
 	$(BIN)/python benchmarks/accelerator.py

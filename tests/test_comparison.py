@@ -344,7 +344,7 @@ def test_a_study_that_diverged_is_drawn_and_listed(tmp_path: Path) -> None:
     with open_run(tmp_path / "run", "tiny", "", Config()) as run:
         save_study(study, run)
     assert {path.stem for path in (tmp_path / "run" / "figures").iterdir()} == {
-        "ranks", "ranks", "sensitivity", "bands", "reached", "budgets",
+        "ranks", "sensitivity", "bands", "reached", "budgets",
     }  # fmt: skip
     assert len(problem_table(study, "hills", {})) == 3
     assert summary_table(study)[-1][1:3] == ["diverged in 6 of 6"] * 2
