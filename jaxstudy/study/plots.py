@@ -38,7 +38,7 @@ FALL = "fall of the validation loss / that of the best trial"
 STYLES = ("-", "--", ":", "-.")
 
 
-def look(names: Sequence[str], name: str) -> dict[str, str]:
+def look(names: Sequence[str], name: str) -> dict[str, Any]:
     """Colour and dashes of an optimizer: the same in every figure of a study."""
     i = names.index(name)
     colours = plots.COLOURS
