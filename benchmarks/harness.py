@@ -396,6 +396,10 @@ def be(work: Workload, command: Command) -> None:
     if who == PEAK:
         print(json.dumps({"gflops": matrix_product()}), flush=True)
         return
+    if who.startswith(OURS):
+        from jaxstudy.runs.environment import set_xla_flags
+
+        set_xla_flags()  # as every experiment does
     if who.startswith("keras-"):
         os.environ["KERAS_BACKEND"] = who.split("-")[1]
     folder = command.folder

@@ -1,9 +1,10 @@
 """Convolution and pooling with one meaning everywhere, lowered for the platform.
 
-Library operations on GPU and TPU. On a CPU, XLA's convolution loses its threads inside
-a loop, and its pooling gradients are slow: there, products of patches and a matrix, and
-elementwise operations on strided slices. Layers get the convolution by
-`nn.Conv(conv_general_dilated=ops.conv_general_dilated)`.
+Library operations on GPU and TPU. On a CPU, XLA's pooling gradients are slow: there,
+elementwise operations on strided slices. Of its convolutions those forward are fast,
+with the flag `CPU_CONVOLUTION`, and their gradients are not: there, each gradient is
+written as a convolution forward; without the flag all are products of patches and a
+matrix. Layers get it by `nn.Conv(conv_general_dilated=ops.conv_general_dilated)`.
 
 Images are [B, H, W, C], kernels [h, w, C, O].
 """
@@ -11,6 +12,7 @@ Images are [B, H, W, C], kernels [h, w, C, O].
 import functools
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -25,6 +27,13 @@ from jaxstudy.types import Array, Key
 
 Padding = Literal["SAME", "VALID"]
 Pads = Sequence[tuple[int, int]]  # before and after, for H and W
+Pair = tuple[int, int]  # of H and W
+
+# In XLA_FLAGS: convolutions on a CPU by Eigen, which takes half to two thirds of the
+# time of YNNPACK, XLA's choice by itself (jaxlib 0.10.2, two cores with AVX2).
+CPU_CONVOLUTION = (
+    "--xla_cpu_experimental_ynn_fusion_type=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
+)
 
 # What the patches of a batch may take; those of a larger one are made slice by slice.
 # Slices that fit a cache take less time than large ones, but no slices least.
@@ -50,7 +59,8 @@ def conv_general_dilated(
     """`jax.lax.conv_general_dilated`, faster on a CPU for images [B, H, W, C].
 
     There, the convolutions without dilation that have one group, or one for each
-    channel, become matrix products or sums over taps; any other is the library's.
+    channel, are computed as this module says; any other is the library's. Like most of
+    the module it has no forward mode.
     """
 
     def library(lhs: Array, rhs: Array) -> Array:
@@ -63,7 +73,8 @@ def conv_general_dilated(
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     undilated = not any(d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
     grouped = feature_group_count not in (1, lhs.shape[-1])
-    if numbers != _NHWC or not undilated or grouped or batch_group_count != 1:
+    plain = undilated and precision is None and preferred_element_type is None
+    if numbers != _NHWC or not plain or grouped or batch_group_count != 1:
         return library(lhs, rhs)
     strides = tuple(window_strides)
     pads = _pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
@@ -73,7 +84,7 @@ def conv_general_dilated(
             single = lhs.shape[-1] == rhs.shape[-1]
             depthwise = _depthwise_single if single else _depthwise
             return depthwise(lhs, rhs, strides, pads)
-        return _by_patches(lhs, rhs, strides, pads, precision, preferred_element_type)
+        return _convolution(lhs, rhs, strides, pads)
 
     return _by_platform(on_cpu, library, lhs, rhs)
 
@@ -139,35 +150,185 @@ def _taps(
         yield lax.slice(x, begin, end, (1, *strides, 1))
 
 
-def _by_patches(
-    x: Array,
-    kernel: Array,
-    strides: Sequence[int],
-    pads: Pads,
-    precision: Any,
-    preferred: Any,
+# The three maps of a convolution are the gradients of each other: images by kernels,
+# the gradient of the result by turned kernels, and images by that gradient, with
+# channels in the place of examples. Each is a convolution forward.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolution(
+    x: Array, kernel: Array, strides: Pair, pads: tuple[Pair, Pair]
 ) -> Array:
+    """y[m, n, o] = sum x[s m + i - p, s n + j - p, c] k[i, j, c, o]."""
+    if _library_is_faster(kernel.shape):
+        return _by_library(x, kernel, strides, pads)
+    return _by_patches(x, kernel, strides, pads)
+
+
+def _convolution_forward(
+    x: Array, kernel: Array, strides: Pair, pads: tuple[Pair, Pair]
+) -> tuple[Array, tuple[Array, Array]]:
+    return _convolution(x, kernel, strides, pads), (x, kernel)
+
+
+def _convolution_backward(
+    strides: Pair, pads: tuple[Pair, Pair], kept: tuple[Array, Array], dy: Array
+) -> tuple[Array, Array]:
+    x, kernel = kept
+    dx = _transposed(dy, kernel, strides, pads, (x.shape[1], x.shape[2]))
+    return dx, _kernel_gradient(x, dy, kernel.shape, strides, pads)
+
+
+_convolution.defvjp(_convolution_forward, _convolution_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _transposed(
+    y: Array, kernel: Array, strides: Pair, pads: tuple[Pair, Pair], size: Pair
+) -> Array:
+    """x[s m + i - p, s n + j - p, c] = sum y[m, n, o] k[i, j, c, o], of H by W pixels.
+
+    Rows s m + r take the taps i with i = r + p modulo s alone, i = t, t + s, ..., which
+    see y's rows m + d, m + d - 1, ... So each such phase is a convolution by a part of
+    the kernel, turned, and the phases are interleaved. Of few channels it is the sum of
+    what the taps make of y, all in one product.
+    """
+    h, w, channels, outputs = kernel.shape
+    per_phase = [-(-n // s) for n, s in zip(size, strides, strict=True)]
+    shape = (y.shape[0], *per_phase, channels)
+    by_product = channels < 8
+    if by_product:
+        matrix = kernel.reshape(-1, outputs)
+        products = (y.reshape(-1, outputs) @ matrix.T).reshape(*y.shape[:3], h, w, -1)
+
+    def summed(taps: Sequence[range], first: Sequence[int]) -> Array:
+        total, zero = jnp.zeros(shape, y.dtype), jnp.zeros((), y.dtype)
+        for tap in itertools.product(*map(enumerate, taps)):
+            widths = [
+                (k - d, n + d - k - m, 0)
+                for (k, _), d, n, m in zip(
+                    tap, first, per_phase, y.shape[1:3], strict=True
+                )
+            ]
+            (_, i), (_, j) = tap
+            part = products[:, :, :, i, j]
+            total += lax.pad(part, zero, [(0, 0, 0), *widths, (0, 0, 0)])
+        return total
+
+    def phase(*remainders: int) -> Array:
+        first, begin = zip(
+            *(
+                divmod(r + low, s)
+                for r, (low, _), s in zip(remainders, pads, strides, strict=True)
+            ),
+            strict=True,
+        )
+        taps = [range(t, k, s) for t, k, s in zip(begin, (h, w), strides, strict=True)]
+        if by_product or not all(taps):
+            return summed(taps, first)
+        part = kernel[begin[0] :: strides[0], begin[1] :: strides[1]]
+        turned = jnp.swapaxes(lax.rev(part, (0, 1)), 2, 3)
+        low = [k - 1 - d for k, d in zip(part.shape[:2], first, strict=True)]
+        high = [
+            n + d - m for n, d, m in zip(per_phase, first, y.shape[1:3], strict=True)
+        ]
+        return _convolution(y, turned, (1, 1), tuple(zip(low, high, strict=True)))
+
+    if strides == (1, 1):
+        return phase(0, 0)
+    rows = [
+        jnp.stack([phase(r, q) for q in range(strides[1])], axis=3)
+        for r in range(strides[0])
+    ]
+    whole = jnp.stack(rows, axis=2)  # [B, M, s, N, s, C]
+    height, width = (n * s for n, s in zip(per_phase, strides, strict=True))
+    whole = whole.reshape(y.shape[0], height, width, channels)
+    return whole[:, : size[0], : size[1]]
+
+
+def _transposed_forward(
+    y: Array, kernel: Array, strides: Pair, pads: tuple[Pair, Pair], size: Pair
+) -> tuple[Array, tuple[Array, Array]]:
+    return _transposed(y, kernel, strides, pads, size), (y, kernel)
+
+
+def _transposed_backward(
+    strides: Pair,
+    pads: tuple[Pair, Pair],
+    size: Pair,
+    kept: tuple[Array, Array],
+    dx: Array,
+) -> tuple[Array, Array]:
+    y, kernel = kept
+    dk = _kernel_gradient(dx, y, kernel.shape, strides, pads)
+    return _convolution(dx, kernel, strides, pads), dk
+
+
+_transposed.defvjp(_transposed_forward, _transposed_backward)
+
+
+def _kernel_gradient(
+    x: Array,
+    dy: Array,
+    shape: Sequence[int],
+    strides: Pair,
+    pads: tuple[Pair, Pair],
+) -> Array:
+    """k[i, j, c, o] = sum of x[s m + i - p, s n + j - p, c] dy[m, n, o] over images."""
+    h, w, channels, outputs = shape
+    if h * w == 1 or not _library_is_faster(shape):
+        taps = list(_taps(x, (h, w), strides, pads))
+        if channels == 1:  # one product for all, whose taps are small
+            taps = [jnp.concatenate(taps, axis=-1)]
+        rows = dy.reshape(-1, outputs)
+        parts = [tap.reshape(len(rows), -1).T @ rows for tap in taps]
+        return jnp.concatenate(parts).reshape(shape)
+    ends = [
+        k + s * (m - 1) - n - low
+        for k, s, m, n, (low, _) in zip(
+            (h, w), strides, dy.shape[1:3], x.shape[1:3], pads, strict=True
+        )
+    ]
+    around = [(low, high) for (low, _), high in zip(pads, ends, strict=True)]
+    channels = jnp.transpose(x, (3, 1, 2, 0))  # in the place of the examples
+    y = _by_library(channels, jnp.transpose(dy, (1, 2, 0, 3)), (1, 1), around, strides)
+    return jnp.transpose(y, (1, 2, 0, 3))
+
+
+def _library_is_faster(kernel: Sequence[int]) -> bool:
+    """Whether XLA's convolution on a CPU takes less time than a product of patches.
+
+    One channel is too little to multiply. XLA reads its flags once, when it starts.
+    """
+    return kernel[2] > 1 and CPU_CONVOLUTION in os.environ.get("XLA_FLAGS", "")
+
+
+def _by_library(
+    x: Array, kernel: Array, strides: Pair, pads: Pads, dilation: Pair = (1, 1)
+) -> Array:
+    return lax.conv_general_dilated(
+        x, kernel, strides, pads, rhs_dilation=dilation, dimension_numbers=_NHWC
+    )
+
+
+def _by_patches(x: Array, kernel: Array, strides: Pair, pads: Pads) -> Array:
     """Convolution as patches [B, H', W', h w C] times the kernel [h w C, O].
 
-    The patches are made anew for the gradient. Where those of all images would take
-    more than PATCH_BYTES, those of SLICE_BYTES (or of one image) exist at a time; of
-    one, too, where an exported program takes any number of images.
+    Where those of all images would take more than PATCH_BYTES, those of SLICE_BYTES (or
+    of one image) exist at a time; of one, too, where an exported program takes any
+    number of images.
     """
     matrix = kernel.reshape(-1, kernel.shape[-1])
 
     def product(x: Array) -> Array:
         taps = list(_taps(x, kernel.shape[:2], strides, pads))
         patches = taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=-1)
-        # of two axes each: XLA's gradient of a product of more transposes in vain
-        rows = patches.reshape(-1, matrix.shape[0])
-        y = lax.dot_general(
-            rows, matrix, (((1,), (0,)), ((), ())), precision, preferred
-        )
+        # of two axes each: XLA takes longer for a product of more
+        y = patches.reshape(-1, matrix.shape[0]) @ matrix
         return y.reshape(*patches.shape[:3], -1)
 
     if math.prod(kernel.shape[:2]) == 1:
         return product(x)
-    product = jax.checkpoint(product)
     shape = jax.eval_shape(product, x).shape
     image = math.prod(shape[1:3]) * matrix.shape[0] * x.dtype.itemsize
     if jax.export.is_symbolic_dim(x.shape[0]):
@@ -260,7 +421,13 @@ def conv2d_transpose(
         )  # fmt: skip
 
     def on_cpu(x: Array, kernel: Array) -> Array:
-        return _by_phases(x, kernel, stride, pads)
+        sizes = [
+            (n - 1) * stride + k - low - high
+            for n, k, (low, high) in zip(
+                x.shape[1:3], kernel.shape[:2], pads, strict=True
+            )
+        ]
+        return _transposed(x, kernel, (stride, stride), pads, (sizes[0], sizes[1]))
 
     return _by_platform(on_cpu, library, x, kernel)
 
@@ -272,93 +439,6 @@ def _transposed_pads(window: int, stride: int, padding: Padding) -> tuple[int, i
     both = window - stride
     low = max(both, 0) // 2
     return low, both - low
-
-
-def _by_phases(
-    x: Array, kernel: Array, stride: int, pads: Sequence[tuple[int, int]]
-) -> Array:
-    """One product x [B, H, W, C] with [C, h w O], and its parts where they belong."""
-    h, w, outputs, channels = kernel.shape
-    # of two axes each, as in _by_patches
-    products = x.reshape(-1, channels) @ kernel.reshape(-1, channels).T
-    products = products.reshape(*x.shape[:3], h, w, outputs)
-    return _overlapped(products, (h, w), stride, tuple(pads))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _overlapped(
-    products: Array,
-    window: tuple[int, int],
-    stride: int,
-    pads: tuple[tuple[int, int], ...],
-) -> Array:
-    """y[s m + i - p, s n + j - q, o] = sum of products[m, n, i, j, o].
-
-    Output rows s m + r come from the taps i with i = r + p modulo s alone: each such
-    phase is a sum of shifted parts, and the phases are interleaved. Its gradient is
-    y's taps; the derived one adds up an image of zeros for each. There is no forward
-    mode.
-    """
-    (height, width), (h, w), outputs = products.shape[1:3], window, products.shape[-1]
-    sizes = [
-        (n - 1) * stride + k - low - high
-        for n, k, (low, high) in zip((height, width), (h, w), pads, strict=True)
-    ]
-    per_phase = [-(-size // stride) for size in sizes]
-
-    def sources(tap: int, low: int, phase: int) -> int | None:
-        """Which input row minus m the tap brings to output row s m + phase."""
-        shift, other = divmod(phase + low - tap, stride)
-        return None if other else shift
-
-    def phase(r: int, q: int) -> Array:
-        total = jnp.zeros((products.shape[0], *per_phase, outputs), products.dtype)
-        for i, j in itertools.product(range(h), range(w)):
-            down, right = sources(i, pads[0][0], r), sources(j, pads[1][0], q)
-            if down is None or right is None:
-                continue
-            widths = [
-                (-shift, n + shift - size, 0)
-                for shift, n, size in zip(
-                    (down, right), per_phase, (height, width), strict=True
-                )
-            ]
-            part = products[:, :, :, i, j]
-            zero = jnp.zeros((), part.dtype)
-            total += lax.pad(part, zero, [(0, 0, 0), *widths, (0, 0, 0)])
-        return total
-
-    rows = [
-        jnp.stack([phase(r, q) for q in range(stride)], axis=3) for r in range(stride)
-    ]
-    whole = jnp.stack(rows, axis=2)  # [B, M, s, N, s, O]
-    m, n = (stride * size for size in per_phase)
-    whole = whole.reshape(products.shape[0], m, n, outputs)
-    return whole[:, : sizes[0], : sizes[1]]
-
-
-def _overlapped_forward(
-    products: Array,
-    window: tuple[int, int],
-    stride: int,
-    pads: tuple[tuple[int, int], ...],
-) -> tuple[Array, None]:
-    return _overlapped(products, window, stride, pads), None
-
-
-def _overlapped_backward(
-    window: tuple[int, int],
-    stride: int,
-    pads: tuple[tuple[int, int], ...],
-    kept: None,
-    dy: Array,
-) -> tuple[Array]:
-    del kept
-    taps = jnp.stack(list(_taps(dy, window, (stride, stride), pads)), axis=3)
-    return (taps.reshape(*taps.shape[:3], *window, -1),)
-
-
-_overlapped.defvjp(_overlapped_forward, _overlapped_backward)
 
 
 def _tiles(x: Array, window: tuple[int, int], pads: Pads, fill: float) -> Array:
@@ -526,9 +606,12 @@ def dropout(x: Array, rate: float, key: Key) -> Array:
     The rate counts in steps of 2^-16: one random number of 32 bits decides for two
     examples, since drawing them is what takes the time.
     """
-    n = len(x)
-    bits = random_bits(key, (-(-n // 2), *x.shape[1:]))
-    draws = jnp.concatenate([bits >> 16, bits & 0xFFFF])[:n]
+    half = -(-len(x) // 2)
+    bits = random_bits(key, (half, *x.shape[1:]))
+    # Along an axis of their own: of two arrays, one after the other, XLA makes a loop
+    # with a branch on a CPU, which takes five times as long.
+    upper_lower = jnp.array([16, 0], jnp.uint32).reshape(2, *[1] * x.ndim)
+    draws = (bits >> upper_lower & 0xFFFF).reshape(2 * half, *x.shape[1:])[: len(x)]
     return jnp.where(draws >= round(rate * 2**16), x / (1 - rate), 0)
 
 

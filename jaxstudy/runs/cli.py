@@ -25,6 +25,7 @@ from jaxstudy.data.sources import MissingData
 from jaxstudy.messages import did_you_mean, warn
 from jaxstudy.parallel import usable_cores
 from jaxstudy.runs import terminal
+from jaxstudy.runs.environment import set_xla_flags
 from jaxstudy.runs.files import Result, read_json
 from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run, Stopped, open_run
@@ -330,22 +331,15 @@ def _prepare_jax(deterministic: bool) -> None:
     """Keep compiled programs between processes, unless the user set a cache.
 
     And let each core be a device, so that replicas are shared among them: a small step
-    keeps one core busy at most. On a GPU or TPU this changes nothing. LLVM's last level
-    of optimisation takes a third of a lesson's compiling, and gains nothing measurable.
+    keeps one core busy at most. On a GPU or TPU this changes nothing.
     deterministic: a GPU adds in a fixed order.
     """
     import jax
 
     with contextlib.suppress(RuntimeError):  # JAX has started, with what it has
-        flags = os.environ.get("XLA_FLAGS", "")
-        own = {"xla_backend_optimization_level": "2"}
-        own |= {"xla_gpu_deterministic_ops": "true"} if deterministic else {}
-        missing = [
-            f"--{name}={value}" for name, value in own.items() if name not in flags
-        ]
-        os.environ["XLA_FLAGS"] = " ".join([*flags.split(), *missing])
-        if "xla_force_host_platform_device_count" not in flags:
+        if "device_count" not in os.environ.get("XLA_FLAGS", ""):
             jax.config.update("jax_num_cpu_devices", usable_cores())
+        set_xla_flags(deterministic)
     if jax.config.values["jax_compilation_cache_dir"] is None:
         caches = _caches()
         if caches is not None:
