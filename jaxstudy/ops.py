@@ -27,7 +27,7 @@ from jaxstudy.types import Array, Key
 
 Padding = Literal["SAME", "VALID"]
 Pads = Sequence[tuple[int, int]]  # before and after, for H and W
-Pair = tuple[int, int]  # of H and W
+_Pair = tuple[int, int]  # of H and W
 
 # In XLA_FLAGS: convolutions on a CPU by Eigen, which takes half to two thirds of the
 # time of YNNPACK, XLA's choice by itself (jaxlib 0.10.2, two cores with AVX2).
@@ -157,7 +157,7 @@ def _taps(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolution(
-    x: Array, kernel: Array, strides: Pair, pads: tuple[Pair, Pair]
+    x: Array, kernel: Array, strides: _Pair, pads: tuple[_Pair, _Pair]
 ) -> Array:
     """y[m, n, o] = sum x[s m + i - p, s n + j - p, c] k[i, j, c, o]."""
     if _library_is_faster(kernel.shape):
@@ -166,13 +166,13 @@ def _convolution(
 
 
 def _convolution_forward(
-    x: Array, kernel: Array, strides: Pair, pads: tuple[Pair, Pair]
+    x: Array, kernel: Array, strides: _Pair, pads: tuple[_Pair, _Pair]
 ) -> tuple[Array, tuple[Array, Array]]:
     return _convolution(x, kernel, strides, pads), (x, kernel)
 
 
 def _convolution_backward(
-    strides: Pair, pads: tuple[Pair, Pair], kept: tuple[Array, Array], dy: Array
+    strides: _Pair, pads: tuple[_Pair, _Pair], kept: tuple[Array, Array], dy: Array
 ) -> tuple[Array, Array]:
     x, kernel = kept
     dx = _transposed(dy, kernel, strides, pads, (x.shape[1], x.shape[2]))
@@ -184,7 +184,7 @@ _convolution.defvjp(_convolution_forward, _convolution_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _transposed(
-    y: Array, kernel: Array, strides: Pair, pads: tuple[Pair, Pair], size: Pair
+    y: Array, kernel: Array, strides: _Pair, pads: tuple[_Pair, _Pair], size: _Pair
 ) -> Array:
     """x[s m + i - p, s n + j - p, c] = sum y[m, n, o] k[i, j, c, o], of H by W pixels.
 
@@ -247,15 +247,15 @@ def _transposed(
 
 
 def _transposed_forward(
-    y: Array, kernel: Array, strides: Pair, pads: tuple[Pair, Pair], size: Pair
+    y: Array, kernel: Array, strides: _Pair, pads: tuple[_Pair, _Pair], size: _Pair
 ) -> tuple[Array, tuple[Array, Array]]:
     return _transposed(y, kernel, strides, pads, size), (y, kernel)
 
 
 def _transposed_backward(
-    strides: Pair,
-    pads: tuple[Pair, Pair],
-    size: Pair,
+    strides: _Pair,
+    pads: tuple[_Pair, _Pair],
+    size: _Pair,
     kept: tuple[Array, Array],
     dx: Array,
 ) -> tuple[Array, Array]:
@@ -271,8 +271,8 @@ def _kernel_gradient(
     x: Array,
     dy: Array,
     shape: Sequence[int],
-    strides: Pair,
-    pads: tuple[Pair, Pair],
+    strides: _Pair,
+    pads: tuple[_Pair, _Pair],
 ) -> Array:
     """k[i, j, c, o] = sum of x[s m + i - p, s n + j - p, c] dy[m, n, o] over images."""
     h, w, channels, outputs = shape
@@ -304,14 +304,14 @@ def _library_is_faster(kernel: Sequence[int]) -> bool:
 
 
 def _by_library(
-    x: Array, kernel: Array, strides: Pair, pads: Pads, dilation: Pair = (1, 1)
+    x: Array, kernel: Array, strides: _Pair, pads: Pads, dilation: _Pair = (1, 1)
 ) -> Array:
     return lax.conv_general_dilated(
         x, kernel, strides, pads, rhs_dilation=dilation, dimension_numbers=_NHWC
     )
 
 
-def _by_patches(x: Array, kernel: Array, strides: Pair, pads: Pads) -> Array:
+def _by_patches(x: Array, kernel: Array, strides: _Pair, pads: Pads) -> Array:
     """Convolution as patches [B, H', W', h w C] times the kernel [h w C, O].
 
     Where those of all images would take more than PATCH_BYTES, those of SLICE_BYTES (or

@@ -16,7 +16,9 @@ import tiny
 from jax.errors import JaxRuntimeError
 
 from jaxstudy import __main__ as program
+from jaxstudy.ops import CPU_CONVOLUTION
 from jaxstudy.runs import cli, terminal
+from jaxstudy.runs.environment import set_xla_flags
 from jaxstudy.runs.locks import locked
 from jaxstudy.runs.run import Stopped
 from jaxstudy.types import Refused, UserError
@@ -469,7 +471,8 @@ def test_sums_in_a_fixed_order_are_a_flag_of_xla(monkeypatch: Patch) -> None:
     """Beside the flags that the user set, which stay."""
     for asked in (False, True):
         monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
-        cli._prepare_jax(asked)
+        set_xla_flags(asked)
         first, *others = os.environ["XLA_FLAGS"].split()
         assert first == "--xla_backend_optimization_level=0"
-        assert others == ["--xla_gpu_deterministic_ops=true"] * asked
+        fixed_order = ["--xla_gpu_deterministic_ops=true"] * asked
+        assert others == [CPU_CONVOLUTION, *fixed_order]

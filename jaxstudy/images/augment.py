@@ -191,14 +191,14 @@ def _sources(
     """Where the pixels of the outputs come from, [B, H, W], given maps [B, 3, 3].
 
     The upper left of four neighbours, as its number among all pixels of the batch, and
-    the weights [2, B, H, W] of the two rows and of the two columns. Beyond a border
-    that is filled, weights sum to less than 1.
+    how far below it and to the right of it the source is: from 0 to 1, but beyond a
+    border that is filled.
     """
     count, height, width, _ = images.shape
     matrices = matrices.astype(images.dtype)
     rows = jnp.arange(height, dtype=images.dtype)[:, None] - (height - 1) / 2
     columns = jnp.arange(width, dtype=images.dtype) - (width - 1) / 2
-    first, weights = [], []
+    first, beyond = [], []
     for axis, n in enumerate((height, width)):
         by_row, by_column, offset = (matrices[:, axis, i, None, None] for i in range(3))
         from_centre = by_row * rows + by_column * columns + offset
@@ -207,22 +207,33 @@ def _sources(
             coordinates = _reflected(coordinates, n)
         whole = jnp.clip(jnp.floor(coordinates), 0, max(n - 2, 0))
         first.append(whole.astype(jnp.int32))
-        beyond = coordinates - whole
-        near, next_ = 1 - jnp.abs(beyond), 1 - jnp.abs(1 - beyond)
-        # a single row or column has no next one
-        weights.append(jnp.maximum(jnp.stack([near, next_ * (n > 1)]), 0))
+        beyond.append(coordinates - whole)
     image = jnp.arange(count, dtype=jnp.int32)[:, None, None]
-    return (image * height + first[0]) * width + first[1], *weights
+    return (image * height + first[0]) * width + first[1], beyond[0], beyond[1]
+
+
+def _weights(beyond: Array, n: int, filled: bool) -> tuple[Array, Array]:
+    """Of a pixel and the next one of n, given how far beyond the first the source is.
+
+    Beyond a border that is filled they sum to less than 1. A single row or column has
+    no next one.
+    """
+    beyond = beyond[..., None]
+    if not filled:
+        return 1 - beyond, beyond
+    near, next_ = 1 - jnp.abs(beyond), (1 - jnp.abs(1 - beyond)) * (n > 1)
+    return jnp.maximum(near, 0), jnp.maximum(next_, 0)
 
 
 def _interpolated(
-    images: Array, first: Array, rows: Array, columns: Array, fill: float | None
+    images: Array, first: Array, down: Array, right: Array, fill: float | None
 ) -> Array:
     """Bilinear interpolation between four neighbours; see `_sources`."""
     _, height, width, channels = images.shape
+    above, below = _weights(down, height, fill is not None)
+    left, right = _weights(right, width, fill is not None)
     pixels = images.reshape(-1, channels) - (fill or 0)
     row, column = width * (height > 1), int(width > 1)
-    (above, below), (left, right) = rows[..., None], columns[..., None]
 
     def neighbour(step: int) -> Array:
         return pixels.at[first + step].get(mode="promise_in_bounds")
