@@ -168,7 +168,8 @@ def _convolution(
 def _convolution_forward(
     x: Array, kernel: Array, strides: _Pair, pads: tuple[_Pair, _Pair]
 ) -> tuple[Array, tuple[Array, Array]]:
-    return _convolution(x, kernel, strides, pads), (x, kernel)
+    y: Any = _convolution(x, kernel, strides, pads)
+    return y, (x, kernel)
 
 
 def _convolution_backward(
