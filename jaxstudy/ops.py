@@ -168,7 +168,7 @@ def _convolution(
 def _convolution_forward(
     x: Array, kernel: Array, strides: _Pair, pads: tuple[_Pair, _Pair]
 ) -> tuple[Array, tuple[Array, Array]]:
-    y: Any = _convolution(x, kernel, strides, pads)
+    y = _convolution(x, kernel, strides, pads)
     return y, (x, kernel)
 
 
@@ -176,7 +176,7 @@ def _convolution_backward(
     strides: _Pair, pads: tuple[_Pair, _Pair], kept: tuple[Array, Array], dy: Array
 ) -> tuple[Array, Array]:
     x, kernel = kept
-    dx = _transposed(dy, kernel, strides, pads, (x.shape[1], x.shape[2]))
+    dx: Any = _transposed(dy, kernel, strides, pads, (x.shape[1], x.shape[2]))
     return dx, _kernel_gradient(x, dy, kernel.shape, strides, pads)
 
 
