@@ -168,7 +168,7 @@ def _convolution(
 def _convolution_forward(
     x: Array, kernel: Array, strides: _Pair, pads: tuple[_Pair, _Pair]
 ) -> tuple[Array, tuple[Array, Array]]:
-    y = _convolution(x, kernel, strides, pads)
+    y: Any = _convolution(x, kernel, strides, pads)
     return y, (x, kernel)
 
 
