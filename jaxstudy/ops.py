@@ -59,8 +59,8 @@ def conv_general_dilated(
     """`jax.lax.conv_general_dilated`, faster on a CPU for images [B, H, W, C].
 
     There, the convolutions without dilation that have one group, or one for each
-    channel, are computed as this module says; any other is the library's. Like most of
-    the module it has no forward mode.
+    channel, are computed as this module says, without a forward mode; any other is the
+    library's.
     """
 
     def library(lhs: Array, rhs: Array) -> Array:
@@ -609,11 +609,13 @@ def dropout(x: Array, rate: float, key: Key) -> Array:
     """
     half = -(-len(x) // 2)
     bits = random_bits(key, (half, *x.shape[1:]))
-    # Along an axis of their own: of two arrays, one after the other, XLA makes a loop
-    # with a branch on a CPU, which takes five times as long.
-    upper_lower = jnp.array([16, 0], jnp.uint32).reshape(2, *[1] * x.ndim)
-    draws = (bits >> upper_lower & 0xFFFF).reshape(2 * half, *x.shape[1:])[: len(x)]
-    return jnp.where(draws >= round(rate * 2**16), x / (1 - rate), 0)
+    # In a loop, because its results are kept: XLA on a CPU would put the drawing inside
+    # of all that reads them, the gradient too, and draw again for each.
+    kept = lax.map(
+        lambda shift: (bits >> shift & 0xFFFF) >= round(rate * 2**16),
+        jnp.array([16, 0], jnp.uint32),
+    )
+    return jnp.where(kept.reshape(-1, *x.shape[1:])[: len(x)], x / (1 - rate), 0)
 
 
 def flat_dot_general(
