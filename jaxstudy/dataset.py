@@ -6,6 +6,7 @@ rows of a `Dataset` live on the device; `streaming` has one whose rows are read 
 they are needed.
 """
 
+import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, TypeVar
@@ -48,7 +49,7 @@ class BatchRows(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AnyDataset:
+class AnyDataset(abc.ABC):
     """Some of the rows that are to be had.
 
     indices [n]: which belong to this set ([L, n]: to each replica's); mask: False where
@@ -59,13 +60,13 @@ class AnyDataset:
     mask: Array
     order: Order = field(default=SHUFFLED, kw_only=True, metadata={"static": True})
 
+    @abc.abstractmethod
     def row_count(self) -> int:
         """How many rows are to be had."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Some rows [n] of all that are to be had, as fields [n, ...]."""
-        raise NotImplementedError
 
     def contents(self) -> PyTree:
         """What tells one set from another: all of it, unless that has to be read."""

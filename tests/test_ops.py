@@ -50,6 +50,10 @@ CONVOLUTIONS = [
     (9, 9, (5, 1), (2, 1), "VALID", 2, 6, 1),
     (6, 6, (1, 1), (2, 2), "VALID", 2, 3, 1),
     (6, 6, (4, 2), (3, 3), ((1, 2), (0, 3)), 1, 2, 1),
+    # of eight channels and more, the gradient to the images is made in phases
+    (8, 7, (3, 3), (2, 2), "SAME", 8, 4, 1),
+    (9, 8, (5, 3), (2, 1), ((2, 1), (0, 2)), 8, 3, 1),
+    (6, 6, (1, 2), (2, 3), "VALID", 9, 3, 1),
     (9, 8, (5, 3), (2, 1), ((2, 1), (0, 2)), 3, 3, 3),
     (8, 8, (3, 3), (1, 1), "SAME", 2, 6, 2),
     (6, 6, (3, 3), (1, 1), "SAME", 4, 6, 2),
@@ -197,14 +201,15 @@ def test_convolution_is_keras_s() -> None:
         (4, 3, "SAME"), (5, 3, "VALID"),
     ],
 )  # fmt: skip
-@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("filters", [6, 8])  # few are made by another way
+@pytest.mark.usefixtures("float64", "either")
 def test_transposed_convolution_is_keras_s_and_its_gradient_the_librarys(
-    kernel: int, stride: int, padding: Any
+    kernel: int, stride: int, padding: Any, filters: int
 ) -> None:
     x = normal(2, 4, 5, 3, dtype=np.float64)
-    k = normal(kernel, kernel, 6, 3, seed=1, dtype=np.float64)
+    k = normal(kernel, kernel, filters, 3, seed=1, dtype=np.float64)
     layer = keras.layers.Conv2DTranspose(
-        6, kernel, strides=stride, padding=padding.lower(), use_bias=False
+        filters, kernel, strides=stride, padding=padding.lower(), use_bias=False
     )
     layer.build(x.shape)
     layer.set_weights([k])
