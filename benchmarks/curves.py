@@ -44,7 +44,6 @@ from jaxstudy.training import Replicas, fit, init_state, make_train_step
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 299  # of the largest image
 TEXTS, IMAGES = 32, 4  # of a batch
-LIMITING = ("OPENBLAS_", "OMP_NUM", "MKL_NUM")  # variables that may slow numpy down
 
 
 @dataclass(frozen=True)
@@ -312,7 +311,7 @@ def measure(curve: Curve, quick: bool, rounds: int) -> dict[str, Any]:
 
 def main(command: Command) -> int:
     """Measure, write, print."""
-    limiting = [name for name in os.environ if name.startswith(LIMITING)]
+    limiting = [name for name in os.environ if name.startswith(harness.LIMITING)]
     if limiting and not command.quick:
         print(f"unset {', '.join(limiting)}: numpy's product is to be a limit")
         return 2

@@ -729,7 +729,7 @@ def test_curves_are_measured_written_and_shown(
 def test_a_slowed_product_is_no_limit(
     monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in [name for name in os.environ if name.startswith(curves.LIMITING)]:
+    for name in [name for name in os.environ if name.startswith(harness.LIMITING)]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
     assert curves.main(curves.Command()) == 2
