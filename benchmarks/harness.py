@@ -409,8 +409,10 @@ def matrix_product(size: int = 4096, times: int = 4, by: Library = "numpy") -> f
 def highest_rate() -> float:
     """The highest rate of a matrix product, GFLOP/s, by the fastest library here."""
     libraries: tuple[Library, ...] = ("numpy", "jax", "torch")
-    here = [name for name in libraries if importlib.util.find_spec(name)]
-    return max(matrix_product(by=name) for name in here)
+    rates = [
+        matrix_product(by=name) for name in libraries if importlib.util.find_spec(name)
+    ]
+    return max(rates)
 
 
 def be(work: Workload, command: Command) -> None:
@@ -420,9 +422,10 @@ def be(work: Workload, command: Command) -> None:
         print(json.dumps({"gflops": highest_rate()}), flush=True)
         return
     if who.startswith(OURS):
-        from jaxstudy.runs.environment import set_xla_flags
+        from jaxstudy.runs.environment import keep_freed_memory, set_xla_flags
 
-        set_xla_flags()  # as every experiment does
+        keep_freed_memory()  # both as every experiment does
+        set_xla_flags()
     if who.startswith("keras-"):
         os.environ["KERAS_BACKEND"] = who.split("-")[1]
     folder = command.folder

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -476,3 +477,27 @@ def test_sums_in_a_fixed_order_are_a_flag_of_xla(monkeypatch: Patch) -> None:
         assert first == "--xla_backend_optimization_level=0"
         fixed_order = ["--xla_gpu_deterministic_ops=true"] * asked
         assert others == [CPU_CONVOLUTION, *fixed_order]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+def test_freed_memory_is_not_given_back() -> None:
+    """Pages of a block that is allocated again are not cleared by the system again."""
+    script = """if 1:
+        import resource
+        from jaxstudy.runs.environment import keep_freed_memory
+
+        def pages():
+            len(b"x" * 2**27)  # allocated, filled, freed
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            len(b"x" * 2**27)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+        print(pages())
+        keep_freed_memory()
+        print(pages())
+        """
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    before, after = map(int, done.stdout.split())
+    assert after < before / 10

@@ -20,6 +20,7 @@ from jaxstudy.models.recurrent import (
     first_states,
     from_keras,
     language_model,
+    one_hot_product,
     recur,
     to_keras,
 )
@@ -207,6 +208,21 @@ def test_first_weights_are_those_of_keras() -> None:
     np.testing.assert_array_equal(first["bias"][8:16], 1)
     bound = np.sqrt(6 / (5 + 32))  # Glorot's
     assert 0.8 * bound < np.abs(first["kernel"]).max() <= bound
+
+
+def test_rows_of_the_kernel_are_a_product_with_one_hot_vectors() -> None:
+    kernel, tokens = normal(7, 5), jnp.array([[3, 0, 6, 3], [3, 1, 1, 0]])
+    vectors = np.eye(7, dtype=np.float32)[tokens]
+
+    def values(product: Callable[[Array], Array]) -> Any:
+        return jax.jit(jax.value_and_grad(lambda k: total(product(k))))(kernel)
+
+    rows = jax.jit(one_hot_product)(tokens, kernel)
+    np.testing.assert_array_equal(rows, vectors @ kernel)
+    value, gradient = values(lambda k: one_hot_product(tokens, k))
+    expected, expected_gradient = values(lambda k: vectors @ k)
+    close(value, expected)
+    close(gradient, expected_gradient)
 
 
 @pytest.mark.parametrize("kind", ["simple", "lstm"])

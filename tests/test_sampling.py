@@ -109,6 +109,12 @@ def test_at_temperature_zero_sampling_is_greedy() -> None:
         np.testing.assert_array_equal(got, want)
 
 
+def test_of_equally_probable_tokens_the_first_is_taken() -> None:
+    logits = jnp.array([[0, 2, 1, 2], [-jnp.inf] * 3 + [0], [1, 1, 1, 1]])
+    drawn = draw_tokens(jnp.zeros(3), logits, 0.0)
+    np.testing.assert_array_equal(drawn, [1, 3, 0])
+
+
 def test_a_prefix_is_read_and_not_repeated() -> None:
     want = greedy([2], 6)[0]
     given = [2, *want[:2]]

@@ -25,7 +25,7 @@ from jaxstudy.data.sources import MissingData
 from jaxstudy.messages import did_you_mean, warn
 from jaxstudy.parallel import usable_cores
 from jaxstudy.runs import terminal
-from jaxstudy.runs.environment import set_xla_flags
+from jaxstudy.runs.environment import keep_freed_memory, set_xla_flags
 from jaxstudy.runs.files import Result, read_json
 from jaxstudy.runs.lesson import Lesson
 from jaxstudy.runs.run import Run, Stopped, open_run
@@ -336,6 +336,7 @@ def _prepare_jax(deterministic: bool) -> None:
     """
     import jax
 
+    keep_freed_memory()
     with contextlib.suppress(RuntimeError):  # JAX has started, with what it has
         if "device_count" not in os.environ.get("XLA_FLAGS", ""):
             jax.config.update("jax_num_cpu_devices", usable_cores())
