@@ -2,7 +2,8 @@
 
 A table goes two steps. `Features.numbers` makes numbers of its text, once, and names
 whatever is wrong in it; `Features.encode` makes a network's inputs of these numbers,
-and is pure: jit, vmap and grad go through it.
+and is pure: jit, vmap and grad go through it. Of arrays of numpy it makes arrays of
+numpy, which needs no compiling.
 """
 
 from collections import Counter
@@ -136,14 +137,20 @@ class Features:
 
         Each row's are its own alone.
         """
+        xp = _module_of(numbers)
         rows = next(iter(numbers.values())).shape[0]
         dense = [d for c in self.columns if (d := _dense(c, numbers)) is not None]
         ids = [_ids(c.of, numbers) for c in self.columns if isinstance(c, Embedding)]
-        nothing = jnp.zeros((rows, 0))
+        nothing = xp.zeros((rows, 0), np.float32)
         return Encoded(
-            jnp.concatenate([nothing, *dense], 1),
-            jnp.concatenate([nothing.astype(jnp.int32), *ids], 1),
+            xp.concatenate([nothing, *dense], 1),
+            xp.concatenate([nothing.astype(np.int32), *ids], 1),
         )
+
+
+def _module_of(numbers: Numbers) -> Any:
+    """numpy, or where one of the arrays is JAX's, jax.numpy."""
+    return jnp if any(isinstance(a, jax.Array) for a in numbers.values()) else np
 
 
 def numbers_of(
@@ -186,19 +193,20 @@ def cumulative(
 
 def _ids(of: Categorical, numbers: Numbers) -> Array:
     """The numbers [B, L] of a category, NONE for none and for what is absent."""
+    xp = _module_of(numbers)
     if isinstance(of, Crossed):
         crossed = crossed_numbers(
             of, [_leaf_ids(leaf, numbers)[:, 0] for leaf in of.of]
         )
-        ids = crossed.astype(jnp.int32)[:, None]
+        ids = crossed.astype(np.int32)[:, None]
     else:
         ids = _leaf_ids(of, numbers)
     absent = np.array(of.absent or (), np.int32)
-    return jnp.where(jnp.isin(ids, absent), NONE, ids)
+    return xp.where(xp.isin(ids, absent), np.int32(NONE), ids)
 
 
 def _leaf_ids(leaf: Leaf, numbers: Numbers) -> Array:
-    given = jnp.asarray(numbers[key_of(leaf)])
+    given = _module_of(numbers).asarray(numbers[key_of(leaf)])
     return given if given.ndim == 2 else given[:, None]
 
 
@@ -221,10 +229,11 @@ def _dense(column: Column, numbers: Numbers) -> Array | None:
     """What a column adds to x, [B, w]."""
     if isinstance(column, Embedding):
         return None
+    xp = _module_of(numbers)
     if isinstance(column, Indicator):
-        ids = _ids(column.of, numbers)
-        return jax.nn.one_hot(ids, size_of(column.of)).max(1)
-    given = jnp.asarray(numbers[key_of(column)])
-    missing = jnp.isnan(given)
-    z = jnp.where(missing, scale(column, column.fill or 0.0), given)
-    return jnp.stack([z, missing], 1) if column.has_missing else z[:, None]
+        one_hot = _ids(column.of, numbers)[..., None] == np.arange(size_of(column.of))
+        return one_hot.any(1).astype(np.float32)
+    given = xp.asarray(numbers[key_of(column)])
+    missing = xp.isnan(given)
+    z = xp.where(missing, np.float32(scale(column, column.fill or 0.0)), given)
+    return xp.stack([z, missing], 1) if column.has_missing else z[:, None]
