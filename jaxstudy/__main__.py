@@ -126,15 +126,29 @@ def script_of(experiment: str) -> Path:
     raise UserError(f"there is no script {experiment}.py of that run")
 
 
-def run_to_its_end(script: Path, arguments: list[str], notes: Path, lock: Any) -> int:
+def with_bytecode(folder: str) -> dict[str, str]:
+    """The environment of a lesson: modules are compiled for the first one alone.
+
+    Also where Python is to keep no bytecode beside the sources, as in many containers,
+    which costs each process seconds: then it is kept in a folder of the study.
+    """
+    if not sys.dont_write_bytecode:
+        return dict(os.environ)
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return kept | {"PYTHONPYCACHEPREFIX": folder}
+
+
+def run_to_its_end(
+    script: Path, arguments: list[str], lock: Any, environment: dict[str, str]
+) -> int:
     """Run a program; on a signal, let it save and stop before this one does.
 
-    Into `notes` it writes which data it lacks, if that is why it stopped. It holds the
-    study's lock too: killed, this one leaves it running, and the next must know.
+    It holds the study's lock too: killed, this one leaves it running, and the next must
+    know.
     """
     child = subprocess.Popen(
         [sys.executable, str(script), *arguments],
-        env=os.environ | {NOTES: str(notes)},
+        env=environment,
         pass_fds=[lock.fileno()],
     )
     write_holder(lock, {"study": os.getpid(), script.stem: child.pid})
@@ -151,6 +165,16 @@ def run_to_its_end(script: Path, arguments: list[str], notes: Path, lock: Any) -
 
 def run_all(preset: str, runs: Path, lock: Any) -> None:
     """Run the experiments, holding the lock of their folder."""
+    with tempfile.TemporaryDirectory() as scratch:
+        run_each(preset, runs, lock, Path(scratch))
+
+
+def run_each(preset: str, runs: Path, lock: Any, scratch: Path) -> None:
+    """Run them one after the other; into `scratch` goes what need not be kept.
+
+    In `notes` a lesson says which data it lacks, if that is why it stopped.
+    """
+    environment = with_bytecode(str(scratch / "bytecode"))
     failed, lacking = [], {}
     page = runs / "report.html"
     print(f"the report, written anew after each lesson: {page}", flush=True)
@@ -175,10 +199,10 @@ def run_all(preset: str, runs: Path, lock: Any) -> None:
             with locked(folder / "run.lock"):  # or say who is at work there
                 pass
         print(f"\n== {script.stem} ({preset})", flush=True)
-        with tempfile.TemporaryDirectory() as scratch:
-            notes = Path(scratch) / "missing"
-            code = run_to_its_end(script, arguments, notes, lock)
-            note = notes.read_text() if notes.exists() else ""
+        notes = scratch / f"{script.stem} lacks"
+        noting = environment | {NOTES: str(notes)}
+        code = run_to_its_end(script, arguments, lock, noting)
+        note = notes.read_text() if notes.exists() else ""
         if code >= 128 or code < 0:
             print(f"{script.stem} was stopped; the same command goes on")
             sys.exit(code if code > 0 else 128 - code)

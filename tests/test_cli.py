@@ -407,6 +407,31 @@ def test_a_study_begins_with_what_needs_no_data(
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_modules_are_compiled_once_in_a_study(
+    kept: bool, tmp_path: Path, capfd: Said, monkeypatch: Patch
+) -> None:
+    """Where Python keeps no bytecode, too; then it is gone when the study ends."""
+    monkeypatch.setattr(program, "ROOT", tmp_path)
+    monkeypatch.setattr(program, "write_report", lambda runs: runs / "report.html")
+    monkeypatch.setattr(sys, "dont_write_bytecode", not kept)
+    monkeypatch.delenv("PYTHONPYCACHEPREFIX", raising=False)
+    if not kept:
+        monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    (tmp_path / "experiments").mkdir()
+    said = "print('says', sys.dont_write_bytecode, sys.pycache_prefix)"
+    for name in ("ch1_a", "ch1_b"):
+        script = tmp_path / "experiments" / f"{name}.py"
+        script.write_text(f"import sys\n{said}\n")
+    program.study("smoke", tmp_path / "runs")
+    output = capfd.readouterr().out.splitlines()
+    first, second = (x.split()[1:] for x in output if x.startswith("says"))
+    assert first == second
+    assert first[0] == "False"
+    assert (first[1] == "None") == kept
+    assert not Path(first[1]).exists()
+
+
 def test_a_report_that_fails_stops_no_study(
     tmp_path: Path, capsys: Said, monkeypatch: Patch
 ) -> None:
