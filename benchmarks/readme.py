@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import tyro
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 sys.path.insert(0, str(Path(__file__).parent))
 import harness
@@ -35,7 +35,8 @@ OUTDATED = " \N{DOUBLE DAGGER}"
 # which might be one of a data set.
 GENERATED = ("ch5_gan/interpolation.png", "ch5_gan/samples/epoch*.png")
 OF_OPTIMIZERS = ("ranks.png", "sensitivity.png", "reached.png")
-COLUMNS, THUMBNAIL, MARGIN = 5, (300, 200), 10  # of the contact sheet
+COLUMNS, THUMBNAIL, MARGIN, LINE = 4, (330, 220), 12, 24  # of the contact sheet
+WIDEST, NARROWEST = 3.2, 1.1  # width by height: what is beyond is cut off
 
 
 @dataclass(frozen=True)
@@ -101,25 +102,30 @@ def store_figures(folder: Path, target: Path) -> None:
 
 
 def contact_sheet(lessons: Mapping[str, Lesson]) -> Image.Image:
-    """The first picture of every lesson that has one, and of the optimizers', small."""
+    """The first picture of every lesson that has one, and of the optimizers', small.
+
+    Of a wide one the left part, of a tall one the upper, so that one sees what it is.
+    """
     pictures = []
     for name, lesson in lessons.items():
         stored = [p for key in lesson.figures for p in stored_figures(name, key)]
         if stored:
-            pictures.append((lesson.number, stored[0]))
+            pictures.append((f"{lesson.number}  {lesson.title}", stored[0]))
     for path in stored_figures("optimizers", "sensitivity"):
-        pictures.append(("optimizers", path))
+        pictures.append(("Optimizers compared", path))
     rows = math.ceil(len(pictures) / COLUMNS)
-    width, height = THUMBNAIL[0] + MARGIN, THUMBNAIL[1] + 2 * MARGIN + 6
+    width, height = THUMBNAIL[0] + MARGIN, THUMBNAIL[1] + LINE + MARGIN
     columns = min(COLUMNS, len(pictures))
     sheet = Image.new("RGB", (columns * width + MARGIN, rows * height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, (number, path) in enumerate(pictures):
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for i, (title, path) in enumerate(pictures):
         x, y = MARGIN + i % COLUMNS * width, i // COLUMNS * height
-        draw.text((x, y + 3), number, fill="black")
+        draw.text((x, y + 3), title, fill="black", font=font)
         with Image.open(path) as picture:
-            small = ImageOps.contain(picture.convert("RGB"), THUMBNAIL)
-        sheet.paste(small, (x, y + MARGIN + 8))
+            most = round(picture.height * WIDEST), round(picture.width / NARROWEST)
+            size = min(picture.width, most[0]), min(picture.height, most[1])
+            shown = picture.convert("RGB").crop((0, 0, *size))
+        sheet.paste(ImageOps.contain(shown, THUMBNAIL), (x, y + LINE))
     return sheet.quantize(128)
 
 
