@@ -111,8 +111,8 @@ LESSON = Lesson(
         "reached 0, not that more epochs would not help.",
     },
     try_it={
-        "--epochs 10": "Too short: what random versions teach takes longer to learn, so "
-        "the gain should shrink, or turn into a loss.",
+        "--epochs 10": "Too short: random versions take longer to learn, so the gain "
+        "should shrink, or turn into a loss.",
         "--seeds 8": "Twice the pairs of the quick preset: intervals about 0.6 times "
         "as wide, so smaller gains are told from 0.",
         "--data fashion_mnist": "Garments face one way and fill their images: flips "

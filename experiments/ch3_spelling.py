@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pydantic
-from sklearn.linear_model import LogisticRegression
 
 from jaxstudy.data.splits import random_split
 from jaxstudy.dataset import Dataset, dataset, subset
@@ -232,6 +231,8 @@ def main(config: Config, run: Run) -> dict[str, Estimate | float]:
     (_, most_frequent), *_ = Counter(names.tolist()).most_common(1)
     pixels, digits = (read_digits()[name] for name in "xy")
     rows = np.asarray(train.indices)
+    from sklearn.linear_model import LogisticRegression  # a second, for --help too
+
     regression = LogisticRegression(max_iter=1000).fit(pixels[rows], digits[rows])
     predicted = np.array(NAMES)[regression.predict(x)]
     return {

@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from jaxstudy.dataset import Dataset, dataset, stacked_subsets
 from jaxstudy.messages import ValidationErrors, warn
@@ -99,6 +97,8 @@ def held_out_scores(
 
 def logistic_regression_baseline(folds: Folds) -> list[np.ndarray]:
     """Held-out log-probabilities by scikit-learn's LogisticRegression (L2, C = 1)."""
+    from sklearn.linear_model import LogisticRegression  # a second, for --help too
+
     x, y = (np.asarray(folds.data.arrays[k]) for k in ("x", "y"))
     log_probs = []
     for train, held_out in zip(folds.rows(False), folds.rows(True), strict=True):
@@ -145,6 +145,8 @@ def stratified_splits(
     Each class has about the same share of every part. The rows of one of `groups` [N]
     are in the same part: none is held out while others of them are learned from.
     """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
     kind = StratifiedKFold if groups is None else StratifiedGroupKFold
     return [
         split
