@@ -144,7 +144,7 @@ class Config(Settings):
     """Filters of each convolution."""
     rate: Positive = 0.001
     """Learning rate of Adam at the start; it falls to 0 along a cosine."""
-    epochs: Annotated[int, pydantic.Field(ge=2)] = 120
+    epochs: Annotated[int, pydantic.Field(ge=2)] = 60
     """Passes over as many images as the largest set has."""
     batch_size: Count = 32
     """Images in a gradient step."""
