@@ -4,6 +4,7 @@ import errno
 import functools
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -504,7 +505,7 @@ def test_sums_in_a_fixed_order_are_a_flag_of_xla(monkeypatch: Patch) -> None:
         assert others == [CPU_CONVOLUTION, *fixed_order]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="its setting")
 def test_freed_memory_is_not_given_back() -> None:
     """Pages of a block that is allocated again are not cleared by the system again."""
     script = """if 1:

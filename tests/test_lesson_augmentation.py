@@ -1,6 +1,8 @@
 """Lesson 2.2.3: folders with problems, sets split by group, paired seeds."""
 
 import json
+import re
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,23 @@ from PIL import Image
 from jaxstudy.images import reading
 from jaxstudy.images.emoji import emoji_group, emoji_splits
 from jaxstudy.study import sizes
-from tests.conftest import Answer, Ask, load
+from tests.conftest import ROOT, Answer, Ask, load
 
 lesson: Any = load("experiments", "ch2_augmentation")
 CLASSES = ("dark", "light")
+
+
+def test_the_page_shows_the_layers_of_the_lesson() -> None:
+    """As strong in Keras's code and in ours as in the run."""
+    page = (ROOT / "docs" / "lessons" / "ch2_augmentation.md").read_text()
+    strengths = [
+        value for layer in lesson.LAYERS for value in astuple(layer)
+        if isinstance(value, float)
+    ]  # fmt: skip
+    ours = re.findall(r"^layers = \((.*)\)$", page, re.M)
+    keras = re.findall(r"keras\.layers\.Random\w+\((.*)\),$", page, re.M)
+    for code in ("".join(ours), "".join(keras)):
+        assert [float(number) for number in re.findall(r"0\.\d+", code)] == strengths
 
 
 def make_folder(folder: Path, count: int = 20) -> Path:

@@ -213,17 +213,17 @@ class RecurrentLayer(nn.Module):
         real = None
         if lengths is not None:
             real = jnp.arange(len(steps))[:, None] < lengths
-        arrays = kernel, recurrent_kernel, bias, recurrent_bias
         if self.vocabulary is None:
-            steps, *arrays = promote_dtype(steps, *arrays)
-        kernel, recurrent_kernel, bias, recurrent_bias = arrays
-        if begin is None:
-            zeros = jnp.zeros((x.shape[0], self.units), kernel.dtype)
-            begin = (zeros,) * cell.states
-        if self.vocabulary is None:
+            arrays = steps, kernel, recurrent_kernel, bias, recurrent_bias
+            steps, kernel, recurrent_kernel, bias, recurrent_bias = promote_dtype(
+                *arrays
+            )
             inputs = flat_dot_general(steps, kernel, (((2,), (0,)), ((), ()))) + bias
         else:
             inputs = one_hot_product(steps, kernel) + bias
+        if begin is None:
+            zeros = jnp.zeros((x.shape[0], self.units), kernel.dtype)
+            begin = (zeros,) * cell.states
         after = recur(self.kind, inputs, recurrent_kernel, recurrent_bias, begin, real)
         states = cast(States, after)
         last = tuple(a[-1] for a in states)

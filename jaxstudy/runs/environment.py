@@ -23,9 +23,9 @@ from jaxstudy.types import UserError
 def set_xla_flags(deterministic: bool = False) -> None:
     """Add this project's settings to XLA_FLAGS, before JAX starts, but those set there.
 
-    LLVM's last level of optimisation takes a third of a lesson's compiling; the LSTM
-    and the GAN of the benchmarks train as fast without it. Convolutions on a CPU are
-    those of the faster library.
+    LLVM's last level of optimisation takes a third of a lesson's compiling; without it
+    the LSTM of the benchmarks trains as fast, the GAN a twentieth slower. Convolutions
+    on a CPU are those of the faster library.
     deterministic: a GPU adds in a fixed order.
     """
     flags = os.environ.get("XLA_FLAGS", "")
